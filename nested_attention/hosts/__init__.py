@@ -1,0 +1,1 @@
+"""Bindings of the mechanism to the programs that run SDXL."""

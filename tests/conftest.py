@@ -1,0 +1,29 @@
+"""Makes `nested_attention` importable without putting the pack's root on sys.path.
+
+ComfyUI has a top-level module called `nodes`, and so does the pack: with the pack's root on sys.path the
+two would shadow each other. The library is therefore loaded by location, under its own name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load_library() -> None:
+    if "nested_attention" in sys.modules:
+        return
+    package = ROOT / "nested_attention"
+    spec = importlib.util.spec_from_file_location(
+        "nested_attention", package / "__init__.py", submodule_search_locations=[str(package)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nested_attention"] = module
+    spec.loader.exec_module(module)
+
+
+_load_library()
