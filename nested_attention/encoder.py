@@ -1,0 +1,229 @@
+"""The subject encoder: image features → subject tokens → keys and values for every cross-attention layer.
+
+The features come from a frozen CLIP vision model, the tokens from the Q-Former, and one pair of linear layers a
+site turns the tokens into the nested keys and values K̆, V̆ of the paper's Eq. 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NestedAttentionError
+from .qformer import QFormer
+from .sites import Site, sdxl_sites
+
+FeatureLayer = Literal["last_hidden_state", "penultimate_hidden_states"]
+"""Which output of the vision model is read, class token included and without the final norm in both cases."""
+
+_SIZES = ("vision_dim", "token_dim", "num_queries", "width", "depth", "heads", "head_dim", "ff_mult")
+# What decides the tokens and their projections. The rest of the configuration (word, alpha, norm) says how a
+# subject is applied: changing it does not turn a saved subject into another encoder's.
+_NOT_FINGERPRINTED = ("word", "alpha", "norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectEncoderConfig:
+    """Everything needed to rebuild a SubjectEncoder; travels inside its checkpoint. The defaults are the paper's.
+
+    vision_dim: width of the image features. token_dim: width of the subject's tokens.
+    num_queries: learned queries, that is tokens per image. width: inner width of the Q-Former.
+    depth, heads, head_dim, ff_mult: layers, heads, head size and feed-forward multiple of the Q-Former.
+    sites: the cross-attention layers that receive keys and values.
+    word: the word the encoder was trained on. features: which output of the vision model it reads.
+    alpha, norm: the regularisation it was trained with (BoundSubject's fields of the same names).
+    """
+
+    vision_dim: int = 1280
+    token_dim: int = 2048
+    num_queries: int = 1024
+    width: int = 1280
+    depth: int = 4
+    heads: int = 20
+    head_dim: int = 64
+    ff_mult: int = 4
+    sites: tuple[Site, ...] = field(default_factory=sdxl_sites)
+    word: str = "person"
+    features: FeatureLayer = "last_hidden_state"
+    alpha: float | None = 2.0
+    norm: Literal["inner", "head"] = "inner"
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise NestedAttentionError(
+                    f"encoder configuration: {name} is {size!r}; expected a positive integer"
+                )
+        object.__setattr__(self, "sites", tuple(self.sites))
+        names = {site.name for site in self.sites}
+        if not names or len(names) != len(self.sites):
+            raise NestedAttentionError(
+                f"encoder configuration: {len(self.sites)} sites with {len(names)} different names; expected at "
+                "least one site, each named once"
+            )
+        if not isinstance(self.word, str) or not self.word.strip():
+            raise NestedAttentionError(
+                f"encoder configuration: word is {self.word!r}; expected a word such as 'person'"
+            )
+        if self.features not in get_args(FeatureLayer):
+            raise NestedAttentionError(
+                f"encoder configuration: features is {self.features!r}; expected one of {get_args(FeatureLayer)}"
+            )
+        if self.norm not in ("inner", "head"):
+            raise NestedAttentionError(
+                f"encoder configuration: norm is {self.norm!r}; expected 'inner' or 'head'"
+            )
+        numeric = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
+        if self.alpha is not None and not (numeric and 0 < self.alpha < float("inf")):
+            raise NestedAttentionError(
+                f"encoder configuration: alpha is {self.alpha!r}; expected a positive number, or None for no "
+                "regularisation"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SubjectEncoderConfig:
+        """Raises NestedAttentionError for anything `to_json` would not have written."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise NestedAttentionError(f"encoder configuration: not valid JSON ({error})") from error
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or set(values) != known:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise NestedAttentionError(
+                f"encoder configuration: found {found}; expected an object with {sorted(known)}. The file may come "
+                "from another version of this library"
+            )
+        keys = {f.name for f in fields(Site)}
+        entries = values["sites"]
+        if not isinstance(entries, list) or any(not isinstance(e, dict) or set(e) != keys for e in entries):
+            raise NestedAttentionError(
+                f"encoder configuration: every site must be an object with {sorted(keys)}"
+            )
+        return cls(**{**values, "sites": tuple(Site(**entry) for entry in entries)})
+
+
+class SiteProjection(nn.Module):
+    """The nested keys and values of one site: two linear layers without bias."""
+
+    def __init__(self, token_dim: int, inner_dim: int, operations: Any = nn) -> None:
+        super().__init__()
+        self.to_key = operations.Linear(token_dim, inner_dim, bias=False)
+        self.to_value = operations.Linear(token_dim, inner_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, token_dim) → K̆, V̆, each (B, N, inner_dim)"""
+        return self.to_key(tokens), self.to_value(tokens)
+
+
+def site_key(name: str) -> str:
+    """A site's name as a key of nn.ModuleDict, which may not contain dots (a site's name never has a dash)."""
+    return name.replace(".", "-")
+
+
+class SubjectEncoder(nn.Module):
+    """Q-Former and per-site projections: see `forward` and `project`.
+
+    operations: a namespace with `Linear` and `LayerNorm`. With torch.nn, inputs are cast to the weights' dtype;
+    any other namespace is expected to cast by itself (ComfyUI's manual cast does) and gets inputs as they are.
+    """
+
+    def __init__(self, config: SubjectEncoderConfig, *, operations: Any = nn) -> None:
+        super().__init__()
+        self.config = config
+        self._casts = operations is not nn
+        self._fingerprint: str | None = None
+        self.qformer = QFormer(
+            vision_dim=config.vision_dim,
+            token_dim=config.token_dim,
+            num_queries=config.num_queries,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            ff_mult=config.ff_mult,
+            operations=operations,
+        )
+        token_dim = config.token_dim
+        self.projections = nn.ModuleDict(
+            {site_key(s.name): SiteProjection(token_dim, s.inner_dim, operations) for s in config.sites}
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n_images, patches, vision_dim) → (n_images, num_queries, token_dim)
+
+        Raises NestedAttentionError for another rank or width, no image, or values that are not finite. The last
+        is left out in training mode, where it would make the host wait for the device at every step.
+        """
+        if features.dim() != 3 or features.shape[-1] != self.config.vision_dim or 0 in features.shape:
+            raise NestedAttentionError(
+                f"image features have shape {tuple(features.shape)}; this encoder expects (images, patches, "
+                f"{self.config.vision_dim}). Use the CLIP vision model the encoder was trained with and pass its "
+                f"{self.config.features}, not the pooled embedding"
+            )
+        if not features.is_floating_point():
+            raise NestedAttentionError(
+                f"image features have dtype {features.dtype}; expected a floating-point dtype"
+            )
+        if not self.training and not bool(torch.isfinite(features).all()):
+            raise NestedAttentionError(
+                "image features contain NaN or infinite values; check the reference picture and the precision the "
+                "CLIP vision model runs in"
+            )
+        return self.qformer(self._cast(features))
+
+    def project(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(N, token_dim) → site name → (K̆, V̆), each (1, N, inner); (B, N, token_dim) gives (B, N, inner).
+
+        Raises NestedAttentionError for tokens of another rank or width.
+        """
+        if tokens.dim() not in (2, 3) or tokens.shape[-1] != self.config.token_dim:
+            raise NestedAttentionError(
+                f"subject tokens have shape {tuple(tokens.shape)}; this encoder expects (tokens, "
+                f"{self.config.token_dim}), with a batch dimension in front if each row has its own subject"
+            )
+        tokens = self._cast(tokens if tokens.dim() == 3 else tokens[None])  # (1|B, N, token_dim)
+        return {site.name: self.projections[site_key(site.name)](tokens) for site in self.config.sites}
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x if self._casts else x.to(self.qformer.latents.dtype)
+
+    @property
+    def fingerprint(self) -> str:
+        """A stable hash of architecture and weights, the same in whichever dtype the weights are held.
+
+        Computed from the weights at each call in training mode, else once.
+        """
+        if self.training or self._fingerprint is None:
+            self._fingerprint = fingerprint(self.config, self.state_dict().items())
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> SubjectEncoder:
+        if mode:
+            self._fingerprint = None  # the weights are about to change
+        return super().train(mode)
+
+
+def fingerprint(config: SubjectEncoderConfig, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of what decides a subject's tokens and projections: 32 hex digits.
+
+    Weights are hashed as fp16, in which they are commonly shipped, so that one encoder held in fp32, fp16 or (if
+    hashed before the cast) bf16 has one fingerprint.
+    """
+    described = {key: value for key, value in asdict(config).items() if key not in _NOT_FINGERPRINTED}
+    digests = {}
+    for name, weight in weights:
+        data = weight.detach().to(device="cpu", dtype=torch.float16).contiguous()
+        digests[name] = hashlib.blake2b(data.view(-1).view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    whole = json.dumps([described, digests], sort_keys=True).encode()
+    return hashlib.blake2b(whole, digest_size=16).hexdigest()
