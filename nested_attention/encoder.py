@@ -1,7 +1,7 @@
 """The subject encoder: image features → subject tokens → keys and values for every cross-attention layer.
 
-The features come from a frozen CLIP vision model, the tokens from the Q-Former, and one pair of linear layers a
-site turns the tokens into the nested keys and values K̆, V̆ of the paper's Eq. 2.
+The features come from a frozen CLIP vision model, the tokens from the Q-Former, and one pair of linear layers
+a site turns the tokens into the nested keys and values K̆, V̆ of the paper's Eq. 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import NestedAttentionError
 from .qformer import QFormer
-from .sites import Site, sdxl_sites
+from .sites import Site, check_size, sdxl_sites
 
 FeatureLayer = Literal["last_hidden_state", "penultimate_hidden_states"]
 """Which output of the vision model is read, class token included and without the final norm in both cases."""
@@ -30,7 +30,7 @@ _NOT_FINGERPRINTED = ("word", "alpha", "norm")
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectEncoderConfig:
-    """Everything needed to rebuild a SubjectEncoder; travels inside its checkpoint. The defaults are the paper's.
+    """Everything needed to rebuild a SubjectEncoder; travels inside its checkpoint. Defaults: the paper's.
 
     vision_dim: width of the image features. token_dim: width of the subject's tokens.
     num_queries: learned queries, that is tokens per image. width: inner width of the Q-Former.
@@ -57,16 +57,13 @@ class SubjectEncoderConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             size = getattr(self, name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise NestedAttentionError(
-                    f"encoder configuration: {name} is {size!r}; expected a positive integer"
-                )
+            check_size(f"encoder configuration: {name}", size)
         object.__setattr__(self, "sites", tuple(self.sites))
         names = {site.name for site in self.sites}
         if not names or len(names) != len(self.sites):
             raise NestedAttentionError(
-                f"encoder configuration: {len(self.sites)} sites with {len(names)} different names; expected at "
-                "least one site, each named once"
+                f"encoder configuration: {len(self.sites)} sites with {len(names)} different names; expected "
+                "at least one site, each named once"
             )
         if not isinstance(self.word, str) or not self.word.strip():
             raise NestedAttentionError(
@@ -74,7 +71,8 @@ class SubjectEncoderConfig:
             )
         if self.features not in get_args(FeatureLayer):
             raise NestedAttentionError(
-                f"encoder configuration: features is {self.features!r}; expected one of {get_args(FeatureLayer)}"
+                f"encoder configuration: features is {self.features!r}; expected one of "
+                f"{get_args(FeatureLayer)}"
             )
         if self.norm not in ("inner", "head"):
             raise NestedAttentionError(
@@ -101,8 +99,8 @@ class SubjectEncoderConfig:
         if not isinstance(values, dict) or set(values) != known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise NestedAttentionError(
-                f"encoder configuration: found {found}; expected an object with {sorted(known)}. The file may come "
-                "from another version of this library"
+                f"encoder configuration: found {found}; expected an object with {sorted(known)}. The file "
+                "may come from another version of this library"
             )
         keys = {f.name for f in fields(Site)}
         entries = values["sites"]
@@ -127,15 +125,16 @@ class SiteProjection(nn.Module):
 
 
 def site_key(name: str) -> str:
-    """A site's name as a key of nn.ModuleDict, which may not contain dots (a site's name never has a dash)."""
+    """A site's name as a key of nn.ModuleDict, which may not contain dots (names of sites have no dash)."""
     return name.replace(".", "-")
 
 
 class SubjectEncoder(nn.Module):
     """Q-Former and per-site projections: see `forward` and `project`.
 
-    operations: a namespace with `Linear` and `LayerNorm`. With torch.nn, inputs are cast to the weights' dtype;
-    any other namespace is expected to cast by itself (ComfyUI's manual cast does) and gets inputs as they are.
+    operations: a namespace with `Linear` and `LayerNorm`. With torch.nn, inputs are cast to the weights'
+    dtype; any other namespace is expected to cast by itself (ComfyUI's manual cast does) and gets inputs as
+    they are.
     """
 
     def __init__(self, config: SubjectEncoderConfig, *, operations: Any = nn) -> None:
@@ -159,28 +158,54 @@ class SubjectEncoder(nn.Module):
             {site_key(s.name): SiteProjection(token_dim, s.inner_dim, operations) for s in config.sites}
         )
 
+    @classmethod
+    def from_weights(
+        cls,
+        config: SubjectEncoderConfig,
+        weights: dict[str, Tensor],
+        digests: dict[str, str],
+        *,
+        operations: Any = nn,
+    ) -> SubjectEncoder:
+        """An encoder in evaluation mode around existing weights, which are neither copied nor initialised.
+
+        weights: its state dict. digests: `weight_digests` of the weights as they were saved, which may have
+        been in another dtype.
+        """
+        with torch.device("meta"):
+            encoder = cls(config, operations=operations)
+        encoder.load_state_dict(weights, assign=True)
+        encoder.eval()
+        encoder._fingerprint = fingerprint(config, digests)
+        return encoder
+
     def forward(self, features: Tensor) -> Tensor:
         """(n_images, patches, vision_dim) → (n_images, num_queries, token_dim)
 
-        Raises NestedAttentionError for another rank or width, no image, or values that are not finite. The last
-        is left out in training mode, where it would make the host wait for the device at every step.
+        Raises NestedAttentionError for another rank or width, no image, or values that are not finite. The
+        last check is left out in training mode, where it would make the host wait for the device at every
+        step.
         """
+        self.check_features(features, finite=not self.training)
+        return self.qformer(self._cast(features))
+
+    def check_features(self, features: Tensor, *, finite: bool = True) -> None:
+        """Raises NestedAttentionError for features `forward` cannot use. finite: look at every value, too."""
         if features.dim() != 3 or features.shape[-1] != self.config.vision_dim or 0 in features.shape:
             raise NestedAttentionError(
                 f"image features have shape {tuple(features.shape)}; this encoder expects (images, patches, "
-                f"{self.config.vision_dim}). Use the CLIP vision model the encoder was trained with and pass its "
-                f"{self.config.features}, not the pooled embedding"
+                f"{self.config.vision_dim}). Use the CLIP vision model the encoder was trained with and pass "
+                f"its {self.config.features}, not the pooled embedding"
             )
         if not features.is_floating_point():
             raise NestedAttentionError(
                 f"image features have dtype {features.dtype}; expected a floating-point dtype"
             )
-        if not self.training and not bool(torch.isfinite(features).all()):
+        if finite and not bool(torch.isfinite(features).all()):
             raise NestedAttentionError(
-                "image features contain NaN or infinite values; check the reference picture and the precision the "
-                "CLIP vision model runs in"
+                "image features contain NaN or infinite values; check the reference picture and the "
+                "precision the CLIP vision model runs in"
             )
-        return self.qformer(self._cast(features))
 
     def project(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """(N, token_dim) → site name → (K̆, V̆), each (1, N, inner); (B, N, token_dim) gives (B, N, inner).
@@ -205,7 +230,7 @@ class SubjectEncoder(nn.Module):
         Computed from the weights at each call in training mode, else once.
         """
         if self.training or self._fingerprint is None:
-            self._fingerprint = fingerprint(self.config, self.state_dict().items())
+            self._fingerprint = fingerprint(self.config, weight_digests(self.state_dict().items()))
         return self._fingerprint
 
     def train(self, mode: bool = True) -> SubjectEncoder:
@@ -213,17 +238,26 @@ class SubjectEncoder(nn.Module):
             self._fingerprint = None  # the weights are about to change
         return super().train(mode)
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._fingerprint = None
+        return super().load_state_dict(*args, **kwargs)
 
-def fingerprint(config: SubjectEncoderConfig, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of what decides a subject's tokens and projections: 32 hex digits.
 
-    Weights are hashed as fp16, in which they are commonly shipped, so that one encoder held in fp32, fp16 or (if
-    hashed before the cast) bf16 has one fingerprint.
+def weight_digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """One hash a tensor, for `fingerprint`.
+
+    Weights are hashed as fp16, in which they are commonly shipped, so that one encoder held in fp32, in fp16
+    or (if hashed before the cast) in bf16 has one fingerprint.
     """
-    described = {key: value for key, value in asdict(config).items() if key not in _NOT_FINGERPRINTED}
     digests = {}
     for name, weight in weights:
-        data = weight.detach().to(device="cpu", dtype=torch.float16).contiguous()
+        data = weight.detach().to(device="cpu", dtype=torch.float16).contiguous()  # one tensor at a time
         digests[name] = hashlib.blake2b(data.view(-1).view(torch.uint8).numpy(), digest_size=16).hexdigest()
+    return digests
+
+
+def fingerprint(config: SubjectEncoderConfig, digests: dict[str, str]) -> str:
+    """Hash of what decides a subject's tokens and projections: 32 hexadecimal digits."""
+    described = {key: value for key, value in asdict(config).items() if key not in _NOT_FINGERPRINTED}
     whole = json.dumps([described, digests], sort_keys=True).encode()
     return hashlib.blake2b(whole, digest_size=16).hexdigest()

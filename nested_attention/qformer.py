@@ -1,9 +1,9 @@
-"""The Q-Former: learned queries that read an image's features and become the subject's tokens (paper, Sec. 3.1).
+"""The Q-Former: learned queries that read an image's features and become subject tokens (paper, Sec. 3.3).
 
 Every layer lets the queries ("latents") look at the image features and at each other in one cross-attention,
-then transforms each of them in a feed-forward network; both steps are residual. The structure and the widths are
-those of the perceiver resampler of IP-Adapter Plus, from which the paper's own encoder derives, so that weights
-of either can be loaded (`checkpoint.py` renames their tensors).
+then transforms each of them in a feed-forward network; both steps are residual. The structure and the widths
+are those of the perceiver resampler of IP-Adapter Plus, from which the paper's own encoder derives, so that
+weights of either can be loaded (`checkpoint.py` renames their tensors).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 class QFormerAttention(nn.Module):
     """Cross-attention of the latents over the image features and the latents themselves.
 
-    Projecting is a method of its own, so that a caller that wants the attention maps takes queries and keys from
-    `project` instead of repeating how they are made.
+    Projecting is a method of its own, so that a caller that wants the attention maps takes queries and keys
+    from `project` instead of repeating how they are made.
     """
 
     def __init__(self, width: int, *, heads: int, head_dim: int, operations: Any = nn) -> None:
@@ -34,7 +34,7 @@ class QFormerAttention(nn.Module):
         self.to_out = operations.Linear(inner, width, bias=False)
 
     def project(self, features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P, width), (B, N, width) → q (B, H, N, d), k and v (B, H, P + N, d); image features come first."""
+        """(B, P, width), (B, N, width) → q (B, H, N, d), k and v (B, H, P + N, d), image features first."""
         features, latents = self.norm1(features), self.norm2(latents)
         query = self.to_q(latents)  # (B, N, H·d)
         both = torch.cat((features, latents), dim=1)  # (B, P + N, width)

@@ -20,7 +20,14 @@ ComfyAddress = tuple[str, int, int]
 """(block kind, block number, transformer index): ComfyUI's `block` and `block_index` of one layer."""
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_.")
+_LARGEST = 2**18  # of any layer's sizes
 _ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
+
+
+def check_size(what: str, size: object) -> None:
+    """Refuse what cannot be a layer's size, before a damaged file makes torch allocate or overflow on it."""
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST:
+        raise NestedAttentionError(f"{what} is {size!r:.40}; expected an integer from 1 to {_LARGEST}")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,7 @@ class Site:
                 "'down_blocks.1.attentions.0.transformer_blocks.0.attn2'"
             )
         for label in ("inner_dim", "heads", "context_dim"):
-            size = getattr(self, label)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise NestedAttentionError(
-                    f"site {self.name}: {label} is {size!r}; expected a positive integer"
-                )
+            check_size(f"site {self.name}: {label}", getattr(self, label))
         if self.inner_dim % self.heads:
             raise NestedAttentionError(
                 f"site {self.name}: inner_dim {self.inner_dim} cannot be divided into {self.heads} heads"
@@ -60,10 +63,11 @@ class UNetLayout:
 
     channel_mult, num_res_blocks: one entry a level, from the finest to the coarsest.
     transformer_depth: transformer layers after each residual block of the down path, in order of execution
-        (sum(num_res_blocks) entries). transformer_depth_output: the same for the up path, one more a level, but
-        listed from the finest level to the coarsest, that is from the last block executed to the first.
+        (sum(num_res_blocks) entries). transformer_depth_output: the same for the up path, one more a level,
+        but listed from the finest level to the coarsest, that is from the last block executed to the first.
     transformer_depth_middle: layers of the middle block; 0 or less if it has none.
-    num_heads, num_head_channels: as in ComfyUI's `unet_config`: the head size if it is not -1, else the number.
+    num_heads, num_head_channels: as in ComfyUI's `unet_config`: the head size if it is not -1, else the
+    number.
     """
 
     model_channels: int = 320
@@ -79,15 +83,15 @@ class UNetLayout:
     def __post_init__(self) -> None:
         if len(self.num_res_blocks) != len(self.channel_mult):
             raise NestedAttentionError(
-                f"UNet layout: {len(self.num_res_blocks)} entries in num_res_blocks and {len(self.channel_mult)} in "
-                "channel_mult; expected one each per level"
+                f"UNet layout: {len(self.num_res_blocks)} entries in num_res_blocks and "
+                f"{len(self.channel_mult)} in channel_mult; expected one each per level"
             )
         down, up = sum(self.num_res_blocks), sum(n + 1 for n in self.num_res_blocks)
         if (len(self.transformer_depth), len(self.transformer_depth_output)) != (down, up):
             raise NestedAttentionError(
                 f"UNet layout: {len(self.transformer_depth)} entries in transformer_depth and "
-                f"{len(self.transformer_depth_output)} in transformer_depth_output; expected {down} and {up} for "
-                f"num_res_blocks {self.num_res_blocks}"
+                f"{len(self.transformer_depth_output)} in transformer_depth_output; expected {down} and {up} "
+                f"for num_res_blocks {self.num_res_blocks}"
             )
         if self.num_heads < 1 and self.num_head_channels < 1:
             raise NestedAttentionError("UNet layout: neither num_heads nor num_head_channels is given")
@@ -100,8 +104,8 @@ class UNetLayout:
         missing = sorted(key for key in needed if unet_config.get(key) is None)
         if missing:
             raise NestedAttentionError(
-                f"this model's UNet configuration lacks {', '.join(missing)}: nested attention needs a UNet of "
-                "SDXL's kind; connect an SDXL checkpoint"
+                f"this model's UNet configuration lacks {', '.join(missing)}: nested attention needs a UNet "
+                "of SDXL's kind; connect an SDXL checkpoint"
             )
         levels = tuple(unet_config["channel_mult"])
         blocks = unet_config["num_res_blocks"]
@@ -128,8 +132,8 @@ class UNetLayout:
         return tuple(self.comfy_sites.values())
 
     def _walk(self) -> Iterator[tuple[ComfyAddress, Site]]:
-        # Block ("input", 0) is the first convolution; each level but the last ends with a downsampler, which is
-        # a block of its own on the way down and part of the last block on the way up.
+        # Block ("input", 0) is the first convolution; each level but the last ends with a downsampler, which
+        # is a block of its own on the way down and part of the last block on the way up.
         depths = iter(self.transformer_depth)
         number = 1
         for level, blocks in enumerate(self.num_res_blocks):
@@ -197,8 +201,8 @@ def diffusers_sites(unet: Any) -> tuple[Site, ...]:
 def check_sites(encoder_sites: Iterable[Site], unet_sites: Iterable[Site]) -> None:
     """Refuse, by name, an encoder whose sites are not exactly those of the UNet it is used on.
 
-    Fewer or more layers mean another base model than the one the encoder was trained with (SSD-1B's sites, for
-    one, are a subset of SDXL's), so both are refused. Raises NestedAttentionError.
+    Fewer or more layers mean another base model than the one the encoder was trained with (SSD-1B's sites,
+    for one, are a subset of SDXL's), so both are refused. Raises NestedAttentionError.
     """
     wanted = {site.name: site for site in encoder_sites}
     present = {site.name: site for site in unet_sites}
@@ -207,8 +211,8 @@ def check_sites(encoder_sites: Iterable[Site], unet_sites: Iterable[Site]) -> No
         odd = [name for name in here if name not in there]
         if odd:
             raise NestedAttentionError(
-                f"the subject encoder was trained for a UNet with {len(wanted)} cross-attention layers and this "
-                f"one has {len(present)}: {what} {len(odd)}, the first is {odd[0]}. {advice}"
+                f"the subject encoder was trained for a UNet with {len(wanted)} cross-attention layers and "
+                f"this one has {len(present)}: {what} {len(odd)}, the first is {odd[0]}. {advice}"
             )
     for name, site in wanted.items():
         found = present[name]

@@ -1,0 +1,213 @@
+"""A subject: the tokens an encoder made of one or several pictures, and how much each of them weighs.
+
+Several pictures of one subject, or of different people to be mixed, are concatenated (paper, Sec. 5.3 and
+appendix, "Identities Mixing"). Weights are log-weights on the tokens, added to the logits of the nested
+attention: a token of weight w counts as w tokens of weight 1 would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .errors import NestedAttentionError
+from .files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from .encoder import SubjectEncoder
+
+FORMAT, FORMAT_VERSION = "nested_attention.subject", "1"
+_PROVENANCE = {"format", "format_version", "word", "fingerprint", "images", "library_version"}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ROUNDING = 1e-7  # log-weights closer than this are equal: it is what is left of 1 − 2/3 − 1/3
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Immutable; its tensors must not be written to.
+
+    tokens: (N, token_dim), the tokens of all images. token_bias: (N,), log-weights, 0 for the heaviest.
+    word: the word its encoder was trained on. fingerprint: of its encoder. images: how many pictures it is
+    made of.
+    """
+
+    tokens: Tensor
+    token_bias: Tensor
+    word: str
+    fingerprint: str
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        tokens, bias = self.tokens, self.token_bias
+        if tokens.dim() != 2 or 0 in tokens.shape or tokens.dtype not in _DTYPES:
+            raise NestedAttentionError(
+                f"subject: tokens have shape {tuple(tokens.shape)} and dtype {tokens.dtype}; expected "
+                "floating-point (tokens, token_dim)"
+            )
+        if bias.shape != tokens.shape[:1] or bias.dtype not in _DTYPES:
+            raise NestedAttentionError(
+                f"subject: token_bias has shape {tuple(bias.shape)} and dtype {bias.dtype}; expected "
+                f"floating-point ({tokens.shape[0]},), one entry a token"
+            )
+        if not bool(torch.isfinite(tokens).all()):
+            raise NestedAttentionError("subject: its tokens contain NaN or infinite values; encode it again")
+        if not bool((bias < math.inf).all()) or not bool(torch.isfinite(bias).any()):  # NaN < inf is false
+            raise NestedAttentionError(
+                "subject: token_bias must be finite or -inf, with at least one finite entry"
+            )
+        if not isinstance(self.word, str) or not self.word.strip():
+            raise NestedAttentionError(f"subject: word is {self.word!r}; expected a word such as 'person'")
+        if not isinstance(self.fingerprint, str) or not self.fingerprint:
+            raise NestedAttentionError(
+                f"subject: fingerprint is {self.fingerprint!r}; expected its encoder's"
+            )
+        if not isinstance(self.images, int) or isinstance(self.images, bool) or self.images < 1:
+            raise NestedAttentionError(f"subject: number of images is {self.images!r}; expected at least 1")
+
+    @classmethod
+    def from_images(
+        cls, encoder: SubjectEncoder, features: Tensor, weights: Sequence[float] | Tensor | None = None
+    ) -> Subject:
+        """A subject from the features (n_images, patches, vision_dim) of one or several pictures.
+
+        weights: one number ≥ 0 a picture, only their ratios matter; equal weights (the default) leave
+        token_bias zero, a picture of weight 0 is left out altogether. Pictures are encoded one at a time, so
+        that a picture's tokens do not depend, to the last bit, on which others come with it.
+
+        Raises NestedAttentionError for features the encoder refuses and for weights that do not fit them.
+        """
+        encoder.check_features(features)
+        count = features.shape[0]
+        shares = [1.0] * count if weights is None else [float(weight) for weight in weights]
+        if len(shares) != count:
+            raise NestedAttentionError(
+                f"{len(shares)} weights for {count} images; expected one weight an image"
+            )
+        if not all(0 <= share < math.inf for share in shares) or not any(shares):
+            raise NestedAttentionError(
+                f"image weights are {shares}; expected numbers ≥ 0, at least one above 0"
+            )
+        heaviest = math.log(max(shares))
+        tokens, biases = [], []
+        with torch.no_grad():
+            for image, share in zip(features, shares, strict=True):
+                if share > 0:
+                    tokens.append(encoder(image[None])[0])  # (num_queries, token_dim)
+                    biases.append(torch.full((len(tokens[-1]),), math.log(share) - heaviest))
+        joined = torch.cat(tokens)  # (N, token_dim)
+        bias = torch.cat(biases).to(joined.device)  # (N,), fp32
+        return cls(joined, bias, encoder.config.word, encoder.fingerprint, len(tokens))
+
+    def mix(self, other: Subject, weight: float) -> Subject:
+        """This subject with weight 1 − w and another one with weight w, w ∈ [0, 1].
+
+        w is the *other subject's* share, not each of its tokens': with all logits equal, the other subject
+        gets w of the attention however many pictures either is made of. Two subjects of equal size at w = 0.5
+        are therefore exactly their concatenation, a person of three pictures and one of a single picture
+        still meet half-way, and `a.mix(b, 1/2).mix(c, 1/3)` is a third of each. Within a side, ratios are
+        kept. At w = 0 or 1 the side of weight 0 is dropped, and what is left is returned as it was.
+
+        Raises NestedAttentionError for a weight outside [0, 1] and for subjects of different encoders.
+        """
+        if not 0 <= weight <= 1:
+            raise NestedAttentionError(f"mixing weight is {weight!r}; expected a number from 0 to 1")
+        if self.fingerprint != other.fingerprint or self.tokens.shape[1] != other.tokens.shape[1]:
+            raise NestedAttentionError(
+                f"the two subjects come from different encoders ({self.fingerprint} and "
+                f"{other.fingerprint}), whose tokens mean different things; encode both pictures with the "
+                "same encoder"
+            )
+        if weight == 0:
+            return self
+        if weight == 1:
+            return other
+        sides = []
+        for bias, share in ((self.token_bias, 1 - weight), (other.token_bias, weight)):
+            bias = bias.to(device=self.tokens.device, dtype=torch.float64)
+            sides.append(bias - torch.logsumexp(bias, dim=0) + math.log(share))
+        joined = torch.cat(sides)  # (N,)
+        joined = joined - joined.max()
+        joined = torch.where(joined.abs() < _ROUNDING, 0.0, joined).float()
+        tokens = torch.cat((self.tokens, other.tokens.to(self.tokens)))  # (N, token_dim)
+        return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images)
+
+    def check_encoder(self, encoder: SubjectEncoder) -> None:
+        """Raises NestedAttentionError unless `encoder` is the one this subject was made with."""
+        if self.fingerprint != encoder.fingerprint:
+            raise NestedAttentionError(
+                f"this subject ('{self.word}', {self.images} image(s)) was made with encoder "
+                f"{self.fingerprint}, and is applied with encoder {encoder.fingerprint} "
+                f"('{encoder.config.word}'), whose tokens mean something else; load the encoder it was made "
+                "with, or encode its pictures again"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokens, weights and provenance as safetensors: no picture and no file name is kept.
+
+        The file is replaced in one step. Raises NestedAttentionError if it cannot be written.
+        """
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "word": self.word,
+            "fingerprint": self.fingerprint,
+            "images": str(self.images),
+            "library_version": __version__,
+        }
+        tensors = {"tokens": self.tokens, "token_bias": self.token_bias}
+        write_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Subject:
+        """Read what `save` wrote. Raises NestedAttentionError for anything else, down to one changed bit."""
+        file = read_tensors(path)
+        metadata, tensors = dict(file.metadata), file.tensors
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", f"tensors {sorted(tensors)[:3]}")
+            raise NestedAttentionError(
+                f"{path} is not a saved subject: found {found}, expected format {FORMAT}"
+            )
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise NestedAttentionError(
+                f"{path} is a subject in format version {metadata.get('format_version')}; this library reads "
+                f"version {FORMAT_VERSION}. Update Nested Attention"
+            )
+        digest = metadata.pop("digest", None)
+        if set(metadata) != _PROVENANCE or set(tensors) != {"tokens", "token_bias"}:
+            raise NestedAttentionError(
+                f"{path} is not a complete subject: found tensors {sorted(tensors)} and metadata "
+                f"{sorted(metadata)}, expected ['token_bias', 'tokens'] and {sorted(_PROVENANCE)}; save it "
+                "again"
+            )
+        if digest != _digest(tensors, metadata) or not re.fullmatch("[1-9][0-9]{0,8}", metadata["images"]):
+            raise NestedAttentionError(f"{path} is damaged: its content is not what was saved; save it again")
+        try:
+            return cls(
+                # Copied, so that the subject does not depend on the file any longer.
+                tokens=tensors["tokens"].clone(),
+                token_bias=tensors["token_bias"].clone(),
+                word=metadata["word"],
+                fingerprint=metadata["fingerprint"],
+                images=int(metadata["images"]),
+            )
+        except NestedAttentionError as error:
+            raise NestedAttentionError(f"{path}: {error}") from error
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """A checksum of everything in a subject's file: it tells damage, not forgery."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
