@@ -79,13 +79,13 @@ def unet_weights(weights: Mapping[str, Tensor], comfy_config: Config) -> Weights
 def vae_params(config: Config) -> dict[str, Any]:
     """The `params` from which ComfyUI builds a diffusers AutoencoderKL's config.
 
-    Raises NestedAttentionError if ComfyUI cannot express it: it normalises in 32 groups, whatever the file says.
+    Raises NestedAttentionError if ComfyUI cannot express it.
     """
-    widths, groups = config["block_out_channels"], config.get("norm_num_groups", 32)
-    if groups != 32 or any(width % widths[0] or width % 32 for width in widths):
+    widths = config["block_out_channels"]
+    if any(width % widths[0] or width % 32 for width in widths):
         raise NestedAttentionError(
-            f"VAE config: block_out_channels {list(widths)} with norm_num_groups {groups}; ComfyUI builds a VAE only "
-            "from whole multiples of its first width, each a multiple of 32, normalised in 32 groups"
+            f"VAE config: block_out_channels is {list(widths)}; ComfyUI builds a VAE only from whole multiples "
+            "of its first width, each a multiple of 32"
         )
     channels = config["latent_channels"]
     return {
@@ -129,21 +129,20 @@ def vae_weights(weights: Mapping[str, Tensor], config: Config) -> Weights:
 def text_weights(weights: Mapping[str, Tensor]) -> Weights:
     """A transformers CLIPTextModel's state dict (with or without projection) under ComfyUI's names.
 
-    The token embedding may be stored as the rows in use, `…token_embedding.rows` with their ids in `token_ids`:
-    the other rows are zero. A model without projection gets the identity, as ComfyUI does with CLIP-L.
+    The token embedding may be stored as the rows in use, `…token_embedding.rows` with their ids in
+    `…token_embedding.token_ids`: the other rows are zero. A model without projection gets the identity, as ComfyUI does with CLIP-L.
     """
     converted = {}
     for name, weight in weights.items():
-        if name == "token_ids" or name.endswith("position_ids"):
-            continue
-        if not name.startswith("text_projection."):
-            name = "text_model." + name.removeprefix("text_model.")
-        converted[name] = weight
-    rows = converted.pop("text_model.embeddings.token_embedding.rows", None)
-    if rows is not None:
+        if not name.endswith("position_ids"):
+            prefix = "" if name.startswith("text_projection.") else "text_model."
+            converted[prefix + name.removeprefix("text_model.")] = weight
+    embedding = "text_model.embeddings.token_embedding."
+    if embedding + "rows" in converted:
+        rows, ids = converted.pop(embedding + "rows"), converted.pop(embedding + "token_ids")
         table = torch.zeros(VOCABULARY, rows.shape[-1], dtype=rows.dtype)
-        table[weights["token_ids"].long()] = rows
-        converted["text_model.embeddings.token_embedding.weight"] = table
+        table[ids.long()] = rows
+        converted[embedding + "weight"] = table
     width = converted["text_model.final_layer_norm.weight"].shape[0]
     converted.setdefault("text_projection.weight", torch.eye(width))
     return converted
@@ -173,12 +172,20 @@ def _vae_names(levels: int, blocks: int) -> Iterator[tuple[str, str]]:
             # ComfyUI numbers levels from the finest, diffusers in order of execution.
             level = step if path == "down" else levels - 1 - step
             for i in range(count):
-                yield from _resnet(f"{half}.{path}_blocks.{step}.resnets.{i}", f"{half}.{path}.{level}.block.{i}")
+                yield from _resnet(
+                    f"{half}.{path}_blocks.{step}.resnets.{i}", f"{half}.{path}.{level}.block.{i}"
+                )
             sampler = f"{half}.{path}_blocks.{step}.{path}samplers.0.conv"
             yield from _ends(sampler, f"{half}.{path}.{level}.{path}sample.conv")
         for i in (0, 1):
             yield from _resnet(f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}")
-        attention = [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")]
+        attention = [
+            ("group_norm", "norm"),
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "proj_out"),
+        ]
         for there, here in attention:
             yield from _ends(f"{half}.mid_block.attentions.0.{there}", f"{half}.mid.attn_1.{here}")
     yield from _ends("quant_conv", "quant_conv")

@@ -28,7 +28,15 @@ from torch import Tensor, nn
 
 from ...errors import NestedAttentionError
 from ...files import read_tensors
-from .diffusers_layout import Config, Weights, text_weights, unet_config, unet_weights, vae_params, vae_weights
+from .diffusers_layout import (
+    Config,
+    Weights,
+    text_weights,
+    unet_config,
+    unet_weights,
+    vae_params,
+    vae_weights,
+)
 
 ART_PIXEL = 4
 """Picture pixels a side of one art pixel: 2 art pixels are one latent cell, so 8 picture pixels, as in SDXL."""
@@ -60,7 +68,9 @@ def load_world(folder: str | os.PathLike[str], embedding_directory: list[str] | 
     vae = read_part(folder, "vae")
     return World(
         build_model(read_part(folder, "unet"), vae.config, _scheduler(folder)),
-        build_clip(read_part(folder, "text_encoder"), read_part(folder, "text_encoder_2"), embedding_directory),
+        build_clip(
+            read_part(folder, "text_encoder"), read_part(folder, "text_encoder_2"), embedding_directory
+        ),
         build_vae(vae),
         build_clip_vision(read_part(folder, "vision")),
     )
@@ -68,7 +78,9 @@ def load_world(folder: str | os.PathLike[str], embedding_directory: list[str] | 
 
 def read_part(folder: Path, name: str) -> Part:
     """`name.json` and `name.safetensors`, in fp32. Raises NestedAttentionError if one cannot be read."""
-    return Part(_read_json(folder / f"{name}.json"), _float(read_tensors(folder / f"{name}.safetensors").tensors))
+    return Part(
+        _read_json(folder / f"{name}.json"), _float(read_tensors(folder / f"{name}.safetensors").tensors)
+    )
 
 
 def build_model(unet: Part, vae: Config, scheduler: Config) -> comfy.model_patcher.ModelPatcher:
@@ -96,7 +108,9 @@ def build_model(unet: Part, vae: Config, scheduler: Config) -> comfy.model_patch
 
 def build_clip(first: Part, second: Part, embedding_directory: list[str] | None = None) -> comfy.sd.CLIP:
     """The CLIP of two transformers text encoders: as SDXL's, of other sizes."""
-    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    target = comfy.supported_models_base.ClipTarget(
+        comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel
+    )
     options = {
         "dtype": torch.float32,
         "clip_l_model_config": first.config,
@@ -104,7 +118,9 @@ def build_clip(first: Part, second: Part, embedding_directory: list[str] | None 
     }
     clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options)
     _load(clip.cond_stage_model.clip_l.transformer, text_weights(first.weights), "text_encoder.safetensors")
-    _load(clip.cond_stage_model.clip_g.transformer, text_weights(second.weights), "text_encoder_2.safetensors")
+    _load(
+        clip.cond_stage_model.clip_g.transformer, text_weights(second.weights), "text_encoder_2.safetensors"
+    )
     return clip
 
 
@@ -118,6 +134,11 @@ def build_vae(part: Part) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=weights, config={"params": vae_params(part.config)}, dtype=torch.float32)
     _load(vae.first_stage_model, weights, "vae.safetensors")
     vae.latent_channels = part.config["latent_channels"]
+    for module in vae.first_stage_model.modules():
+        if isinstance(
+            module, nn.GroupNorm
+        ):  # built with 32 groups whatever they are; the weights do not tell
+            module.num_groups = part.config.get("norm_num_groups", 32)
     vae.first_stage_model.encoder.register_forward_pre_hook(_shrink)
     vae.first_stage_model.decoder.register_forward_hook(_enlarge)
     return vae
@@ -172,7 +193,9 @@ def _read_json(path: Path) -> dict[str, Any]:
             "Install the pack again, or train the world with `make train`"
         ) from error
     except (OSError, ValueError) as error:
-        raise NestedAttentionError(f"{path} cannot be read as JSON ({error}); install the pack again") from error
+        raise NestedAttentionError(
+            f"{path} cannot be read as JSON ({error}); install the pack again"
+        ) from error
     if not isinstance(value, dict):
         raise NestedAttentionError(f"{path} holds a {type(value).__name__}; expected a configuration object")
     return value
