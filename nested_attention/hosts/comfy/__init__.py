@@ -1,0 +1,17 @@
+"""ComfyUI: subjects in MODEL and CLIP, and everything the nodes call. The only part that imports comfy."""
+
+from .apply import apply_subject
+from .clip import SubjectCLIP, mark_prompt
+from .memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
+from .pictures import check_pictures, encode_subject
+
+__all__ = [
+    "SubjectCLIP",
+    "SubjectEncoderHandle",
+    "apply_subject",
+    "check_pictures",
+    "encode_subject",
+    "load_encoder_for_comfy",
+    "manage_encoder",
+    "mark_prompt",
+]

@@ -1,0 +1,186 @@
+"""What subjects keep in memory, in ComfyUI's hands: the encoder's weights, and each subject's keys and
+values.
+
+K̆ and V̆ do not depend on the timestep. They are computed once, when a subject is first applied, with the
+encoder on the device only for that long, and are from then on a small model of their own next to the MODEL,
+which ComfyUI loads, offloads and counts like any other. Changing word, λ, α, strength or start and end
+computes nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import load_subject_encoder
+from ...encoder import SubjectEncoder, SubjectEncoderConfig, site_key
+from ...subject import Subject
+
+CACHE_ENTRIES = 8
+CACHE_BYTES = 1 << 30
+"""Bounds of what is kept for subjects that no MODEL uses any more (about three SDXL subjects of one
+picture)."""
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectEncoderHandle:
+    """SUBJECT_ENCODER: an encoder whose weights ComfyUI manages.
+
+    encoder: call it only after `load`. source: the file it came from, for messages.
+    """
+
+    encoder: SubjectEncoder
+    patcher: comfy.model_patcher.ModelPatcher
+    source: str
+
+    @property
+    def config(self) -> SubjectEncoderConfig:
+        return self.encoder.config
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    def load(self, extra_memory: int = 0) -> torch.device:
+        """Brings the weights to their device, with room for `extra_memory` bytes beside them; returns it."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=extra_memory)
+        return self.patcher.load_device
+
+
+def load_encoder_for_comfy(path: str | os.PathLike[str], **overrides: Any) -> SubjectEncoderHandle:
+    """Loads a subject encoder (`checkpoint.load_subject_encoder`) into ComfyUI's hands.
+
+    Raises NestedAttentionError for a file that is missing, damaged or of another kind.
+    """
+    return manage_encoder(load_subject_encoder(path, **overrides), os.path.basename(os.fspath(path)))
+
+
+def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle:
+    """The same encoder with layers that ComfyUI can leave offloaded and cast one by one. Its tensors are
+    shared."""
+    with torch.device("meta"):
+        managed = SubjectEncoder(encoder.config, operations=comfy.ops.manual_cast)
+    managed.load_state_dict(encoder.state_dict(), assign=True)
+    managed.eval().requires_grad_(False)
+    managed.fingerprint  # noqa: B018  computed here, once, while the weights are still as they were loaded
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = comfy.model_patcher.ModelPatcher(managed, load_device, offload_device)
+    patcher.cached_patcher_init = (lambda *_, **__: manage_encoder(encoder, source).patcher, ())
+    return SubjectEncoderHandle(managed, patcher, source)
+
+
+class SiteValues(nn.Module):
+    """K̆ and V̆ of one site, (1, N, inner) each."""
+
+    comfy_cast_weights = True  # ComfyUI may leave it offloaded, since `forward` brings its tensors along
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        super().__init__()
+        self.key = nn.Parameter(key, requires_grad=False)
+        self.value = nn.Parameter(value, requires_grad=False)
+
+    def forward(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.key.to(device, non_blocking=True), self.value.to(device, non_blocking=True)
+
+
+class SubjectValues(nn.Module):
+    """K̆ and V̆ of a subject at every site of a UNet."""
+
+    def __init__(self, values: dict[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.sites = nn.ModuleDict({site_key(name): SiteValues(*pair) for name, pair in values.items()})
+
+    def forward(self, site: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Site name → K̆, V̆, each (1, N, inner), on `device`."""
+        return self.sites[site_key(site)](device)
+
+
+def subject_values(
+    handle: SubjectEncoderHandle,
+    subject: Subject,
+    *,
+    dtype: torch.dtype,
+    load_device: torch.device,
+    offload_device: torch.device,
+) -> comfy.model_patcher.ModelPatcher:
+    """A managed SubjectValues, from the cache where the same tokens were projected before."""
+    tokens = hashlib.blake2b(digest_size=16)
+    tokens.update(subject.tokens.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    key = (handle.fingerprint, tokens.hexdigest(), dtype, str(load_device), str(offload_device))
+    return _cache.get(key, lambda: _project(handle, subject, dtype, load_device, offload_device))
+
+
+def _project(
+    handle: SubjectEncoderHandle,
+    subject: Subject,
+    dtype: torch.dtype,
+    load_device: torch.device,
+    offload_device: torch.device,
+) -> comfy.model_patcher.ModelPatcher:
+    size = 2 * 4 * len(subject.tokens) * sum(site.inner_dim for site in handle.config.sites)
+    device = handle.load(extra_memory=size)
+    # Tensors made in inference mode could not be moved by ComfyUI's clean-up, which runs outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        projected = handle.encoder.project(subject.tokens.to(device, torch.float32, copy=True))
+        values = {}
+        for name in list(projected):
+            pair = projected.pop(name)  # one after the other, so that the fp32 copies go as the others come
+            values[name] = tuple(x.to(offload_device, dtype) for x in pair)
+        return _manage_values(SubjectValues(values), load_device, offload_device)
+
+
+def _manage_values(
+    values: SubjectValues, load_device: torch.device, offload_device: torch.device
+) -> comfy.model_patcher.ModelPatcher:
+    patcher = comfy.model_patcher.ModelPatcher(values, load_device, offload_device)
+    # Newer versions of ComfyUI run one copy of a model per GPU and ask here for another one.
+    patcher.cached_patcher_init = (lambda *_, **__: _copy_values(values, load_device, offload_device), ())
+    return patcher
+
+
+def _copy_values(
+    values: SubjectValues, load_device: torch.device, offload_device: torch.device
+) -> comfy.model_patcher.ModelPatcher:
+    with torch.inference_mode(False), torch.no_grad():
+        pairs = {
+            name.replace("-", "."): (
+                site.key.to(offload_device, copy=True),
+                site.value.to(offload_device, copy=True),
+            )
+            for name, site in values.sites.items()
+        }
+        return _manage_values(SubjectValues(pairs), load_device, offload_device)
+
+
+class _Cache:
+    """The patchers asked for last, at most CACHE_ENTRIES and CACHE_BYTES of them but always the newest."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Any, ...], make: Any) -> comfy.model_patcher.ModelPatcher:
+        with self._lock:
+            patcher = self._entries.pop(key, None)
+            self._entries[key] = patcher = make() if patcher is None else patcher
+            while len(self._entries) > 1 and self._full():
+                self._entries.popitem(last=False)
+            return patcher
+
+    def _full(self) -> bool:
+        size = sum(patcher.model_size() for patcher in self._entries.values())
+        return len(self._entries) > CACHE_ENTRIES or size > CACHE_BYTES
+
+
+_cache = _Cache()

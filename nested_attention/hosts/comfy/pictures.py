@@ -1,0 +1,109 @@
+"""Reference pictures → a subject, with ComfyUI's CLIP vision models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import NestedAttentionError
+from ...subject import Subject
+from .memory import SubjectEncoderHandle
+
+SMALLEST = 16
+"""Shorter side, in pixels, below which a picture shows no subject."""
+
+
+def encode_subject(
+    handle: SubjectEncoderHandle, clip_vision: Any, image: Tensor, weights: Sequence[float] | None = None
+) -> Subject:
+    """A subject from an IMAGE batch (pictures, height, width, channels): several pictures are of one subject.
+
+    weights: one number ≥ 0 a picture, by which they are mixed; equal if left out. Pictures are cropped to a
+    square around their middle, as the vision model reads them. Raises NestedAttentionError, naming Encode
+    Subject, for pictures that cannot be read (`check_pictures`) and for a vision model of another width than
+    the encoder's.
+    """
+    pictures = check_pictures(image)
+    features = _features(handle, clip_vision, pictures)
+    device = handle.load()
+    try:
+        # A subject outlives the node's inference mode, and is saved, mixed and projected outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            subject = Subject.from_images(
+                handle.encoder, features.to(device, torch.float32, copy=True), weights
+            )
+            return replace(subject, tokens=subject.tokens.cpu(), token_bias=subject.token_bias.cpu())
+    except NestedAttentionError as error:
+        raise NestedAttentionError(f"Encode Subject: {error}") from error
+
+
+def check_pictures(image: Tensor) -> Tensor:
+    """(pictures, height, width, 1, 3 or 4) → (pictures, height, width, 3) in [0, 1].
+
+    Grey becomes colour, and what an alpha channel makes transparent becomes white. Raises
+    NestedAttentionError for another shape, a side under 16 px, NaN or infinite values, and values that are
+    not from 0 to 1.
+    """
+    if (
+        not isinstance(image, Tensor)
+        or image.dim() != 4
+        or image.shape[-1] not in (1, 3, 4)
+        or not len(image)
+    ):
+        found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise NestedAttentionError(
+            f"Encode Subject: the image has {found}; expected an IMAGE (pictures, height, width, channels) "
+            "with 1, 3 or 4 channels. Connect the IMAGE output of Load Image"
+        )
+    if min(image.shape[1:3]) < SMALLEST:
+        raise NestedAttentionError(
+            f"Encode Subject: the picture is {image.shape[2]} × {image.shape[1]} pixels; expected at least "
+            f"{SMALLEST} on the shorter side. Check the crop or the mask it comes from"
+        )
+    image = image.float()
+    if not bool(torch.isfinite(image).all()):
+        bad = (~torch.isfinite(image)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise NestedAttentionError(
+            f"Encode Subject: picture {bad[0] + 1} of {len(image)} has NaN or infinite values; check the "
+            "node that made it (a VAE in half precision may be the cause)"
+        )
+    low, high = image.aminmax()
+    if float(low) < -0.01 or float(high) > 1.01:
+        raise NestedAttentionError(
+            f"Encode Subject: the picture's values are from {float(low):.3g} to {float(high):.3g}; expected "
+            "0 to 1. Check the node that made it"
+        )
+    image = image.clamp(0, 1)
+    if image.shape[-1] == 1:
+        return image.expand(-1, -1, -1, 3)
+    if image.shape[-1] == 4:
+        alpha = image[..., 3:]
+        return image[..., :3] * alpha + (1 - alpha)
+    return image
+
+
+def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) -> Tensor:
+    """(pictures, patches, vision_dim)"""
+    config = handle.config
+    needed = (
+        f"the subject encoder {handle.source} reads {config.features} of width {config.vision_dim} from the "
+        "CLIP vision model it was trained with. Load that one (its name is in the encoder's description"
+        + ("; for SDXL's it is CLIP ViT-H)" if config.vision_dim == 1280 else ")")
+    )
+    try:
+        features = clip_vision.encode_image(pictures)[config.features]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise NestedAttentionError(
+            f"Encode Subject: the CLIP vision model {type(clip_vision).__name__} gives no {config.features} "
+            f"({error}); {needed}"
+        ) from error
+    if features.dim() != 3 or features.shape[-1] != config.vision_dim:
+        raise NestedAttentionError(
+            f"Encode Subject: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "
+            f"{needed}"
+        )
+    return features

@@ -1,0 +1,59 @@
+"""Tests that run inside ComfyUI's own code, on the CPU and in this process; left out where there is no ComfyUI.
+
+The folder is not called comfy: ComfyUI's package of that name has no __init__.py, and Python would merge the two.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_spec = importlib.util.spec_from_file_location("find_comfyui", ROOT / "scripts" / "find_comfyui.py")
+assert _spec is not None and _spec.loader is not None
+_finder = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_finder)
+COMFYUI, REASON = _finder.find_comfyui()
+
+_left_out: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in Path(item.path).parents:
+            item.add_marker(pytest.mark.comfy)
+            if COMFYUI is None:
+                _left_out.append(item.nodeid)
+                item.add_marker(pytest.mark.skip(reason=f"ComfyUI was not found: {REASON}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        terminalreporter.write_line(
+            f"{len(_left_out)} tests that run in ComfyUI were left out: {REASON}. Set COMFYUI_PATH to run them."
+        )
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """ComfyUI importable, on the CPU."""
+    if COMFYUI is None:
+        pytest.skip(f"ComfyUI was not found: {REASON}")
+    if str(COMFYUI) not in sys.path:
+        sys.path.insert(0, str(COMFYUI))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def world(comfyui: Path):  # noqa: ANN201  its types need ComfyUI
+    """A tiny SDXL with random weights, two subject encoders for it, and what it takes to sample with them."""
+    import tiny
+
+    return tiny.World()
