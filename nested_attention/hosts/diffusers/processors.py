@@ -1,0 +1,251 @@
+"""Nested attention in a diffusers UNet: attention processors, and what they read.
+
+For training, and wherever the conditioning is at hand; `pipeline.py` does the rest for whole pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from ...attention import BoundSubject, check_subjects, nested_cross_attention, subject_correction
+from ...errors import NestedAttentionError
+from ...sites import diffusers_sites
+
+_UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SubjectBinding:
+    """A subject in one forward pass of a UNet: `BoundSubject` for all of its cross-attention layers at once.
+
+    Fields that are not explained here are BoundSubject's. Raises ValueError for a strength outside [0, 1].
+    """
+
+    projections: Mapping[
+        str, tuple[Tensor, Tensor]
+    ]  # site → K̆, V̆ (1|B, N, inner), as SubjectEncoder.project gives
+    mask: Tensor  # (B, T) bool, best on the CPU: no row is looked for on the device then
+    word: Tensor | None = None  # (B, T) bool
+    alpha: float | None = 2.0
+    attention_scale: float = 1.0
+    strength: float = 1.0
+    token_bias: Tensor | None = None  # (N,) or (1|B, N)
+    region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
+    bounded: bool = False
+    norm: Literal["inner", "head"] = "inner"
+
+    def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
+        """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
+        key, value = self.projections[site]
+        region = self.region
+        if region is not None and grid is not None:
+            region = nn.functional.adaptive_avg_pool2d(region[:, None], grid).flatten(1)  # (1|B, L)
+        return BoundSubject(
+            key=key,
+            value=value,
+            mask=self.mask,
+            word=self.word,
+            alpha=self.alpha,
+            attention_scale=self.attention_scale,
+            strength=self.strength,
+            token_bias=self.token_bias,
+            region=region,
+            bounded=self.bounded,
+            norm=self.norm,
+        )
+
+
+class SubjectSlot:
+    """What a UNet's processors read: the subjects of the forward passes to come.
+
+        slot = SubjectSlot.install(unet)          # once
+        for batch in data:
+            binding = SubjectBinding(projections=encoder.project(tokens), mask=mask)
+            with slot.bind(binding):
+                loss = mse_loss(unet(noisy, t, text, added_cond_kwargs=…).sample, target)
+                loss.backward()
+        slot.remove()                             # the UNet is as it was
+
+    `bind` only stores the bindings: no processor is created or exchanged. Nothing is detached, so gradients
+    reach K̆ and V̆. Where gradient checkpointing is on, the backward pass belongs inside `bind`, because
+    checkpointed layers are run again during it. With nothing bound, or nothing marked, every layer runs its
+    previous processor, bit for bit. One slot per UNet, and one thread at a time.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.unet = unet
+        self.sites = {site.name: site for site in diffusers_sites(unet)}
+        self._bindings: tuple[SubjectBinding, ...] = ()
+        self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
+        self._latent_size = (0, 0)
+        self._hook: Any = None
+
+    @classmethod
+    def install(cls, unet: nn.Module) -> SubjectSlot:
+        """Puts a processor into every cross-attention layer; self-attention is left as it is.
+
+        Raises NestedAttentionError for a UNet that has a slot already, or layers of another kind than SDXL's.
+        """
+        slot = cls(unet)
+        layers = {name: unet.get_submodule(name) for name in slot.sites}
+        for name, layer in layers.items():
+            _check_layer(name, layer)
+        for name, layer in layers.items():
+            layer.set_processor(NestedAttentionProcessor(name, layer.processor, slot))
+        slot._hook = unet.register_forward_pre_hook(slot._note_size, with_kwargs=True)
+        return slot
+
+    def remove(self) -> None:
+        """Puts the previous processors back. Without effect the second time."""
+        for name in self.sites:
+            layer = self.unet.get_submodule(name)
+            if isinstance(layer.processor, NestedAttentionProcessor) and layer.processor.slot is self:
+                layer.set_processor(layer.processor.previous)
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @contextmanager
+    def bind(self, *bindings: SubjectBinding) -> Iterator[None]:
+        """Within the context, forward passes carry these subjects, and no others.
+
+        Raises NestedAttentionError for projections of other sites or widths than the UNet's, ValueError as
+        `check_subjects` does.
+        """
+        before = self._bindings
+        self.set(*bindings)
+        try:
+            yield
+        finally:
+            self.set(*before)
+
+    def set(self, *bindings: SubjectBinding) -> None:
+        """`bind` without an end: until the next call. `set()` binds nothing."""
+        for binding in bindings:
+            self._check_projections(binding)
+        if bindings:
+            first = next(iter(self.sites))
+            check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
+        self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
+        self._layers = {}
+
+    def at(self, site: str, queries: int) -> list[BoundSubject]:
+        """The subjects at a layer with that many image queries."""
+        found = self._layers.get((site, queries))
+        if found is None:
+            needs_grid = any(binding.region is not None for binding in self._bindings)
+            grid = _grid(self._latent_size, queries, site) if needs_grid else None
+            found = self._layers[site, queries] = [binding.at(site, grid) for binding in self._bindings]
+        return found
+
+    def _note_size(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        if self._latent_size != sample.shape[-2:]:
+            self._latent_size = (sample.shape[-2], sample.shape[-1])
+            self._layers = {}
+
+    def _check_projections(self, binding: SubjectBinding) -> None:
+        alone = sorted(self.sites.keys() ^ binding.projections.keys())
+        if alone:
+            raise NestedAttentionError(
+                f"a subject's keys and values are for {len(binding.projections)} cross-attention layers, the "
+                f"UNet has {len(self.sites)}; without a counterpart: {alone[0]}. Use an encoder "
+                "that was trained for this UNet"
+            )
+        for name, (key, value) in binding.projections.items():
+            inner = self.sites[name].inner_dim
+            if key.ndim != 3 or key.shape != value.shape or key.shape[-1] != inner:
+                raise NestedAttentionError(
+                    f"a subject's keys and values at {name} have shapes {tuple(key.shape)} and "
+                    f"{tuple(value.shape)}; expected (1 or batch, tokens, {inner}) twice. Use an encoder "
+                    "that was trained for this UNet"
+                )
+
+
+class NestedAttentionProcessor:
+    """The processor of one cross-attention layer: nested where a subject is bound, else the previous one.
+
+    What other processors add (IP-Adapter's image attention) is kept as it is, and the correction added to it.
+    """
+
+    def __init__(self, site: str, previous: Any, slot: SubjectSlot) -> None:
+        self.site, self.previous, self.slot = site, previous, slot
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        ip_adapter_masks: Any = None,  # named, for diffusers passes on what a processor's signature names
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, L, C), text (B, T, context width) → (B, L, C)"""
+        subjects = self.slot.at(self.site, hidden_states.shape[1])
+        if ip_adapter_masks is not None:
+            kwargs["ip_adapter_masks"] = ip_adapter_masks
+        if not subjects:
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+        is_pair = isinstance(encoder_hidden_states, tuple)  # IP-Adapter: (text, images)
+        text = encoder_hidden_states[0] if is_pair else encoder_hidden_states
+        self._check(subjects, hidden_states, text, attention_mask)
+        if attn.norm_cross:
+            text = attn.norm_encoder_hidden_states(text)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
+            out = nested_cross_attention(query, key, value, subjects, heads=attn.heads)
+            return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+        theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+        correction = subject_correction(query, key, value, subjects, heads=attn.heads)
+        project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
+        added = project(correction) - project(torch.zeros_like(correction[:1, :1]))
+        return theirs + added / attn.rescale_output_factor
+
+    def _check(
+        self, subjects: list[BoundSubject], hidden_states: Tensor, text: Any, mask: Tensor | None
+    ) -> None:
+        if mask is not None:
+            raise NestedAttentionError(
+                f"{self.site} got an attention mask (encoder_attention_mask); nested attention follows SDXL, "
+                "which has none. Leave it out, and cut the text to the length it needs"
+            )
+        shape = (len(hidden_states), text.shape[1])
+        for subject in subjects:
+            if tuple(subject.mask.shape) != shape:
+                raise NestedAttentionError(
+                    f"{self.site} runs on (batch, text tokens) = {shape}, and a subject's mask is for "
+                    f"{tuple(subject.mask.shape)}; bind a mask of encoder_hidden_states' rows and tokens"
+                )
+
+
+def _check_layer(name: str, layer: Any) -> None:
+    if isinstance(layer.processor, NestedAttentionProcessor):
+        raise NestedAttentionError(
+            f"{name} carries subjects already; pass all subjects in one call, or remove the earlier slot"
+        )
+    odd = [what for what in _UNSUPPORTED if getattr(layer, what, None)]
+    if odd:
+        raise NestedAttentionError(
+            f"{name} has {', '.join(odd)}, which SDXL's cross-attention has not; use a UNet of SDXL's kind"
+        )
+
+
+def _grid(latent: tuple[int, int], queries: int, site: str) -> tuple[int, int]:
+    """(h, w) of a layer's queries: the latent's, halved (rounding up) as often as it takes."""
+    height, width = latent
+    while height * width > queries:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != queries:
+        raise NestedAttentionError(
+            f"{site} has {queries} queries, which no halving of the {latent[0]}×{latent[1]} latent gives, so "
+            "a region cannot be placed there; apply the subject without a region"
+        )
+    return height, width
