@@ -1,8 +1,8 @@
 """How ComfyUI names what diffusers and transformers files contain: configurations and state-dict keys.
 
-The small world is stored as its training left it, in diffusers' and transformers' layout, and runs in ComfyUI.
-These functions are the whole difference. They convert small models of SDXL's kind with any number of levels, which
-ComfyUI's own converters (written for the released checkpoints) do not.
+The small world is stored as its training left it, in diffusers' and transformers' layout, and runs in
+ComfyUI. These functions are the whole difference. They convert small models of SDXL's kind with any number of
+levels, which ComfyUI's own converters (written for the released checkpoints) do not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def unet_config(config: Config) -> dict[str, Any]:
     levels = len(widths)
     if any(width % widths[0] for width in widths):
         raise NestedAttentionError(
-            f"UNet config: block_out_channels is {list(widths)}; ComfyUI builds a UNet only from whole multiples of "
-            f"its first width, {widths[0]}"
+            f"UNet config: block_out_channels is {list(widths)}; ComfyUI builds a UNet only from whole "
+            f"multiples of its first width, {widths[0]}"
         )
     blocks = _per_level(config["layers_per_block"], levels)
     layers = _per_level(config.get("transformer_layers_per_block", 1), levels)
@@ -84,8 +84,8 @@ def vae_params(config: Config) -> dict[str, Any]:
     widths = config["block_out_channels"]
     if any(width % widths[0] or width % 32 for width in widths):
         raise NestedAttentionError(
-            f"VAE config: block_out_channels is {list(widths)}; ComfyUI builds a VAE only from whole multiples "
-            "of its first width, each a multiple of 32"
+            f"VAE config: block_out_channels is {list(widths)}; ComfyUI builds a VAE only from whole "
+            "multiples of its first width, each a multiple of 32"
         )
     channels = config["latent_channels"]
     return {
@@ -108,8 +108,8 @@ def vae_params(config: Config) -> dict[str, Any]:
 def vae_weights(weights: Mapping[str, Tensor], config: Config) -> Weights:
     """A diffusers AutoencoderKL's state dict under ComfyUI's names.
 
-    ComfyUI's autoencoder always attends in the middle. Where the file does not, zeros are put there: its attention
-    is residual, so that a zero projection leaves its input as it is.
+    ComfyUI's autoencoder always attends in the middle. Where the file does not, zeros are put there: its
+    attention is residual, so that a zero projection leaves its input as it is.
     """
     levels, blocks = len(config["block_out_channels"]), config["layers_per_block"]
     converted = _rename(weights, dict(_vae_names(levels, blocks)), "VAE")
@@ -130,7 +130,8 @@ def text_weights(weights: Mapping[str, Tensor]) -> Weights:
     """A transformers CLIPTextModel's state dict (with or without projection) under ComfyUI's names.
 
     The token embedding may be stored as the rows in use, `…token_embedding.rows` with their ids in
-    `…token_embedding.token_ids`: the other rows are zero. A model without projection gets the identity, as ComfyUI does with CLIP-L.
+    `…token_embedding.token_ids`: the other rows are zero. A model without projection gets the identity, as
+    ComfyUI does with CLIP-L.
     """
     converted = {}
     for name, weight in weights.items():
@@ -156,8 +157,8 @@ def _rename(weights: Mapping[str, Tensor], names: Mapping[str, str], what: str) 
     unknown = sorted(set(weights) - set(names))
     if unknown:
         raise NestedAttentionError(
-            f"{what}: {len(unknown)} tensors have no place in ComfyUI's model, the first is {unknown[0]}; expected a "
-            "file of the small world in diffusers' layout"
+            f"{what}: {len(unknown)} tensors have no place in ComfyUI's model, the first is {unknown[0]}; "
+            "expected a file of the small world in diffusers' layout"
         )
     return {names[name]: weight for name, weight in weights.items()}
 

@@ -1,8 +1,8 @@
 """The small world as ComfyUI objects: the MODEL, CLIP, VAE and CLIP_VISION that any stock node takes.
 
-Its files are those of `avatars`: one safetensors file and one JSON configuration for each of the UNet, the VAE, the
-two text encoders and the vision encoder. Everything runs in fp32, on whichever device ComfyUI uses: the world is
-small, and its measured scores are those of fp32.
+Its files are those of `avatars`: one safetensors file and one JSON configuration for each of the UNet, the
+VAE, the two text encoders and the vision encoder. Everything runs in fp32, on whichever device ComfyUI uses:
+the world is small, and its measured scores are those of fp32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .diffusers_layout import (
 )
 
 ART_PIXEL = 4
-"""Picture pixels a side of one art pixel: 2 art pixels are one latent cell, so 8 picture pixels, as in SDXL."""
+"""Picture pixels a side of one art pixel: 2 of them are one latent cell: 8 picture pixels, as in SDXL."""
 
 
 class World(NamedTuple):
@@ -61,8 +61,9 @@ class Part(NamedTuple):
 def load_world(folder: str | os.PathLike[str], embedding_directory: list[str] | None = None) -> World:
     """Build the world from its files.
 
-    folder: where `unet.safetensors`, `unet.json` and the others lie. embedding_directory: ComfyUI's folders of textual
-    inversions, for the CLIP. Raises NestedAttentionError if a file is missing, damaged or of another model.
+    folder: where `unet.safetensors`, `unet.json` and the others lie. embedding_directory: ComfyUI's folders
+    of textual inversions, for the CLIP. Raises NestedAttentionError if a file is missing, damaged or of
+    another model.
     """
     folder = Path(folder)
     vae = read_part(folder, "vae")
@@ -125,10 +126,10 @@ def build_clip(first: Part, second: Part, embedding_directory: list[str] | None 
 
 
 def build_vae(part: Part) -> comfy.sd.VAE:
-    """The VAE of a diffusers AutoencoderKL that works on art pixels, as one that works on the enlarged picture.
+    """The VAE of a diffusers AutoencoderKL that works on art pixels, as one for the enlarged picture.
 
-    Hooks shrink what the encoder is given and enlarge what the decoder gives, within the model, so that whatever
-    ComfyUI does around it (tiles included) meets an ordinary VAE of 8 pixels a latent.
+    Hooks shrink what the encoder is given and enlarge what the decoder gives, within the model, so that
+    whatever ComfyUI does around it (tiles included) meets an ordinary VAE of 8 pixels a latent.
     """
     weights = vae_weights(part.weights, part.config)
     vae = comfy.sd.VAE(sd=weights, config={"params": vae_params(part.config)}, dtype=torch.float32)
@@ -189,8 +190,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NestedAttentionError(
-            f"the small world lacks {path.name} in {path.parent}; expected the files that come with the pack. "
-            "Install the pack again, or train the world with `make train`"
+            f"the small world lacks {path.name} in {path.parent}; expected the files that come with the "
+            "pack. Install the pack again, or train the world with `make train`"
         ) from error
     except (OSError, ValueError) as error:
         raise NestedAttentionError(
@@ -213,7 +214,8 @@ def _load(module: nn.Module, weights: Weights, name: str) -> None:
     wrong = sorted(missing_or_odd | misshapen)
     if wrong:
         raise NestedAttentionError(
-            f"{name}: {len(wrong)} tensors do not fit the model its configuration describes, the first is {wrong[0]}; "
-            "expected a weights file and a configuration from the same training. Install the pack again"
+            f"{name}: {len(wrong)} tensors do not fit the model its configuration describes, the first is "
+            f"{wrong[0]}; expected a weights file and a configuration from the same training. Install the "
+            "pack again"
         )
     module.load_state_dict(weights)

@@ -1,0 +1,25 @@
+"""Reference pictures of the small world: drawn subjects that no training stage has seen, one a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .identity import Identity, Person, Pet, sample
+from .picture import Figure, Picture, crop, crop_window, enlarge, render
+from .pose import Pose
+from .scenes import SCENES
+
+KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet}
+"""Subject words of the small world, each with what it means there."""
+
+
+def held_out(kind: str, seed: int) -> Identity:
+    """The held-out person or pet (`kind`) of a seed."""
+    return sample(KINDS[kind], np.random.default_rng(seed), "heldout")  # type: ignore[type-var]
+
+
+def reference_picture(identity: Identity) -> np.ndarray:
+    """A calm close-up of a subject, as one would crop a photograph of it. (80, 80, 3) uint8"""
+    pose = Pose(x=16, y=8, gaze=0, expression="calm")
+    drawn = render(Picture((Figure(identity, "middle", pose),), next(iter(SCENES)), "photo"))
+    return enlarge(crop(drawn.rgb, crop_window(pose)))

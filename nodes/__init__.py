@@ -1,0 +1,19 @@
+"""What the user sees: one file per step, and the extension that lists the nodes for ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import ApplySubject, MarkPrompt
+from .demo import DemoWorld
+from .encode import EncodeSubject
+from .load import LoadEncoder
+
+NODES: list[type[io.ComfyNode]] = [DemoWorld, LoadEncoder, EncodeSubject, ApplySubject, MarkPrompt]
+
+
+class NestedAttentionExtension(ComfyExtension):
+    """The pack, as ComfyUI asks for it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,199 @@
+"""Apply Subject and Mark Prompt: a word of the prompt becomes the subject."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..nested_attention.hosts.comfy import apply_subject, mark_prompt
+from .common import SubjectEncoderType, SubjectType, schema
+
+
+class ApplySubject(io.ComfyNode):
+    """NestedAttentionApplySubject"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ApplySubject",
+            "Apply Subject",
+            description=(
+                "Attaches a subject to one word of the prompt. Works like a LoRA loader: MODEL and CLIP in, "
+                "MODEL and CLIP out; chain it once per subject. Encode the prompt with the CLIP that comes "
+                "out, with any text node: wherever the word stands, the subject appears."
+            ),
+            search_aliases=["nested attention", "ip-adapter", "face id", "personalization", "identity"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model the encoder was trained for: SDXL, or Demo World's."
+                ),
+                io.Clip.Input(
+                    "clip", tooltip="The CLIP of the same checkpoint, with LoRAs and CLIP skip or without."
+                ),
+                SubjectEncoderType.Input("encoder", tooltip="The encoder that made the subject."),
+                SubjectType.Input("subject", tooltip="From Encode Subject."),
+                io.String.Input(
+                    "word",
+                    default="",
+                    tooltip=(
+                        "The word of the prompt that carries the subject, such as person, woman or dog. "
+                        "Empty: the word the encoder was trained on. It must occur in the positive prompt, "
+                        "as a word of its own."
+                    ),
+                ),
+                io.Float.Input(
+                    "attention_scale",
+                    default=1.0,
+                    min=0.05,
+                    max=10.0,
+                    step=0.05,
+                    tooltip=(
+                        "λ: how much attention the word gets. 1 leaves it as the prompt has it; 1.5 to 3 "
+                        "strengthens the likeness at the cost of the rest of the prompt; below 1 weakens it."
+                    ),
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=2.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip=(
+                        "α: length of the subject's value, as a multiple of that of the word it replaces. 2 "
+                        "is the paper's choice and what encoders are trained with. 0 leaves the length as "
+                        "the encoder made it."
+                    ),
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "How far the word becomes the subject: 1 fully, 0 not at all (the picture is then "
+                        "exactly the one without this node)."
+                    ),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When in the sampling the subject begins to count: 0 is the first step.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When in the sampling the subject ceases to count: 1 is after the last step.",
+                ),
+                io.Combo.Input(
+                    "when_missing",
+                    options=["error", "warn"],
+                    default="error",
+                    tooltip=(
+                        "What to do if no prompt carries the subject: stop with an error, or warn and go on "
+                        "without it (for passes with prompts of their own, such as a face detailer's)."
+                    ),
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "A name for the subject, so that <name> in the prompt means it wherever the word "
+                        "would be ambiguous: <alice> hugging a person. <alice:child> attaches it to the "
+                        "word child. Empty: the word itself is the name."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "apply_to_negative",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Whether the word carries the subject in a negative prompt too. Off, as in the "
+                        "paper, unless you want the picture driven away from the subject."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="For the sampler, or for the next Apply Subject."),
+                io.Clip.Output(
+                    "CLIP", tooltip="For the prompt's text encode node, or for the next Apply Subject."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        encoder: Any,
+        subject: Any,
+        word: str,
+        attention_scale: float,
+        alpha: float,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        when_missing: str,
+        name: str = "",
+        apply_to_negative: bool = False,
+    ) -> io.NodeOutput:
+        model, clip = apply_subject(
+            model,
+            clip,
+            encoder,
+            subject,
+            word=word.strip() or encoder.config.word,
+            attention_scale=attention_scale,
+            alpha=alpha or None,
+            strength=strength,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            when_missing=when_missing,
+            name=name.strip() or None,
+            apply_to_negative=apply_to_negative,
+        )
+        return io.NodeOutput(model, clip)
+
+
+class MarkPrompt(io.ComfyNode):
+    """NestedAttentionMarkPrompt"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "MarkPrompt",
+            "Mark Prompt",
+            description=(
+                "Tells a conditioning which of its words carry subjects. Only needed after text nodes that "
+                "build their conditioning in ways the CLIP cannot see; ordinary text encode nodes need "
+                "nothing."
+            ),
+            search_aliases=["nested attention"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="A conditioning encoded from the text below."),
+                io.Clip.Input("clip", tooltip="The CLIP that comes out of the last Apply Subject."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="The text the conditioning was encoded from, word for word.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("CONDITIONING", tooltip="The same, with its subjects' words marked.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: Any, clip: Any, text: str) -> io.NodeOutput:
+        return io.NodeOutput(mark_prompt(conditioning, clip, text))
