@@ -175,7 +175,7 @@ def _nearest(name: str, subjects: Sequence[SubjectWord]) -> str | None:
             return subject.name
     distances = {s.name: _slips(name, _normal(s.name)) for s in subjects}
     best = min(distances, key=distances.__getitem__)
-    size = min(len(name), len(best))
+    size = len(_normal(best))
     return best if distances[best] <= (2 if size >= 6 else 1 if size >= 3 else 0) else None
 
 

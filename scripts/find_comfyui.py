@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Where ComfyUI is, for the demo and the tests. Prints the folder, or says why there is none and exits with 1.
+"""Where ComfyUI is, for the demo and the tests. Prints the folder, or says why there is none and exits with
+1.
 
-Looked for in this order: the environment variable COMFYUI_PATH; the ComfyUI in whose custom_nodes this pack lies;
-comfy-cli's default place, ~/comfy/ComfyUI.
+Looked for in this order: the environment variable COMFYUI_PATH; the ComfyUI in whose custom_nodes this pack
+lies; comfy-cli's default place, ~/comfy/ComfyUI.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def find_comfyui() -> tuple[Path | None, str]:
     if is_comfyui(default):
         return default.resolve(), "comfy-cli's default place"
     return None, (
-        "COMFYUI_PATH is not set, this pack does not lie in a ComfyUI's custom_nodes, and there is no ComfyUI in "
-        f"{default}"
+        "COMFYUI_PATH is not set, this pack does not lie in a ComfyUI's custom_nodes, and there is no "
+        f"ComfyUI in {default}"
     )
 
 

@@ -1,6 +1,8 @@
-"""Tests that run inside ComfyUI's own code, on the CPU and in this process; left out where there is no ComfyUI.
+"""Tests that run inside ComfyUI's own code, on the CPU and in this process; left out where there is no
+ComfyUI.
 
-The folder is not called comfy: ComfyUI's package of that name has no __init__.py, and Python would merge the two.
+The folder is not called comfy: ComfyUI's package of that name has no __init__.py, and Python would merge the
+two.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _spec = importlib.util.spec_from_file_location("find_comfyui", ROOT / "scripts" / "find_comfyui.py")
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 _finder = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_finder)
 COMFYUI, REASON = _finder.find_comfyui()
@@ -34,7 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _left_out:
         terminalreporter.write_line(
-            f"{len(_left_out)} tests that run in ComfyUI were left out: {REASON}. Set COMFYUI_PATH to run them."
+            f"{len(_left_out)} tests that run in ComfyUI were left out: {REASON}. Set COMFYUI_PATH to run "
+            "them."
         )
 
 

@@ -1,4 +1,5 @@
-"""A tiny SDXL in ComfyUI with random weights: MODEL, CLIP and subject encoders, and short samplings with them.
+"""A tiny SDXL in ComfyUI with random weights: MODEL, CLIP and subject encoders, and short samplings with
+them.
 
 Imports ComfyUI: to be imported by fixtures and tests, not while tests are collected.
 """
@@ -16,11 +17,12 @@ import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
+from torch import Tensor, nn
+
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.hosts.comfy import SubjectEncoderHandle, apply_subject, manage_encoder
 from nested_attention.sites import UNetLayout
 from nested_attention.subject import Subject
-from torch import Tensor, nn
 
 WIDTH_L, WIDTH_G = 32, 64
 CONTEXT = WIDTH_L + WIDTH_G

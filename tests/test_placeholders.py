@@ -1,0 +1,135 @@
+"""Placeholders and bare words → what the text encoder reads and who is carried where."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nested_attention.errors import NestedAttentionError
+from nested_attention.placeholders import ParsedPrompt, SubjectWord, parse_prompt
+
+ALICE = SubjectWord("alice", "person")
+BOB = SubjectWord("bob", "person")
+REX = SubjectWord("Rex", "dog")
+MAN = SubjectWord("old man", "old man")
+
+
+def carried(parsed: ParsedPrompt) -> list[tuple[str, int, str]]:
+    return [(o.subject.name, o.start, parsed.text[o.start : o.end]) for o in parsed.occurrences]
+
+
+@pytest.mark.parametrize(
+    ("text", "subjects", "encoded", "words"),
+    [
+        ("a photo of a person", [ALICE], "a photo of a person", [("alice", 13, "person")]),
+        ("Person, PERSON", [ALICE], "Person, PERSON", [("alice", 0, "Person"), ("alice", 8, "PERSON")]),
+        ("<alice> hugging a person", [ALICE], "person hugging a person", [("alice", 0, "person")]),
+        ("<alice:child> and a person", [ALICE], "child and a person", [("alice", 0, "child")]),
+        ("< ALICE : old  lady >", [ALICE], "old lady", [("alice", 0, "old lady")]),
+        ("(<alice:child>:1.2)", [ALICE], "(child:1.2)", [("alice", 1, "child")]),
+        ("<person>", [ALICE], "person", [("alice", 0, "person")]),
+        ("<old man> and an old\nman", [MAN], "old man and an old\nman", [("old man", 0, "old man")]),
+        ("an old\nman", [MAN], "an old\nman", [("old man", 3, "old\nman")]),
+        (
+            "<alice> and <bob>, <rex>",
+            [ALICE, BOB, REX],
+            "person and person, dog",
+            [("alice", 0, "person"), ("bob", 11, "person"), ("Rex", 19, "dog")],
+        ),
+        (
+            "<alice> and a person",
+            [ALICE, BOB],
+            "person and a person",
+            [("alice", 0, "person"), ("bob", 13, "person")],
+        ),
+        ("a dog, <alice>", [ALICE, REX], "a dog, person", [("Rex", 2, "dog"), ("alice", 7, "person")]),
+        ("<alice><rex>x", [ALICE, REX], "person dog x", [("alice", 0, "person"), ("Rex", 7, "dog")]),
+        ("x<alice>", [ALICE], "x person", [("alice", 2, "person")]),
+        ("embedding:person persons", [ALICE], "embedding:person persons", []),
+        ("", [ALICE], "", []),
+        ("<alice> person", [], "<alice> person", []),
+    ],
+)
+def test_who_is_carried_where(
+    text: str, subjects: list[SubjectWord], encoded: str, words: list[tuple[str, int, str]]
+) -> None:
+    parsed = parse_prompt(text, subjects)
+    assert parsed.text == encoded
+    assert carried(parsed) == words
+    assert not parsed.lookalikes
+    assert not parsed.conflicts
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["<lora:person:0.8>", "<lora:alice:1>", "<LoRA: alice :1>", "<s0>", "<s0><s1>", "<3 b>", "<>", "<b:2>"],
+)
+def test_text_for_others_passes_and_is_reported(tag: str) -> None:
+    parsed = parse_prompt(f"{tag} a person", [ALICE])
+    assert parsed.text == f"{tag} a person"
+    assert carried(parsed) == [("alice", len(tag) + 3, "person")]
+    assert "".join(parsed.lookalikes) == tag
+
+
+@pytest.mark.parametrize(
+    "typed", ["<alcie>", "<alic>", "<alices>", "<alice hugging a dog>", "<alcie:child>", "<ALCIE>"]
+)
+def test_a_mistyped_name_is_refused(typed: str) -> None:
+    with pytest.raises(NestedAttentionError, match="did you mean <alice>") as error:
+        parse_prompt(f"a {typed}", [ALICE, REX])
+    assert typed in str(error.value)
+    assert "<alice> (word 'person'), <Rex> (word 'dog')" in str(error.value)
+    with pytest.raises(NestedAttentionError, match="did you mean <Rex>"):
+        parse_prompt("<re>", [ALICE, REX])
+
+
+def test_short_names_have_no_near_misses() -> None:
+    s1 = SubjectWord("s1", "person")
+    assert parse_prompt("<s0> <s1>", [s1]).text == "<s0> person"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<alice hugging a dog", "does not close it"),
+        ("<alice and <rex>", "does not close it"),
+        ("<alice:1.2>", r"\(<alice>:1.2\)"),
+        ("<alice:child:1.2>", r"\(<alice>:1.2\)"),
+        ("<alice:>", "the word in <alice:>"),
+        ("<alice:(child)>", "the word in"),
+    ],
+)
+def test_a_malformed_placeholder_is_refused(text: str, message: str) -> None:
+    with pytest.raises(NestedAttentionError, match=message):
+        parse_prompt(text, [ALICE, REX])
+
+
+def test_a_word_of_two_subjects_as_placeholder_is_refused() -> None:
+    with pytest.raises(NestedAttentionError, match="2 subjects use that word"):
+        parse_prompt("<person>", [ALICE, BOB])
+
+
+def test_an_occurrence_that_two_subjects_claim_carries_neither() -> None:
+    parsed = parse_prompt("a person and a dog", [ALICE, BOB, REX])
+    assert carried(parsed) == [("Rex", 15, "dog")]
+    (conflict,) = parsed.conflicts
+    assert "'person'" in conflict and "<alice> and <bob>" in conflict  # noqa: PT018
+
+    overlapping = parse_prompt("an old man", [MAN, SubjectWord("carl", "man")])
+    assert not overlapping.occurrences
+    assert "'old man' and 'carl'" in overlapping.conflicts[0]
+
+
+@given(st.text(alphabet="<>:( )alicebox1.\n", max_size=40))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        parsed = parse_prompt(text, [ALICE])
+    except NestedAttentionError:
+        return
+    for occurrence in parsed.occurrences:
+        word = parsed.text[occurrence.start : occurrence.end]
+        around = parsed.text[: occurrence.start][-1:] + parsed.text[occurrence.end :][:1]
+        assert word[0].isalnum()
+        assert word[-1].isalnum()
+        assert not any(character.isalnum() for character in around)
