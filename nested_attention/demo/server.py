@@ -1,4 +1,4 @@
-"""A headless ComfyUI server with this pack in it, for the demo and for tests: started, given workflows, stopped."""
+"""A headless ComfyUI server with this pack in it, for the demo and for tests."""
 
 from __future__ import annotations
 

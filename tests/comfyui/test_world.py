@@ -48,6 +48,7 @@ def both(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         for parameter in module.parameters():
             if parameter.dim() < 2:  # biases and norms, which start as zeros and ones
                 parameter.add_(0.1 * torch.randn(parameter.shape))
+        module.half().float()  # as the files are: ComfyUI holds a vision model in half precision on the CPU
         if name.startswith("text"):
             compact(module, [49406, 49407, 0, 320, 1125, 539, 2533, 525, 518, 2117])
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
@@ -55,6 +56,7 @@ def both(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
     return SimpleNamespace(**modules, folder=folder, world=load_world(folder), design=model)
 
 
+@torch.no_grad()
 def agree(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     assert ours.shape == theirs.shape
     assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
@@ -99,8 +101,8 @@ def test_vision_encoder(both: Any) -> None:
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     expected = both.vision(((picture - mean) / std).movedim(-1, 1), output_hidden_states=True)
-    agree(out.last_hidden_state, expected.last_hidden_state, 1e-4)
-    agree(out.penultimate_hidden_states, expected.hidden_states[-2], 1e-4)
+    agree(out.last_hidden_state, expected.last_hidden_state)
+    agree(out.penultimate_hidden_states, expected.hidden_states[-2])
 
 
 def test_unet_schedule_and_size_conditioning(both: Any) -> None:
