@@ -7,12 +7,10 @@
     v*_q  ← α · |V[s*]| · v*_q / |v*_q|                       regularisation, Section 3.2
     out_q = Σ_{s≠s*} P[s] V[s] + P[s*] v*_q                   Eq. 3 and 4
 
-after Patashnik et al., "Nested Attention: Semantic-aware Attention Values for Concept Personalization", SIGGRAPH
-2025. Only row s* of V depends on the query, so the mixed values (L, T, d) are never built: a subject is the
-rank-one correction P[s*]·(v*_q − V[s*]) of P V.
-
-Letters: B batch, n rows of it that carry the same subjects, H heads, d head size, L image queries, l of them in
-one chunk, T text tokens, N subject tokens, K marked tokens.
+after Patashnik et al., "Nested Attention: Semantic-aware Attention Values for Concept Personalization",
+SIGGRAPH 2025. Only row s* of V depends on the query, so the mixed values (L, T, d) are never built: a subject
+is the rank-one correction P[s*]·(v*_q − V[s*]) of P V. Letters: B batch, n of its rows, H heads, d head size,
+L image queries, l of them in a chunk, T text tokens, N subject tokens, K marked tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -30,15 +30,16 @@ from torch.nn.functional import scaled_dot_product_attention
 EPSILON = 1e-6  # smallest norm divided by
 FAR = -1e4  # log 0: softmax gives exactly 0 beside any other token, and no NaN where there is none
 CPU_LOGITS, DEVICE_LOGITS = 2**21, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
+Subjects = Sequence["BoundSubject"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BoundSubject:
-    """A subject bound to tokens of the text at one cross-attention layer; every default is the paper's method.
+    """A subject bound to tokens of the text at one cross-attention layer; the defaults are the paper's.
 
-    For a query with region weight r (1 without a region) the gate is g = strength·r. Then λ_q = 1 + g·(λ − 1), and
+    For a query with region weight r (1 without a region) the gate is g = strength·r: λ_q = 1 + g·(λ − 1), and
     the value at s* is V[s*] + g·(v*_q − V[s*]). λ < 1 lowers the attention to s* (min instead of max).
-    ValueError for a strength outside [0, 1]; what needs a look into tensors is left to `check_subjects`.
+    ValueError for a strength outside [0, 1]; what needs a look into tensors is for `check_subjects`.
     """
 
     key: Tensor  # K̆ (1|B, N, H·d)
@@ -59,168 +60,140 @@ class BoundSubject:
 
 
 def nested_cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int
 ) -> Tensor:
     """Text cross-attention with nested values at the marked tokens (Eq. 2 to 4), in the query's dtype.
 
     (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d). Rows that carry no subject are plain attention.
     """
-
-    def run(carried: list[BoundSubject], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _nested(q, k, v, carried, heads) if carried else _plain(q, k, v, heads)
-
-    return _by_rows(run, subjects, query, key, value)
+    return _by_rows(partial(_nested, heads=heads), subjects, query, key, value)
 
 
 def subject_correction(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int,
-    plain: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int, plain: Tensor | None = None
+) -> Tensor:
     """The nested output minus the plain text attention, so that a host can add it to whatever it already has.
 
     `plain` may be passed when the caller has the plain text attention's output (and nothing else) at hand.
     nested_cross_attention(…) == plain + subject_correction(…). Zero in rows that carry no subject.
     """
 
-    def run(carried: list[BoundSubject], q: Tensor, k: Tensor, v: Tensor, p: Tensor | None = None) -> Tensor:
+    def run(carried: Subjects, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
         if not carried:
             return torch.zeros_like(q)
-        if all(s.attention_scale == 1.0 and (s.region is None or not s.bounded) for s in carried):
-            return _nested(q, k, v, carried, heads, text=False)  # the softmax is unchanged: P V cancels
-        return _nested(q, k, v, carried, heads) - (_plain(q, k, v, heads) if p is None else p)
+        if all(s.attention_scale == 1 and not (s.bounded and s.region is not None) for s in carried):
+            return _nested(carried, q, k, v, heads, text=False)  # the softmax is the same: P V cancels
+        return _nested(carried, q, k, v, heads) - (_nested([], q, k, v, heads) if text is None else text)
 
     return _by_rows(run, subjects, query, key, value, *([] if plain is None else [plain]))
 
 
-def check_subjects(subjects: Sequence[BoundSubject], batch: int, tokens: int) -> None:
-    """Refuses, with a ValueError, what the layers take for granted; called once, where subjects are bound.
+def check_subjects(subjects: Subjects, batch: int, tokens: int) -> None:
+    """ValueError for what the layers take for granted; called once, where subjects are bound.
 
-    Masks that are not (batch, tokens), two subjects on one token, a token_bias without a finite entry in a row.
+    Masks must be (batch, tokens), two subjects never share a token, a token_bias leaves a token in each row.
     """
     taken = torch.zeros(batch, tokens, dtype=torch.bool)
     for i, s in enumerate(subjects):
-        if bad := [x.shape for x in (s.mask, s.word) if x is not None and x.shape != taken.shape]:
-            raise ValueError(f"Subject {i}: mask and word must be (batch {batch}, tokens {tokens}), found {bad}.")
-        if clash := (taken & s.mask.cpu()).nonzero().tolist():
-            raise ValueError(f"Subject {i} is bound to token {clash[0][1]} of row {clash[0][0]}, which carries "
-                             "another subject already. Give each a word, or an occurrence, of its own.")  # fmt: skip
-        taken |= s.mask.cpu()
-        bias, size = s.token_bias, s.key.shape[1]
-        if bias is not None and (bias.shape[-1] != size or not bias.amax(-1).isfinite().all()):
-            raise ValueError(f"Subject {i}: each row of token_bias must have {size} entries, a finite one among "
-                             f"them, none NaN or +inf; found {bias.tolist()}. Keep at least one token.")  # fmt: skip
+        mask, word = s.mask.cpu(), s.mask if s.word is None else s.word
+        if not mask.shape == word.shape == taken.shape:
+            found = f"found {tuple(mask.shape)} and {tuple(word.shape)}."
+            raise ValueError(f"Subject {i}: mask and word must be (batch, tokens) {batch, tokens}, {found}")
+        if clash := (taken & mask).nonzero().tolist():
+            found = f"{clash} carry another subject already. Give each a word, or an occurrence, of its own."
+            raise ValueError(f"Subject {i}: the (row, token) {found}")
+        taken |= mask
+        if s.token_bias is not None and not s.token_bias.amax(-1).isfinite().all():
+            found = "a row of token_bias has no finite entry, or NaN or +inf. Keep a token, at a finite bias."
+            raise ValueError(f"Subject {i}: {found}")
 
 
-def _nested(
-    query: Tensor, key: Tensor, value: Tensor, subjects: list[BoundSubject], heads: int, text: bool = True
-) -> Tensor:
+def _nested(subjects: Subjects, q: Tensor, k: Tensor, v: Tensor, heads: int, text: bool = True) -> Tensor:
     """Eq. 3 and 4 for rows that all carry `subjects`; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
-    (rows, length, inner), device = query.shape, query.device
-    precise = torch.promote_types(query.dtype, torch.float32)
-    autocast = torch.amp.is_autocast_available(device.type)  # would run the logits in half precision
-    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
-        k = _split(key, heads).mT.to(precise) * (inner // heads) ** -0.5  # (n, H, d, T)
-        v = _split(value, heads)  # (n, H, T, d)
-        limit = CPU_LOGITS if device.type == "cpu" else DEVICE_LOGITS
-        step = -(-length // -(-rows * heads * length * key.shape[1] // limit))  # even chunks of queries
+    q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
+    if not subjects:
+        return rearrange(scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
+    device, precise = q.device.type, torch.promote_types(q.dtype, torch.float32)
+    autocast = torch.amp.is_autocast_available(device)  # would run the logits in half precision
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        k = k.mT.to(precise) * q.shape[-1] ** -0.5  # (n, H, d, T)
+        size, limit = q[..., 0].numel() * k.shape[-1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
+        step = -(-q.shape[2] // -(-size // limit))  # even chunks of queries
         chunks = []
-        for at in (slice(start, start + step) for start in range(0, length, step)):
-            q = _split(query[:, at], heads)  # (n, H, l, d)
-            x = q.to(precise) @ k  # (n, H, l, T)
+        for at in (slice(start, start + step) for start in range(0, q.shape[2], step)):
+            x = q[:, :, at].to(precise) @ k  # (n, H, l, T)
             for subject in subjects:
                 _reweight(x, subject, at)
             probs = x.softmax(dim=-1)
-            out = (probs.to(v.dtype) @ v).to(precise) if text else probs.new_zeros(q.shape)
+            out = (probs.to(v.dtype) @ v).to(precise) if text else probs.new_zeros(q[:, :, at].shape)
             for subject in subjects:
-                _replace(out, q, v, probs, subject, at)
-            chunks.append(rearrange(out.to(query.dtype), "n h l d -> n l (h d)"))
+                _replace(out, q[:, :, at], v, probs, subject, at)
+            chunks.append(rearrange(out.to(q.dtype), "n h l d -> n l (h d)"))
         return torch.cat(chunks, dim=1)
 
 
 def _reweight(x: Tensor, subject: BoundSubject, at: slice) -> None:
     """Applies λ and `bounded` to the text's logits x (n, H, l, T), in place."""
-    scale, region = subject.attention_scale, _region(subject, at, x.device)
-    if scale != 1.0:
+    region, word = _region(subject, at, x), subject.mask if subject.word is None else subject.word
+    mask, word = (tokens[:, None, None].to(x, non_blocking=True) for tokens in (subject.mask, word))
+    if subject.attention_scale != 1:
         # max(x, λ_q·x) = x + (λ_q − 1)·relu(x) for λ_q ≥ 1, and for λ_q < 1 that is min(x, λ_q·x).
-        x.addcmul_(x.relu(), _like(subject.mask, x)[:, None, None, :] * (subject.strength * region), value=scale - 1)
-    if subject.bounded and isinstance(region, Tensor):
-        word = subject.mask if subject.word is None else subject.word
-        log_region = torch.where(region > 0, region.clamp_min(1e-30).log(), FAR)  # (1|n, 1, l, 1)
-        x.add_(_like(word, x)[:, None, None, :] * log_region)
+        x.addcmul_(x.relu(), mask * (subject.strength * region), value=subject.attention_scale - 1)
+    if subject.bounded:
+        x.add_(word * torch.where(region > 0, region.clamp_min(1e-30).log(), FAR))
 
 
 def _replace(out: Tensor, q: Tensor, v: Tensor, probs: Tensor, subject: BoundSubject, at: slice) -> None:
     """Adds Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens to out (n, H, l, d), in place."""
-    order = subject.mask.cumsum(dim=1) * subject.mask  # (n, T): 1 at a row's first marked token, 2 at the next
-    numbers = torch.arange(1, int(order.max()) + 1, device=order.device)
-    select = _like(order[:, None, :, None] == numbers, probs)  # (n, 1, T, K), picks the columns s*
+    number = subject.mask.cumsum(dim=1) * subject.mask  # (n, T): 1 at a row's first s*, 2 at the next, …
+    columns = torch.arange(1, int(number.max()) + 1, device=number.device)
+    select = (number[:, None, :, None] == columns).to(probs, non_blocking=True)  # (n, 1, T, K)
     text_value = select.mT @ v.to(select)  # (n, H, K, d), V[s*]
-    weight = probs @ select  # (n, H, l, K), P[s*]
-    weight = weight * subject.strength * (1.0 if subject.bounded else _region(subject, at, q.device))
-
+    gate = subject.strength if subject.bounded else subject.strength * _region(subject, at, probs)
+    weight = probs @ select * gate  # (n, H, l, K), P[s*]·g
     nested = (x.to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
-    k_nested, v_nested = (_split(x, q.shape[1]) for x in nested)  # (n, H, N, d)
+    k_nested, v_nested = (rearrange(x, "n t (h d) -> n h t d", h=q.shape[1]) for x in nested)
     bias = subject.token_bias
-    bias = None if bias is None else rearrange(torch.atleast_2d(bias.to(q)), "n t -> n 1 1 t")
+    bias = None if bias is None else torch.atleast_2d(bias.to(q))[:, None, None]  # (1|n, 1, 1, N)
     star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias)  # (n, H, l, d), v*_q of Eq. 2
-    if subject.alpha is None:
-        pull = weight.sum(dim=-1, keepdim=True)  # (n, H, l, 1), the factor of v*_q
-    else:
+    pull = weight.sum(dim=-1, keepdim=True)  # (n, H, l, 1), the factor of v*_q
+    if subject.alpha is not None:
         goal = subject.alpha * _norm(text_value, subject)  # (n, 1|H, K, 1)
         pull = weight @ goal / _norm(star, subject).clamp_min(EPSILON)
     out.addcmul_(pull, star)
     out.view(-1, *out.shape[2:]).baddbmm_(weight.flatten(0, 1), text_value.flatten(0, 1), alpha=-1)
 
 
-def _region(subject: BoundSubject, at: slice, device: torch.device) -> Tensor | float:
-    """r, (1|n, 1, l, 1)."""
-    return 1.0 if subject.region is None else subject.region[:, None, at, None].to(device)
+def _region(subject: BoundSubject, at: slice, like: Tensor) -> Tensor:
+    """r, (1|n, 1, l, 1), or 1."""
+    return like.new_ones(()) if subject.region is None else subject.region[:, None, at, None].to(like)
 
 
 def _norm(x: Tensor, subject: BoundSubject) -> Tensor:
     """(n, H, ·, d) → (n, 1|H, ·, 1), in at least fp32."""
-    dims, precise = (1, 3) if subject.norm == "inner" else 3, torch.promote_types(x.dtype, torch.float32)
+    precise, dims = torch.promote_types(x.dtype, torch.float32), (1, 3) if subject.norm == "inner" else 3
     return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    q, k, v = (_split(x, heads) for x in (query, key, value))
-    return rearrange(scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return rearrange(x, "b l (h d) -> b h l d", h=heads)
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    return x.to(other.device, other.dtype, non_blocking=True)
-
-
-def _by_rows(run: Callable[..., Tensor], subjects: Sequence[BoundSubject], *tensors: Tensor) -> Tensor:
+def _by_rows(run: Callable[..., Tensor], subjects: Subjects, *tensors: Tensor) -> Tensor:
     """Calls run(carried, *tensors) on the rows that carry the same subjects; strength 0 carries nothing."""
-    active = [subject for subject in subjects if subject.strength]
-    found = [subject.mask.any(dim=1).tolist() for subject in active]
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for row in range(len(tensors[0])):
-        groups.setdefault(tuple(rows[row] for rows in found), []).append(row)
+    active = [s for s in subjects if s.strength]
+    found = [s.mask.any(dim=1).tolist() for s in active]
+    kinds = [tuple(rows[row] for rows in found) for row in range(len(tensors[0]))]
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
     parts = []
-    for carried, rows in groups.items():
-        here = [_narrow(subject, rows) for subject, yes in zip(active, carried) if yes]
-        parts.append(run(here, *(_take(x, rows) for x in tensors)))
-    order = [row for rows in groups.values() for row in rows]
+    for kind, group in groupby(order, key=kinds.__getitem__):
+        rows = list(group)
+        narrow = [{f: _take(x, rows) for f, x in vars(s).items() if isinstance(x, Tensor)} for s in active]
+        carried = [replace(s, **x) for s, x, yes in zip(active, narrow, kind, strict=True) if yes]
+        parts.append(run(carried, *(_take(x, rows) for x in tensors)))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return _take(out, sorted(range(len(order)), key=order.__getitem__))
 
 
-def _narrow(subject: BoundSubject, rows: list[int]) -> BoundSubject:
-    tensors = {name: x for name, x in vars(subject).items() if isinstance(x, Tensor) and x.ndim > 1}
-    return replace(subject, **{name: _take(x, rows) for name, x in tensors.items()})
-
-
 def _take(x: Tensor, rows: list[int]) -> Tensor:
-    """x[rows], a view where they are contiguous; a single row stands for every row."""
-    if len(x) == 1:
+    """x[rows], a view where they are contiguous; one row, or a vector, is for every row."""
+    if len(x) == 1 or x.ndim == 1:
         return x
-    if rows == list(range(rows[0], rows[-1] + 1)):
-        return x[rows[0] : rows[-1] + 1]
-    return x[torch.tensor(rows).to(x.device, non_blocking=True)]
+    contiguous = rows == list(range(rows[0], rows[-1] + 1))
+    return x[rows[0] : rows[-1] + 1] if contiguous else x[torch.tensor(rows).to(x.device, non_blocking=True)]
