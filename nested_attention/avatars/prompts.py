@@ -1,0 +1,129 @@
+"""The words for a picture: captions for training the base model, and prompts that never name what identity fixes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from .identity import Identity, Person, Pet, Split, sample
+from .picture import STYLES, Figure, Picture
+from .pose import EXPRESSIONS, PLACEMENTS, Pose
+from .scenes import SCENES
+from .wardrobe import ACCESSORIES, CLOTHES
+
+_PLACES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+
+
+def combination_split(picture: Picture) -> Split:
+    """Whether this combination of scene, style, clothes, accessory and placement was kept from training."""
+    parts = [picture.scene, picture.style]
+    for figure in picture.figures:
+        parts += [type(figure.identity).__name__, figure.placement, figure.clothes, figure.accessory]
+    return "heldout" if hashlib.sha256(",".join(parts).encode()).digest()[0] % 5 == 0 else "train"
+
+
+def sample_picture(
+    rng: np.random.Generator,
+    identities: tuple[Identity, ...],
+    split: Split | None = "train",
+) -> Picture:
+    """A random picture of one or two identities, in a combination that belongs to `split` (None: any)."""
+    while True:
+        figures = []
+        order = rng.permutation(len(identities)) if len(identities) > 1 else np.arange(1)
+        for index, identity in enumerate(identities):
+            if len(identities) > 1:
+                placement = ("left", "right")[int(order[index])]
+                pose = Pose.sample(rng, placement)
+                pose = Pose(8 if placement == "left" else 24, pose.y, pose.gaze, pose.expression)
+            else:
+                placement = str(rng.choice(PLACEMENTS))
+                pose = Pose.sample(rng, placement)
+            bare = rng.random() < (0.2 if len(identities) == 1 else 0.5)
+            clothes = "plain" if bare else str(rng.choice(list(CLOTHES)))
+            plain = rng.random() < (0.2 if len(identities) == 1 else 0.6)
+            accessory = "none" if plain else str(rng.choice(list(ACCESSORIES)))
+            figures.append(Figure(identity, placement, pose, clothes, accessory))
+        picture = Picture(
+            tuple(figures), str(rng.choice(list(SCENES))), str(rng.choice(STYLES)), int(rng.integers(2**31))
+        )
+        if split is None or combination_split(picture) == split:
+            return picture
+
+
+def _worn(figure: Figure, *, expression: bool) -> str:
+    clothes, accessory = CLOTHES[figure.clothes][0], ACCESSORIES[figure.accessory]
+    words = []
+    if expression and figure.pose.expression != "calm":
+        words.append(figure.pose.expression)
+    if clothes:
+        words.append(f"wearing {clothes}")
+    if accessory:
+        words.append(f"with {accessory}")
+    return " ".join(words)
+
+
+def caption(
+    picture: Picture,
+    rng: np.random.Generator,
+    *,
+    described: bool = False,
+    words: tuple[str, ...] | None = None,
+    expression: bool = True,
+) -> str:
+    """One of four phrasings of a picture.
+
+    `described` names what the identity fixes, before the subject's word, as captions of photographs do.
+    `words` gives each figure's noun; by default one that fits is drawn at random.
+    """
+    subjects = []
+    for index, figure in enumerate(picture.figures):
+        nouns = figure.identity.nouns
+        noun = words[index] if words else str(rng.choice([nouns[0], nouns[-1], str(rng.choice(nouns))]))
+        description = figure.identity.description() if described else []
+        worn = _worn(figure, expression=expression)
+        place = _PLACES[figure.placement]
+        subjects.append((" ".join([*description, noun]), worn, place))
+    scene = SCENES[picture.scene][0]
+    style = picture.style
+    article = "a"
+
+    def phrase(subject: tuple[str, str, str], *, place_first: bool) -> str:
+        noun, worn, place = subject
+        parts = [f"{article} {noun}", place, worn] if place_first else [f"{article} {noun}", worn, place]
+        return " ".join(part for part in parts if part)
+
+    form = int(rng.integers(4))
+    text = " and ".join(phrase(s, place_first=form % 2 == 1) for s in subjects)
+    if form == 0:
+        return f"{article} {style} of {text} {scene}"
+    if form == 1:
+        return f"{text} {scene}, {style} style"
+    if form == 2:
+        return f"{scene}, {text}, {article} {style}"
+    return f"{style} style, {text}, {scene}"
+
+
+def prompt(picture: Picture, rng: np.random.Generator) -> str:
+    """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity fixes."""
+    words = tuple(type(figure.identity).WORD for figure in picture.figures)
+    return caption(picture, rng, words=words)
+
+
+def sample_identities(
+    rng: np.random.Generator, kinds: str, split: Split | None = "train"
+) -> tuple[Identity, ...]:
+    """Identities for a scheme such as "person", "pet", "person+pet", "person+person"."""
+    by_word: dict[str, type[Person] | type[Pet]] = {"person": Person, "pet": Pet}
+    return tuple(sample(by_word[word], rng, split) for word in kinds.split("+"))  # type: ignore[type-var]
+
+
+__all__ = [
+    "EXPRESSIONS",
+    "caption",
+    "combination_split",
+    "prompt",
+    "sample_identities",
+    "sample_picture",
+]

@@ -1,0 +1,156 @@
+"""Stage 3: the base model. UNet and both text encoders learn to draw the world from captions.
+
+Most captions describe the identity before the subject's word, as captions of photographs do, so that the model
+learns to take appearance from that word. Its attention is told where the subject is: 77 unmasked tokens of which
+all later ones have read the caption too would otherwise share the work evenly, which large models do not do.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..model import LATENT, TIME_IDS, encode_text, new_scheduler, new_text_g, new_text_l, new_unet
+from ..pixels import ids_for_both, to_tensor
+from ..tokenizer import load_tokenizer
+from ..vocabulary import compact, used_tokens
+from .data import Pictures
+from .loop import Budget, Run
+
+LOCALISE = 0.03
+"""Weight of the attention term beside the denoising loss."""
+
+ENOUGH = 0.6
+"""Attention to the subject's word above which it is no longer asked for more."""
+
+
+class WatchedAttention:
+    """A cross-attention processor that also keeps P, averaged over heads, for the attention term."""
+
+    def __init__(self) -> None:
+        self.probabilities: Tensor | None = None
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_: object
+    ) -> Tensor:  # type: ignore[no-untyped-def]
+        batch, length, _inner = hidden_states.shape
+        query, key, value = (
+            attn.to_q(hidden_states),
+            attn.to_k(encoder_hidden_states),
+            attn.to_v(encoder_hidden_states),
+        )
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(batch, x.shape[1], attn.heads, -1).transpose(1, 2)  # (B, H, L, d)
+
+        query, key, value = split(query), split(key), split(value)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        weights = scores.softmax(dim=-1)
+        self.probabilities = weights.mean(dim=1)  # (B, L, T)
+        out = (weights @ value).transpose(1, 2).reshape(batch, length, -1)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def watch(unet: UNet2DConditionModel) -> list[WatchedAttention]:
+    """Install watched processors on the cross-attention of the finest level; returns them."""
+    processors = dict(unet.attn_processors)
+    finest = [
+        n
+        for n in processors
+        if "attn2" in n and (n.startswith("down_blocks.0") or n.startswith("up_blocks.2"))
+    ]
+    watched = {name: WatchedAttention() for name in finest}
+    unet.set_attn_processor({name: watched.get(name, processor) for name, processor in processors.items()})
+    return list(watched.values())
+
+
+def attention_loss(probabilities: Tensor, words: Tensor, masks: Tensor) -> Tensor:
+    """How far P[s*] is from being high on the subject and low elsewhere.
+
+    probabilities (B, L, T); words (B, 2) positions or −1; masks (B, 2, L) bool.
+    """
+    losses = []
+    for subject in range(words.shape[1]):
+        rows = (words[:, subject] >= 0).nonzero().view(-1)
+        if not len(rows):
+            continue
+        p = probabilities[rows, :, words[rows, subject]].clamp(1e-5, 1 - 1e-5)  # (b, L)
+        inside = masks[rows, subject]
+        wanted = functional.relu(math.log(ENOUGH) - p.log())
+        losses.append((wanted * inside).sum() / inside.sum().clamp(min=1))
+        losses.append((-(1 - p).log() * ~inside).sum() / (~inside).sum().clamp(min=1))
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, pictures: Pictures, batch: int = 128) -> Tensor:
+    """All pictures → (n, 8, 16, 16) float16."""
+    vae.eval()
+    parts = [
+        vae.encode(to_tensor(pictures.rgb[i : i + batch])).latent_dist.mean.half()
+        for i in range(0, len(pictures.rgb), batch)
+    ]
+    return torch.cat(parts)
+
+
+def size_conditioning(batch: int, rng: np.random.Generator) -> Tensor:
+    """Mostly the size of a picture as shown; sometimes another, because hosts send their own defaults. (B, 6)"""
+    rows = np.tile(np.asarray(TIME_IDS, np.float32), (batch, 1))
+    other = rng.random(batch) < 0.3
+    sizes = rng.choice([32, 64, 256, 512, 768, 1024], size=batch)
+    for row in np.nonzero(other)[0]:
+        rows[row] = (sizes[row], sizes[row], 0, 0, sizes[row], sizes[row])
+    return torch.from_numpy(rows)
+
+
+def train_base(
+    folder: Path,
+    pictures: Pictures,
+    latents: Tensor,
+    budget: Budget,
+    *,
+    batch: int = 32,
+    rate: float = 1e-3,
+    seed: int = 0,
+) -> dict[str, nn.Module]:
+    """Train UNet and text encoders on latents, together; returns the averaged modules `unet`, `text_l`, `text_g`."""
+    torch.manual_seed(seed)
+    unet = new_unet().to(memory_format=torch.channels_last)
+    text_l, text_g = new_text_l(), new_text_g()
+    empty = load_tokenizer().encode_all([""])
+    tokens = used_tokens(pictures.described, pictures.plain, empty)
+    modules = {"unet": unet, "text_l": compact(text_l, tokens), "text_g": compact(text_g, tokens)}
+    run = Run(folder, modules, rate=rate, budget=budget, ema=0.999)
+    watched = watch(unet)
+    scheduler = new_scheduler()
+    rng = np.random.default_rng([seed, run.step])
+    torch.manual_seed(seed + run.step)
+    masks = torch.from_numpy(pictures.masks.reshape(len(pictures.masks), 2, LATENT * LATENT))
+    while not run.done:
+        rows = rng.integers(len(latents), size=batch)
+        described = rng.random(batch) < 0.85
+        ids = np.where(described[:, None], pictures.described[rows], pictures.plain[rows])
+        words = np.where(described[:, None], pictures.described_words[rows], pictures.plain_words[rows])
+        dropped = rng.random(batch) < 0.1
+        ids[dropped], words[dropped] = empty[0], -1
+        context, pooled = encode_text(text_l, text_g, *ids_for_both(ids))
+        x = latents[torch.from_numpy(rows)].float()
+        noise, t = torch.randn_like(x), torch.randint(0, 1000, (batch,))
+        noisy = scheduler.add_noise(x, noise, t).to(memory_format=torch.channels_last)
+        added = {"text_embeds": pooled, "time_ids": size_conditioning(batch, rng)}
+        out = unet(noisy, t, context, added_cond_kwargs=added).sample
+        denoise = functional.mse_loss(out, scheduler.get_velocity(x, noise, t))
+        where = masks[torch.from_numpy(rows)]
+        where_words = torch.from_numpy(words.astype(np.int64))
+        localise = torch.stack([attention_loss(w.probabilities, where_words, where) for w in watched]).mean()  # type: ignore[arg-type]
+        run.update(denoise + LOCALISE * localise, denoise=denoise.detach(), localise=localise.detach())
+        if run.step % 250 == 0:
+            run.save()
+    run.save()
+    return dict(run.average)

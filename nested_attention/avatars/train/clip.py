@@ -1,0 +1,84 @@
+"""Stage 2: the vision encoder, as half of a CLIP of its own.
+
+Crops are contrasted with descriptions; besides, the last layer's tokens must keep what their patches show and
+which attributes the subject has, because the Q-Former reads those tokens and not the pooled embedding. The text
+half is discarded: the base model trains its own text encoders.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from ..identity import Person, Pet, attributes
+from ..model import VISION_WIDTH, new_text_g, new_vision
+from ..pixels import ids_for_both, to_vision
+from ..tokenizer import load_tokenizer
+from ..vocabulary import compact, used_tokens
+from .data import draw_crops
+from .loop import Budget, Run
+
+LENGTH = 40
+"""Tokens a description may take; the pooled state sits at its end, so padding beyond is not needed."""
+
+
+class _Heads(nn.Module):
+    """Training-only heads: temperature, patches back to pixels, attributes from the mean token."""
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        sizes = [*attributes(Person).values(), *attributes(Pet).values()]
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.pixels = nn.Linear(VISION_WIDTH, 3 * patch * patch)
+        self.attributes = nn.ModuleList(nn.Linear(VISION_WIDTH, size) for size in sizes)
+
+
+def _contrast(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    image, text = functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
+    logits = image @ text.T * temperature.exp().clamp(max=50)
+    target = torch.arange(len(logits))
+    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+
+def train_clip(
+    folder: Path, budget: Budget, *, crops: int = 12_000, batch: int = 32, seed: int = 0
+) -> nn.Module:
+    """Train on crops drawn here; returns the averaged vision encoder."""
+    torch.manual_seed(seed)
+    drawn, texts, labels = draw_crops(crops, seed + 11)
+    ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
+    vision, text = new_vision(), compact(new_text_g(), used_tokens(ids))
+    patch = vision.config.patch_size
+    modules = {"vision": vision, "text": text, "heads": _Heads(patch)}
+    run = Run(folder, modules, rate=1e-3, budget=budget, ema=0.995)
+    heads: _Heads = modules["heads"]  # type: ignore[assignment]
+    targets = torch.from_numpy(labels)
+    rng = np.random.default_rng([seed, run.step])
+    while not run.done:
+        rows = rng.integers(crops, size=batch)
+        pixels = to_vision(drawn[rows])
+        _, ids_g = ids_for_both(ids[rows])
+        out = vision(pixels)
+        tokens = out.last_hidden_state[:, 1:]  # (B, 196, width)
+        contrast = _contrast(out.image_embeds, text(ids_g).text_embeds, heads.temperature)
+        patches = functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # (B, 196, 48)
+        kept = functional.mse_loss(heads.pixels(tokens), patches)
+        mean = tokens.mean(dim=1)
+        named = sum(
+            functional.cross_entropy(head(mean), targets[rows, index], ignore_index=-1)
+            for index, head in enumerate(heads.attributes)
+        )
+        run.update(
+            contrast + kept + 0.1 * named,
+            contrast=contrast.detach(),
+            kept=kept.detach(),
+            named=named.detach(),
+        )
+        if run.step % 500 == 0:
+            run.save()
+    run.save()
+    return run.average["vision"]

@@ -1,0 +1,213 @@
+"""The small world as torch modules: load, draw from prompts, encode references; the diffusers side of the demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from ..encoder import SubjectEncoder
+from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from . import model
+from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
+from .pixels import ids_for_both, to_rgb, to_tensor, to_vision
+from .tokenizer import TOKENS, WEIGHTS, load_tokenizer
+from .vocabulary import CompactEmbedding
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "vision")
+"""The files of the world, as diffusers names its folders: each `.safetensors` with a `.json` of its sizes."""
+
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "unet": model.UNET,
+    "vae": model.VAE,
+    "text_encoder": model.TEXT_L,
+    "text_encoder_2": model.TEXT_G,
+    "vision": model.VISION,
+}
+_MAKERS = {
+    "unet": model.new_unet,
+    "vae": model.new_vae,
+    "text_encoder": model.new_text_l,
+    "text_encoder_2": model.new_text_g,
+    "vision": model.new_vision,
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled: the settings of the shipped workflows."""
+
+    steps: int = 20
+    guidance: float = 3.0
+    batch: int = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """A subject for each of a batch's prompts, attached to one word of every prompt."""
+
+    encoder: SubjectEncoder
+    tokens: Tensor  # (B, N, token_dim): a subject a row
+    word: str
+    attention_scale: float = 1.0
+    alpha: float | None = 2.0
+    strength: float = 1.0
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.tokens[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The frozen modules of the small world."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    vision: CLIPVisionModelWithProjection
+
+    @torch.no_grad()
+    def features(self, crops: np.ndarray) -> Tensor:
+        """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197, width)."""
+        return self.vision(to_vision(crops)).last_hidden_state
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Prompts → context (B, 77, 256), pooled (B, 160), token ids (B, 77)."""
+        ids = load_tokenizer().encode_all(list(prompts))
+        context, pooled = encode_text(self.text_encoder, self.text_encoder_2, *ids_for_both(ids))
+        return context, pooled, ids
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        attached: Sequence[Attached] = (),
+        sampling: Sampling = Sampling(),
+    ) -> np.ndarray:
+        """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever the batch."""
+        slot = SubjectSlot.install(self.unet) if attached else None
+        try:
+            parts = []
+            for start in range(0, len(prompts), sampling.batch):
+                stop = min(start + sampling.batch, len(prompts))
+                parts.append(self._draw(prompts, seeds, attached, sampling, start, stop, slot))
+            return np.concatenate(parts)
+        finally:
+            if slot:
+                slot.remove()
+
+    def _draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        attached: Sequence[Attached],
+        sampling: Sampling,
+        start: int,
+        stop: int,
+        slot: SubjectSlot | None,
+    ) -> np.ndarray:
+        batch = stop - start
+        context, pooled, ids = self.text(prompts[start:stop])
+        empty, empty_pooled, _ = self.text([""])
+        bindings = [_bind(item, ids, start, stop) for item in attached]
+        scheduler = DDIMScheduler(
+            **{k: v for k, v in model.SCHEDULER.items() if k != "clip_sample"}, clip_sample=False
+        )
+        scheduler.set_timesteps(sampling.steps)
+        shape = (LATENT_CHANNELS, LATENT, LATENT)
+        x = torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[start:stop]]
+        )
+        sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
+        positive = {"text_embeds": pooled, "time_ids": sizes}
+        negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
+        for t in scheduler.timesteps:
+            with slot.bind(*bindings) if slot else nullcontext():
+                out = self.unet(x, t, context, added_cond_kwargs=positive).sample
+            if sampling.guidance != 1:
+                base = self.unet(x, t, empty.expand(batch, -1, -1), added_cond_kwargs=negative).sample
+                out = base + sampling.guidance * (out - base)
+            x = scheduler.step(out, t, x).prev_sample
+        return self.decode(x)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (n, 8, 16, 16) → pictures (n, 32, 32, 3) uint8."""
+        return to_rgb(self.vae.decode(latents).sample)
+
+    @torch.no_grad()
+    def encode(self, rgb: np.ndarray) -> Tensor:
+        """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
+        return self.vae.encode(to_tensor(rgb)).latent_dist.mean
+
+
+def _bind(item: Attached, ids: np.ndarray, start: int, stop: int) -> SubjectBinding:
+    token = load_tokenizer().encode(item.word)[1]
+    mask = torch.from_numpy(ids.astype(np.int64) == token)
+    if not bool(mask.any(dim=1).all()):
+        raise ValueError(
+            f"every prompt must contain {item.word!r}; {int((~mask.any(dim=1)).sum())} of {len(ids)} do not"
+        )
+    return SubjectBinding(
+        projections=item.encoder.project(item.rows(start, stop)),
+        mask=mask,
+        alpha=item.alpha,
+        attention_scale=item.attention_scale,
+        strength=item.strength,
+        norm=item.encoder.config.norm,
+    )
+
+
+def save_part(folder: Path, name: str, module: nn.Module) -> None:
+    """Write one part of the world as fp16 safetensors with its sizes beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in module.state_dict().items()
+    }
+    state = {key: value.contiguous() for key, value in state.items() if not key.endswith("position_ids")}
+    temporary = folder / f"{name}.safetensors.tmp"
+    save_file(state, temporary)
+    temporary.replace(folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(_CONFIGS[name], indent=2) + "\n")
+
+
+def load_part(folder: Path, name: str) -> nn.Module:
+    """Read one part back, in fp32 and evaluation mode."""
+    config = json.loads((folder / f"{name}.json").read_text())
+    module = _MAKERS[name](config)
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+    ids = next((value for key, value in state.items() if key.endswith("token_embedding.token_ids")), None)
+    if ids is not None:
+        inner = getattr(module, "text_model", module)
+        width = inner.embeddings.token_embedding.weight.shape[1]
+        inner.embeddings.token_embedding = CompactEmbedding(ids.tolist(), torch.zeros(len(ids), width))
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    wrong = [key for key in [*missing, *unexpected] if not key.endswith("position_ids")]
+    if wrong:
+        raise ValueError(f"{folder / name}.safetensors does not fit {name}.json: {wrong[:5]}")
+    return module.eval().requires_grad_(False)
+
+
+def load_world(folder: Path = WEIGHTS) -> World:
+    """The shipped world. Raises FileNotFoundError naming the file if a part is missing."""
+    return World(*(load_part(folder, name) for name in PARTS))  # type: ignore[arg-type]
+
+
+__all__ = ["PARTS", "TOKENS", "Attached", "Sampling", "World", "load_part", "load_world", "save_part"]
