@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +26,7 @@ from .files import TensorFile, read_tensors, write_tensors
 from .layouts import Layout, recognise
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject_encoder", "1"
-_CAST_AT_ONCE = 64 * 2**20  # bytes of the file mapped while weights are cast to another dtype
+_CAST_AT_ONCE = 32 * 2**20  # bytes of the file mapped while weights are cast to another dtype
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -91,12 +93,15 @@ def _find_layout(file: TensorFile, overrides: Mapping[str, Any], ignore_unexpect
     shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
     kind = file.metadata.get("format")
     if kind == subject.FORMAT:
-        raise NestedAttentionError(
-            "it is a saved subject; load it as a subject, and here the encoder it names"
-        )
+        raise NestedAttentionError("it is a saved subject; load it as a subject, and its encoder here")
     if kind == FORMAT:
         config = dataclasses.replace(_read_config(file), **overrides)
         layout = Layout(config, {name: name for name in shapes})
+    elif any(re.fullmatch(r"projections\.\w+-[\w-]+\.to_key\.weight", name) for name in shapes):
+        raise NestedAttentionError(
+            "its tensors are those of our own layout, but its metadata is gone, and with it the "
+            "configuration; use the original file, not one that another tool saved again"
+        )
     else:
         layout = recognise(shapes, overrides, ignore_unexpected=ignore_unexpected)
     _check_shapes(layout, shapes)
@@ -167,8 +172,9 @@ def _read_weights(
         tensors, mapped = file.tensors, 0
         for name, name_in_file in layout.names.items():
             tensor = tensors[name_in_file]
-            # fp8 has no isfinite
-            if not bool(torch.isfinite(tensor.half() if tensor.element_size() < 2 else tensor).all()):
+            # NaN propagates through both; unlike isfinite they need no copy. fp8 has neither.
+            extremes = torch.aminmax(tensor.half() if tensor.element_size() < 2 else tensor)
+            if not all(map(math.isfinite, map(float, extremes))):
                 raise NestedAttentionError(f"{name_in_file} contains NaN or infinite values; it is damaged")
             weights[name] = tensor if tensor.dtype == dtype else tensor.to(dtype)
             yield name, tensor

@@ -252,7 +252,9 @@ def weight_digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     digests = {}
     for name, weight in weights:
         data = weight.detach().to(device="cpu", dtype=torch.float16).contiguous()  # one tensor at a time
-        digests[name] = hashlib.blake2b(data.view(-1).view(torch.uint8).numpy(), digest_size=16).hexdigest()
+        digests[name] = hashlib.blake2b(
+            data.view(-1).view(torch.uint8).numpy().data, digest_size=16
+        ).hexdigest()
     return digests
 
 

@@ -36,8 +36,11 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Raises NestedAttentionError if the file is missing, empty, damaged, or not a file of tensors."""
+def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False) -> TensorFile:
+    """Raises NestedAttentionError if the file is missing, empty, damaged, or not a file of tensors.
+
+    safetensors_only: refuse PyTorch files, for content that was never written as one.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -48,19 +51,22 @@ def read_tensors(path: str | os.PathLike[str]) -> TensorFile:
         raise NestedAttentionError(f"{path} cannot be opened ({error}); expected a readable file") from error
     if not head:
         raise NestedAttentionError(f"{path} is empty; download or save it again")
+    # A safetensors file starts with the length of its header, which may look like another kind's first bytes.
+    is_safetensors = head[8:9] == b"{"
     for start, what in _NOT_TENSORS.items():
-        if head.lower().startswith(start):
+        if head.lower().startswith(start) and not is_safetensors:
             raise NestedAttentionError(f"{path} is {what}")
-    is_torch = head.startswith((_ZIP, _PICKLE))
-    kind = "a PyTorch file of tensors" if is_torch else "safetensors"
+    is_torch = head.startswith((_ZIP, _PICKLE)) and not is_safetensors and not safetensors_only
+    kind = "a PyTorch file of tensors and nothing else" if is_torch else "safetensors"
     try:
         tensors, metadata = _read_torch(path) if is_torch else _read_safetensors(path)
     # Damaged files make the parsers raise almost anything, from KeyError to UnicodeDecodeError.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        # PyTorch's own messages advise loading without weights_only, which would run code from the file.
+        reason = "" if is_torch else ": " + " ".join(str(error).split())[:200]
         raise NestedAttentionError(
-            f"{path} cannot be read as {kind} ({type(error).__name__}: {reason}). It is damaged, incomplete "
-            "or of another format; download or save it again"
+            f"{path} cannot be read as {kind} ({type(error).__name__}{reason}). It is damaged, incomplete or "
+            "of another format; download or save it again"
         ) from error
     return TensorFile(path, tensors, metadata)
 

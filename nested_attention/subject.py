@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,22 @@ from .errors import NestedAttentionError
 from .files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from .encoder import SubjectEncoder
+    from .encoder import SubjectEncoder, SubjectEncoderConfig
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject", "1"
 _PROVENANCE = {"format", "format_version", "word", "fingerprint", "images", "library_version"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROUNDING = 1e-7  # log-weights closer than this are equal: it is what is left of 1 − 2/3 − 1/3
+
+
+class Fingerprinted(Protocol):
+    """A SubjectEncoder, or what a host wraps around one."""
+
+    @property
+    def config(self) -> SubjectEncoderConfig: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +151,7 @@ class Subject:
         tokens = torch.cat((self.tokens, other.tokens.to(self.tokens)))  # (N, token_dim)
         return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images)
 
-    def check_encoder(self, encoder: SubjectEncoder) -> None:
+    def check_encoder(self, encoder: Fingerprinted) -> None:
         """Raises NestedAttentionError unless `encoder` is the one this subject was made with."""
         if self.fingerprint != encoder.fingerprint:
             raise NestedAttentionError(
@@ -169,8 +179,8 @@ class Subject:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Subject:
-        """Read what `save` wrote. Raises NestedAttentionError for anything else, down to one changed bit."""
-        file = read_tensors(path)
+        """Read what `save` wrote. Raises NestedAttentionError for anything else, damaged content included."""
+        file = read_tensors(path, safetensors_only=True)
         metadata, tensors = dict(file.metadata), file.tensors
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", f"tensors {sorted(tensors)[:3]}")
@@ -209,5 +219,5 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -88,6 +89,9 @@ NAMING = {
     "full words": NamingScheme(
         "a.b.", lambda i, s, kv: f"layers.{i}.{'key' if kv == 'k' else 'value'}_projection.weight"
     ),
+    "as in our state dict": NamingScheme(
+        "qformer.", lambda i, s, kv: f"projections.{i}.to_{'key' if kv == 'k' else 'value'}.weight"
+    ),
     "by path": NamingScheme("image_proj.", lambda i, s, kv: f"unet.{s.name}.processor.to_{kv}_ip.weight"),
 }
 
@@ -100,7 +104,7 @@ def encoder_tensors(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """A whole encoder under one of NAMING's schemes; the same seed gives the same weights under each of them."""
+    """A whole encoder under one of NAMING's schemes; a seed gives the same weights under each of them."""
     generator = torch.Generator().manual_seed(seed)
     scheme = NAMING[naming]
     tensors = {scheme.resampler + name: t for name, t in resampler(sizes, generator, dtype).items()}
@@ -117,9 +121,12 @@ def write(path: Path, tensors: dict[str, Tensor]) -> Path:
     if path.suffix != ".bin":
         save_file(tensors, path)
         return path
-    nested: dict[str, dict[str, Tensor]] = {}
+    content: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        part, rest = name.split(".", 1)
-        nested.setdefault(part, {})[rest] = tensor
-    torch.save(nested, path)
+        part, dot, rest = name.partition(".")
+        if dot:
+            content.setdefault(part, {})[rest] = tensor
+        else:
+            content[name] = tensor
+    torch.save(content, path)
     return path
