@@ -1,7 +1,7 @@
 """Nested attention written out as the paper states it: slow, in fp64, with the mixed values built in full.
 
-The one thing the tests of `nested_attention.attention` compare against. No line here is shared with the library,
-and nothing is rearranged: Eq. 2, 3 and 4 in their order, one row of the batch at a time.
+What the tests of `nested_attention.attention` compare against. No line here is shared with the library, and
+nothing is rearranged: Eq. 2, 3 and 4 in their order, one row of the batch at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _row(query: Tensor, key: Tensor, value: Tensor, subjects, heads: int, row: i
         mask = subject.mask[row]
         if subject.strength == 0 or not mask.any():
             continue
-        region = torch.ones(length).double() if subject.region is None else of_row(subject.region, row).double()
+        region = torch.ones(length).double()
+        if subject.region is not None:
+            region = of_row(subject.region, row).double()
         gate = subject.strength * region  # (L,)
         value_gate = torch.full_like(gate, subject.strength) if subject.bounded else gate
 
@@ -45,10 +47,10 @@ def _row(query: Tensor, key: Tensor, value: Tensor, subjects, heads: int, row: i
 
         for token in mask.nonzero().flatten().tolist():
             scale = 1 + gate * (subject.attention_scale - 1)  # λ_q
-            scaled = scale[None, :] * scores[:, :, token]  # (H, L)
+            score = scores[:, :, token]  # (H, L)
             choose = torch.maximum if subject.attention_scale >= 1 else torch.minimum
             scores = scores.clone()
-            scores[:, :, token] = choose(scores[:, :, token], scaled)
+            scores[:, :, token] = choose(score, scale[None, :] * score)
 
             text_value = per_head(value[token][None], heads)  # (H, 1, d)
             regular = star
