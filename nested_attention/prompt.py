@@ -68,11 +68,10 @@ def token_positions(tokenize: Tokenize, text: str, start: int, end: int) -> list
     Empty if the tokens do not include the whole word, as where a tokenizer cuts at 77. Raises
     NestedAttentionError if the tokenizer joins the word with its neighbours.
     """
-    marker = tokenize("")[1]  # the first end token closes the words
-    count = _token_count(tokenize, text[start:end], marker)
+    count = _token_count(tokenize, text[start:end])
     original = list(tokenize(text))
     changed: set[int] = set()
-    for probe in _two_probes(tokenize, marker):
+    for probe in _two_probes(tokenize):
         other = list(tokenize(text[:start] + " ".join([probe] * count) + text[end:]))
         if len(other) != len(original):
             changed.update(range(len(original)))
@@ -120,21 +119,24 @@ def check_word(word: str, what: str) -> None:
         )
 
 
-def _token_count(tokenize: Tokenize, word: str, marker: int) -> int:
-    return list(tokenize(word)).index(marker, 1) - 1
+def _token_count(tokenize: Tokenize, word: str) -> int:
+    """How many tokens come in between when the empty text becomes the word."""
+    empty, ids = list(tokenize("")), list(tokenize(word))
+    at = next((i for i, (a, b) in enumerate(zip(empty, ids, strict=False)) if a != b), len(empty))
+    return next(n for n in range(len(ids) - at + 1) if ids[at + n :] == empty[at : len(ids) - n])
 
 
-def _two_probes(tokenize: Tokenize, marker: int) -> list[str]:
+def _two_probes(tokenize: Tokenize) -> list[str]:
     """Two words that take one token each, and different ones."""
-    probes: dict[int, str] = {}
+    probes: dict[tuple[int, ...], str] = {}
     for word in _PROBES:
-        if _token_count(tokenize, word, marker) == 1:
-            probes.setdefault(tokenize(word)[1], word)
+        if _token_count(tokenize, word) == 1:
+            probes.setdefault(tuple(tokenize(word)), word)
         if len(probes) == 2:
             return list(probes.values())
     raise NestedAttentionError(
-        f"this tokenizer has no two one-token words among {', '.join(_PROBES)}, so words cannot be found in "
-        "its tokens; expected CLIP's tokenizer, with a start token before the text and an end token after it"
+        f"this tokenizer has no two one-token words among {', '.join(_PROBES)}, so words cannot be found in its "
+        "tokens; expected CLIP's tokenizer"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,12 @@ def world(comfyui: Path):  # noqa: ANN201  its types need ComfyUI
     import tiny
 
     return tiny.World()
+
+
+@pytest.fixture(autouse=True)
+def inference_mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As ComfyUI runs its nodes."""
+    import torch
+
+    with torch.inference_mode():
+        yield

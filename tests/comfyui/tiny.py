@@ -70,8 +70,8 @@ class World:
         encoder = self.pet if subject.fingerprint == self.pet.fingerprint else self.person
         chosen = {
             "word": subject.word,
-            "attention_scale": 2.0,
-            "alpha": 2.0,
+            "attention_scale": 3.0,
+            "alpha": 6.0,
             "strength": 1.0,
             "start_percent": 0.0,
             "end_percent": 1.0,
