@@ -7,6 +7,7 @@ import numpy as np
 from .identity import Identity, Person, Pet, sample
 from .picture import Figure, Picture, crop, crop_window, enlarge, render
 from .pose import Pose
+from .prompts import sample_picture
 from .scenes import SCENES
 
 KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet}
@@ -18,8 +19,24 @@ def held_out(kind: str, seed: int) -> Identity:
     return sample(KINDS[kind], np.random.default_rng(seed), "heldout")  # type: ignore[type-var]
 
 
-def reference_picture(identity: Identity) -> np.ndarray:
-    """A calm close-up of a subject, as one would crop a photograph of it. (80, 80, 3) uint8"""
+def reference_crop(identity: Identity) -> np.ndarray:
+    """A calm close-up of a subject, as one would crop a photograph of it, in art pixels. (20, 20, 3) uint8"""
     pose = Pose(x=16, y=8, gaze=0, expression="calm")
     drawn = render(Picture((Figure(identity, "middle", pose),), next(iter(SCENES)), "photo"))
-    return enlarge(crop(drawn.rgb, crop_window(pose)))
+    return crop(drawn.rgb, crop_window(pose))
+
+
+def reference_picture(identity: Identity) -> np.ndarray:
+    """The same in picture pixels, as a file would show it. (80, 80, 3) uint8"""
+    return enlarge(reference_crop(identity))
+
+
+def sample_crop(rng: np.random.Generator, identity: Identity) -> np.ndarray:
+    """A crop of a subject from a picture of its own: some pose, expression, scene and clothing.
+
+    (20, 20, 3) uint8. What the encoders are trained and evaluated with.
+    """
+    picture = sample_picture(rng, (identity,), split=None)
+    x, y = crop_window(picture.figures[0].pose)
+    corner = (x + int(rng.integers(-1, 2)), y + int(rng.integers(-1, 2)))
+    return crop(render(picture).rgb, corner)

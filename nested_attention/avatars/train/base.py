@@ -109,6 +109,11 @@ def size_conditioning(batch: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rows)
 
 
+def sample_timesteps(batch: int) -> Tensor:
+    """Timesteps with a density that grows linearly: what a picture shows is decided at high noise. (B,)"""
+    return (1000 * torch.rand(batch).sqrt()).long().clamp(max=999)
+
+
 def train_base(
     folder: Path,
     pictures: Pictures,
@@ -121,7 +126,7 @@ def train_base(
 ) -> dict[str, nn.Module]:
     """Train UNet and text encoders on latents, together; returns the averaged modules `unet`, `text_l`, `text_g`."""
     torch.manual_seed(seed)
-    unet = new_unet().to(memory_format=torch.channels_last)
+    unet = new_unet()
     text_l, text_g = new_text_l(), new_text_g()
     empty = load_tokenizer().encode_all([""])
     tokens = used_tokens(pictures.described, pictures.plain, empty)
@@ -141,8 +146,8 @@ def train_base(
         ids[dropped], words[dropped] = empty[0], -1
         context, pooled = encode_text(text_l, text_g, *ids_for_both(ids))
         x = latents[torch.from_numpy(rows)].float()
-        noise, t = torch.randn_like(x), torch.randint(0, 1000, (batch,))
-        noisy = scheduler.add_noise(x, noise, t).to(memory_format=torch.channels_last)
+        noise, t = torch.randn_like(x), sample_timesteps(batch)
+        noisy = scheduler.add_noise(x, noise, t)
         added = {"text_embeds": pooled, "time_ids": size_conditioning(batch, rng)}
         out = unet(noisy, t, context, added_cond_kwargs=added).sample
         denoise = functional.mse_loss(out, scheduler.get_velocity(x, noise, t))

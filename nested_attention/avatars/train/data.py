@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..identity import Person, Pet, attributes, sample
-from ..picture import crop, crop_window, render
+from ..picture import render
 from ..prompts import caption, prompt, sample_identities, sample_picture
+from ..references import sample_crop
 from ..tokenizer import load_tokenizer
 
 MIXES: dict[str, dict[str, float]] = {
@@ -61,7 +62,7 @@ def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
         rows["described"].append(caption(picture, rng, described=True))
         rows["plain"].append(caption(picture, rng) if stage == "base" else prompt(picture, rng))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
-        rows["reference"].append(reference_crop(rng, _wanted(picture, stage)))
+        rows["reference"].append(sample_crop(rng, _wanted(picture, stage)))
         rows["figures"].append(len(picture.figures))
     return rows
 
@@ -70,15 +71,6 @@ def _wanted(picture, stage: str):  # type: ignore[no-untyped-def]
     """The identity that the stage's encoder is to reproduce."""
     kind = {"person": Person, "pet": Pet}.get(stage, object)
     return next(figure.identity for figure in picture.figures if isinstance(figure.identity, kind))
-
-
-def reference_crop(rng: np.random.Generator, identity) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """An aligned crop of an identity from a picture of its own: another pose, expression, scene and clothing."""
-    picture = sample_picture(rng, (identity,), split=None)
-    figure = picture.figures[0]
-    x, y = crop_window(figure.pose)
-    corner = (x + int(rng.integers(-1, 2)), y + int(rng.integers(-1, 2)))
-    return crop(render(picture).rgb, corner)
 
 
 def draw_pictures(
@@ -130,7 +122,7 @@ def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarra
     for row in range(number):
         kind = (Person, Pet)[int(rng.integers(2))]
         identity = sample(kind, rng, "train")
-        crops.append(reference_crop(rng, identity))
+        crops.append(sample_crop(rng, identity))
         texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
         offset = 0 if kind is Person else len(attributes(Person))
         for index, name in enumerate(attributes(kind)):

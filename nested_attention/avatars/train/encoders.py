@@ -22,7 +22,7 @@ from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, encode_text, new_scheduler
 from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..world import World
-from .base import encode_latents
+from .base import encode_latents, sample_timesteps
 from .data import Pictures
 from .loop import Budget, Run
 
@@ -92,7 +92,7 @@ def train_encoder(
                 world.text_encoder, world.text_encoder_2, *ids_for_both(data.ids[rows])
             )
         x = data.latents[index].float()
-        noise, t = torch.randn_like(x), torch.randint(0, 1000, (batch,))
+        noise, t = torch.randn_like(x), sample_timesteps(batch)
         noisy = scheduler.add_noise(x, noise, t)
         tokens = encoder(data.features[index].float())  # (B, queries, token_dim)
         mask = torch.from_numpy(data.ids[rows].astype(np.int64) == token)

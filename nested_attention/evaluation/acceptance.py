@@ -1,0 +1,225 @@
+"""The figures of the small world: identity, prompt, several subjects, and the control over both (λ).
+
+Every image counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true drawing
+through the autoencoder), and the base model given the identity in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..attention import BoundSubject
+from ..avatars.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
+from ..avatars.tokenizer import WEIGHTS
+from ..avatars.world import Attached, Sampling, World, load_world
+from ..checkpoint import load_subject_encoder
+from ..encoder import SubjectEncoder
+from .cases import Case, draw_cases, true_drawings, twins, windows
+from .statistics import rate, top1
+
+LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+RESULTS = WEIGHTS / "acceptance.json"
+"""Where the committed figures are."""
+
+_CODE = ("attention.py", "qformer.py", "encoder.py", "avatars", "evaluation", "hosts/diffusers")
+"""What a figure depends on beside the weights, relative to the library."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many cases a run draws. `candidates` is the number of identities in a retrieval."""
+
+    subjects: int = 100
+    pairs: int = 100
+    curve: int = 50
+    candidates: int = 100
+    twins: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """The world, the encoders and the scorers a run needs."""
+
+    world: World
+    encoders: dict[str, SubjectEncoder]
+    identity: dict[str, IdentityScorer]
+    prompt: PromptScorer
+
+    @classmethod
+    def load(cls, folder: Path = WEIGHTS) -> Judges:
+        """Everything from the shipped files."""
+        words = ("person", "pet")
+        return cls(
+            world=load_world(folder),
+            encoders={word: load_subject_encoder(folder / f"{word}_encoder.safetensors") for word in words},
+            identity={word: load_identity_scorer(word, folder) for word in words},
+            prompt=load_prompt_scorer(folder),
+        )
+
+
+@torch.no_grad()
+def attach(judges: Judges, cases: list[Case], word: str, attention_scale: float | None = None) -> Attached:
+    """Each case's own subject on `word`, at the nodes' defaults unless λ is given."""
+    encoder = judges.encoders[word]
+    features = judges.world.features(np.stack([case.reference(word) for case in cases]))
+    scale = BoundSubject.attention_scale if attention_scale is None else attention_scale
+    return Attached(encoder, encoder(features), word, attention_scale=scale, alpha=encoder.config.alpha)
+
+
+def _generate(
+    judges: Judges, cases: list[Case], attached: list[Attached], *, described: bool = False
+) -> np.ndarray:
+    prompts = [case.described if described else case.prompt for case in cases]
+    return judges.world.generate(prompts, [case.seed for case in cases], attached, Sampling())
+
+
+def score_identity(
+    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
+) -> dict[str, Any]:
+    """Retrieval among all cases' identities, among near-twins, and each attribute on its own."""
+    scorer = judges.identity[word]
+    seen = windows(rgb, cases, word)
+    identities = [case.figure(word).identity for case in cases]
+    hits = identity_hits(judges, rgb, cases, word, counts)
+    near = []
+    for row, candidates in enumerate(twins(cases, word, counts.twins, seed=7)):
+        near.append(top1(scorer.similarity(seen[row : row + 1], candidates), torch.tensor([0])))
+    return {
+        "top1": rate(hits),
+        "among_twins": rate(torch.cat(near)),
+        "attributes": {name: rate(ok)["rate"] for name, ok in scorer.correct(seen, identities).items()},
+    }
+
+
+def identity_hits(
+    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
+) -> torch.Tensor:
+    """Top-1 retrieval of each case's subject among the first `candidates` identities and itself. (n,) bool"""
+    scorer = judges.identity[word]
+    identities = [case.figure(word).identity for case in cases]
+    similarity = scorer.similarity(windows(rgb, cases, word), identities)
+    if len(cases) > counts.candidates:
+        raise ValueError(f"{len(cases)} cases for a retrieval among {counts.candidates}: draw as many")
+    return top1(similarity, torch.arange(len(cases)))
+
+
+def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
+    """Share of the prompt's attributes that the picture shows, and each attribute on its own."""
+    correct = judges.prompt.correct(rgb, [case.picture for case in cases])
+    everything = torch.cat(list(correct.values()))
+    return {"all": rate(everything), "attributes": {name: rate(ok)["rate"] for name, ok in correct.items()}}
+
+
+def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    """One person or one pet a picture."""
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
+    attached = attach(judges, cases, word)
+    pictures = {
+        "personalised": _generate(judges, cases, [attached]),
+        "floor": _generate(judges, cases, []),
+        "described": _generate(judges, cases, [], described=True),
+        "ceiling": judges.world.decode(judges.world.encode(true_drawings(cases))),
+    }
+    result: dict[str, Any] = {}
+    for name, rgb in pictures.items():
+        result[name] = {
+            "identity": score_identity(judges, rgb, cases, word, counts),
+            "prompt": score_prompt(judges, rgb, cases),
+        }
+        say(
+            f"{word:6} {name:12} identity {result[name]['identity']['top1']['rate']:.2f}"
+            f"  prompt {result[name]['prompt']['all']['rate']:.3f}"
+        )
+    return result
+
+
+def curve(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Identity against prompt over λ (the paper's Fig. 10)."""
+    cases = draw_cases((word,), counts.curve, seed=2000)
+    points = []
+    for scale in LAMBDAS:
+        rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
+        hits = identity_hits(judges, rgb, cases, word, counts)
+        points.append(
+            {
+                "attention_scale": scale,
+                "identity": rate(hits),
+                "prompt": score_prompt(judges, rgb, cases)["all"],
+            }
+        )
+        say(
+            f"{word:6} λ = {scale:3}      identity {points[-1]['identity']['rate']:.2f}  prompt {points[-1]['prompt']['rate']:.3f}"
+        )
+    return points
+
+
+def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    """A person and a pet in one picture, each with its own encoder."""
+    cases = draw_cases(("person", "pet"), counts.pairs, seed=3000)
+    result: dict[str, Any] = {}
+    pictures = {
+        "personalised": _generate(judges, cases, [attach(judges, cases, word) for word in ("person", "pet")]),
+        "floor": _generate(judges, cases, []),
+        "ceiling": judges.world.decode(judges.world.encode(true_drawings(cases))),
+    }
+    for name, rgb in pictures.items():
+        hits = {word: identity_hits(judges, rgb, cases, word, counts) for word in ("person", "pet")}
+        result[name] = {
+            **{word: rate(hit) for word, hit in hits.items()},
+            "both": rate(hits["person"] & hits["pet"]),
+        }
+        say(
+            f"pair   {name:12} "
+            + "  ".join(f"{key} {value['rate']:.2f}" for key, value in result[name].items())
+        )
+    return result
+
+
+def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """All figures, as a document for `acceptance.json`."""
+    started = time.monotonic()
+    document: dict[str, Any] = {
+        "person": one_subject(judges, "person", counts, say),
+        "pet": one_subject(judges, "pet", counts, say),
+        "pair": pairs(judges, counts, say),
+        "curve": {"person": curve(judges, "person", counts, say)},
+    }
+    document["run"] = {
+        "counts": asdict(counts),
+        "sampling": asdict(Sampling()),
+        "seconds": round(time.monotonic() - started),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    return document
+
+
+def hashes(folder: Path = WEIGHTS) -> dict[str, str]:
+    """What the figures belong to: a hash of each weight file, and one of the code they depend on."""
+    library = Path(__file__).resolve().parents[1]
+    files = sorted(folder.glob("*.safetensors"))
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    code = hashlib.sha256()
+    for entry in _CODE:
+        path = library / entry
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            code.update(source.relative_to(library).as_posix().encode() + b"\0" + source.read_bytes())
+    found["code"] = code.hexdigest()
+    return found
+
+
+def write(document: dict[str, Any], path: Path = RESULTS) -> None:
+    """Write the figures with the hashes of what they were measured on, in one piece."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**document, "hashes": hashes(path.parent)}, indent=1) + "\n")
+    temporary.replace(path)

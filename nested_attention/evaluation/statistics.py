@@ -1,0 +1,44 @@
+"""Rates with their uncertainty, and retrieval."""
+
+from __future__ import annotations
+
+import math
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Rate(TypedDict):
+    """A share of successes, its 95 % Wilson interval, and the number of trials."""
+
+    rate: float
+    low: float
+    high: float
+    trials: int
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> Rate:
+    """The Wilson score interval of a binomial rate. Raises ValueError without trials."""
+    if trials <= 0:
+        raise ValueError(f"a rate needs at least one trial; found {trials}")
+    share = successes / trials
+    scale = 1 + z * z / trials
+    center = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return {"rate": share, "low": max(0.0, center - half), "high": min(1.0, center + half), "trials": trials}
+
+
+def rate(hits: Tensor) -> Rate:
+    """A rate from (n,) bool."""
+    return wilson(int(hits.sum()), len(hits))
+
+
+def top1(similarity: Tensor, truth: Tensor) -> Tensor:
+    """Whether the true candidate beats every other one. similarity (n, candidates), truth (n,) → (n,) bool
+
+    A tie with a wrong candidate is a miss.
+    """
+    own = similarity.gather(1, truth[:, None])  # (n, 1)
+    others = similarity.scatter(1, truth[:, None], -torch.inf)
+    return (own > others.max(dim=1, keepdim=True).values).view(-1)
