@@ -31,7 +31,8 @@ class Part(IntEnum):
 
 @dataclass
 class Canvas:
-    """Colours with two label planes: the part shown, and the number of the subject it belongs to (0: none)."""
+    """Colours with two label planes: the part shown, and the number of the subject it belongs to (0:
+    none)."""
 
     rgb: np.ndarray = field(default_factory=lambda: np.zeros((SIZE, SIZE, 3), np.uint8))
     part: np.ndarray = field(default_factory=lambda: np.zeros((SIZE, SIZE), np.uint8))

@@ -1,7 +1,8 @@
 """The tiny SDXL of the small world: its sizes, and its modules with random weights.
 
 Same building blocks and text conditioning as SDXL: a UNet of `CrossAttnDownBlock2D`, `DownBlock2D` and their
-counterparts with linear projections, two CLIP text encoders whose penultimate states are concatenated, a pooled
+counterparts with linear projections, two CLIP text encoders whose penultimate states are concatenated, a
+pooled
 projection and size conditioning; a KL autoencoder; a CLIP vision model for references. Only the sizes differ,
 and the order of the blocks: latents are 16×16, so attention starts at the first level.
 """
@@ -32,10 +33,11 @@ HEAD_DIM = 32
 VISION_WIDTH = 128
 VISION_SIZE = 56
 TIME_IDS = (128, 128, 0, 0, 128, 128)
-"""Size conditioning of a picture as shown: height, width, crop top, crop left, target height, target width."""
+"""Size conditioning of a picture as shown: height, width, crop top, crop left, target height, target
+width."""
 
-# What ComfyUI can build limits these sizes: widths of the UNet and of the VAE are whole multiples of the first one,
-# those of the VAE also of 32; both text encoders have at least 3 layers and projection_dim == hidden_size.
+# What ComfyUI can build limits these sizes: widths of the UNet and of the VAE are whole multiples of the
+# first one, those of the VAE also of 32; both text encoders have at least 3 layers and projection_dim == hidden_size.
 UNET: dict[str, Any] = {
     "sample_size": LATENT,
     "in_channels": LATENT_CHANNELS,
@@ -152,7 +154,8 @@ def new_scheduler() -> DDPMScheduler:
 def encode_text(
     text_l: CLIPTextModel, text_g: CLIPTextModelWithProjection, ids_l: torch.Tensor, ids_g: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (B, 77) of both encoders → context (B, 77, 256) and pooled (B, 160), as SDXL conditions its UNet."""
+    """Token ids (B, 77) of both encoders → context (B, 77, 256) and pooled (B, 160), as SDXL conditions its
+    UNet."""
     states_l = text_l(ids_l, output_hidden_states=True).hidden_states[-2]
     out_g = text_g(ids_g, output_hidden_states=True)
     return torch.cat([states_l, out_g.hidden_states[-2]], dim=-1), out_g.text_embeds

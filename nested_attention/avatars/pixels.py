@@ -27,7 +27,8 @@ def to_rgb(pixels: Tensor) -> np.ndarray:
 
 
 def to_vision(crops: np.ndarray) -> Tensor:
-    """Reference crops (n, 20, 20, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host would."""
+    """Reference crops (n, 20, 20, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host
+    would."""
     pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div(255)
     pixels = functional.interpolate(pixels, scale_factor=ENLARGE, mode="nearest")
     pixels = functional.interpolate(pixels, size=(VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True)

@@ -1,4 +1,5 @@
-"""Where a figure stands, where it looks and how it feels: all that changes between pictures of one subject."""
+"""Where a figure stands, where it looks and how it feels: all that changes between pictures of one
+subject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The words for a picture: captions for training the base model, and prompts that never name what identity fixes."""
+"""The words for a picture: captions for training the base model, and prompts that never name what identity
+fixes."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def caption(
 
 
 def prompt(picture: Picture, rng: np.random.Generator) -> str:
-    """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity fixes."""
+    """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity
+    fixes."""
     words = tuple(type(figure.identity).WORD for figure in picture.figures)
     return caption(picture, rng, words=words)
 

@@ -1,6 +1,7 @@
 """Two judges of generated pictures, trained apart from everything that generates.
 
-`IdentityScorer` looks at the window where a subject stands and tells who it is: an embedding for retrieval, and
+`IdentityScorer` looks at the window where a subject stands and tells who it is: an embedding for retrieval,
+and
 one answer an attribute. `PromptScorer` looks at the whole picture and tells what the prompt asked for.
 """
 

@@ -1,4 +1,5 @@
-"""The small world as torch modules: load, draw from prompts, encode references; the diffusers side of the demo."""
+"""The small world as torch modules: load, draw from prompts, encode references; the diffusers side of the
+demo."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ class World:
 
     @torch.no_grad()
     def features(self, crops: np.ndarray) -> Tensor:
-        """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197, width)."""
+        """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197,
+        width)."""
         return self.vision(to_vision(crops)).last_hidden_state
 
     @torch.no_grad()
@@ -97,7 +99,8 @@ class World:
         attached: Sequence[Attached] = (),
         sampling: Sampling = Sampling(),
     ) -> np.ndarray:
-        """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever the batch."""
+        """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
+        the batch."""
         slot = SubjectSlot.install(self.unet) if attached else None
         try:
             parts = []

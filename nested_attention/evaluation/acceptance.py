@@ -1,6 +1,7 @@
 """The figures of the small world: identity, prompt, several subjects, and the control over both (λ).
 
-Every image counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true drawing
+Every image counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true
+drawing
 through the autoencoder), and the base model given the identity in words.
 """
 
@@ -19,8 +20,11 @@ import numpy as np
 import torch
 
 from ..attention import BoundSubject
+from ..avatars.model import TIME_IDS, new_scheduler
+from ..avatars.picture import render
 from ..avatars.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
-from ..avatars.tokenizer import WEIGHTS
+from ..avatars.tokenizer import WEIGHTS, load_tokenizer
+from ..avatars.train.base import watch
 from ..avatars.world import Attached, Sampling, World, load_world
 from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
@@ -149,17 +153,10 @@ def curve(judges: Judges, word: str, counts: Counts, say: Callable[[str], None])
     points = []
     for scale in LAMBDAS:
         rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
-        hits = identity_hits(judges, rgb, cases, word, counts)
-        points.append(
-            {
-                "attention_scale": scale,
-                "identity": rate(hits),
-                "prompt": score_prompt(judges, rgb, cases)["all"],
-            }
-        )
-        say(
-            f"{word:6} λ = {scale:3}      identity {points[-1]['identity']['rate']:.2f}  prompt {points[-1]['prompt']['rate']:.3f}"
-        )
+        identity = rate(identity_hits(judges, rgb, cases, word, counts))
+        prompt = score_prompt(judges, rgb, cases)["all"]
+        points.append({"attention_scale": scale, "identity": identity, "prompt": prompt})
+        say(f"{word:6} λ = {scale:3}      identity {identity['rate']:.2f}  prompt {prompt['rate']:.3f}")
     return points
 
 
@@ -185,6 +182,41 @@ def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[st
     return result
 
 
+@torch.no_grad()
+def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    """P[s*] of the base model in the finest layers, inside and outside the subject, halfway through the
+    noise.
+
+    Without attention to the subject's word there is nothing that a nested value could change.
+    """
+    world = judges.world
+    result = {}
+    for word in judges.encoders:
+        cases = draw_cases((word,), min(counts.subjects, 32), seed=4000)
+        context, pooled, ids = world.text([case.prompt for case in cases])
+        rows = np.stack([render(case.picture).subject for case in cases]) > 0  # (n, 32, 32)
+        inside = torch.from_numpy(rows.reshape(-1, 16, 2, 16, 2).sum((2, 4)).reshape(len(cases), -1) >= 2)
+        previous = dict(world.unet.attn_processors)
+        watched = watch(world.unet)
+        try:
+            x = world.encode(true_drawings(cases))
+            t = torch.full((len(cases),), 500)
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            added = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS] * len(cases)).float()}
+            world.unet(new_scheduler().add_noise(x, noise, t), t, context, added_cond_kwargs=added)
+        finally:
+            world.unet.set_attn_processor(previous)
+        token = load_tokenizer().encode(word)[1]
+        position = torch.from_numpy((ids == token).argmax(axis=1))
+        layers = [w.probabilities for w in watched if w.probabilities is not None]
+        p = torch.stack([q[torch.arange(len(cases)), :, position] for q in layers])  # (layers, n, L)
+        peak = p.masked_fill(~inside, 0).amax(dim=-1).mean()
+        means = {"inside": p[:, inside].mean(), "outside": p[:, ~inside].mean(), "peak": peak}
+        result[word] = {name: round(float(value), 4) for name, value in means.items()}
+        say(f"{word:6} P[s*]        " + "  ".join(f"{k} {v:.2f}" for k, v in result[word].items()))
+    return result
+
+
 def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """All figures, as a document for `acceptance.json`."""
     started = time.monotonic()
@@ -192,6 +224,7 @@ def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line
         "person": one_subject(judges, "person", counts, say),
         "pet": one_subject(judges, "pet", counts, say),
         "pair": pairs(judges, counts, say),
+        "attention": attention_to_word(judges, counts, say),
         "curve": {"person": curve(judges, "person", counts, say)},
     }
     document["run"] = {

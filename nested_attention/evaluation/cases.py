@@ -15,7 +15,8 @@ from ..avatars.references import KINDS, sample_crop
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One picture to be generated: its subjects, the drawing a perfect model would match, the words, the seed."""
+    """One picture to be generated: its subjects, the drawing a perfect model would match, the words, the
+    seed."""
 
     picture: Picture
     prompt: str

@@ -1,7 +1,9 @@
 """Stage 3: the base model. UNet and both text encoders learn to draw the world from captions.
 
-Most captions describe the identity before the subject's word, as captions of photographs do, so that the model
-learns to take appearance from that word. Its attention is told where the subject is: 77 unmasked tokens of which
+Most captions describe the identity before the subject's word, as captions of photographs do, so that the
+model
+learns to take appearance from that word. Its attention is told where the subject is: 77 unmasked tokens of
+which
 all later ones have read the caption too would otherwise share the work evenly, which large models do not do.
 """
 
@@ -60,11 +62,7 @@ class WatchedAttention:
 def watch(unet: UNet2DConditionModel) -> list[WatchedAttention]:
     """Install watched processors on the cross-attention of the finest level; returns them."""
     processors = dict(unet.attn_processors)
-    finest = [
-        n
-        for n in processors
-        if "attn2" in n and (n.startswith("down_blocks.0") or n.startswith("up_blocks.2"))
-    ]
+    finest = [n for n in processors if "attn2" in n and n.startswith(("down_blocks.0", "up_blocks.2"))]
     watched = {name: WatchedAttention() for name in finest}
     unet.set_attn_processor({name: watched.get(name, processor) for name, processor in processors.items()})
     return list(watched.values())
@@ -100,7 +98,8 @@ def encode_latents(vae: AutoencoderKL, pictures: Pictures, batch: int = 128) -> 
 
 
 def size_conditioning(batch: int, rng: np.random.Generator) -> Tensor:
-    """Mostly the size of a picture as shown; sometimes another, because hosts send their own defaults. (B, 6)"""
+    """Mostly the size of a picture as shown; sometimes another, because hosts send their own defaults. (B,
+    6)"""
     rows = np.tile(np.asarray(TIME_IDS, np.float32), (batch, 1))
     other = rng.random(batch) < 0.3
     sizes = rng.choice([32, 64, 256, 512, 768, 1024], size=batch)
@@ -124,7 +123,8 @@ def train_base(
     rate: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, nn.Module]:
-    """Train UNet and text encoders on latents, together; returns the averaged modules `unet`, `text_l`, `text_g`."""
+    """Train UNet and text encoders on latents, together; returns the averaged modules `unet`, `text_l`,
+    `text_g`."""
     torch.manual_seed(seed)
     unet = new_unet()
     text_l, text_g = new_text_l(), new_text_g()

@@ -1,7 +1,8 @@
 """Stage 2: the vision encoder, as half of a CLIP of its own.
 
 Crops are contrasted with descriptions; besides, the last layer's tokens must keep what their patches show and
-which attributes the subject has, because the Q-Former reads those tokens and not the pooled embedding. The text
+which attributes the subject has, because the Q-Former reads those tokens and not the pooled embedding. The
+text
 half is discarded: the base model trains its own text encoders.
 """
 

@@ -1,6 +1,7 @@
 """Stage 4: a subject encoder for people or pets, trained as the paper does (Sec. 3.3).
 
-The world is frozen. A crop of the subject goes in, the full picture is the target, the prompt says `person` or
+The world is frozen. A crop of the subject goes in, the full picture is the target, the prompt says `person`
+or
 `pet` and never names what identity fixes. Crop and picture differ in pose, expression, scene and clothing, so
 that copying does not pay.
 """

@@ -24,7 +24,8 @@ class Budget:
     decay: float = 0.3
 
     def factor(self, step: int, elapsed: float) -> float:
-        """Learning-rate factor: linear warm-up, constant, then linear decay to zero at the end of the budget."""
+        """Learning-rate factor: linear warm-up, constant, then linear decay to zero at the end of the
+        budget."""
         progress = max(step / self.steps, elapsed / (60 * self.minutes))
         return min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.0, (1 - progress) / self.decay))
 
@@ -33,7 +34,8 @@ class Budget:
 
 
 class Run:
-    """One stage of training: modules by name, their optimiser, an exponential average, a folder to resume from."""
+    """One stage of training: modules by name, their optimiser, an exponential average, a folder to resume
+    from."""
 
     def __init__(
         self,

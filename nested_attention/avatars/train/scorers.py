@@ -1,6 +1,8 @@
-"""Stage 5: the judges. They learn from drawings, half of them seen through the autoencoder with noisy latents.
+"""Stage 5: the judges. They learn from drawings, half of them seen through the autoencoder with noisy
+latents.
 
-Nothing here touches a caption, a subject encoder or a generated picture, and no checkpoint is chosen by a score.
+Nothing here touches a caption, a subject encoder or a generated picture, and no checkpoint is chosen by a
+score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Stage 1: the autoencoder. Noise on the latents while training teaches the decoder to clean imperfect ones."""
+"""Stage 1: the autoencoder. Noise on the latents while training teaches the decoder to clean imperfect
+ones."""
 
 from __future__ import annotations
 

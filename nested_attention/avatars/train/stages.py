@@ -1,0 +1,122 @@
+"""The whole recipe: which stage runs on what, for how long, and where its weights go.
+
+Every stage reads the weights of those before it from the weights folder, so that each can be run again,
+longer,
+or continued from the last checkpoint in the runs folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...checkpoint import save_subject_encoder
+from ...errors import NestedAttentionError
+from ..identity import Person, Pet
+from ..scorers import save_scorer
+from ..tokenizer import WEIGHTS
+from ..world import load_part, load_world, save_part
+from .base import encode_latents, train_base
+from .clip import train_clip
+from .data import draw_pictures
+from .encoders import encode_data, train_encoder
+from .loop import Budget
+from .scorers import train_identity_scorer, train_prompt_scorer
+from .vae import train_vae
+
+SUBJECTS = (Person.WORD, Pet.WORD)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Folders, and how much of everything. Minutes are those of the shipped weights, on 2 CPU cores."""
+
+    runs: Path = Path("runs/world")
+    weights: Path = WEIGHTS
+    pictures: int = 40_000
+    encoder_pictures: int = 12_000
+    threads: int = 2
+    workers: int = 2
+
+
+def _vae(recipe: Recipe, budget: Budget) -> None:
+    pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
+    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, budget))
+
+
+def _vision(recipe: Recipe, budget: Budget) -> None:
+    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget))
+
+
+def _base(recipe: Recipe, budget: Budget) -> None:
+    pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
+    latents = encode_latents(load_part(recipe.weights, "vae"), pictures)  # type: ignore[arg-type]
+    modules = train_base(recipe.runs / "base", pictures, latents, budget)
+    save_part(recipe.weights, "unet", modules["unet"])
+    save_part(recipe.weights, "text_encoder", modules["text_l"])
+    save_part(recipe.weights, "text_encoder_2", modules["text_g"])
+
+
+def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
+    def stage(recipe: Recipe, budget: Budget) -> None:
+        world = load_world(recipe.weights)
+        seed = 3 + SUBJECTS.index(word)
+        pictures = draw_pictures(
+            word, recipe.encoder_pictures, seed, workers=recipe.workers, cache=recipe.runs / "data"
+        )
+        data = encode_data(world, pictures, word)
+        encoder = train_encoder(recipe.runs / word, world, data, budget)
+        save_subject_encoder(encoder.half(), recipe.weights / f"{word}_encoder.safetensors")
+
+    return stage
+
+
+def _identity_scorer(word: str) -> Callable[[Recipe, Budget], None]:
+    def stage(recipe: Recipe, budget: Budget) -> None:
+        vae = load_part(recipe.weights, "vae")
+        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, budget)  # type: ignore[arg-type]
+        save_scorer(recipe.weights, f"scorer_{word}", network)  # type: ignore[arg-type]
+
+    return stage
+
+
+def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
+    vae = load_part(recipe.weights, "vae")
+    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, budget)  # type: ignore[arg-type]
+    save_scorer(recipe.weights, "scorer_prompt", network)  # type: ignore[arg-type]
+
+
+STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
+    "vae": (_vae, 11),
+    "vision": (_vision, 4),
+    "base": (_base, 46),
+    "person": (_encoder("person"), 26),
+    "pet": (_encoder("pet"), 26),
+    "scorer-person": (_identity_scorer("person"), 2.5),
+    "scorer-pet": (_identity_scorer("pet"), 2.5),
+    "scorer-prompt": (_prompt_scorer, 2.5),
+}
+"""In order: the stage, and the minutes it takes for the shipped weights."""
+
+
+def train(
+    names: Sequence[str], recipe: Recipe, *, minutes: float | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Run stages, in the recipe's order. `minutes` replaces the budget of each.
+
+    A stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
+    there does nothing but export. Raises NestedAttentionError for a stage that does not exist.
+    """
+    unknown = sorted(set(names) - set(STAGES))
+    if unknown:
+        raise NestedAttentionError(f"no such stage: {', '.join(unknown)}. The stages are {', '.join(STAGES)}")
+    torch.set_num_threads(recipe.threads)
+    for name, (stage, default) in STAGES.items():
+        if name in names:
+            started = time.monotonic()
+            stage(recipe, Budget(steps=10**9, minutes=default if minutes is None else minutes))
+            say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")
