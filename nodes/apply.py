@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from comfy_api.latest import io
 
@@ -142,7 +142,7 @@ class ApplySubject(io.ComfyNode):
         strength: float,
         start_percent: float,
         end_percent: float,
-        when_missing: str,
+        when_missing: Literal["error", "warn"],
         name: str = "",
         apply_to_negative: bool = False,
     ) -> io.NodeOutput:
