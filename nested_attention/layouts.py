@@ -20,7 +20,7 @@ from typing import Any
 
 from .encoder import SubjectEncoderConfig, site_key
 from .errors import NestedAttentionError
-from .sites import Site, sdxl_sites
+from .sites import Site, check_size, sdxl_sites
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -136,11 +136,14 @@ def _read_resampler(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEnco
 
 
 def _split_heads(inner: int, heads: int | None, head_dim: int | None) -> tuple[int, int]:
+    for label, given in (("heads", heads), ("head_dim", head_dim)):
+        if given is not None:
+            check_size(label, given)
     if heads is None:
         head_dim = head_dim or _HEAD_DIM
         heads = inner // head_dim
     elif head_dim is None:
-        head_dim = inner // heads if heads else 0
+        head_dim = inner // heads
     if heads * head_dim != inner or not inner:
         raise NestedAttentionError(
             f"the Q-Former's attention is {inner} wide, which is not {heads} heads of {head_dim}; pass "

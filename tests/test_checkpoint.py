@@ -133,24 +133,6 @@ def test_operations_are_honoured(encoder: SubjectEncoder, features: Tensor, tmp_
     assert {p.dtype for p in loaded.parameters()} == {torch.float16}
 
 
-@pytest.mark.comfy
-def test_comfy_operations(encoder: SubjectEncoder, features: Tensor, tmp_path: Path) -> None:
-    from test_sites import comfy_utils
-
-    comfy_utils()
-    import comfy.ops
-
-    save_subject_encoder(encoder, tmp_path / "e", dtype=torch.float16)
-    loaded = load_subject_encoder(tmp_path / "e", operations=comfy.ops.manual_cast)
-    reference = load_subject_encoder(tmp_path / "e", dtype=torch.float32)
-    with torch.no_grad():
-        tokens = loaded(features)
-        torch.testing.assert_close(tokens, reference(features), rtol=1e-5, atol=1e-5)
-        for name, (key, value) in loaded.project(tokens[0]).items():
-            for mine, theirs in zip((key, value), reference.project(tokens[0])[name], strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-
-
 # Layouts of others
 
 
@@ -231,6 +213,9 @@ def test_heads_are_64_wide_unless_told(tmp_path: Path) -> None:
         assert (config.heads, config.head_dim) == (3, 32)
     with pytest.raises(NestedAttentionError, match="96 wide"):
         load_subject_encoder(path, sites=TINY_SITES, heads=3, head_dim=16)
+    for wrong in (0, "3", 2.5):
+        with pytest.raises(NestedAttentionError, match="heads is .*; expected an integer"):
+            load_subject_encoder(path, sites=TINY_SITES, heads=wrong)
 
 
 def test_frozen_models_of_a_training_dump_are_left_out(tmp_path: Path) -> None:
