@@ -49,8 +49,12 @@ class Person:
     NOUNS: ClassVar[tuple[str, ...]] = ("person", "man", "woman", "child", "girl", "boy")
 
     def canonical(self) -> Person:
-        """The same person with attributes that cannot be seen set to 0: only men grow a beard."""
-        return self if (self.sex == 1 and self.age == 0) else replace(self, beard=0)
+        """The same person with attributes that cannot be seen set to 0.
+
+        Only men grow a beard, and only a man's brows show the colour of hair that is not there.
+        """
+        person = self if (self.sex == 1 and self.age == 0) else replace(self, beard=0)
+        return replace(person, hair_color=0) if (self.sex == 0 and self.value("hair") == "bald") else person
 
     @property
     def nouns(self) -> tuple[str, ...]:
@@ -156,10 +160,12 @@ def attributes(kind: type[Person] | type[Pet]) -> dict[str, int]:
 def count(kind: type[Person] | type[Pet]) -> int:
     """How many distinguishable identities there are."""
     if kind is Person:
-        base = int(
-            np.prod([n for name, n in attributes(kind).items() if name not in ("sex", "age", "beard")])
-        )
-        return base * (3 + len(Person.VALUES["beard"]))
+        people = Person.VALUES
+        beards = 1 + len(people["beard"])  # a boy has none, a man any
+        styles, colors = len(people["hair"]), len(people["hair_color"])
+        hair = {"female": 2 * ((styles - 1) * colors + 1), "male": beards * styles * colors}
+        shared = ("face", "skin", "eyes", "glasses", "mark")
+        return sum(hair.values()) * int(np.prod([len(people[name]) for name in shared]))
     values = Pet.VALUES
     patterned = (len(values["pattern"]) - 1) * sum(
         len([s for s in values["second"] if s != fur]) for fur in values["fur"]
