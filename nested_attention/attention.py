@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -181,19 +181,19 @@ def _by_rows(run: Callable[..., Tensor], subjects: Subjects, *tensors: Tensor) -
     found = [s.mask.any(dim=1).tolist() for s in active]
     kinds = [tuple(rows[row] for rows in found) for row in range(len(tensors[0]))]
     order = sorted(range(len(kinds)), key=kinds.__getitem__)
-    parts = []
+    parts, fields = [], ("key", "value", "mask", "word", "token_bias", "region")
     for kind, group in groupby(order, key=kinds.__getitem__):
         rows = list(group)
-        narrow = [{f: _take(x, rows) for f, x in vars(s).items() if isinstance(x, Tensor)} for s in active]
-        carried = [replace(s, **x) for s, x, yes in zip(active, narrow, kind, strict=True) if yes]
+        here = [s for s, yes in zip(active, kind, strict=True) if yes]
+        carried = [replace(s, **{f: _take(getattr(s, f), rows) for f in fields}) for s in here]
         parts.append(run(carried, *(_take(x, rows) for x in tensors)))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return _take(out, sorted(range(len(order)), key=order.__getitem__))
 
 
-def _take(x: Tensor, rows: list[int]) -> Tensor:
-    """x[rows], a view where they are contiguous; one row, or a vector, is for every row."""
-    if len(x) == 1 or x.ndim == 1:
+def _take(x: Any, rows: list[int]) -> Any:
+    """x[rows], a view where they are contiguous; one row, a vector or None is for every row."""
+    if x is None or x.ndim == 1 or len(x) == 1:
         return x
     contiguous = rows == list(range(rows[0], rows[-1] + 1))
     return x[rows[0] : rows[-1] + 1] if contiguous else x[torch.tensor(rows).to(x.device, non_blocking=True)]

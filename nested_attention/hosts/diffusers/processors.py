@@ -94,7 +94,7 @@ class SubjectSlot:
         Raises NestedAttentionError for a UNet that has a slot already, or layers of another kind than SDXL's.
         """
         slot = cls(unet)
-        layers = {name: unet.get_submodule(name) for name in slot.sites}
+        layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
         for name, layer in layers.items():
@@ -105,7 +105,7 @@ class SubjectSlot:
     def remove(self) -> None:
         """Puts the previous processors back. Without effect the second time."""
         for name in self.sites:
-            layer = self.unet.get_submodule(name)
+            layer: Any = self.unet.get_submodule(name)
             if isinstance(layer.processor, NestedAttentionProcessor) and layer.processor.slot is self:
                 layer.set_processor(layer.processor.previous)
         if self._hook is not None:

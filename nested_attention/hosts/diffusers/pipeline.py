@@ -1,0 +1,287 @@
+"""Subjects in a diffusers pipeline of SDXL's kind: text to image, image to image, inpainting, ControlNet.
+
+with personalize(pipeline, [AppliedSubject(alice, encoder, name="alice"), AppliedSubject(rex, pet_encoder)]):
+    pipeline("a photo of <alice> and a pet on the beach").images[0]
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...encoder import SubjectEncoder
+from ...errors import NestedAttentionError
+from ...placeholders import SubjectWord, parse_prompt
+from ...prompt import Tokenize, check_word, describe_words, short, token_positions, words_in
+from ...sites import check_sites, diffusers_sites
+from ...subject import Subject
+from .processors import SubjectBinding, SubjectSlot
+
+_PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedSubject:
+    """A subject, what carries it in a prompt, and how strongly. Defaults: as its encoder was trained, λ = 1.
+
+    word: the word that carries it, bare or in place of `<name>`; the encoder's if left out.
+    name: what `<name>` calls it in a prompt; the word if left out.
+    attention_scale: λ > 0. alpha: |v*| as a multiple of |V[s*]|, None for no regularisation.
+    strength: in [0, 1]; 0 leaves the pipeline as it is, bit for bit.
+    start, end: the part of the schedule in which the subject counts, 0 ≤ start ≤ end ≤ 1.
+    region: (h, w) in [0, 1] at any resolution, where in the picture the subject counts.
+    bounded: whether the word itself is not attended outside the region.
+
+    Raises NestedAttentionError for a value out of range and for a subject of another encoder.
+    """
+
+    subject: Subject
+    encoder: SubjectEncoder
+    _: KW_ONLY
+    word: str | None = None
+    name: str | None = None
+    attention_scale: float = 1.0
+    alpha: float | None | Literal["trained"] = "trained"
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    region: Tensor | None = None
+    bounded: bool = False
+
+    def __post_init__(self) -> None:
+        self.subject.check_encoder(self.encoder)
+        check_word(self.called.word, f"the word of subject {self.called.name!r}")
+        check_word(self.called.name, "the name of a subject")
+        alpha = self.trained_alpha
+        wrong: list[str] = []
+        if not 0 < self.attention_scale < math.inf:
+            wrong.append(f"attention_scale (λ) is {self.attention_scale}; expected above 0, 1 for no change")
+        if alpha is not None and not 0 < alpha < math.inf:
+            wrong.append(f"alpha is {alpha}; expected above 0, or None for no regularisation")
+        if not 0 <= self.strength <= 1:
+            wrong.append(f"strength is {self.strength}; expected 0 to 1")
+        if not 0 <= self.start <= self.end <= 1:
+            wrong.append(f"start is {self.start} and end is {self.end}; expected 0 ≤ start ≤ end ≤ 1")
+        if self.region is not None and (self.region.ndim != 2 or not _is_share(self.region)):
+            wrong.append(
+                f"region has shape {tuple(self.region.shape)}; expected (h, w) with values from 0 to 1"
+            )
+        if wrong:
+            raise NestedAttentionError(f"subject {self.called.name!r}: " + "; ".join(wrong))
+
+    @property
+    def called(self) -> SubjectWord:
+        word = " ".join((self.subject.word if self.word is None else self.word).split())
+        return SubjectWord(word if self.name is None else " ".join(self.name.split()), word)
+
+    @property
+    def trained_alpha(self) -> float | None:
+        return self.encoder.config.alpha if self.alpha == "trained" else self.alpha
+
+    def counts_at(self, timestep: float, last: int) -> bool:
+        """Whether the subject counts at a timestep of a schedule that runs from `last` to 0."""
+        return (self.start <= 0 or timestep <= (1 - self.start) * last) and (
+            self.end >= 1 or timestep >= (1 - self.end) * last
+        )
+
+
+@contextmanager
+def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[Any]:
+    """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
+
+    `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects. K̆ and V̆
+    are computed once, on entering.
+
+    Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
+    for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
+    (naming it, its word and the prompt's words), if two subjects claim one word, and for embeddings in place
+    of text.
+    """
+    run = _Run(pipeline, tuple(subjects))
+    slot = SubjectSlot.install(pipeline.unet)
+    hook = pipeline.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: run.before_step(slot, args, kwargs), with_kwargs=True
+    )
+    original = vars(pipeline).get("encode_prompt")  # an instance's own, where someone else replaced it
+    pipeline.encode_prompt = run.encode_prompt
+    try:
+        yield pipeline
+    finally:
+        if original is None:
+            del pipeline.encode_prompt
+        else:
+            pipeline.encode_prompt = original
+        hook.remove()
+        slot.remove()
+
+
+class _Run:
+    """What `personalize` knows of the pipeline's current call: which rows and tokens carry which subject."""
+
+    def __init__(self, pipeline: Any, subjects: tuple[AppliedSubject, ...]) -> None:
+        self._pipeline, self._subjects = pipeline, subjects
+        self._encode: Callable[..., Any] = pipeline.encode_prompt
+        self._check_names()
+        for subject in subjects:
+            check_sites(subject.encoder.config.sites, diffusers_sites(pipeline.unet))
+        self._projections = [self._project(subject) for subject in subjects]
+        self._masks: list[tuple[Tensor, Tensor]] | None = None  # (rows, tokens): last tokens, all tokens
+        self._guided = False
+        self._bound: tuple[tuple[int, ...], int] | None = None
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own encode_prompt, on text with the placeholders replaced."""
+        bound = inspect.signature(self._encode).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        if given.get("prompt") is None or given.get("prompt_embeds") is not None:
+            raise NestedAttentionError(
+                "personalize: the pipeline was called without a prompt as text, so the words that carry the "
+                "subjects cannot be found; pass prompt instead of prompt_embeds"
+            )
+        prompts = _texts(given["prompt"])
+        prompts_2 = _texts(given.get("prompt_2") or prompts)
+        rows = self._mark(prompts, prompts_2 if len(prompts_2) == len(prompts) else prompts_2 * len(prompts))
+        copies = given.get("num_images_per_prompt") or 1
+        self._masks = [(a.repeat_interleave(copies, 0), b.repeat_interleave(copies, 0)) for a, b in rows]
+        self._guided = bool(given.get("do_classifier_free_guidance"))
+        self._bound = None
+        for name in _PROMPTS:
+            if given.get(name) is not None:
+                given[name] = self._replaced(given[name])
+        return self._encode(*bound.args, **bound.kwargs)
+
+    def before_step(self, slot: SubjectSlot, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Binds the subjects that count at this step. Reads the timestep only if that depends on it."""
+        if self._masks is None:
+            return
+        active = self._active(args[1] if len(args) > 1 else kwargs["timestep"])
+        batch = len(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
+        if (active, batch) != self._bound:
+            slot.set(*(self._binding(number, batch) for number in active))
+            self._bound = active, batch
+
+    def _active(self, timestep: Tensor | float) -> tuple[int, ...]:
+        numbers = range(len(self._subjects))
+        if all(s.start <= 0 and s.end >= 1 for s in self._subjects):
+            return tuple(numbers)
+        now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        last = self._pipeline.scheduler.config.num_train_timesteps - 1
+        return tuple(i for i in numbers if self._subjects[i].counts_at(now, last))
+
+    def _binding(self, number: int, batch: int) -> SubjectBinding:
+        assert self._masks is not None
+        subject, masks = self._subjects[number], self._masks[number]
+        rows = len(masks[0])
+        # A callback may switch guidance off between steps, so the pipeline is asked at each.
+        guided = getattr(self._pipeline, "do_classifier_free_guidance", self._guided)
+        if batch != rows * (2 if guided else 1):
+            raise NestedAttentionError(
+                f"personalize: the UNet runs on {batch} rows, expected {rows * (2 if guided else 1)} for "
+                f"{rows} pictures, {'with' if guided else 'without'} negative prompts before them; this way "
+                "of guiding is not supported, use a stock SDXL pipeline"
+            )
+        mask, word = (torch.cat([torch.zeros_like(m), m]) if guided else m for m in masks)
+        bias, region = subject.subject.token_bias, subject.region
+        key = next(iter(self._projections[number].values()))[0]
+        return SubjectBinding(
+            projections=self._projections[number],
+            mask=mask,
+            word=word,
+            alpha=subject.trained_alpha,
+            attention_scale=subject.attention_scale,
+            strength=subject.strength,
+            token_bias=bias.to(key) if bool(bias.any()) else None,
+            region=None if region is None else region[None].to(key),
+            bounded=subject.bounded,
+            norm=subject.encoder.config.norm,
+        )
+
+    def _project(self, subject: AppliedSubject) -> dict[str, tuple[Tensor, Tensor]]:
+        """K̆, V̆ of every site, where the UNet runs and in its dtype."""
+        unet = self._pipeline.unet
+        device = getattr(self._pipeline, "_execution_device", unet.device)
+        weights = next(subject.encoder.parameters())
+        with torch.no_grad():
+            found = subject.encoder.project(subject.subject.tokens.to(weights))
+        return {
+            site: (key.to(device, unet.dtype), value.to(device, unet.dtype))
+            for site, (key, value) in found.items()
+        }
+
+    def _mark(self, prompts: list[str], prompts_2: list[str]) -> list[tuple[Tensor, Tensor]]:
+        """For each subject (rows, tokens) bool: the last tokens of its words, and all of them.
+
+        A place counts if either text encoder reads the word there: usually both read the same text.
+        """
+        tokenizers = [
+            tokenizer
+            for name in ("tokenizer", "tokenizer_2")
+            if (tokenizer := getattr(self._pipeline, name, None)) is not None
+        ]
+        length = max(tokenizer.model_max_length for tokenizer in tokenizers)
+        last = torch.zeros(len(self._subjects), len(prompts), length, dtype=torch.bool)
+        whole = last.clone()
+        subjects = [s.called for s in self._subjects]
+        for tokenizer, column in zip(tokenizers, (prompts, prompts_2), strict=False):  # as encode_prompt does
+            tokenize = self._tokenize(tokenizer)
+            for row, text in enumerate(column):
+                parsed = parse_prompt(text, subjects)
+                if parsed.conflicts:
+                    raise NestedAttentionError(f"personalize: {parsed.conflicts[0]}")
+                for occurrence in parsed.occurrences:
+                    positions = token_positions(tokenize, parsed.text, occurrence.start, occurrence.end)
+                    number = subjects.index(occurrence.subject)
+                    whole[number, row, positions] = True
+                    last[number, row, positions[-1:]] = True
+        for number, subject in enumerate(self._subjects):
+            if subject.strength and not last[number].any():
+                self._refuse_missing(subject.called, [*prompts, *prompts_2])
+        return list(zip(last, whole, strict=True))
+
+    def _tokenize(self, tokenizer: Any) -> Tokenize:
+        convert = getattr(self._pipeline, "maybe_convert_prompt", lambda text, tokenizer: text)
+
+        def tokenize(text: str) -> Sequence[int]:
+            length = tokenizer.model_max_length
+            converted = convert(text, tokenizer)  # textual inversions of several vectors
+            return tokenizer(converted, padding="max_length", max_length=length, truncation=True).input_ids
+
+        return tokenize
+
+    def _replaced(self, prompt: str | list[str]) -> str | list[str]:
+        texts = [parse_prompt(text, [s.called for s in self._subjects]).text for text in _texts(prompt)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def _refuse_missing(self, called: SubjectWord, prompts: Sequence[str]) -> None:
+        text = " ".join(dict.fromkeys(prompts))
+        wanted = repr(called.word) if called.name == called.word else f"{called.word!r} or <{called.name}>"
+        raise NestedAttentionError(
+            f"personalize: no prompt carries the subject {called.name!r} (word {called.word!r}). Of the "
+            f"prompt {short(text)!r}, {describe_words(words_in(text))}. Write {wanted} where the subject "
+            "should appear, within the tokens that the text encoders read"
+        )
+
+    def _check_names(self) -> None:
+        names = [s.called.name.casefold() for s in self._subjects]
+        for name in names:
+            if names.count(name) > 1:
+                raise NestedAttentionError(
+                    f"personalize: {names.count(name)} subjects are called {name!r}, so no prompt could tell "
+                    "them apart; give each a name of its own and write <name> in the prompt"
+                )
+
+
+def _texts(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _is_share(x: Tensor) -> bool:
+    return bool(((x >= 0) & (x <= 1)).all())
