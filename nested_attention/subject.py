@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 FORMAT, FORMAT_VERSION = "nested_attention.subject", "1"
 _PROVENANCE = {"format", "format_version", "word", "fingerprint", "images", "library_version"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_ROUNDING = 1e-7  # log-weights closer than this are equal: it is what is left of 1 − 2/3 − 1/3
 
 
 class Fingerprinted(Protocol):
@@ -121,11 +120,10 @@ class Subject:
     def mix(self, other: Subject, weight: float) -> Subject:
         """This subject with weight 1 − w and another one with weight w, w ∈ [0, 1].
 
-        w is the *other subject's* share, not each of its tokens': with all logits equal, the other subject
-        gets w of the attention however many pictures either is made of. Two subjects of equal size at w = 0.5
-        are therefore exactly their concatenation, a person of three pictures and one of a single picture
-        still meet half-way, and `a.mix(b, 1/2).mix(c, 1/3)` is a third of each. Within a side, ratios are
-        kept. At w = 0 or 1 the side of weight 0 is dropped, and what is left is returned as it was.
+        The weights are weights of pictures, as in `from_images`: w = 0.5 changes nothing, whatever the sizes,
+        and is exactly the concatenation of the tokens (the paper's mixing, App. B), so a person of three
+        pictures meets one of a single picture at 3 : 1. Within a side, ratios are kept. At w = 0 or 1 the
+        side of weight 0 is dropped, and what is left is returned as it was.
 
         Raises NestedAttentionError for a weight outside [0, 1] and for subjects of different encoders.
         """
@@ -141,13 +139,13 @@ class Subject:
             return self
         if weight == 1:
             return other
-        sides = []
-        for bias, share in ((self.token_bias, 1 - weight), (other.token_bias, weight)):
-            bias = bias.to(device=self.tokens.device, dtype=torch.float64)
-            sides.append(bias - torch.logsumexp(bias, dim=0) + math.log(share))
-        joined = torch.cat(sides)  # (N,)
-        joined = joined - joined.max()
-        joined = torch.where(joined.abs() < _ROUNDING, 0.0, joined).float()
+        heavier = max(weight, 1 - weight)  # its log-weights stay as they are
+        joined = torch.cat(
+            [
+                bias.to(self.tokens.device, torch.float32) + math.log(share / heavier)
+                for bias, share in ((self.token_bias, 1 - weight), (other.token_bias, weight))
+            ]
+        )  # (N,)
         tokens = torch.cat((self.tokens, other.tokens.to(self.tokens)))  # (N, token_dim)
         return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images)
 
