@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,11 +23,6 @@ class Host(str, Enum):
     AUTO = "auto"
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
-
-
-@app.callback()
-def _commands() -> None:
-    """Keeps `demo` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -52,7 +47,51 @@ def demo(
     typer.echo("\n".join(lines))
 
 
-def _stop(message: str) -> None:
+@app.command()
+def train(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Which stages; all, in order, if none is named.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for each stage, in place of the recipe's own.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Where checkpoints are kept; an interrupted run goes on.")
+    ] = Path("runs/world"),
+    weights: Annotated[Path | None, typer.Option(help="Where the weights go, instead of the pack's.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+) -> None:
+    """Train the small world from scratch, stage by stage, or go on where a run was interrupted."""
+    from .avatars.tokenizer import WEIGHTS
+    from .avatars.train.stages import STAGES, Recipe
+    from .avatars.train.stages import train as run_stages
+
+    recipe = Recipe(runs=runs, weights=weights or WEIGHTS, threads=threads)
+    try:
+        run_stages(stages or list(STAGES), recipe, minutes=minutes, say=typer.echo)
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
+
+
+@app.command()
+def acceptance(
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
+    ] = None,
+) -> None:
+    """Measure the small world on held-out subjects at full counts, and write the figures as JSON."""
+    from .evaluation import acceptance as measured
+
+    try:
+        judges = measured.Judges.load()
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
+    path = out or measured.RESULTS
+    measured.write(measured.run(judges, measured.Counts(), typer.echo), path)
+    typer.echo(f"The figures: {path.resolve()}")
+
+
+def _stop(message: str) -> NoReturn:
     typer.echo(f"nested-attention: {message}", err=True)
     raise typer.Exit(1)
 
