@@ -91,6 +91,17 @@ def acceptance(
     typer.echo(f"The figures: {path.resolve()}")
 
 
+@app.command()
+def report() -> None:
+    """Put the committed figures into the small world's card."""
+    from .avatars.tokenizer import WEIGHTS
+    from .evaluation.report import insert, read
+
+    card = WEIGHTS / "README.md"
+    card.write_text(insert(card.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    typer.echo(f"The card: {card}")
+
+
 def _stop(message: str) -> NoReturn:
     typer.echo(f"nested-attention: {message}", err=True)
     raise typer.Exit(1)

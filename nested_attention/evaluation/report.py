@@ -1,0 +1,115 @@
+"""The figures as a page: `weights/avatars/README.md`, the card of the small world, from `acceptance.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .acceptance import RESULTS
+from .statistics import Rate
+
+TARGETS = {
+    "identity": "≥ 80 %",
+    "prompt": "≥ 95 % of the base model's own rate, itself ≥ 85 %",
+    "pair": "≥ 60 %",
+}
+
+_ROWS = {
+    "personalised": "with the subject",
+    "floor": "floor: base model, no subject",
+    "described": "base model, identity described in words",
+    "ceiling": "ceiling: the true drawing through the autoencoder",
+}
+
+
+def percent(value: Rate) -> str:
+    """A rate with its 95 % interval."""
+    return f"{value['rate']:.0%} ({value['low']:.0%}–{value['high']:.0%})".replace("%", " %")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _subject(word: str, part: dict[str, Any]) -> str:
+    rows = [
+        [
+            label,
+            percent(part[name]["identity"]["top1"]),
+            percent(part[name]["identity"]["among_twins"]),
+            percent(part[name]["prompt"]["all"]),
+        ]
+        for name, label in _ROWS.items()
+    ]
+    attributes = [
+        [name, *(f"{part[row]['identity']['attributes'][name]:.0%}".replace("%", " %") for row in _ROWS)]
+        for name in part["personalised"]["identity"]["attributes"]
+    ]
+    asked = [
+        [name, *(f"{part[row]['prompt']['attributes'][name]:.0%}".replace("%", " %") for row in _ROWS)]
+        for name in part["personalised"]["prompt"]["attributes"]
+    ]
+    short = ["with the subject", "floor", "described", "ceiling"]
+    return "\n\n".join(
+        [
+            f"### One {word}",
+            _table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+            "Each attribute that identity fixes, recognised:",
+            _table(["attribute", *short], attributes),
+            "Each attribute that the prompt fixes, recognised:",
+            _table(["attribute", *short], asked),
+        ]
+    )
+
+
+def figures(document: dict[str, Any]) -> str:
+    """All tables of an acceptance run, as Markdown."""
+    ran = document["run"]
+    pair = document["pair"]
+    names = [name for name in _ROWS if name in pair]
+    pairs = [
+        [_ROWS[name], *(percent(pair[name][key]) for key in ("person", "pet", "both"))] for name in names
+    ]
+    points = document["curve"]["person"]
+    curve = [[f"{p['attention_scale']}", percent(p["identity"]), percent(p["prompt"])] for p in points]
+    attention = [
+        [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
+        for word, values in document["attention"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"Measured by `make acceptance` on {ran['date']} ({ran['machine']}; {ran['seconds']} s; "
+            f"{ran['sampling']['steps']} steps, guidance {ran['sampling']['guidance']}; λ and α at the "
+            "nodes' defaults). Every image counts. Held-out subjects in combinations of prompt attributes "
+            "that no training picture had. 95 % Wilson intervals in brackets.",
+            *(_subject(word, document[word]) for word in ("person", "pet")),
+            "### A person and a pet in one picture",
+            _table(["picture", "person, top-1 of 100", "pet, top-1 of 100", "both"], pairs),
+            "### Identity against prompt: λ",
+            f"{points[0]['identity']['trials']} people; retrieval among as many.",
+            _table(["λ", "identity", "prompt"], curve),
+            "### Attention to the subject's word",
+            "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
+            _table(["word", "inside the subject", "peak inside", "outside"], attention),
+        ]
+    )
+
+
+def read(path: Path = RESULTS) -> dict[str, Any]:
+    """The committed figures."""
+    return json.loads(path.read_text())
+
+
+BEGIN, END = "<!-- figures: written by `nested-attention report` -->\n", "\n<!-- end of figures -->"
+
+
+def insert(page: str, document: dict[str, Any]) -> str:
+    """A page with its figures replaced. Raises ValueError if it has no place for them."""
+    if BEGIN not in page or END not in page:
+        raise ValueError(
+            f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
+        )
+    before, rest = page.split(BEGIN, 1)
+    return before + BEGIN + "\n" + figures(document) + "\n" + END + rest.split(END, 1)[1]

@@ -1,0 +1,123 @@
+"""Rates, retrieval, held-out cases, judges, and figures that belong to the shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nested_attention.avatars.identity import split_of
+from nested_attention.avatars.prompts import combination_split
+from nested_attention.avatars.tokenizer import WEIGHTS
+from nested_attention.evaluation import acceptance
+from nested_attention.evaluation.cases import draw_cases, true_drawings, twins, windows
+from nested_attention.evaluation.report import insert, percent, read
+from nested_attention.evaluation.statistics import rate, top1, wilson
+
+CARD = WEIGHTS / "README.md"
+
+
+@given(trials=st.integers(1, 500), share=st.floats(0, 1))
+def test_an_interval_contains_its_rate(trials: int, share: float) -> None:
+    successes = round(share * trials)
+    found = wilson(successes, trials)
+    assert 0 <= found["low"] <= found["rate"] + 1e-12 and found["rate"] <= found["high"] + 1e-12 <= 1 + 1e-9
+    assert found["rate"] == successes / trials
+
+
+def test_wilson_against_a_published_example() -> None:
+    """Newcombe (1998), Table I: 81 of 263 gives 0.2553 to 0.3662."""
+    found = wilson(81, 263)
+    assert found["low"] == pytest.approx(0.2553, abs=1e-4) and found["high"] == pytest.approx(
+        0.3662, abs=1e-4
+    )
+
+
+def test_rates_need_trials() -> None:
+    with pytest.raises(ValueError, match="at least one trial"):
+        wilson(0, 0)
+
+
+def test_a_tie_is_not_a_hit() -> None:
+    similarity = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    assert top1(similarity, torch.tensor([0, 0, 0])).tolist() == [True, False, False]
+    assert rate(torch.tensor([True, False]))["rate"] == 0.5
+
+
+@pytest.mark.parametrize("words", [("person",), ("pet",), ("person", "pet")])
+def test_cases_are_held_out_and_repeatable(words: tuple[str, ...]) -> None:
+    cases, again = draw_cases(words, 20, seed=1), draw_cases(words, 20, seed=1)
+    assert [c.prompt for c in cases] == [c.prompt for c in again]
+    shown = [figure.identity for case in cases for figure in case.picture.figures]
+    assert len(set(shown)) == len(shown)
+    for case in cases:
+        assert combination_split(case.picture) == "heldout"
+        for word in words:
+            assert word in case.prompt
+            assert split_of(case.figure(word).identity) == "heldout"
+            assert case.reference(word).shape == (20, 20, 3)
+
+
+def test_twins_differ_from_the_case_in_one_attribute() -> None:
+    cases = draw_cases(("person",), 5, seed=1)
+    for case, candidates in zip(cases, twins(cases, "person", 20, seed=0), strict=True):
+        own = case.figure("person").identity
+        assert candidates[0] == own and len(set(candidates)) == 20
+        for twin in candidates[1:]:
+            differing = [name for name in own.VALUES if getattr(own, name) != getattr(twin, name)]
+            assert 1 <= len(differing) <= 2  # two where canonical form takes another attribute along
+
+
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_judges_know_the_true_drawings(word: str) -> None:
+    """The ceiling of every figure: judges that could not tell true drawings apart would measure nothing."""
+    from nested_attention.avatars.scorers import load_identity_scorer, load_prompt_scorer
+
+    cases = draw_cases((word,), 60, seed=77)
+    rgb = true_drawings(cases)
+    identities = [case.figure(word).identity for case in cases]
+    similarity = load_identity_scorer(word).similarity(windows(rgb, cases, word), identities)
+    assert float(top1(similarity, torch.arange(len(cases))).float().mean()) >= 0.95
+    correct = load_prompt_scorer().correct(rgb, [case.picture for case in cases])
+    assert np.mean([float(ok.float().mean()) for ok in correct.values()]) >= 0.95
+
+
+def test_the_committed_figures_belong_to_the_shipped_weights() -> None:
+    """Stale figures are worse than none: run `make acceptance` after training."""
+    document = read()
+    weights = {name: value for name, value in acceptance.hashes().items() if name != "code"}
+    recorded = {name: value for name, value in document["hashes"].items() if name != "code"}
+    assert recorded == weights, "weights changed since `make acceptance` ran: run it again"
+
+
+def test_the_committed_figures_are_of_full_counts() -> None:
+    counts = read()["run"]["counts"]
+    full = acceptance.Counts()
+    assert counts["subjects"] >= 100 and counts["pairs"] >= 100 and counts["candidates"] == 100
+    assert counts["curve"] == full.curve
+
+
+def test_the_card_shows_the_committed_figures() -> None:
+    page = CARD.read_text()
+    assert page == insert(page, read()), "run `nested-attention report`"
+
+
+def test_a_page_without_a_place_for_figures_is_refused() -> None:
+    with pytest.raises(ValueError, match="no lines"):
+        insert("# nothing here", read())
+
+
+def test_percentages_carry_their_interval() -> None:
+    assert percent(wilson(50, 100)) == "50 % (40 %–60 %)"
+
+
+def test_results_are_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "acceptance.json"
+    acceptance.write({"person": {}}, path)
+    assert json.loads(path.read_text())["hashes"]["code"]
+    assert list(tmp_path.iterdir()) == [path]

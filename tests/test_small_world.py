@@ -1,0 +1,104 @@
+"""The shipped weights: within their budget, deterministic, and keeping subjects."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nested_attention.avatars.references import held_out
+from nested_attention.avatars.tokenizer import WEIGHTS
+from nested_attention.avatars.vocabulary import SIZE, CompactEmbedding, compact
+from nested_attention.avatars.world import Attached, Sampling
+from nested_attention.evaluation.acceptance import Counts, Judges, attach, identity_hits, score_prompt
+from nested_attention.evaluation.cases import draw_cases
+
+MEGABYTE = 1_000_000
+SHORT = Sampling(steps=4, batch=4)
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges.load()
+
+
+def test_weights_stay_small() -> None:
+    files = list(WEIGHTS.rglob("*.safetensors"))
+    assert files and max(path.stat().st_size for path in files) <= 16 * MEGABYTE
+    assert sum(path.stat().st_size for path in files) <= 36 * MEGABYTE
+
+
+def test_the_tracked_tree_stays_small() -> None:
+    root = Path(__file__).resolve().parents[1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [root / name for name in listed.stdout.decode().split("\0") if name]
+    assert sum(path.stat().st_size for path in files if path.is_file()) <= 50 * MEGABYTE
+
+
+def test_a_compact_embedding_is_the_full_one() -> None:
+    torch.manual_seed(0)
+    full = torch.nn.Embedding(SIZE, 4)
+    small = CompactEmbedding([0, 7, 49407], full.weight.detach()[[0, 7, 49407]])
+    ids = torch.tensor([[49407, 0, 7]])
+    assert torch.equal(small(ids), full(ids))
+    assert torch.equal(small(torch.tensor([5])), torch.zeros(1, 4))
+    assert torch.equal(small.full()[7], full.weight[7]) and small.full().shape == (SIZE, 4)
+    with pytest.raises(ValueError, match="3 token ids for 2 embedding rows"):
+        CompactEmbedding([1, 2, 3], torch.zeros(2, 4))
+
+
+def test_compacting_twice_changes_nothing(judges: Judges) -> None:
+    before = judges.world.text_encoder_2.text_model.embeddings.token_embedding
+    compact(judges.world.text_encoder_2, [0, 1])
+    assert judges.world.text_encoder_2.text_model.embeddings.token_embedding is before
+
+
+def test_drawing_is_deterministic_and_does_not_depend_on_the_batch(judges: Judges) -> None:
+    prompts, seeds = ["a photo of a person on the left at the beach"] * 3, [1, 2, 3]
+    together = judges.world.generate(prompts, seeds, [], SHORT)
+    again = judges.world.generate(prompts, seeds, [], SHORT)
+    alone = judges.world.generate(prompts[1:2], seeds[1:2], [], SHORT)
+    assert np.array_equal(together, again)
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 2
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_strength_zero_is_the_base_model(judges: Judges) -> None:
+    cases = draw_cases(("pet",), 2, seed=5)
+    attached = attach(judges, cases, "pet")
+    off = Attached(attached.encoder, attached.tokens, "pet", strength=0.0)
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    assert np.array_equal(
+        judges.world.generate(prompts, seeds, [off], SHORT), judges.world.generate(prompts, seeds, [], SHORT)
+    )
+
+
+def test_a_prompt_without_the_word_is_refused(judges: Judges) -> None:
+    cases = draw_cases(("pet",), 1, seed=5)
+    with pytest.raises(ValueError, match="'pet'"):
+        judges.world.generate(["a photo of the beach"], [0], [attach(judges, cases, "pet")], SHORT)
+
+
+def test_subjects_of_one_seed_are_always_the_same() -> None:
+    assert held_out("person", 3) == held_out("person", 3) != held_out("person", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_subjects_are_kept_and_prompts_followed(judges: Judges, word: str) -> None:
+    """A reduced count of `make acceptance`: far above chance, and the prompt not overwhelmed."""
+    cases = draw_cases((word,), 24, seed=9)
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    rgb = judges.world.generate(prompts, seeds, [attach(judges, cases, word)], Sampling())
+    base = judges.world.generate(prompts, seeds, [], Sampling())
+    counts = Counts(subjects=24, candidates=24)
+    kept = float(identity_hits(judges, rgb, cases, word, counts).float().mean())
+    floor = float(identity_hits(judges, base, cases, word, counts).float().mean())
+    assert kept >= floor + 0.25
+    followed, alone = (score_prompt(judges, pictures, cases)["all"]["rate"] for pictures in (rgb, base))
+    assert followed >= 0.85 * alone
