@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ class ComfyServer:
     """
 
     def __init__(
-        self, comfyui: Path, base: Path, *, python: str = sys.executable, start_s: float = 180
+        self, comfyui: Path, base: Path, *, python: str = sys.executable, start_s: float = 300
     ) -> None:
         self.base = base
         self._comfyui, self._python, self._start_s = comfyui, python, start_s
@@ -80,10 +81,10 @@ class ComfyServer:
 
     def get(self, path: str) -> Any:
         """The JSON at a path of the server."""
-        with urllib.request.urlopen(self._url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self._url + path, timeout=60) as answer:
             return json.load(answer)
 
-    def run(self, workflow: Workflow, *, limit_s: float = 300) -> dict[str, list[Path]]:
+    def run(self, workflow: Workflow, *, limit_s: float = 600) -> dict[str, list[Path]]:
         """Queue a graph in API format and wait for it: node id → the files its node saved.
 
         Raises NestedAttentionError with ComfyUI's own messages if it refuses the graph or a node fails.
@@ -91,10 +92,11 @@ class ComfyServer:
         prompt_id = self._queue(workflow)
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
-            if entry is not None:
-                return self._files(entry)
             self._check_alive()
+            with contextlib.suppress(TimeoutError, urllib.error.URLError):  # a busy machine: ask again
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+                if entry is not None:
+                    return self._files(entry)
             time.sleep(0.1)
         raise NestedAttentionError(
             f"ComfyUI did not finish the workflow in {limit_s:.0f} s.\n{self._log_end()}"
@@ -106,7 +108,7 @@ class ComfyServer:
             self._url + "/prompt", body, {"Content-Type": "application/json"}, method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return str(json.load(answer)["prompt_id"])
         except urllib.error.HTTPError as error:
             answer = json.load(error)
