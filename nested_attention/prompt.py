@@ -135,8 +135,8 @@ def _two_probes(tokenize: Tokenize) -> list[str]:
         if len(probes) == 2:
             return list(probes.values())
     raise NestedAttentionError(
-        f"this tokenizer has no two one-token words among {', '.join(_PROBES)}, so words cannot be found in its "
-        "tokens; expected CLIP's tokenizer"
+        f"this tokenizer has no two one-token words among {', '.join(_PROBES)}, so words cannot be found in "
+        "its tokens; expected CLIP's tokenizer"
     )
 
 

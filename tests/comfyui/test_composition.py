@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 class ForeignReplace:
-    """The class that several packs put into a cross-attention slot, and add to when they find something there."""
+    """The class that several packs put into a cross-attention slot, and add to when they find something
+    there."""
 
     def __init__(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
         self.callbacks = [(callback, kwargs)]
@@ -29,7 +30,8 @@ class ForeignReplace:
 
 
 def put_foreign(model: Any, weight: float, *, depth: int = 3) -> Any:
-    """As those packs do: a new object in an empty slot, `.add` where there is one, on a clone of the MODEL."""
+    """As those packs do: a new object in an empty slot, `.add` where there is one, on a clone of the
+    MODEL."""
     model = model.clone()
     options = model.model_options["transformer_options"] = dict(model.model_options["transformer_options"])
     slots = options.setdefault("patches_replace", {}).setdefault("attn2", {})
@@ -122,7 +124,9 @@ def test_a_function_around_the_model_that_splits_batches(world: Any) -> None:
         outs = []
         for i in range(len(args["input"])):
             c = {
-                name: value[i : i + 1] if isinstance(value, Tensor) and (keep_marks or "marks" not in name) else value
+                name: value[i : i + 1]
+                if isinstance(value, Tensor) and (keep_marks or "marks" not in name)
+                else value
                 for name, value in args["c"].items()
             }
             outs.append(apply_model(args["input"][i : i + 1], args["timestep"][i : i + 1], **c))
@@ -137,12 +141,15 @@ def test_a_function_around_the_model_that_splits_batches(world: Any) -> None:
 
     careless = model.clone()
     careless.set_model_unet_function_wrapper(lambda f, args: split(f, args, keep_marks=False))
-    with pytest.raises(NestedAttentionError, match="runs on 1 pictures at once and the prompts' marks are for 2"):
+    with pytest.raises(
+        NestedAttentionError, match="runs on 1 pictures at once and the prompts' marks are for 2"
+    ):
         sample(careless, positive, negative)
 
 
 def guiders(model: Any, positive: Any, negative: Any, other: Any) -> dict[str, Any]:
-    """Every guider of ComfyUI that has prompts to steer away from, with `other` as its empty or middle prompt."""
+    """Every guider of ComfyUI that has prompts to steer away from, with `other` as its empty or middle
+    prompt."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
     from comfy_extras.nodes_perpneg import PerpNegGuider
@@ -211,7 +218,9 @@ def test_a_controlnet_runs_beside(world: Any) -> None:
 
     def controlled(clip: Any) -> Any:
         conds = encode(clip, "a person"), encode(clip, "bad")
-        return ControlNetApplyAdvanced().apply_controlnet(*conds, Control(), torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0)
+        return ControlNetApplyAdvanced().apply_controlnet(
+            *conds, Control(), torch.zeros(1, 64, 64, 3), 1.0, 0.0, 1.0
+        )
 
     model, clip = world.apply(world.model, world.clip)
     ours = sample(model, *controlled(clip))
@@ -222,9 +231,8 @@ def test_a_controlnet_runs_beside(world: Any) -> None:
 def test_hooks_on_a_prompt(world: Any) -> None:
     """Prompts with different hooks run in passes of their own."""
     import comfy.hooks
-    from tiny import carries, encode, sample
-
     from test_text_nodes import lora_for
+    from tiny import carries, encode, sample
 
     hooks = comfy.hooks.create_hook_lora(lora_for(world.model, world.clip), 1.0, 0.0)
 
@@ -249,5 +257,6 @@ def test_odd_sizes_and_deep_shrink(world: Any) -> None:
     assert carries(sample(model, *ours, size=11), sample(world.model, *plain, size=11))
     node = PatchModelAddDownscale.execute
     assert carries(
-        sample(node(model, *shrink)[0], *ours, size=16), sample(node(world.model, *shrink)[0], *plain, size=16)
+        sample(node(model, *shrink)[0], *ours, size=16),
+        sample(node(world.model, *shrink)[0], *plain, size=16),
     )

@@ -63,11 +63,13 @@ def test_an_unmarked_prompt_is_bit_for_bit_the_base_model(world: Any, base: dict
 
 
 def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, Any]) -> None:
-    from tiny import carries, encode, same, sample
+    from tiny import encode, same, sample
 
     def denoised(model: Any, positive: Any) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
-        sample(model, positive, base["negative"], steps=4, callback=lambda i, x0, x, n: seen.append(x0.clone()))
+        sample(
+            model, positive, base["negative"], steps=4, callback=lambda i, x0, x, n: seen.append(x0.clone())
+        )
         return seen
 
     plain = denoised(world.model, base["positive"])
@@ -85,7 +87,9 @@ def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, A
     assert not same(early[3], full[3])
 
 
-def test_two_subjects_queued_three_times_and_a_branch_after_the_first(world: Any, base: dict[str, Any]) -> None:
+def test_two_subjects_queued_three_times_and_a_branch_after_the_first(
+    world: Any, base: dict[str, Any]
+) -> None:
     from tiny import carries, encode, same, sample, tokens_marked
 
     first, first_clip = world.apply(world.model, world.clip)
@@ -97,10 +101,15 @@ def test_two_subjects_queued_three_times_and_a_branch_after_the_first(world: Any
     pictures = [sample(both, positive, base["negative"]) for _ in range(3)]
     assert same(pictures[0], pictures[1])
     assert same(pictures[0], pictures[2])
-    assert carries(pictures[0], sample(first, encode(first_clip, "a person with a pet on the beach"), base["negative"]))
+    assert carries(
+        pictures[0], sample(first, encode(first_clip, "a person with a pet on the beach"), base["negative"])
+    )
 
     assert same(sample(first, encode(first_clip, PROMPT), base["negative"]), alone)
-    assert same(sample(first, positive, base["negative"]), sample(first, encode(first_clip, "a person with a pet on the beach"), base["negative"]))
+    assert same(
+        sample(first, positive, base["negative"]),
+        sample(first, encode(first_clip, "a person with a pet on the beach"), base["negative"]),
+    )
     assert same(sample(world.model, base["positive"], base["negative"]), base["latent"])
 
     swapped, swapped_clip = world.apply(*world.apply(world.model, world.clip, world.rex), world.alice)
@@ -218,7 +227,9 @@ def test_prompts_of_other_lengths_run_together_or_apart(
     together = sample(model, positive, negative)
     monkeypatch.setattr(world.model.model, "memory_required", lambda *args, **kwargs: 1e20)
     assert not carries(sample(model, positive, negative), together, threshold=2e-5)
-    plain, plain_negative = ([[context, {"pooled_output": e["pooled_output"]}] for context, e in c] for c in (positive, negative))
+    plain, plain_negative = (
+        [[context, {"pooled_output": e["pooled_output"]}] for context, e in c] for c in (positive, negative)
+    )
     assert carries(together, sample(world.model, plain, plain_negative))
 
 

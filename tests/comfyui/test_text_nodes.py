@@ -1,4 +1,5 @@
-"""Text-encode nodes, stock and foreign, and what lies between Apply Subject and them: all carry the subject."""
+"""Text-encode nodes, stock and foreign, and what lies between Apply Subject and them: all carry the
+subject."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def test_words_of_several_tokens_are_carried_by_the_last(world: Any) -> None:
     codes = encode(clip, "an xylophonist\nwoman")[0][1][KEY].codes[0].tolist()
     mark = mark_of("xylophonist woman")
     assert end > 4
-    assert codes[:end + 1] == [0, 0, *[2 * mark + 1] * (end - 3), 2 * mark, 0]
+    assert codes[: end + 1] == [0, 0, *[2 * mark + 1] * (end - 3), 2 * mark, 0]
 
 
 def test_tokens_stay_what_other_code_takes_them_for(world: Any) -> None:
@@ -75,7 +76,9 @@ def embeddings(folder: Path) -> None:
     from tiny import WIDTH_G, WIDTH_L
 
     torch.manual_seed(0)
-    save_file({"clip_l": torch.randn(3, WIDTH_L), "clip_g": torch.randn(3, WIDTH_G)}, folder / "style.safetensors")
+    save_file(
+        {"clip_l": torch.randn(3, WIDTH_L), "clip_g": torch.randn(3, WIDTH_G)}, folder / "style.safetensors"
+    )
     save_file({"emb_params": torch.randn(2, WIDTH_L)}, folder / "small.safetensors")
 
 
@@ -179,8 +182,8 @@ def test_nodes_that_rebuild_tokens_or_the_conditioning(world: Any) -> None:
         sample(world.model, [[other, {"pooled_output": other_pooled}]], negative),
     )
 
-    # CLIPTextEncodeControlnet adds a second prompt, which leaves the first's marks as they are (and makes ComfyUI
-    # run the prompts one by one, which rounds otherwise).
+    # CLIPTextEncodeControlnet adds a second prompt, which leaves the first's marks as they are (and makes
+    # ComfyUI run the prompts one by one, which rounds otherwise).
     added = CLIPTextEncodeControlnet.execute(clip, encode(clip, "a person"), "a house")[0]
     assert not carries(sample(model, added, negative), expected, threshold=2e-5)
 
@@ -220,7 +223,9 @@ def test_lora_loader_before_and_after(world: Any) -> None:
     assert carries(plain, picture(world.model, world.clip))
     assert carries(picture(*after), plain)
     assert same(picture(*before), picture(*after))
-    assert same(picture(world.model, world.clip), picture(*world.apply(world.model, world.clip, strength=0.0)))
+    assert same(
+        picture(world.model, world.clip), picture(*world.apply(world.model, world.clip, strength=0.0))
+    )
 
 
 def test_clip_set_last_layer_before_and_after(world: Any) -> None:
@@ -237,7 +242,9 @@ def test_clip_set_last_layer_before_and_after(world: Any) -> None:
     assert torch.equal(after[0][0], before[0][0])
     assert not torch.equal(after[0][0], encode(clip, "a person")[0][0])
     assert same(sample(model, after, negative), sample(model, before, negative))
-    assert carries(sample(model, after, negative), sample(world.model, encode(last(world.clip), "a person"), negative))
+    assert carries(
+        sample(model, after, negative), sample(world.model, encode(last(world.clip), "a person"), negative)
+    )
 
 
 @pytest.mark.parametrize("schedule", [False, True])
@@ -313,9 +320,13 @@ def test_mark_prompt_refuses(world: Any) -> None:
     conditioning = encode(world.clip, "a person")
     with pytest.raises(NestedAttentionError, match="Mark Prompt: the CLIP carries no subject.*Apply Subject"):
         mark_prompt(conditioning, world.clip, "a person")
-    with pytest.raises(NestedAttentionError, match="Mark Prompt: the text carries no subject: it has the words a, dog"):
+    with pytest.raises(
+        NestedAttentionError, match="Mark Prompt: the text carries no subject: it has the words a, dog"
+    ):
         mark_prompt(conditioning, clip, "a dog")
-    with pytest.raises(NestedAttentionError, match="Mark Prompt: the text takes 154 tokens and a subject is past the 77"):
+    with pytest.raises(
+        NestedAttentionError, match="Mark Prompt: the text takes 154 tokens and a subject is past the 77"
+    ):
         mark_prompt(conditioning, clip, "grey house by the sea, " * 13 + "a person")
     _, two = world.apply(world.model, clip, world.bob, name="bob")
     with pytest.raises(NestedAttentionError, match="Mark Prompt: the word 'person'.*<person> and <bob>"):

@@ -123,10 +123,10 @@ def sample_with(guider: comfy.samplers.CFGGuider, *, steps: int = 3, size: int =
     return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
 
 
-def make_model(**changes: Any) -> comfy.model_patcher.ModelPatcher:
+def make_model(compute_dtype: torch.dtype | None = None, **changes: Any) -> comfy.model_patcher.ModelPatcher:
     config = comfy.supported_models.SDXL({**UNET, **changes})
     config.unet_config.update(num_heads=-1, num_head_channels=16)  # the constructor puts SDXL's own
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(torch.float32, compute_dtype)
     model = config.get_model({})
     randomise(model.diffusion_model, seed=10)
     return comfy.model_patcher.ModelPatcher(model.eval(), CPU, CPU)

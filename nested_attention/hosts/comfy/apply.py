@@ -33,11 +33,14 @@ def apply_subject(
 ) -> tuple[Any, SubjectCLIP]:
     """MODEL and CLIP → clones of them that carry one more subject; chain it once a subject.
 
-    word: what carries the subject in a prompt. name: what `<name>` calls it in a prompt, the word if left
-    out. attention_scale: λ > 0. alpha: length of v* as a multiple of |V[s*]|, > 0; None switches the
-    regularisation off. strength: in [0, 1]; 0 leaves MODEL and prompts as they are. start_percent,
-    end_percent: part of the sampling in which the subject counts, 0 ≤ start ≤ end ≤ 1. when_missing: what
-    happens when no prompt carries it. apply_to_negative: whether a word in a negative prompt carries it too.
+    word: what carries the subject in a prompt.
+    name: what `<name>` calls it in a prompt; the word if left out.
+    attention_scale: λ > 0.
+    alpha: length of v* as a multiple of |V[s*]|, > 0; None switches the regularisation off.
+    strength: in [0, 1]; 0 leaves MODEL and pictures as they are.
+    start_percent, end_percent: the part of the sampling in which it counts, 0 ≤ start ≤ end ≤ 1.
+    when_missing: what happens when no prompt carries it.
+    apply_to_negative: whether a word in a negative prompt carries it too.
 
     Raises NestedAttentionError, naming Apply Subject, for a value out of range, a subject of another encoder,
     a model the encoder was not trained for, and a name that a subject applied before has.
@@ -53,13 +56,15 @@ def apply_subject(
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Apply Subject: {error}") from error
     clip = with_subject(clip, called)
-    values = subject_values(
-        encoder,
-        subject,
-        dtype=model.model.manual_cast_dtype or model.model_dtype(),
-        load_device=model.load_device,
-        offload_device=model.offload_device,
-    )
+    values = None
+    if strength > 0:  # off takes no memory either
+        values = subject_values(
+            encoder,
+            subject,
+            dtype=model.model.manual_cast_dtype or model.model_dtype(),
+            load_device=model.load_device,
+            offload_device=model.offload_device,
+        )
     applied = AppliedSubject(
         called=called,
         values=values,

@@ -84,7 +84,8 @@ class SubjectCLIP(comfy.sd.CLIP):
         """
         towers = {t: list(_notes(tokens[t], self._width(t))) for t in TOWERS if t in tokens}
         length = min(map(len, towers.values()), default=0)
-        codes, owners, conflicts = [0] * length, [""] * length, []
+        codes, owners = [0] * length, [""] * length
+        conflicts: list[str] = []
         words: dict[str, None] = {}
         for notes in towers.values():
             for at, note in enumerate(notes[:length]):
@@ -176,11 +177,14 @@ def _dress(clip: comfy.sd.CLIP, subjects: tuple[SubjectWord, ...]) -> SubjectCLI
     return clip
 
 
-@lru_cache(maxsize=32)
+_classes: dict[type, type] = {comfy.sd.CLIP: SubjectCLIP}
+
+
 def _subject_class(base: type) -> type:
-    if issubclass(SubjectCLIP, base):
-        return SubjectCLIP
-    return type(f"Subject{base.__name__}", (SubjectCLIP, base), {})  # another pack's CLIP stays what it is
+    """SubjectCLIP in front of another pack's CLIP, so that it stays what it is. One class each, for good."""
+    if base not in _classes:
+        _classes[base] = type(f"Subject{base.__name__}", (SubjectCLIP, base), {})
+    return _classes[base]
 
 
 def _note(
@@ -200,9 +204,9 @@ def _note_tower(chunks: Sequence[Sequence[Any]], parsed: ParsedPrompt, ids: Toke
         positions = token_positions(ids, parsed.text, occurrence.start, occurrence.end)
         for at in positions:
             notes[at] = SubjectNote(occurrence.subject.name, at == positions[-1])
-    at = count()
+    place = count()
     return [
-        [(noted(e[0], notes[i]), *e[1:]) if (i := next(at)) in notes else e for e in chunk]
+        [(noted(e[0], notes[i]), *e[1:]) if (i := next(place)) in notes else e for e in chunk]
         for chunk in chunks
     ]
 

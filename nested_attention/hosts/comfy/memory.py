@@ -9,6 +9,7 @@ computes nothing again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -116,7 +117,7 @@ def subject_values(
 ) -> comfy.model_patcher.ModelPatcher:
     """A managed SubjectValues, from the cache where the same tokens were projected before."""
     tokens = hashlib.blake2b(digest_size=16)
-    tokens.update(subject.tokens.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    tokens.update(subject.tokens.detach().float().cpu().contiguous().numpy().tobytes())
     key = (handle.fingerprint, tokens.hexdigest(), dtype, str(load_device), str(offload_device))
     return _cache.get(key, lambda: _project(handle, subject, dtype, load_device, offload_device))
 
@@ -134,9 +135,9 @@ def _project(
     with torch.inference_mode(False), torch.no_grad():
         projected = handle.encoder.project(subject.tokens.to(device, torch.float32, copy=True))
         values = {}
-        for name in list(projected):
-            pair = projected.pop(name)  # one after the other, so that the fp32 copies go as the others come
-            values[name] = tuple(x.to(offload_device, dtype) for x in pair)
+        for name in list(projected):  # one after the other, so that the fp32 copies go as the others come
+            nested_key, nested_value = projected.pop(name)
+            values[name] = nested_key.to(offload_device, dtype), nested_value.to(offload_device, dtype)
         return _manage_values(SubjectValues(values), load_device, offload_device)
 
 
@@ -153,14 +154,8 @@ def _copy_values(
     values: SubjectValues, load_device: torch.device, offload_device: torch.device
 ) -> comfy.model_patcher.ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
-        pairs = {
-            name.replace("-", "."): (
-                site.key.to(offload_device, copy=True),
-                site.value.to(offload_device, copy=True),
-            )
-            for name, site in values.sites.items()
-        }
-        return _manage_values(SubjectValues(pairs), load_device, offload_device)
+        copied = copy.deepcopy(values).to(offload_device)
+    return _manage_values(copied, load_device, offload_device)
 
 
 class _Cache:

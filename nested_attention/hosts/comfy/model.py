@@ -30,8 +30,10 @@ Conds = list[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class AppliedSubject:
-    """A subject as Apply Subject put it on a MODEL. values: a managed SubjectValues. The rest: see
-    apply_subject."""
+    """A subject as Apply Subject put it on a MODEL.
+
+    values: a managed SubjectValues, None at strength 0. The rest: see apply_subject.
+    """
 
     called: SubjectWord
     values: Any
@@ -69,7 +71,8 @@ class SubjectChain:
     def install(self, model: Any) -> None:
         """Makes this the chain of `model`, a fresh clone, in place of the one it was cloned with."""
         model.set_attachments(KEY, self)
-        model.set_additional_models(KEY, list(dict.fromkeys(s.values for s in self.subjects)))
+        values = dict.fromkeys(s.values for s in self.subjects if s.values is not None)
+        model.set_additional_models(KEY, list(values))
         for kind, wrapper in (
             (WrappersMP.OUTER_SAMPLE, self.outer_sample),
             (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
