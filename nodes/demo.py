@@ -21,7 +21,7 @@ class DemoWorld(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        seed = {"min": 0, "max": 2**32 - 1, "control_after_generate": True}
+        seed = {"default": 0, "min": 0, "max": 2**32 - 1}
         return schema(
             "DemoWorld",
             "Demo World",
@@ -33,8 +33,8 @@ class DemoWorld(io.ComfyNode):
             ),
             search_aliases=["nested attention", "avatars", "example", "small world"],
             inputs=[
-                io.Int.Input("person", default=0, tooltip="Which person is drawn as a reference.", **seed),
-                io.Int.Input("pet", default=0, tooltip="Which pet is drawn as a reference.", **seed),
+                io.Int.Input("person", tooltip="Which person is drawn as a reference.", **seed),
+                io.Int.Input("pet", tooltip="Which pet is drawn as a reference.", **seed),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The small world's UNet."),
