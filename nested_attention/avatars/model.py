@@ -37,7 +37,8 @@ TIME_IDS = (128, 128, 0, 0, 128, 128)
 width."""
 
 # What ComfyUI can build limits these sizes: widths of the UNet and of the VAE are whole multiples of the
-# first one, those of the VAE also of 32; both text encoders have at least 3 layers and projection_dim == hidden_size.
+# first one, those of the VAE also of 32; both text encoders have at least 3 layers, and a projection as wide
+# as themselves.
 UNET: dict[str, Any] = {
     "sample_size": LATENT,
     "in_channels": LATENT_CHANNELS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ class CompactEmbedding(nn.Module):
 
     rows: Tensor
     token_ids: Tensor
+    index: Tensor
 
     def __init__(self, token_ids: Sequence[int], rows: Tensor) -> None:
         super().__init__()
@@ -50,7 +52,7 @@ class CompactEmbedding(nn.Module):
 
 def compact(text_encoder: nn.Module, token_ids: Sequence[int]) -> nn.Module:
     """Replace a CLIP text model's token table by the rows of `token_ids`, in place; returns the model."""
-    inner = getattr(text_encoder, "text_model", text_encoder)
+    inner: Any = getattr(text_encoder, "text_model", text_encoder)
     table = inner.embeddings.token_embedding
     if not isinstance(table, CompactEmbedding):
         rows = table.weight.detach()[torch.as_tensor(list(token_ids))]

@@ -210,7 +210,7 @@ def load_part(folder: Path, name: str) -> nn.Module:
 
 def load_world(folder: Path = WEIGHTS) -> World:
     """The shipped world. Raises FileNotFoundError naming the file if a part is missing."""
-    return World(*(load_part(folder, name) for name in PARTS))  # type: ignore[arg-type]
+    return World(*(load_part(folder, name) for name in PARTS))
 
 
 __all__ = ["PARTS", "TOKENS", "Attached", "Sampling", "World", "load_part", "load_world", "save_part"]

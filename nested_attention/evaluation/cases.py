@@ -36,7 +36,7 @@ def draw_cases(words: tuple[str, ...], number: int, seed: int) -> list[Case]:
     """`number` cases with one held-out subject a word, all of them different."""
     rng = np.random.default_rng(seed)
     seen: set[Identity] = set()
-    cases = []
+    cases: list[Case] = []
     while len(cases) < number:
         identities = tuple(sample(KINDS[word], rng, "heldout") for word in words)  # type: ignore[type-var]
         if any(identity in seen for identity in identities):

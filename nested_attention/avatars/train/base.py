@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,13 @@ class WatchedAttention:
         self.probabilities: Tensor | None = None
 
     def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_: object
-    ) -> Tensor:  # type: ignore[no-untyped-def]
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
         batch, length, _inner = hidden_states.shape
         query, key, value = (
             attn.to_q(hidden_states),

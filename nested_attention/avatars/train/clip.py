@@ -56,7 +56,7 @@ def train_clip(
     patch = vision.config.patch_size
     modules = {"vision": vision, "text": text, "heads": _Heads(patch)}
     run = Run(folder, modules, rate=1e-3, budget=budget, ema=0.995)
-    heads: _Heads = modules["heads"]  # type: ignore[assignment]
+    heads: _Heads = modules["heads"]
     targets = torch.from_numpy(labels)
     rng = np.random.default_rng([seed, run.step])
     while not run.done:
@@ -69,10 +69,12 @@ def train_clip(
         patches = functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # (B, 196, 48)
         kept = functional.mse_loss(heads.pixels(tokens), patches)
         mean = tokens.mean(dim=1)
-        named = sum(
-            functional.cross_entropy(head(mean), targets[rows, index], ignore_index=-1)
-            for index, head in enumerate(heads.attributes)
-        )
+        answers = [head(mean) for head in heads.attributes]
+        errors = [
+            functional.cross_entropy(logits, targets[rows, index], ignore_index=-1)
+            for index, logits in enumerate(answers)
+        ]
+        named = torch.stack(errors).sum()
         run.update(
             contrast + kept + 0.1 * named,
             contrast=contrast.detach(),

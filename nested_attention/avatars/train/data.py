@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..identity import Person, Pet, attributes, sample
+from ..identity import Identity, Person, Pet, attributes, sample
 from ..picture import render
 from ..prompts import caption, prompt, sample_identities, sample_picture
 from ..references import sample_crop
@@ -120,8 +120,8 @@ def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarra
     names = [*attributes(Person), *(f"pet_{name}" for name in attributes(Pet))]
     crops, texts, labels = [], [], np.full((number, len(names)), -1, np.int64)
     for row in range(number):
-        kind = (Person, Pet)[int(rng.integers(2))]
-        identity = sample(kind, rng, "train")
+        kind: type[Person] | type[Pet] = Person if rng.integers(2) == 0 else Pet
+        identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
         crops.append(sample_crop(rng, identity))
         texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
         offset = 0 if kind is Person else len(attributes(Person))

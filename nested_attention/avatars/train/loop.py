@@ -84,8 +84,9 @@ class Run:
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, module in self.modules.items():
-                averaged = list(self.average[name].parameters())
-                torch._foreach_lerp_(averaged, list(module.parameters()), 1 - decay)
+                averaged: list[torch.Tensor] = list(self.average[name].parameters())
+                current: list[torch.Tensor] = list(module.parameters())
+                torch._foreach_lerp_(averaged, current, 1 - decay)
         self._log.append((self.step, {"loss": loss.detach(), "norm": norm, **logged}))  # type: ignore[dict-item]
         if self.step % 50 == 0 or self.done:
             self._write_log(factor)

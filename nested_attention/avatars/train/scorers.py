@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..identity import AnyIdentity, sample
+from ..identity import Identity, sample
 from ..picture import crop, render
 from ..pixels import to_rgb, to_tensor
 from ..pose import window
@@ -56,7 +56,7 @@ def _identity_examples(
     kind = KINDS[word]
     rgb, corners, labels = [], [], []
     for _ in range(number):
-        identity: AnyIdentity = sample(kind, rng, "train")  # type: ignore[type-var, assignment]
+        identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
         company = (
             sample_identities(rng, "pet" if word == "person" else "person") if rng.random() < 0.2 else ()
         )
@@ -110,7 +110,7 @@ def _train(
 
 
 def train_identity_scorer(
-    folder: Path, word: str, vae: AutoencoderKL, budget: Budget, *, examples: int = 12_000, seed: int = 100
+    folder: Path, word: str, vae: AutoencoderKL, budget: Budget, *, examples: int = 9_000, seed: int = 100
 ) -> nn.Module:
     """The recogniser of people or pets."""
     windows, labels = _identity_examples(word, examples, seed, vae)
@@ -119,7 +119,7 @@ def train_identity_scorer(
 
 
 def train_prompt_scorer(
-    folder: Path, vae: AutoencoderKL, budget: Budget, *, examples: int = 12_000, seed: int = 200
+    folder: Path, vae: AutoencoderKL, budget: Budget, *, examples: int = 9_000, seed: int = 200
 ) -> nn.Module:
     """The judge of what the prompt decided."""
     pixels, labels = _prompt_examples(examples, seed, vae)

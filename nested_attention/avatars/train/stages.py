@@ -54,7 +54,7 @@ def _vision(recipe: Recipe, budget: Budget) -> None:
 
 def _base(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    latents = encode_latents(load_part(recipe.weights, "vae"), pictures)  # type: ignore[arg-type]
+    latents = encode_latents(load_part(recipe.weights, "vae"), pictures)
     modules = train_base(recipe.runs / "base", pictures, latents, budget)
     save_part(recipe.weights, "unet", modules["unet"])
     save_part(recipe.weights, "text_encoder", modules["text_l"])
@@ -78,7 +78,7 @@ def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
 def _identity_scorer(word: str) -> Callable[[Recipe, Budget], None]:
     def stage(recipe: Recipe, budget: Budget) -> None:
         vae = load_part(recipe.weights, "vae")
-        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, budget)  # type: ignore[arg-type]
+        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, budget)
         save_scorer(recipe.weights, f"scorer_{word}", network)  # type: ignore[arg-type]
 
     return stage
@@ -86,7 +86,7 @@ def _identity_scorer(word: str) -> Callable[[Recipe, Budget], None]:
 
 def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
     vae = load_part(recipe.weights, "vae")
-    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, budget)  # type: ignore[arg-type]
+    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, budget)
     save_scorer(recipe.weights, "scorer_prompt", network)  # type: ignore[arg-type]
 
 

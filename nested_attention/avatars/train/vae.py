@@ -39,7 +39,7 @@ def train_vae(
         if run.step % 500 == 0:
             run.save()
     run.save()
-    average: AutoencoderKL = run.average["vae"]  # type: ignore[assignment]
+    average: AutoencoderKL = run.average["vae"]
     return standardise(average, pictures)
 
 
