@@ -153,8 +153,8 @@ def _replace(out: Tensor, q: Tensor, v: Tensor, probs: Tensor, subject: BoundSub
     weight = probs @ select * gate  # (n, H, l, K), P[s*]·g
     nested = (x.to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
     k_nested, v_nested = (rearrange(x, "n t (h d) -> n h t d", h=q.shape[1]) for x in nested)
-    bias = subject.token_bias
-    bias = None if bias is None else torch.atleast_2d(bias.to(q))[:, None, None]  # (1|n, 1, 1, N)
+    bias = subject.token_bias  # (N,) or (1|n, N) → (1|n, 1, 1, N)
+    bias = None if bias is None else torch.atleast_2d(bias)[:, None, None].to(q, non_blocking=True)
     star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias)  # (n, H, l, d), v*_q of Eq. 2
     pull = weight.sum(dim=-1, keepdim=True)  # (n, H, l, 1), the factor of v*_q
     if subject.alpha is not None:

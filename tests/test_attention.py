@@ -42,6 +42,8 @@ def test_case_covers_what_it_should() -> None:
     assert any(s.region is not None and (s.region == 0).any() for s in subjects)
     assert any(s.word is not None for s in subjects)
     assert any(len(s.mask) > len(s.key) for s in subjects)
+    together = [s for s in subjects if s.bounded and s.word is not None and s.strength and s.mask.any()]
+    assert len(together) >= 10
     assert any((s.mask.sum(1) > 1).any() and (s.mask.sum(1) == 0).any() for s in subjects)
 
 
@@ -441,13 +443,13 @@ def make_case(
                 key=2 * randn(rows, nested, inner),
                 value=randn(rows, nested, inner),
                 mask=mask,
-                word=pick(None, word),
+                word=pick(None, word, word),
                 alpha=pick(None, 1.0, 2.0),
                 attention_scale=pick(0.5, 1, 2, 4),
-                strength=pick(0.0, 0.3, 1.0, 1.0),
+                strength=pick(0.0, 0.3, 0.3, 1.0, 1.0, 1.0),
                 token_bias=bias,
                 region=region,
-                bounded=pick(True, False),
+                bounded=region is not None and pick(True, True, False),
                 norm=pick("inner", "head"),
             )
         )
