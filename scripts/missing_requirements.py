@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the lines of a requirements file whose packages are not installed, in whatever version.
 
-    missing_requirements.py FILE [--except NAME …]
+missing_requirements.py FILE [--except NAME …]
 """
 
 from __future__ import annotations

@@ -1,0 +1,202 @@
+"""A real ComfyUI server with the pack in custom_nodes: definitions, workflows, errors, parity with diffusers.
+
+Started once for the whole session. Uses the weights that come with the repository.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nested_attention.demo.cases import make_cases
+from nested_attention.demo.draw import adapt, art_pixels, draw_with_diffusers, load_workflow, node_of
+from nested_attention.demo.server import PACK_NAME, ComfyServer
+from nested_attention.errors import NestedAttentionError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+AVATARS = ("avatar_person", "avatar_person_and_pet")
+NAMES = (*AVATARS, "sdxl_person")
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def definitions(server: ComfyServer) -> dict[str, Any]:
+    return dict(server.get("/object_info"))
+
+
+def slots(definition: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Input name → type (COMBO for every list of choices) and options, in the editor's order."""
+    found = {}
+    for section in ("required", "optional"):
+        for name in definition["input_order"].get(section, []):
+            entry = definition["input"][section][name]
+            kind = "COMBO" if isinstance(entry[0], list) else entry[0]
+            found[name] = (kind, entry[1] if len(entry) > 1 else {})
+    return found
+
+
+def saved_values(definition: dict[str, Any], values: list[Any]) -> dict[str, Any]:
+    """The editor's `widgets_values` by name; two kinds of widgets bring a second one that is not an input."""
+    rest = iter(values)
+    named = {}
+    for name, (kind, options) in slots(definition).items():
+        if kind in WIDGETS and not options.get("forceInput"):
+            named[name] = next(rest)
+            if options.get("control_after_generate"):
+                assert next(rest) in ("fixed", "increment", "decrement", "randomize")
+            if options.get("image_upload"):
+                assert next(rest) == "image"
+    assert list(rest) == []
+    return named
+
+
+def test_the_pack_loads_without_complaint(server: ComfyServer, definitions: dict[str, Any]) -> None:
+    ours = [name for name in definitions if name.startswith("NestedAttention")]
+    assert len(ours) >= 5
+    assert all(definitions[name]["python_module"] == f"custom_nodes.{PACK_NAME}" for name in ours)
+    log = server.log.read_text()
+    assert f"custom_nodes/{PACK_NAME} (IMPORT FAILED)" not in log
+    assert "nested_attention" in server.get("/models")
+
+
+def test_the_workflows_are_templates(server: ComfyServer) -> None:
+    assert set(server.get("/workflow_templates")[PACK_NAME]) >= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_input_output_and_widget_exists(definitions: dict[str, Any], name: str) -> None:
+    """The editor's file against the node definitions, and its values against the API file's."""
+    editor = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    api = load_workflow(name)
+    for node in editor["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        definition = definitions[node["type"]]
+        known = slots(definition)
+        assert {entry["name"] for entry in node["inputs"]} == set(known)
+        for entry in node["inputs"]:
+            assert entry["type"] == known[entry["name"]][0]
+        assert [slot["type"] for slot in node["outputs"]] == definition["output"]
+        assert [slot["name"] for slot in node["outputs"]] == definition["output_name"]
+        inputs = api[str(node["id"])]["inputs"]
+        values = {key: value for key, value in inputs.items() if not isinstance(value, list)}
+        assert saved_values(definition, node["widgets_values"]) == values
+        linked = {entry["name"] for entry in node["inputs"] if entry["link"] is not None}
+        required = set(definition["input"]["required"])
+        assert required <= linked | set(values), f"{node['type']} lacks {required - linked - set(values)}"
+
+
+def test_sdxl_workflow_lacks_nothing_but_the_users_files(server: ComfyServer) -> None:
+    with pytest.raises(NestedAttentionError) as refused:
+        server.run(load_workflow("sdxl_person"))
+    message = str(refused.value)
+    assert message.count("not in") == 2  # the checkpoint and the vision model
+    assert "sd_xl_base_1.0.safetensors" in message
+    assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors" in message
+    assert (
+        "Load Subject Encoder: there is no subject encoder 'nested_attention_person.safetensors'" in message
+    )
+    assert str(server.base / "models" / "nested_attention") in message
+
+
+@pytest.mark.parametrize("name", AVATARS)
+def test_avatar_workflows_run_as_they_are(server: ComfyServer, name: str) -> None:
+    graph = load_workflow(name)
+    files = server.run(graph)[node_of(graph, "SaveImage")]
+    assert len(files) == 4
+    pictures = [art_pixels(file) for file in files]
+    assert all(picture.shape == (32, 32, 3) for picture in pictures)
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_a_picture_from_comfyui_is_the_picture_from_diffusers(server: ComfyServer) -> None:
+    """Same weights, prompt and noise: all the way from the reference to the saved picture, in both hosts."""
+    (case,) = make_cases(1, seed=3)
+    (expected,) = draw_with_diffusers([case])
+    drawn = {}
+    for name, workflow, prompt, strength in (
+        ("base", "avatar_person", case.alone_prompt, 0.0),
+        ("alone", "avatar_person", case.alone_prompt, 1.0),
+        ("together", "avatar_person_and_pet", case.together_prompt, 1.0),
+    ):
+        graph = adapt(
+            load_workflow(workflow),
+            person=case.person,
+            pet=case.pet,
+            prompt=prompt,
+            seed=case.noise,
+            strength=strength,
+        )
+        drawn[name] = art_pixels(server.run(graph)[node_of(graph, "SaveImage")][0]).astype(int)
+        # Twenty steps of rounding apart; a subject forgotten or misplaced differs by tens.
+        assert np.abs(drawn[name] - getattr(expected, name).astype(int)).max() <= 4, name
+    assert np.abs(drawn["alone"] - drawn["base"]).max() > 40
+
+
+def test_queued_again_the_same_picture_comes_out(server: ComfyServer) -> None:
+    """Two chained subjects, three times, sampled anew; and at strength 0, the graph without the nodes."""
+    case = make_cases(1, seed=4)[0]
+    settings = {"person": case.person, "pet": case.pet, "prompt": case.together_prompt, "seed": case.noise}
+    graph = adapt(load_workflow("avatar_person_and_pet"), **settings)
+    save = node_of(graph, "SaveImage")
+    pictures = []
+    for steps in (3, 2, 3, 2, 3):  # another number of steps in between, so that nothing comes from the cache
+        graph[node_of(graph, "KSampler")]["inputs"]["steps"] = steps
+        pictures.append(art_pixels(server.run(graph)[save][0]))
+    assert np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(pictures[0], pictures[4])
+
+    off = adapt(graph, **settings, strength=0.0)
+    bare = json.loads(json.dumps(off))
+    world = node_of(bare, "NestedAttentionDemoWorld")
+    bare[node_of(bare, "KSampler")]["inputs"]["model"] = [world, 0]
+    for node in bare.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["clip"] = [world, 1]
+    one, other = (art_pixels(server.run(g)[save][0]) for g in (off, bare))
+    assert np.array_equal(one, other)
+    assert not np.array_equal(one, pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a photo of a lamp in a room", ["Apply Subject", "'person'", "lamp"]),
+        ("", ["Apply Subject", "'person'"]),
+    ],
+)
+def test_a_prompt_without_the_word_stops_with_the_reason(
+    server: ComfyServer, prompt: str, expected: list[str]
+) -> None:
+    graph = adapt(load_workflow("avatar_person"), person=0, pet=0, prompt=prompt, seed=0)
+    with pytest.raises(NestedAttentionError) as stopped:
+        server.run(graph)
+    assert all(part in str(stopped.value) for part in expected), str(stopped.value)
+
+
+def test_the_wrong_encoder_for_a_checkpoint_or_subject_is_refused(server: ComfyServer) -> None:
+    """A pet subject applied with the person encoder: a message that names the node, not a picture."""
+    graph = adapt(
+        load_workflow("avatar_person_and_pet"), person=0, pet=0, prompt="a person and a pet", seed=0
+    )
+    person = next(
+        n
+        for n, node in graph.items()
+        if node["inputs"].get("encoder_name") == "avatars/person_encoder.safetensors"
+    )
+    for node in graph.values():
+        if node["class_type"] == "NestedAttentionApplySubject":
+            node["inputs"]["encoder"] = [person, 0]
+    with pytest.raises(NestedAttentionError, match="NestedAttentionApplySubject.*made with encoder"):
+        server.run(graph)
