@@ -60,13 +60,16 @@ def train(
     ] = Path("runs/world"),
     weights: Annotated[Path | None, typer.Option(help="Where the weights go, instead of the pack's.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    onward: Annotated[
+        bool, typer.Option(help="Begin with the weights that are there, with a new schedule.")
+    ] = False,
 ) -> None:
     """Train the small world from scratch, stage by stage, or go on where a run was interrupted."""
     from .avatars.tokenizer import WEIGHTS
     from .avatars.train.stages import STAGES, Recipe
     from .avatars.train.stages import train as run_stages
 
-    recipe = Recipe(runs=runs, weights=weights or WEIGHTS, threads=threads)
+    recipe = Recipe(runs=runs, weights=weights or WEIGHTS, threads=threads, onward=onward)
     try:
         run_stages(stages or list(STAGES), recipe, minutes=minutes, say=typer.echo)
     except (NestedAttentionError, FileNotFoundError) as error:

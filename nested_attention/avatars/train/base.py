@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,6 +114,14 @@ def size_conditioning(batch: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rows)
 
 
+class Start(NamedTuple):
+    """What the base model begins with; the text encoders' token tables are compact."""
+
+    unet: nn.Module
+    text_l: nn.Module
+    text_g: nn.Module
+
+
 def sample_timesteps(batch: int) -> Tensor:
     """Timesteps with a density that grows linearly: what a picture shows is decided at high noise. (B,)"""
     return (1000 * torch.rand(batch).sqrt()).long().clamp(max=999)
@@ -125,18 +133,23 @@ def train_base(
     latents: Tensor,
     budget: Budget,
     *,
-    batch: int = 32,
+    start: Start | None = None,
+    batch: int = 16,
     rate: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, nn.Module]:
-    """Train UNet and text encoders on latents, together; returns the averaged modules `unet`, `text_l`,
-    `text_g`."""
+    """Train UNet and text encoders on latents, together; returns the averaged `unet`, `text_l`, `text_g`.
+
+    `start`: modules to begin with; random ones by default.
+    """
     torch.manual_seed(seed)
-    unet = new_unet()
-    text_l, text_g = new_text_l(), new_text_g()
     empty = load_tokenizer().encode_all([""])
-    tokens = used_tokens(pictures.described, pictures.plain, empty)
-    modules = {"unet": unet, "text_l": compact(text_l, tokens), "text_g": compact(text_g, tokens)}
+    if start is None:
+        tokens = used_tokens(pictures.described, pictures.plain, empty)
+        text_l, text_g = (compact(new(), tokens) for new in (new_text_l, new_text_g))
+        start = Start(new_unet(), text_l, text_g)
+    unet, text_l, text_g = (module.requires_grad_(True).train() for module in start)
+    modules = {"unet": unet, "text_l": text_l, "text_g": text_g}
     run = Run(folder, modules, rate=rate, budget=budget, ema=0.999)
     watched = watch(unet)
     scheduler = new_scheduler()

@@ -69,14 +69,16 @@ def train_encoder(
     data: EncoderData,
     budget: Budget,
     *,
+    start: SubjectEncoder | None = None,
     queries: int = 32,
     batch: int = 16,
     rate: float = 1e-3,
     seed: int = 0,
 ) -> SubjectEncoder:
-    """Train one encoder; returns the averaged one."""
+    """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default."""
     torch.manual_seed(seed)
-    encoder = SubjectEncoder(encoder_config(world, data.word, queries)).train()
+    encoder = SubjectEncoder(encoder_config(world, data.word, queries)) if start is None else start
+    encoder = encoder.float().requires_grad_(True).train()
     fixed = (world.unet, world.text_encoder, world.text_encoder_2)
     run = Run(folder, {"encoder": encoder}, rate=rate, budget=budget, ema=0.998, fixed=fixed)
     scheduler = new_scheduler()

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...checkpoint import save_subject_encoder
+from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ..identity import Person, Pet
 from ..scorers import save_scorer
 from ..tokenizer import WEIGHTS
 from ..world import load_part, load_world, save_part
-from .base import encode_latents, train_base
+from .base import Start, encode_latents, train_base
 from .clip import train_clip
 from .data import draw_pictures
 from .encoders import encode_data, train_encoder
@@ -38,14 +39,22 @@ class Recipe:
     runs: Path = Path("runs/world")
     weights: Path = WEIGHTS
     pictures: int = 40_000
-    encoder_pictures: int = 12_000
+    encoder_pictures: int = 10_000
     threads: int = 2
     workers: int = 2
+    onward: bool = False
+    """Begin with the weights that are there, with a new schedule, instead of random ones."""
 
 
 def _vae(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
     save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, budget))
+
+
+def _decoder(recipe: Recipe, budget: Budget) -> None:
+    pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
+    vae: Any = load_part(recipe.weights, "vae")
+    save_part(recipe.weights, "vae", train_vae(recipe.runs / "decoder", pictures, budget, decoder_of=vae))
 
 
 def _vision(recipe: Recipe, budget: Budget) -> None:
@@ -55,7 +64,9 @@ def _vision(recipe: Recipe, budget: Budget) -> None:
 def _base(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
     latents = encode_latents(load_part(recipe.weights, "vae"), pictures)
-    modules = train_base(recipe.runs / "base", pictures, latents, budget)
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    start = Start(*(load_part(recipe.weights, part) for part in parts)) if recipe.onward else None
+    modules = train_base(recipe.runs / "base", pictures, latents, budget, start=start)
     save_part(recipe.weights, "unet", modules["unet"])
     save_part(recipe.weights, "text_encoder", modules["text_l"])
     save_part(recipe.weights, "text_encoder_2", modules["text_g"])
@@ -69,8 +80,10 @@ def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
             word, recipe.encoder_pictures, seed, workers=recipe.workers, cache=recipe.runs / "data"
         )
         data = encode_data(world, pictures, word)
-        encoder = train_encoder(recipe.runs / word, world, data, budget)
-        save_subject_encoder(encoder.half(), recipe.weights / f"{word}_encoder.safetensors")
+        path = recipe.weights / f"{word}_encoder.safetensors"
+        start = load_subject_encoder(path) if recipe.onward else None
+        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start)
+        save_subject_encoder(encoder.half(), path)
 
     return stage
 
@@ -94,11 +107,12 @@ STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "vae": (_vae, 11),
     "vision": (_vision, 4),
     "base": (_base, 46),
-    "person": (_encoder("person"), 26),
-    "pet": (_encoder("pet"), 26),
-    "scorer-person": (_identity_scorer("person"), 2.5),
-    "scorer-pet": (_identity_scorer("pet"), 2.5),
-    "scorer-prompt": (_prompt_scorer, 2.5),
+    "person": (_encoder("person"), 20),
+    "pet": (_encoder("pet"), 20),
+    "decoder": (_decoder, 3),
+    "scorer-person": (_identity_scorer("person"), 3),
+    "scorer-pet": (_identity_scorer("pet"), 3),
+    "scorer-prompt": (_prompt_scorer, 3),
 }
 """In order: the stage, and the minutes it takes for the shipped weights."""
 

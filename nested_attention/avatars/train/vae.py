@@ -19,11 +19,25 @@ NOISE = 0.25
 
 
 def train_vae(
-    folder: Path, pictures: Pictures, budget: Budget, *, batch: int = 32, seed: int = 0
+    folder: Path,
+    pictures: Pictures,
+    budget: Budget,
+    *,
+    decoder_of: AutoencoderKL | None = None,
+    batch: int = 32,
+    seed: int = 0,
 ) -> AutoencoderKL:
-    """Train on drawn pictures; returns the averaged model with latents of zero mean and unit variance."""
+    """Train on drawn pictures; returns the averaged model with latents of zero mean and unit variance.
+
+    `decoder_of` trains only the decoder of an autoencoder further: its latents, and with them whatever was
+    trained on them, stay as they are.
+    """
     torch.manual_seed(seed)
     vae = new_vae()
+    if decoder_of is not None:
+        vae.load_state_dict(decoder_of.state_dict())
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     run = Run(folder, {"vae": vae}, rate=2e-3, budget=budget, ema=0.995)
     rng = np.random.default_rng([seed, run.step])
     while not run.done:
@@ -40,7 +54,7 @@ def train_vae(
             run.save()
     run.save()
     average: AutoencoderKL = run.average["vae"]
-    return standardise(average, pictures)
+    return standardise(average, pictures) if decoder_of is None else average
 
 
 @torch.no_grad()
