@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..model import LATENT, TIME_IDS, encode_text, new_scheduler, new_text_g, new_text_l, new_unet
-from ..pixels import ids_for_both, to_tensor
+from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..vocabulary import compact, used_tokens
 from .data import Pictures
@@ -90,17 +90,6 @@ def attention_loss(probabilities: Tensor, words: Tensor, masks: Tensor) -> Tenso
         losses.append((wanted * inside).sum() / inside.sum().clamp(min=1))
         losses.append((-(1 - p).log() * ~inside).sum() / (~inside).sum().clamp(min=1))
     return torch.stack(losses).sum()
-
-
-@torch.no_grad()
-def encode_latents(vae: AutoencoderKL, pictures: Pictures, batch: int = 128) -> Tensor:
-    """All pictures → (n, 8, 16, 16) float16."""
-    vae.eval()
-    parts = [
-        vae.encode(to_tensor(pictures.rgb[i : i + batch])).latent_dist.mean.half()
-        for i in range(0, len(pictures.rgb), batch)
-    ]
-    return torch.cat(parts)
 
 
 def size_conditioning(batch: int, rng: np.random.Generator) -> Tensor:

@@ -23,9 +23,10 @@ from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, encode_text, new_scheduler
 from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..world import World
-from .base import encode_latents, sample_timesteps
+from .base import sample_timesteps
 from .data import Pictures
 from .loop import Budget, Run
+from .vae import encode
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def encode_data(world: World, pictures: Pictures, word: str, batch: int = 64) ->
         world.features(pictures.reference[start : start + batch]).half()
         for start in range(0, len(pictures.reference), batch)
     ]
-    return EncoderData(encode_latents(world.vae, pictures), torch.cat(parts), pictures.plain, word)
+    return EncoderData(encode(world.vae, pictures.rgb).half(), torch.cat(parts), pictures.plain, word)
 
 
 def train_encoder(

@@ -21,13 +21,13 @@ from ..identity import Person, Pet
 from ..scorers import save_scorer
 from ..tokenizer import WEIGHTS
 from ..world import load_part, load_world, save_part
-from .base import Start, encode_latents, train_base
+from .base import Start, train_base
 from .clip import train_clip
 from .data import draw_pictures
 from .encoders import encode_data, train_encoder
 from .loop import Budget
 from .scorers import train_identity_scorer, train_prompt_scorer
-from .vae import train_vae
+from .vae import encode, train_vae
 
 SUBJECTS = (Person.WORD, Pet.WORD)
 
@@ -63,7 +63,7 @@ def _vision(recipe: Recipe, budget: Budget) -> None:
 
 def _base(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    latents = encode_latents(load_part(recipe.weights, "vae"), pictures)
+    latents = encode(load_part(recipe.weights, "vae"), pictures.rgb).half()
     parts = ("unet", "text_encoder", "text_encoder_2")
     start = Start(*(load_part(recipe.weights, part) for part in parts)) if recipe.onward else None
     modules = train_base(recipe.runs / "base", pictures, latents, budget, start=start)
