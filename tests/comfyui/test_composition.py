@@ -73,17 +73,19 @@ def test_a_layer_is_what_was_there_plus_the_correction(world: Any, scale: float,
     from comfy.ldm.modules.attention import optimized_attention
 
     from nested_attention.attention import nested_cross_attention
-    from nested_attention.hosts.comfy.model import SubjectChain, _NestedLayer
+    from nested_attention.hosts.comfy.layer import NestedLayer
+    from nested_attention.hosts.comfy.model import SubjectChain
 
     model, clip = world.apply(world.model, world.clip, attention_scale=scale)
     codes = clip.marks(clip.tokenize("a person")).codes
-    address, site = SubjectChain.of(model).addresses[0]
+    _, site = SubjectChain.of(model).addresses[0]
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 64, generator=generator) for n in (16, 77, 77))
-    carried = SubjectChain.of(model)._carried(torch.cat([torch.zeros_like(codes), codes]), q.device)
+    chain = SubjectChain.of(model)
+    carried = chain._carried(torch.cat([torch.zeros_like(codes), codes]), q.device, chain._values(None))
     options = {"n_heads": 4, "attn_precision": None}
     there = (lambda q, k, v, options: optimized_attention(q, k, v, heads=4) + 0.3 * q) if occupied else None
-    out = _NestedLayer(there, site, carried)(q, k, v, options)
+    out = NestedLayer(there, site, carried)(q, k, v, options)
     nested = nested_cross_attention(q, k, v, [one.bind(site, q, 77) for one in carried], heads=4)
     torch.testing.assert_close(out, nested + (0.3 * q if occupied else 0), rtol=1e-5, atol=1e-5)
     plain = optimized_attention(q, k, v, heads=4) + (0.3 * q if occupied else 0)

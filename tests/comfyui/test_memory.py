@@ -141,6 +141,33 @@ def test_another_copy_for_another_gpu(world: Any) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_copy_of_the_model_uses_the_values_beside_it(world: Any) -> None:
+    from types import SimpleNamespace
+
+    from nested_attention.hosts.comfy.model import SubjectChain
+
+    model, _ = world.apply(*world.apply(world.model, world.clip), world.rex)
+    chain, copied = SubjectChain.of(model), model.clone()
+    beside = []
+    for patcher in values(model):
+        make, arguments = patcher.cached_patcher_init
+        beside.append(make(*arguments))
+    copied.set_additional_models("nested_attention", beside)
+    here = chain._values(SimpleNamespace(current_patcher=copied))
+    assert [here[one] for one in values(model)] == [one.model for one in beside]
+    assert [chain._values(None)[one] for one in values(model)] == [one.model for one in values(model)]
+
+
+def test_layers_that_may_stay_offloaded_have_what_newer_versions_look_for(world: Any) -> None:
+    model, _ = world.apply(world.model, world.clip)
+    for patcher in (*values(model), world.person.patcher):
+        layers = [m for m in patcher.model.modules() if hasattr(m, "comfy_cast_weights")]
+        assert layers
+        assert all(hasattr(layer, "weight") and hasattr(layer, "bias") for layer in layers)
+        held = sum(p.nbytes for layer in layers for p in layer.parameters(recurse=False))
+        assert held >= 0.9 * patcher.model_size()
+
+
 def test_an_encoder_from_a_file(world: Any, tmp_path: Path) -> None:
     from tiny import make_subject
 

@@ -11,8 +11,9 @@ from ...prompt import check_word
 from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
 from .clip import SubjectCLIP, with_subject
+from .layer import AppliedSubject
 from .memory import SubjectEncoderHandle, subject_values
-from .model import AppliedSubject, SubjectChain
+from .model import SubjectChain
 
 
 def apply_subject(

@@ -82,17 +82,21 @@ def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle
 
 
 class SiteValues(nn.Module):
-    """K̆ and V̆ of one site, (1, N, inner) each."""
+    """K̆ and V̆ of one site, (1, N, inner) each.
+
+    They are called weight and bias because newer versions of ComfyUI look for these two in every layer that
+    may stay offloaded.
+    """
 
     comfy_cast_weights = True  # ComfyUI may leave it offloaded, since `forward` brings its tensors along
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         super().__init__()
-        self.key = nn.Parameter(key, requires_grad=False)
-        self.value = nn.Parameter(value, requires_grad=False)
+        self.weight = nn.Parameter(key, requires_grad=False)
+        self.bias = nn.Parameter(value, requires_grad=False)
 
     def forward(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.key.to(device, non_blocking=True), self.value.to(device, non_blocking=True)
+        return self.weight.to(device, non_blocking=True), self.bias.to(device, non_blocking=True)
 
 
 class SubjectValues(nn.Module):

@@ -10,50 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention as comfy_attention
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...attention import BoundSubject, subject_correction
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import describe_words
 from ...sites import ComfyAddress
+from .layer import AppliedSubject, CarriedSubject, NestedLayer
 from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
-
-Conds = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedSubject:
-    """A subject as Apply Subject put it on a MODEL.
-
-    values: a managed SubjectValues, None at strength 0. The rest: see apply_subject.
-    """
-
-    called: SubjectWord
-    values: Any
-    token_bias: Tensor | None
-    attention_scale: float
-    alpha: float | None
-    norm: Literal["inner", "head"]
-    strength: float
-    start_percent: float
-    end_percent: float
-    when_missing: Literal["error", "warn"]
-    apply_to_negative: bool
-
-    @property
-    def mark(self) -> int:
-        return mark_of(self.called.name)
-
-    @property
-    def whole_range(self) -> bool:
-        return self.start_percent <= 0 and self.end_percent >= 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +40,7 @@ class SubjectChain:
     def install(self, model: Any) -> None:
         """Makes this the chain of `model`, a fresh clone, in place of the one it was cloned with."""
         model.set_attachments(KEY, self)
-        values = dict.fromkeys(s.values for s in self.subjects if s.values is not None)
-        model.set_additional_models(KEY, list(values))
+        model.set_additional_models(KEY, self._patchers())
         for kind, wrapper in (
             (WrappersMP.OUTER_SAMPLE, self.outer_sample),
             (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
@@ -131,11 +99,11 @@ class SubjectChain:
         codes = kwargs.pop(COND, None)
         if codes is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
-        carried = self._carried(codes[..., 0].cpu(), x.device)
+        carried = self._carried(codes[..., 0].cpu(), x.device, self._values(executor.class_obj))
         replaced = options.get("patches_replace", {})
         there = replaced.get("attn2", {})
         ours = {
-            address: _NestedLayer(there.get(address, there.get(address[:2])), site, carried)
+            address: NestedLayer(there.get(address, there.get(address[:2])), site, carried)
             for address, site in self.addresses
         }
         options["patches_replace"] = {**replaced, "attn2": {**there, **ours}}
@@ -198,7 +166,21 @@ class SubjectChain:
             return None
         return None if marks is None else _only(marks.cond[..., 0], active)
 
-    def _carried(self, codes: Tensor, device: torch.device) -> list[_Carried]:
+    def _patchers(self) -> list[Any]:
+        return list(dict.fromkeys(s.values for s in self.subjects if s.values is not None))
+
+    def _values(self, model: Any) -> dict[Any, Any]:
+        """The SubjectValues behind each patcher of ours. Newer versions of ComfyUI run one copy of the model
+        per GPU, each with copies of the models beside it, in the same order."""
+        ours = self._patchers()
+        patcher = getattr(model, "current_patcher", None)
+        beside = [] if patcher is None else patcher.get_additional_models_with_key(KEY)
+        here = beside if len(beside) == len(ours) else ours
+        return {one: other.model for one, other in zip(ours, here, strict=True)}
+
+    def _carried(
+        self, codes: Tensor, device: torch.device, values: Mapping[Any, Any]
+    ) -> list[CarriedSubject]:
         """codes: (B, T) on the CPU."""
         found = []
         for subject in self.subjects:
@@ -206,65 +188,9 @@ class SubjectChain:
             if bool(mask.any()):
                 bias = subject.token_bias
                 bias = None if bias is None else bias.to(device, non_blocking=True)
-                found.append(_Carried(subject, mask, (codes >> 1) == subject.mark, bias))
+                word = (codes >> 1) == subject.mark
+                found.append(CarriedSubject(subject, values[subject.values], mask, word, bias))
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Carried:
-    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU."""
-
-    subject: AppliedSubject
-    mask: Tensor
-    word: Tensor
-    token_bias: Tensor | None
-
-    def bind(self, site: str, query: Tensor, tokens: int) -> BoundSubject:
-        if len(self.mask) != len(query):
-            raise NestedAttentionError(
-                f"Nested Attention: {site} runs on {len(query)} pictures at once and the prompts' marks are "
-                f"for {len(self.mask)}: another node splits the batch in a way it does not tell. Take it "
-                "out, or Apply Subject"
-            )
-        key, value = self.subject.values.model(site, query.device)
-        return BoundSubject(
-            key=key,
-            value=value,
-            mask=fit(self.mask, tokens),
-            word=fit(self.word, tokens),
-            alpha=self.subject.alpha,
-            attention_scale=self.subject.attention_scale,
-            strength=self.subject.strength,
-            token_bias=self.token_bias,
-            norm=self.subject.norm,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _NestedLayer:
-    """What stands in a layer's slot for one forward pass: what was there before, plus the subjects'
-    correction."""
-
-    previous: Any
-    site: str
-    carried: Sequence[_Carried]
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, plain = extra_options["n_heads"], None
-        if self.previous is None:
-            out = plain = comfy_attention.optimized_attention(
-                q,
-                k,
-                v,
-                heads=heads,
-                attn_precision=extra_options["attn_precision"],
-                transformer_options=extra_options,
-            )
-        else:
-            out = self.previous(q, k, v, extra_options)
-        subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
-        return out + subject_correction(q, k, v, subjects, heads=heads, plain=plain).to(out)
 
 
 def _negative(role: str, cond: Mapping[str, Any]) -> bool:

@@ -1,0 +1,101 @@
+"""One subject at one cross-attention layer, for one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import comfy.ldm.modules.attention as comfy_attention
+from torch import Tensor
+
+from ...attention import BoundSubject, subject_correction
+from ...errors import NestedAttentionError
+from ...placeholders import SubjectWord
+from .marks import fit, mark_of
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedSubject:
+    """A subject as Apply Subject put it on a MODEL.
+
+    values: a managed SubjectValues, None at strength 0. The rest: see apply_subject.
+    """
+
+    called: SubjectWord
+    values: Any
+    token_bias: Tensor | None
+    attention_scale: float
+    alpha: float | None
+    norm: Literal["inner", "head"]
+    strength: float
+    start_percent: float
+    end_percent: float
+    when_missing: Literal["error", "warn"]
+    apply_to_negative: bool
+
+    @property
+    def mark(self) -> int:
+        return mark_of(self.called.name)
+
+    @property
+    def whole_range(self) -> bool:
+        return self.start_percent <= 0 and self.end_percent >= 1
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedSubject:
+    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU."""
+
+    subject: AppliedSubject
+    values: Any
+    mask: Tensor
+    word: Tensor
+    token_bias: Tensor | None
+
+    def bind(self, site: str, query: Tensor, tokens: int) -> BoundSubject:
+        if len(self.mask) != len(query):
+            raise NestedAttentionError(
+                f"Nested Attention: {site} runs on {len(query)} pictures at once and the prompts' marks are "
+                f"for {len(self.mask)}: another node splits the batch in a way it does not tell. Take it "
+                "out, or Apply Subject"
+            )
+        key, value = self.values(site, query.device)
+        return BoundSubject(
+            key=key,
+            value=value,
+            mask=fit(self.mask, tokens),
+            word=fit(self.word, tokens),
+            alpha=self.subject.alpha,
+            attention_scale=self.subject.attention_scale,
+            strength=self.subject.strength,
+            token_bias=self.token_bias,
+            norm=self.subject.norm,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NestedLayer:
+    """What stands in a layer's slot for one forward pass: what was there before, plus the subjects'
+    correction."""
+
+    previous: Any
+    site: str
+    carried: Sequence[CarriedSubject]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
+        heads, plain = extra_options["n_heads"], None
+        if self.previous is None:
+            out = plain = comfy_attention.optimized_attention(
+                q,
+                k,
+                v,
+                heads=heads,
+                attn_precision=extra_options["attn_precision"],
+                transformer_options=extra_options,
+            )
+        else:
+            out = self.previous(q, k, v, extra_options)
+        subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
+        return out + subject_correction(q, k, v, subjects, heads=heads, plain=plain).to(out)
