@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nested_attention.demo.cases import make_cases
 from nested_attention.demo.draw import adapt, art_pixels, draw_with_diffusers, load_workflow, node_of
@@ -101,13 +102,24 @@ def test_sdxl_workflow_lacks_nothing_but_the_users_files(server: ComfyServer) ->
     with pytest.raises(NestedAttentionError) as refused:
         server.run(load_workflow("sdxl_person"))
     message = str(refused.value)
-    assert message.count("not in") == 2  # the checkpoint and the vision model
+    assert message.count("Value not in list") == 2  # the checkpoint and the vision model
     assert "sd_xl_base_1.0.safetensors" in message
     assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors" in message
     assert (
         "Load Subject Encoder: there is no subject encoder 'nested_attention_person.safetensors'" in message
     )
-    assert str(server.base / "models" / "nested_attention") in message
+    folder = server.base / "models" / "nested_attention"
+    assert str(folder) in message
+    files = {"checkpoints": "sd_xl_base_1.0", "clip_vision": "CLIP-ViT-H-14-laion2B-s32B-b79K"}
+    for kind, name in {**files, "nested_attention": "nested_attention_person"}.items():
+        place = server.base / "models" / kind / f"{name}.safetensors"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"not a model")
+    Image.new("RGB", (64, 64)).save(server.base / "input" / "example.png")
+    with pytest.raises(
+        NestedAttentionError, match="ComfyUI stopped at"
+    ):  # accepted: only the files are no models
+        server.run(load_workflow("sdxl_person"))
 
 
 @pytest.mark.parametrize("name", AVATARS)
