@@ -7,32 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..avatars.identity import Identity
-from ..avatars.picture import Picture
 from ..avatars.prompts import prompt, sample_picture
-from ..avatars.references import held_out
+from ..avatars.references import held_out, reference_crop
+from ..evaluation.cases import Case
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, eq=False)
+class Row:
     """One row of the demo. The prompts name nothing that the identities fix.
 
-    person, pet: seeds of the subjects. alone: the person in a scene; together: both in another one. noise:
-    the seed that all pictures of the row start from.
+    person, pet: seeds of the subjects, as Demo World takes them. alone: the person in a scene; together: both
+    in another one. Both start from the same noise.
     """
 
     person: int
     pet: int
-    identities: tuple[Identity, Identity]
-    alone: Picture
-    alone_prompt: str
-    together: Picture
-    together_prompt: str
-    noise: int
+    alone: Case
+    together: Case
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a host drew of one case: pictures (32, 32, 3) uint8 in art pixels.
+    """What a host drew of one row: pictures (32, 32, 3) uint8 in art pixels.
 
     base: the prompt without any subject. alone: the same prompt and noise, with the person. together: both
     subjects.
@@ -43,25 +39,18 @@ class Drawn:
     together: np.ndarray
 
 
-def make_cases(number: int, seed: int = 0) -> list[Case]:
+def make_rows(number: int, seed: int = 0) -> list[Row]:
     """`number` rows, the same for the same seed."""
-    cases = []
-    for row in range(number):
-        number_of_row = 1000 * seed + row
-        person, pet = held_out("person", number_of_row), held_out("pet", number_of_row)
-        rng = np.random.default_rng(number_of_row)
-        alone = sample_picture(rng, (person,), "heldout")
-        together = sample_picture(rng, (person, pet), "heldout")
-        cases.append(
-            Case(
-                person=number_of_row,
-                pet=number_of_row,
-                identities=(person, pet),
-                alone=alone,
-                alone_prompt=prompt(alone, rng),
-                together=together,
-                together_prompt=prompt(together, rng),
-                noise=number_of_row,
-            )
-        )
-    return cases
+    rows = []
+    for own in range(1000 * seed, 1000 * seed + number):
+        person, pet = held_out("person", own), held_out("pet", own)
+        rng = np.random.default_rng(own)
+        alone = _case(rng, (person,), own)
+        rows.append(Row(person=own, pet=own, alone=alone, together=_case(rng, (person, pet), own)))
+    return rows
+
+
+def _case(rng: np.random.Generator, identities: tuple[Identity, ...], seed: int) -> Case:
+    picture = sample_picture(rng, identities, "heldout")
+    references = tuple(reference_crop(figure.identity) for figure in picture.figures)
+    return Case(picture, prompt(picture, rng), "", references, seed)

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from .cases import Case, Drawn
+from ..evaluation.cases import Case
+from .cases import Drawn, Row
 from .server import PACK, ComfyServer
 
 Graph = dict[str, Any]
 
 
-def draw_with_comfyui(cases: Sequence[Case], comfyui: Path) -> list[Drawn]:
+def draw_with_comfyui(rows: Sequence[Row], comfyui: Path) -> list[Drawn]:
     """Runs `workflows/api/avatar_person.json` and `avatar_person_and_pet.json` in a headless server.
 
     The plain base model is the first of them with the subject's strength at 0. Raises NestedAttentionError if
@@ -29,42 +31,42 @@ def draw_with_comfyui(cases: Sequence[Case], comfyui: Path) -> list[Drawn]:
         ComfyServer(comfyui, Path(folder)) as server,
     ):
 
-        def picture(graph: Graph, case: Case, prompt: str, strength: float = 1.0) -> np.ndarray:
-            graph = adapt(
-                graph, person=case.person, pet=case.pet, prompt=prompt, seed=case.noise, strength=strength
-            )
+        def picture(graph: Graph, row: Row, case: Case, strength: float = 1.0) -> np.ndarray:
+            graph = adapt(graph, row, case, strength=strength)
             return art_pixels(server.run(graph)[node_of(graph, "SaveImage")][0])
 
         return [
             Drawn(
-                base=picture(one, case, case.alone_prompt, strength=0.0),
-                alone=picture(one, case, case.alone_prompt),
-                together=picture(two, case, case.together_prompt),
+                base=picture(one, row, row.alone, strength=0.0),
+                alone=picture(one, row, row.alone),
+                together=picture(two, row, row.together),
             )
-            for case in cases
+            for row in rows
         ]
 
 
-def draw_with_diffusers(cases: Sequence[Case]) -> list[Drawn]:
+def draw_with_diffusers(rows: Sequence[Row]) -> list[Drawn]:
     """The same with the small world's own modules and the attention processors for diffusers."""
-    from ..avatars.references import reference_crop
     from ..avatars.tokenizer import WEIGHTS
     from ..avatars.world import Attached, load_world
     from ..checkpoint import load_subject_encoder
 
     world = load_world()
-    attached = []
-    for number, kind in enumerate(("person", "pet")):
-        encoder = load_subject_encoder(WEIGHTS / f"{kind}_encoder.safetensors").float()
-        crops = np.stack([reference_crop(case.identities[number]) for case in cases])
-        attached.append(Attached(encoder, encoder(world.features(crops)), encoder.config.word))
-    seeds = [case.noise for case in cases]
-    alone, together = [case.alone_prompt for case in cases], [case.together_prompt for case in cases]
-    pictures = (
-        world.generate(alone, seeds),
-        world.generate(alone, seeds, attached[:1]),
-        world.generate(together, seeds, attached),
-    )
+    alone, together = [row.alone for row in rows], [row.together for row in rows]
+    encoders = {
+        word: load_subject_encoder(WEIGHTS / f"{word}_encoder.safetensors", dtype=torch.float32)
+        for word in ("person", "pet")
+    }
+
+    def draw(cases: list[Case], *words: str) -> np.ndarray:
+        attached = []
+        for word in words:
+            features = world.features(np.stack([case.reference(word) for case in cases]))
+            with torch.no_grad():
+                attached.append(Attached(encoders[word], encoders[word](features), word))
+        return world.generate([case.prompt for case in cases], [case.seed for case in cases], attached)
+
+    pictures = draw(alone), draw(alone, "person"), draw(together, "person", "pet")
     return [Drawn(*row) for row in zip(*pictures, strict=True)]
 
 
@@ -73,13 +75,13 @@ def load_workflow(name: str) -> Graph:
     return dict(json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def adapt(graph: Graph, *, person: int, pet: int, prompt: str, seed: int, strength: float = 1.0) -> Graph:
-    """A shipped avatar workflow with other subjects, prompt and noise, for one picture."""
+def adapt(graph: Graph, row: Row, case: Case, *, strength: float = 1.0) -> Graph:
+    """A shipped avatar workflow with a row's subjects, and a case's prompt and noise, for one picture."""
     graph = copy.deepcopy(graph)
-    graph[node_of(graph, "NestedAttentionDemoWorld")]["inputs"].update(person=person, pet=pet)
+    graph[node_of(graph, "NestedAttentionDemoWorld")]["inputs"].update(person=row.person, pet=row.pet)
     sampler = graph[node_of(graph, "KSampler")]["inputs"]
-    sampler["seed"] = seed
-    graph[sampler["positive"][0]]["inputs"]["text"] = prompt
+    sampler["seed"] = case.seed
+    graph[sampler["positive"][0]]["inputs"]["text"] = case.prompt
     graph[sampler["latent_image"][0]]["inputs"]["batch_size"] = 1
     for node in graph.values():
         if node["class_type"] == "NestedAttentionApplySubject":

@@ -5,56 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from ..avatars.identity import Identity
-from ..avatars.picture import Picture, crop
-from ..avatars.pose import window
 from ..avatars.references import held_out
-from .cases import Case, Drawn
+from ..avatars.scorers import load_identity_scorer, load_prompt_scorer
+from ..evaluation.cases import Case, windows
+from ..evaluation.statistics import top1
+from .cases import Drawn, Row
 
 CANDIDATES = 100
 """Among how many held-out subjects, the right one included, each is to be recognised."""
 
 
-def report(cases: Sequence[Case], drawn: Sequence[Drawn]) -> list[str]:
+def report(rows: Sequence[Row], drawn: Sequence[Drawn]) -> list[str]:
     """Lines to print. Raises FileNotFoundError, naming the file, if a scorer is missing."""
-    from ..avatars.scorers import load_prompt_scorer
-
-    people, pets = zip(*(case.identities for case in cases), strict=True)
-    alone, together = [case.alone for case in cases], [case.together for case in cases]
+    alone, together = [row.alone for row in rows], [row.together for row in rows]
     base_rgb, alone_rgb, together_rgb = (
         np.stack([getattr(pictures, name) for pictures in drawn]) for name in ("base", "alone", "together")
     )
-    found = {
-        "base": _recognised("person", base_rgb, alone, people),
-        "alone": _recognised("person", alone_rgb, alone, people),
-        "person": _recognised("person", together_rgb, together, people),
-        "pet": _recognised("pet", together_rgb, together, pets),
+    judge = load_prompt_scorer()
+    followed = {
+        name: torch.cat(list(judge.correct(rgb, [case.picture for case in alone]).values())).float().mean()
+        for name, rgb in (("base", base_rgb), ("alone", alone_rgb))
     }
-    judge, rows = load_prompt_scorer(), len(cases)
-    followed = [
-        float(np.mean([answers.float().mean() for answers in judge.correct(rgb, alone).values()]))
-        for rgb in (base_rgb, alone_rgb)
-    ]
     return [
-        f"The person, recognised among {CANDIDATES} whom no model has seen: with the subject "
-        f"{found['alone']} of {rows}, plain base model {found['base']} of {rows}",
-        f"Person and pet in one picture: person {found['person']} of {rows}, pet {found['pet']} of {rows}",
+        f"Identity, recognised among {CANDIDATES} whom no model has seen (and attributes right):",
+        f"  the person                  {_identity('person', alone_rgb, alone)}",
+        f"  the plain base model        {_identity('person', base_rgb, alone)}",
+        f"  person with pet: the person {_identity('person', together_rgb, together)}",
+        f"                   the pet    {_identity('pet', together_rgb, together)}",
         "What the prompt asked for (scene, style, clothes, accessory, place): with the subject "
-        f"{followed[1]:.0%}, plain base model {followed[0]:.0%}",
+        f"{followed['alone']:.0%}, plain base model {followed['base']:.0%}",
     ]
 
 
-def _recognised(kind: str, rgb: np.ndarray, pictures: Sequence[Picture], truth: Sequence[Identity]) -> int:
-    """How many pictures (n, 32, 32, 3) show their subject rather than any of the other candidates."""
-    from ..avatars.scorers import load_identity_scorer
-
-    scorer = load_identity_scorer(kind)
-    others = [held_out(kind, 10**6 + number) for number in range(CANDIDATES - 1)]
-    right = 0
-    for picture, pixels, identity in zip(pictures, rgb, truth, strict=True):
-        figure = next(figure for figure in picture.figures if type(figure.identity) is type(identity))
-        shown = crop(pixels, window(figure.placement))[None]  # (1, 20, 20, 3)
-        candidates = [identity, *(other for other in others if other != identity)]
-        right += int(scorer.similarity(shown, candidates)[0].argmax() == 0)
-    return right
+def _identity(word: str, rgb: np.ndarray, cases: list[Case]) -> str:
+    """How many pictures (n, 32, 32, 3) show their subject rather than any other candidate, in words."""
+    scorer = load_identity_scorer(word)
+    shown = windows(rgb, cases, word)
+    truth = [case.figure(word).identity for case in cases]
+    others = [held_out(word, 10**6 + number) for number in range(CANDIDATES - 1)]
+    hits = [
+        top1(scorer.similarity(shown[n : n + 1], [own, *(o for o in others if o != own)]), torch.tensor([0]))
+        for n, own in enumerate(truth)
+    ]
+    attributes = torch.stack(list(scorer.correct(shown, truth).values())).float().mean()
+    return f"{int(torch.cat(hits).sum())} of {len(cases)} ({attributes:.0%})"

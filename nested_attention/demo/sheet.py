@@ -1,4 +1,4 @@
-"""The demo's picture: a row a case, with references, plain base model, personalised, and person with pet."""
+"""The demo's picture: references, plain base model, with the person, with person and pet; a row a subject."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..avatars.references import reference_crop
-from .cases import Case, Drawn
+from .cases import Drawn, Row
 
 PIXEL = 7
 """Screen pixels an art pixel."""
@@ -20,26 +19,24 @@ MARGIN, HEADER, CAPTION = 16, 34, 56
 INK, PAPER = (34, 34, 40), (250, 249, 246)
 
 
-def save_sheet(cases: Sequence[Case], drawn: Sequence[Drawn], path: Path) -> None:
+def save_sheet(rows: Sequence[Row], drawn: Sequence[Drawn], path: Path) -> None:
     """Write the picture, nearest-neighbour enlarged, with titles and each row's prompts."""
     cell = 32 * PIXEL
     columns = [MARGIN, *(2 * MARGIN + cell // 2 + n * (cell + MARGIN) for n in range(3))]
-    size = (columns[-1] + cell + MARGIN, HEADER + len(cases) * (cell + CAPTION + MARGIN))
+    size = (columns[-1] + cell + MARGIN, HEADER + len(rows) * (cell + CAPTION + MARGIN))
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for x, title in zip(columns, TITLES, strict=True):
         pen.text((x, 9), title, fill=INK, font=_font(15))
-    for row, (case, pictures) in enumerate(zip(cases, drawn, strict=True)):
-        y = HEADER + row * (cell + CAPTION + MARGIN)
-        for number, identity in enumerate(case.identities):
-            sheet.paste(
-                _enlarged(reference_crop(identity), cell // 2), (columns[0], y + number * (cell // 2))
-            )
+    for number, (row, pictures) in enumerate(zip(rows, drawn, strict=True)):
+        y = HEADER + number * (cell + CAPTION + MARGIN)
+        for word, top in (("person", y), ("pet", y + cell // 2)):
+            sheet.paste(_enlarged(row.together.reference(word), cell // 2), (columns[0], top))
         for x, rgb in zip(columns[1:], (pictures.base, pictures.alone, pictures.together), strict=True):
             sheet.paste(_enlarged(rgb, cell), (x, y))
         for x, width, prompt in (
-            (columns[1], 2 * cell + MARGIN, case.alone_prompt),
-            (columns[3], cell, case.together_prompt),
+            (columns[1], 2 * cell + MARGIN, row.alone.prompt),
+            (columns[3], cell, row.together.prompt),
         ):
             lines = textwrap.wrap(prompt, width // 6)[: CAPTION // 13]
             pen.multiline_text((x, y + cell + 3), "\n".join(lines), fill=INK, font=_font(11), spacing=2)

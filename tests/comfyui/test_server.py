@@ -5,6 +5,7 @@ Started once for the whole session. Uses the weights that come with the reposito
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nested_attention.demo.cases import make_cases
+from nested_attention.demo.cases import make_rows
 from nested_attention.demo.draw import adapt, art_pixels, draw_with_diffusers, load_workflow, node_of
 from nested_attention.demo.server import PACK_NAME, ComfyServer
 from nested_attention.errors import NestedAttentionError
@@ -134,22 +135,15 @@ def test_avatar_workflows_run_as_they_are(server: ComfyServer, name: str) -> Non
 
 def test_a_picture_from_comfyui_is_the_picture_from_diffusers(server: ComfyServer) -> None:
     """Same weights, prompt and noise: all the way from the reference to the saved picture, in both hosts."""
-    (case,) = make_cases(1, seed=3)
-    (expected,) = draw_with_diffusers([case])
+    (row,) = make_rows(1, seed=3)
+    (expected,) = draw_with_diffusers([row])
     drawn = {}
-    for name, workflow, prompt, strength in (
-        ("base", "avatar_person", case.alone_prompt, 0.0),
-        ("alone", "avatar_person", case.alone_prompt, 1.0),
-        ("together", "avatar_person_and_pet", case.together_prompt, 1.0),
+    for name, workflow, case, strength in (
+        ("base", "avatar_person", row.alone, 0.0),
+        ("alone", "avatar_person", row.alone, 1.0),
+        ("together", "avatar_person_and_pet", row.together, 1.0),
     ):
-        graph = adapt(
-            load_workflow(workflow),
-            person=case.person,
-            pet=case.pet,
-            prompt=prompt,
-            seed=case.noise,
-            strength=strength,
-        )
+        graph = adapt(load_workflow(workflow), row, case, strength=strength)
         drawn[name] = art_pixels(server.run(graph)[node_of(graph, "SaveImage")][0]).astype(int)
         # Twenty steps of rounding apart; a subject forgotten or misplaced differs by tens.
         assert np.abs(drawn[name] - getattr(expected, name).astype(int)).max() <= 4, name
@@ -158,9 +152,8 @@ def test_a_picture_from_comfyui_is_the_picture_from_diffusers(server: ComfyServe
 
 def test_queued_again_the_same_picture_comes_out(server: ComfyServer) -> None:
     """Two chained subjects, three times, sampled anew; and at strength 0, the graph without the nodes."""
-    case = make_cases(1, seed=4)[0]
-    settings = {"person": case.person, "pet": case.pet, "prompt": case.together_prompt, "seed": case.noise}
-    graph = adapt(load_workflow("avatar_person_and_pet"), **settings)
+    (row,) = make_rows(1, seed=4)
+    graph = adapt(load_workflow("avatar_person_and_pet"), row, row.together)
     save = node_of(graph, "SaveImage")
     pictures = []
     for steps in (3, 2, 3, 2, 3):  # another number of steps in between, so that nothing comes from the cache
@@ -169,7 +162,7 @@ def test_queued_again_the_same_picture_comes_out(server: ComfyServer) -> None:
     assert np.array_equal(pictures[0], pictures[2])
     assert np.array_equal(pictures[0], pictures[4])
 
-    off = adapt(graph, **settings, strength=0.0)
+    off = adapt(graph, row, row.together, strength=0.0)
     bare = json.loads(json.dumps(off))
     world = node_of(bare, "NestedAttentionDemoWorld")
     bare[node_of(bare, "KSampler")]["inputs"]["model"] = [world, 0]
@@ -191,7 +184,8 @@ def test_queued_again_the_same_picture_comes_out(server: ComfyServer) -> None:
 def test_a_prompt_without_the_word_stops_with_the_reason(
     server: ComfyServer, prompt: str, expected: list[str]
 ) -> None:
-    graph = adapt(load_workflow("avatar_person"), person=0, pet=0, prompt=prompt, seed=0)
+    (row,) = make_rows(1)
+    graph = adapt(load_workflow("avatar_person"), row, dataclasses.replace(row.alone, prompt=prompt))
     with pytest.raises(NestedAttentionError) as stopped:
         server.run(graph)
     assert all(part in str(stopped.value) for part in expected), str(stopped.value)
@@ -199,9 +193,8 @@ def test_a_prompt_without_the_word_stops_with_the_reason(
 
 def test_the_wrong_encoder_for_a_checkpoint_or_subject_is_refused(server: ComfyServer) -> None:
     """A pet subject applied with the person encoder: a message that names the node, not a picture."""
-    graph = adapt(
-        load_workflow("avatar_person_and_pet"), person=0, pet=0, prompt="a person and a pet", seed=0
-    )
+    (row,) = make_rows(1)
+    graph = adapt(load_workflow("avatar_person_and_pet"), row, row.together)
     person = next(
         n
         for n, node in graph.items()
