@@ -12,12 +12,13 @@ import torch
 
 from nested_attention.avatars.canvas import SIZE
 from nested_attention.avatars.train import base
-from nested_attention.avatars.train.base import Start, WatchedAttention, attention_loss, watch
+from nested_attention.avatars.train.base import Start, attention_loss
 from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.encoders import encode_data, train_encoder
 from nested_attention.avatars.train.loop import Budget, Run
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.vae import encode, train_vae
+from nested_attention.avatars.watched import WatchedAttention, watch
 from nested_attention.avatars.world import World, load_world
 from nested_attention.errors import NestedAttentionError
 

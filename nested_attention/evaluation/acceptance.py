@@ -24,7 +24,7 @@ from ..avatars.model import TIME_IDS, new_scheduler
 from ..avatars.picture import render
 from ..avatars.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
 from ..avatars.tokenizer import WEIGHTS, load_tokenizer
-from ..avatars.train.base import watch
+from ..avatars.watched import watch
 from ..avatars.world import Attached, Sampling, World, load_world
 from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
