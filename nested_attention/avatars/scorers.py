@@ -20,11 +20,10 @@ from .identity import Identity, Person, Pet, attributes
 from .picture import STYLES, Picture
 from .pixels import to_tensor
 from .pose import PLACEMENTS
+from .references import KINDS
 from .scenes import SCENES
 from .tokenizer import WEIGHTS
 from .wardrobe import ACCESSORIES, CLOTHES
-
-KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet}
 
 PROMPT_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "scene": tuple(SCENES),

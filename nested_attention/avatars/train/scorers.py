@@ -20,8 +20,8 @@ from ..picture import crop, render
 from ..pixels import to_rgb, to_tensor
 from ..pose import window
 from ..prompts import sample_identities, sample_picture
+from ..references import KINDS
 from ..scorers import (
-    KINDS,
     PROMPT_ATTRIBUTES,
     Classifier,
     attributes,
