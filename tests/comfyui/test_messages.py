@@ -165,20 +165,22 @@ def test_settings_out_of_range(world: Any, settings: dict[str, Any], message: st
         world.apply(world.model, world.clip, **settings)
 
 
+DEFAULTS = {
+    "attention_scale": 1.0,
+    "alpha": 2.0,
+    "strength": 1.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+}
+
+
 def test_a_subject_of_another_encoder(world: Any) -> None:
     from nested_attention.errors import NestedAttentionError
     from nested_attention.hosts.comfy import apply_subject
 
-    settings = {
-        "attention_scale": 1.0,
-        "alpha": 2.0,
-        "strength": 1.0,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-    }
     with pytest.raises(NestedAttentionError, match="Apply Subject: this subject .*was made with encoder"):
         apply_subject(
-            world.model, world.clip, world.pet, world.alice, word="person", when_missing="error", **settings
+            world.model, world.clip, world.pet, world.alice, word="person", when_missing="error", **DEFAULTS
         )
 
 
@@ -188,13 +190,6 @@ def test_a_model_of_another_architecture(world: Any) -> None:
     from nested_attention.errors import NestedAttentionError
     from nested_attention.hosts.comfy import apply_subject
 
-    settings = {
-        "attention_scale": 1.0,
-        "alpha": 2.0,
-        "strength": 1.0,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-    }
     fewer = make_model(transformer_depth=[0, 0, 2], transformer_depth_output=[0, 0, 0, 0, 2, 2])
     wider = make_model(context_dim=32)
     for model, message in (
@@ -209,7 +204,7 @@ def test_a_model_of_another_architecture(world: Any) -> None:
     with pytest.raises(NestedAttentionError, match="Apply Subject: .*11|Apply Subject: .*8"):
         apply_subject(
             world.model, world.clip, encoder, make_subject(encoder, seed=0),
-            word="person", when_missing="error", **settings,
+            word="person", when_missing="error", **DEFAULTS,
         )  # fmt: skip
 
 
