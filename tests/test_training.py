@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from nested_attention.avatars.canvas import SIZE
+from nested_attention.avatars.pixels import encode_pictures
 from nested_attention.avatars.train import base
 from nested_attention.avatars.train.base import Start, attention_loss
 from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.encoders import encode_data, train_encoder
 from nested_attention.avatars.train.loop import Budget, Run
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
-from nested_attention.avatars.train.vae import encode, train_vae
+from nested_attention.avatars.train.vae import train_vae
 from nested_attention.avatars.watched import WatchedAttention, watch
 from nested_attention.avatars.world import World, load_world
 from nested_attention.errors import NestedAttentionError
@@ -130,12 +131,12 @@ def test_the_autoencoder_learns_and_a_refined_decoder_keeps_its_latents(
 ) -> None:
     torch.manual_seed(0)
     vae = train_vae(tmp_path / "vae", pictures, Budget(steps=2), batch=4)
-    z = encode(vae, pictures.rgb)
+    z = encode_pictures(vae, pictures.rgb)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(8), atol=0.02)
     assert torch.allclose(z.std((0, 2, 3)), torch.ones(8), atol=0.02)
-    before = encode(world.vae, pictures.rgb)
+    before = encode_pictures(world.vae, pictures.rgb)
     refined = train_vae(tmp_path / "decoder", pictures, Budget(steps=2), decoder_of=world.vae, batch=4)
-    torch.testing.assert_close(encode(refined, pictures.rgb), before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encode_pictures(refined, pictures.rgb), before, atol=1e-5, rtol=1e-5)
     for name, value in world.vae.encoder.state_dict().items():
         assert torch.equal(refined.encoder.state_dict()[name], value)
     assert not torch.equal(refined.decoder.conv_in.weight, world.vae.decoder.conv_in.weight)
@@ -144,7 +145,7 @@ def test_the_autoencoder_learns_and_a_refined_decoder_keeps_its_latents(
 def test_the_base_model_trains_from_nothing_and_from_weights(
     tmp_path: Path, pictures: Pictures, world: World
 ) -> None:
-    latents = encode(world.vae, pictures.rgb)
+    latents = encode_pictures(world.vae, pictures.rgb)
     fresh = base.train_base(tmp_path / "a", pictures, latents, Budget(steps=2, warmup=1), batch=2)
     assert set(fresh) == {"unet", "text_l", "text_g"}
     parts = (world.unet, world.text_encoder, world.text_encoder_2)

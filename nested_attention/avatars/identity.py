@@ -151,6 +151,9 @@ class Pet:
 Identity = Person | Pet
 AnyIdentity = TypeVar("AnyIdentity", Person, Pet)
 
+KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet}
+"""Subject words of the small world, each with what it means there."""
+
 
 def attributes(kind: type[Person] | type[Pet]) -> dict[str, int]:
     """Attribute name → number of values, in the order of the fields."""

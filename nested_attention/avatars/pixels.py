@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .model import VISION_SIZE
@@ -34,6 +35,13 @@ def to_vision(crops: np.ndarray) -> Tensor:
     pixels = functional.interpolate(pixels, size=(VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True)
     pixels = pixels.mul(255).round().clamp(0, 255).div(255)
     return (pixels - pixels.new_tensor(MEAN).view(3, 1, 1)) / pixels.new_tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 128) -> Tensor:
+    """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
+    parts = [to_tensor(rgb[start : start + batch]) for start in range(0, len(rgb), batch)]
+    return torch.cat([vae.encode(part).latent_dist.mean for part in parts])
 
 
 def ids_for_both(ids: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ import hashlib
 
 import numpy as np
 
-from .identity import Identity, Person, Pet, Split, sample
+from .identity import KINDS, Identity, Split, sample
 from .picture import STYLES, Figure, Picture
-from .pose import EXPRESSIONS, PLACEMENTS, Pose
+from .pose import PLACEMENTS, Pose
 from .scenes import SCENES
 from .wardrobe import ACCESSORIES, CLOTHES
 
@@ -117,15 +117,4 @@ def sample_identities(
     rng: np.random.Generator, kinds: str, split: Split | None = "train"
 ) -> tuple[Identity, ...]:
     """Identities for a scheme such as "person", "pet", "person+pet", "person+person"."""
-    by_word: dict[str, type[Person] | type[Pet]] = {"person": Person, "pet": Pet}
-    return tuple(sample(by_word[word], rng, split) for word in kinds.split("+"))  # type: ignore[type-var]
-
-
-__all__ = [
-    "EXPRESSIONS",
-    "caption",
-    "combination_split",
-    "prompt",
-    "sample_identities",
-    "sample_picture",
-]
+    return tuple(sample(KINDS[word], rng, split) for word in kinds.split("+"))  # type: ignore[type-var]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .identity import Identity, Person, Pet, sample
+from .identity import KINDS, Identity, sample
 from .picture import Figure, Picture, crop, crop_window, enlarge, render
 from .pose import Pose
 from .prompts import sample_picture
 from .scenes import SCENES
-
-KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet}
-"""Subject words of the small world, each with what it means there."""
 
 
 def held_out(kind: str, seed: int) -> Identity:

@@ -7,21 +7,19 @@ one answer an attribute. `PromptScorer` looks at the whole picture and tells wha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .identity import Identity, Person, Pet, attributes
+from .identity import KINDS, Identity, Person, Pet, attributes
 from .picture import STYLES, Picture
 from .pixels import to_tensor
 from .pose import PLACEMENTS
-from .references import KINDS
 from .scenes import SCENES
+from .storage import read_float, write_half
 from .tokenizer import WEIGHTS
 from .wardrobe import ACCESSORIES, CLOTHES
 
@@ -133,20 +131,11 @@ def new_prompt_network() -> Classifier:
 def save_scorer(folder: Path, name: str, network: Classifier) -> None:
     """Write a scorer as fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in network.state_dict().items()
-    }
-    temporary = folder / f"{name}.tmp"
-    save_file(state, temporary, metadata={"format": "pt", "scorer": json.dumps({"name": name})})
-    temporary.replace(folder / f"{name}.safetensors")
+    write_half(network, folder / f"{name}.safetensors")
 
 
 def _load(network: Classifier, path: Path) -> Classifier:
-    state = {
-        key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
-    }
-    network.load_state_dict(state)
+    network.load_state_dict(read_float(path))
     return network.eval().requires_grad_(False)
 
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
@@ -21,8 +20,9 @@ from ..encoder import SubjectEncoder
 from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from . import model
 from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
-from .pixels import ids_for_both, to_rgb, to_tensor, to_vision
-from .tokenizer import TOKENS, WEIGHTS, load_tokenizer
+from .pixels import encode_pictures, ids_for_both, to_rgb, to_vision
+from .storage import read_float, write_half
+from .tokenizer import WEIGHTS, load_tokenizer
 from .vocabulary import CompactEmbedding
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "vision")
@@ -64,8 +64,9 @@ class Attached:
     alpha: float | None = 2.0
     strength: float = 1.0
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.tokens[start:stop]
+    def rows(self, rows: slice) -> Attached:
+        """The same for some of the prompts."""
+        return replace(self, tokens=self.tokens[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,14 @@ class World:
         """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197,
         width)."""
         return self.vision(to_vision(crops)).last_hidden_state
+
+    @torch.no_grad()
+    def attach(
+        self, encoder: SubjectEncoder, crops: np.ndarray, word: str, attention_scale: float = 1.0
+    ) -> Attached:
+        """The subjects of reference crops (n, 20, 20, 3), one a prompt, with the α of their encoder."""
+        tokens = encoder(self.features(crops))
+        return Attached(encoder, tokens, word, attention_scale, encoder.config.alpha)
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -103,10 +112,12 @@ class World:
         the batch."""
         slot = SubjectSlot.install(self.unet) if attached else None
         try:
+            empty = self.text([""])
             parts = []
             for start in range(0, len(prompts), sampling.batch):
-                stop = min(start + sampling.batch, len(prompts))
-                parts.append(self._draw(prompts, seeds, attached, sampling, start, stop, slot))
+                rows = slice(start, start + sampling.batch)
+                here = [item.rows(rows) for item in attached]
+                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot))
             return np.concatenate(parts)
         finally:
             if slot:
@@ -117,23 +128,19 @@ class World:
         prompts: Sequence[str],
         seeds: Sequence[int],
         attached: Sequence[Attached],
+        negative_text: tuple[Tensor, Tensor, np.ndarray],
         sampling: Sampling,
-        start: int,
-        stop: int,
         slot: SubjectSlot | None,
     ) -> np.ndarray:
-        batch = stop - start
-        context, pooled, ids = self.text(prompts[start:stop])
-        empty, empty_pooled, _ = self.text([""])
-        bindings = [_bind(item, ids, start, stop) for item in attached]
-        scheduler = DDIMScheduler(
-            **{k: v for k, v in model.SCHEDULER.items() if k != "clip_sample"}, clip_sample=False
-        )
+        """One batch of `generate`."""
+        batch = len(prompts)
+        context, pooled, ids = self.text(prompts)
+        empty, empty_pooled, _ = negative_text
+        bindings = [_bind(item, ids) for item in attached]
+        scheduler = DDIMScheduler(**model.SCHEDULER)
         scheduler.set_timesteps(sampling.steps)
         shape = (LATENT_CHANNELS, LATENT, LATENT)
-        x = torch.stack(
-            [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[start:stop]]
-        )
+        x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
         sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
         positive = {"text_embeds": pooled, "time_ids": sizes}
         negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
@@ -154,10 +161,10 @@ class World:
     @torch.no_grad()
     def encode(self, rgb: np.ndarray) -> Tensor:
         """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
-        return self.vae.encode(to_tensor(rgb)).latent_dist.mean
+        return encode_pictures(self.vae, rgb)
 
 
-def _bind(item: Attached, ids: np.ndarray, start: int, stop: int) -> SubjectBinding:
+def _bind(item: Attached, ids: np.ndarray) -> SubjectBinding:
     token = load_tokenizer().encode(item.word)[1]
     mask = torch.from_numpy(ids.astype(np.int64) == token)
     if not bool(mask.any(dim=1).all()):
@@ -165,7 +172,7 @@ def _bind(item: Attached, ids: np.ndarray, start: int, stop: int) -> SubjectBind
             f"every prompt must contain {item.word!r}; {int((~mask.any(dim=1)).sum())} of {len(ids)} do not"
         )
     return SubjectBinding(
-        projections=item.encoder.project(item.rows(start, stop)),
+        projections=item.encoder.project(item.tokens),
         mask=mask,
         alpha=item.alpha,
         attention_scale=item.attention_scale,
@@ -177,14 +184,7 @@ def _bind(item: Attached, ids: np.ndarray, start: int, stop: int) -> SubjectBind
 def save_part(folder: Path, name: str, module: nn.Module) -> None:
     """Write one part of the world as fp16 safetensors with its sizes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in module.state_dict().items()
-    }
-    state = {key: value.contiguous() for key, value in state.items() if not key.endswith("position_ids")}
-    temporary = folder / f"{name}.safetensors.tmp"
-    save_file(state, temporary)
-    temporary.replace(folder / f"{name}.safetensors")
+    write_half(module, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(_CONFIGS[name], indent=2) + "\n")
 
 
@@ -192,10 +192,7 @@ def load_part(folder: Path, name: str) -> nn.Module:
     """Read one part back, in fp32 and evaluation mode."""
     config = json.loads((folder / f"{name}.json").read_text())
     module = _MAKERS[name](config)
-    state = {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in load_file(folder / f"{name}.safetensors").items()
-    }
+    state = read_float(folder / f"{name}.safetensors")
     ids = next((value for key, value in state.items() if key.endswith("token_embedding.token_ids")), None)
     if ids is not None:
         inner = getattr(module, "text_model", module)
@@ -211,6 +208,3 @@ def load_part(folder: Path, name: str) -> nn.Module:
 def load_world(folder: Path = WEIGHTS) -> World:
     """The shipped world. Raises FileNotFoundError naming the file if a part is missing."""
     return World(*(load_part(folder, name) for name in PARTS))
-
-
-__all__ = ["PARTS", "TOKENS", "Attached", "Sampling", "World", "load_part", "load_world", "save_part"]

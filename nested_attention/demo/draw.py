@@ -48,7 +48,7 @@ def draw_with_comfyui(rows: Sequence[Row], comfyui: Path) -> list[Drawn]:
 def draw_with_diffusers(rows: Sequence[Row]) -> list[Drawn]:
     """The same with the small world's own modules and the attention processors for diffusers."""
     from ..avatars.tokenizer import WEIGHTS
-    from ..avatars.world import Attached, load_world
+    from ..avatars.world import load_world
     from ..checkpoint import load_subject_encoder
 
     world = load_world()
@@ -59,11 +59,8 @@ def draw_with_diffusers(rows: Sequence[Row]) -> list[Drawn]:
     }
 
     def draw(cases: list[Case], *words: str) -> np.ndarray:
-        attached = []
-        for word in words:
-            features = world.features(np.stack([case.reference(word) for case in cases]))
-            with torch.no_grad():
-                attached.append(Attached(encoders[word], encoders[word](features), word))
+        crops = {word: np.stack([case.reference(word) for case in cases]) for word in words}
+        attached = [world.attach(encoders[word], crops[word], word) for word in words]
         return world.generate([case.prompt for case in cases], [case.seed for case in cases], attached)
 
     pictures = draw(alone), draw(alone, "person"), draw(together, "person", "pet")

@@ -71,13 +71,11 @@ class Judges:
         )
 
 
-@torch.no_grad()
 def attach(judges: Judges, cases: list[Case], word: str, attention_scale: float | None = None) -> Attached:
     """Each case's own subject on `word`, at the nodes' defaults unless λ is given."""
-    encoder = judges.encoders[word]
-    features = judges.world.features(np.stack([case.reference(word) for case in cases]))
+    crops = np.stack([case.reference(word) for case in cases])
     scale = BoundSubject.attention_scale if attention_scale is None else attention_scale
-    return Attached(encoder, encoder(features), word, attention_scale=scale, alpha=encoder.config.alpha)
+    return judges.world.attach(judges.encoders[word], crops, word, scale)
 
 
 def _generate(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..avatars.identity import Identity, near_twins, sample
+from ..avatars.identity import KINDS, Identity, near_twins, sample
 from ..avatars.picture import Figure, Picture, crop, render
 from ..avatars.pose import window
 from ..avatars.prompts import caption, prompt, sample_picture
-from ..avatars.references import KINDS, sample_crop
+from ..avatars.references import sample_crop
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,6 @@ from ..world import World
 from .base import sample_timesteps
 from .data import Pictures
 from .loop import Budget, Run
-from .vae import encode
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def encode_data(world: World, pictures: Pictures, word: str, batch: int = 64) ->
         world.features(pictures.reference[start : start + batch]).half()
         for start in range(0, len(pictures.reference), batch)
     ]
-    return EncoderData(encode(world.vae, pictures.rgb).half(), torch.cat(parts), pictures.plain, word)
+    return EncoderData(world.encode(pictures.rgb).half(), torch.cat(parts), pictures.plain, word)
 
 
 def train_encoder(

@@ -15,12 +15,11 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..identity import Identity, sample
+from ..identity import KINDS, Identity, sample
 from ..picture import crop, render
 from ..pixels import to_rgb, to_tensor
 from ..pose import window
 from ..prompts import sample_identities, sample_picture
-from ..references import KINDS
 from ..scorers import (
     PROMPT_ATTRIBUTES,
     Classifier,

@@ -18,6 +18,7 @@ import torch
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ..identity import Person, Pet
+from ..pixels import encode_pictures
 from ..scorers import save_scorer
 from ..tokenizer import WEIGHTS
 from ..world import load_part, load_world, save_part
@@ -27,7 +28,7 @@ from .data import draw_pictures
 from .encoders import encode_data, train_encoder
 from .loop import Budget
 from .scorers import train_identity_scorer, train_prompt_scorer
-from .vae import encode, train_vae
+from .vae import train_vae
 
 SUBJECTS = (Person.WORD, Pet.WORD)
 
@@ -63,7 +64,7 @@ def _vision(recipe: Recipe, budget: Budget) -> None:
 
 def _base(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    latents = encode(load_part(recipe.weights, "vae"), pictures.rgb).half()
+    latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
     parts = ("unet", "text_encoder", "text_encoder_2")
     start = Start(*(load_part(recipe.weights, part) for part in parts)) if recipe.onward else None
     modules = train_base(recipe.runs / "base", pictures, latents, budget, start=start)

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ..model import new_vae
-from ..pixels import to_tensor
+from ..pixels import encode_pictures, to_tensor
 from .data import Pictures
 from .loop import Budget, Run
 
@@ -58,16 +58,9 @@ def train_vae(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 128) -> torch.Tensor:
-    """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
-    parts = [to_tensor(rgb[start : start + batch]) for start in range(0, len(rgb), batch)]
-    return torch.cat([vae.encode(part).latent_dist.mean for part in parts])
-
-
-@torch.no_grad()
 def standardise(vae: AutoencoderKL, pictures: Pictures, number: int = 512) -> AutoencoderKL:
     """Fold each channel's mean and spread into the two 1×1 convolutions around the latent."""
-    z = encode(vae, pictures.rgb[:number])
+    z = encode_pictures(vae, pictures.rgb[:number])
     mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
     channels = len(mean)
     vae.quant_conv.weight[:channels] /= std.view(-1, 1, 1, 1)
