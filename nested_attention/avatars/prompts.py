@@ -78,6 +78,18 @@ def caption(
     `described` names what the identity fixes, before the subject's word, as captions of photographs do.
     `words` gives each figure's noun; by default one that fits is drawn at random.
     """
+    return caption_and_phrases(picture, rng, described=described, words=words, expression=expression)[0]
+
+
+def caption_and_phrases(
+    picture: Picture,
+    rng: np.random.Generator,
+    *,
+    described: bool = False,
+    words: tuple[str, ...] | None = None,
+    expression: bool = True,
+) -> tuple[str, list[str]]:
+    """A caption, and the phrase in it that speaks of each figure, in their order."""
     subjects = []
     for index, figure in enumerate(picture.figures):
         nouns = figure.identity.nouns
@@ -96,21 +108,26 @@ def caption(
         return " ".join(part for part in parts if part)
 
     form = int(rng.integers(4))
-    text = " and ".join(phrase(s, place_first=form % 2 == 1) for s in subjects)
-    if form == 0:
-        return f"{article} {style} of {text} {scene}"
-    if form == 1:
-        return f"{text} {scene}, {style} style"
-    if form == 2:
-        return f"{scene}, {text}, {article} {style}"
-    return f"{style} style, {text}, {scene}"
+    phrases = [phrase(s, place_first=form % 2 == 1) for s in subjects]
+    text = " and ".join(phrases)
+    whole = (
+        f"{article} {style} of {text} {scene}",
+        f"{text} {scene}, {style} style",
+        f"{scene}, {text}, {article} {style}",
+        f"{style} style, {text}, {scene}",
+    )
+    return whole[form], phrases
 
 
 def prompt(picture: Picture, rng: np.random.Generator) -> str:
     """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity
     fixes."""
-    words = tuple(type(figure.identity).WORD for figure in picture.figures)
-    return caption(picture, rng, words=words)
+    return caption(picture, rng, words=subject_words(picture))
+
+
+def subject_words(picture: Picture) -> tuple[str, ...]:
+    """The word that an encoder's subject is attached to, for each figure."""
+    return tuple(type(figure.identity).WORD for figure in picture.figures)
 
 
 def sample_identities(

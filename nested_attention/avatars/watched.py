@@ -48,3 +48,8 @@ def watch(unet: UNet2DConditionModel) -> list[WatchedAttention]:
     watched = {name: WatchedAttention() for name in finest}
     unet.set_attn_processor({name: watched.get(name, processor) for name, processor in processors.items()})
     return list(watched.values())
+
+
+def probabilities(watched: list[WatchedAttention]) -> list[Tensor]:
+    """What the watched layers attended to in the last pass: P, averaged over heads, (B, L, T) a layer."""
+    return [w.probabilities for w in watched if w.probabilities is not None]

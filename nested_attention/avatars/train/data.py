@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..canvas import Part
 from ..identity import Identity, Person, Pet, attributes, sample
-from ..picture import render
-from ..prompts import caption, prompt, sample_identities, sample_picture
+from ..picture import STYLES, Figure, Picture, render
+from ..pose import EXPRESSIONS, PLACEMENTS
+from ..prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
 from ..references import sample_crop
-from ..tokenizer import load_tokenizer
+from ..scenes import SCENES
+from ..tokenizer import TOKENS, load_tokenizer
+from ..wardrobe import ACCESSORIES, CLOTHES
 
 MIXES: dict[str, dict[str, float]] = {
     "base": {"person": 0.40, "pet": 0.34, "person+pet": 0.20, "person+person": 0.06},
@@ -20,6 +24,35 @@ MIXES: dict[str, dict[str, float]] = {
     "pet": {"pet": 0.75, "person+pet": 0.25},
 }
 """Which pictures a stage sees, by who is in them."""
+
+_SHOWN: dict[str, tuple[str, ...]] = {
+    "clothes": tuple(CLOTHES),
+    "accessory": tuple(ACCESSORIES),
+    "expression": EXPRESSIONS,
+    "placement": PLACEMENTS,
+}
+
+FIGURE_LABELS: dict[str, int] = {
+    **attributes(Person),
+    **{f"pet_{name}": number for name, number in attributes(Pet).items()},
+    **{name: len(values) for name, values in _SHOWN.items()},
+}
+"""What can be said of a figure, with the number of values: its identity (of either kind), then the rest."""
+
+SETTING_LABELS: dict[str, int] = {"scene": len(SCENES), "style": len(STYLES)}
+"""What can be said of a whole picture."""
+
+EMPHASIS: dict[Part, float] = {
+    Part.BACKGROUND: 0.5,
+    Part.BODY: 1.0,
+    Part.HAIR: 2.5,
+    Part.FACE: 3.0,
+    Part.EYES: 6.0,
+    Part.MOUTH: 3.0,
+    Part.EARS: 3.0,
+    Part.ACCESSORY: 3.0,
+}
+"""Weight of an art pixel in the denoising loss: faces are small, and what tells two of them apart is smaller."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +66,11 @@ class Pictures:
         np.ndarray
     )  # (n, 2) int16: positions of the subjects' words, −1 where there is no second one
     plain_words: np.ndarray  # (n, 2) int16
+    described_ends: np.ndarray  # (n, 2) int16: the last token of the phrase about each subject
+    plain_ends: np.ndarray  # (n, 2) int16
+    figure_labels: np.ndarray  # (n, 2, labels) int8: FIGURE_LABELS, −1 where one does not apply
+    setting_labels: np.ndarray  # (n, 2) int8: SETTING_LABELS
+    emphasis: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
     masks: np.ndarray  # (n, 2, 16, 16) bool: which latent cells show each subject
     reference: np.ndarray  # (n, 20, 20, 3) uint8: a crop of the subject in question, from another picture
 
@@ -45,22 +83,65 @@ def _word_positions(ids: list[int], nouns: set[int], number: int) -> list[int]:
     return found + [-1] * (2 - len(found))
 
 
+def _phrase_ends(ids: list[int], phrases: list[str]) -> list[int]:
+    """Position of the last token of each phrase: tokens are whole words, so a phrase is a run of ids."""
+    ends, start = [], 0
+    for phrase in phrases:
+        wanted = [token for token in load_tokenizer().encode(phrase)[1:] if token != TOKENS.end]
+        while ids[start : start + len(wanted)] != wanted:
+            start += 1
+            if start > len(ids):
+                raise ValueError(f"the phrase {phrase!r} is not in its caption")
+        start += len(wanted)
+        ends.append(start - 1)
+    return ends + [-1] * (2 - len(ends))
+
+
+def _figure_labels(figure: Figure) -> list[int]:
+    """The values of FIGURE_LABELS for one figure; −1 for the attributes of the other kind."""
+    identity = figure.identity
+    values = [
+        getattr(identity, name) if isinstance(identity, kind) else -1
+        for kind in (Person, Pet)
+        for name in attributes(kind)
+    ]
+    shown = (figure.clothes, figure.accessory, figure.pose.expression, figure.placement)
+    return values + [names.index(value) for names, value in zip(_SHOWN.values(), shown, strict=True)]
+
+
+def _setting_labels(picture: Picture) -> list[int]:
+    return [list(SCENES).index(picture.scene), STYLES.index(picture.style)]
+
+
+_DRAWN = (
+    *("rgb", "described", "plain", "described_phrases", "plain_phrases", "figure_labels", "setting_labels"),
+    *("emphasis", "masks", "reference", "figures"),
+)
+
+
 def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
     """One chunk of a stage's pictures; runs in a worker process."""
     stage, seed, number = kinds_of
     rng = np.random.default_rng(seed)
     mix = MIXES[stage]
-    rows: dict[str, list] = {
-        name: [] for name in ("rgb", "described", "plain", "masks", "reference", "figures")
-    }
+    rows: dict[str, list] = {name: [] for name in _DRAWN}
+    weight = np.asarray([EMPHASIS[part] for part in Part], np.float32)
     for _ in range(number):
         kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds))
         drawn = render(picture)
         subject = drawn.subject.reshape(16, 2, 16, 2).transpose(0, 2, 1, 3).reshape(16, 16, 4)
         rows["rgb"].append(drawn.rgb)
-        rows["described"].append(caption(picture, rng, described=True))
-        rows["plain"].append(caption(picture, rng) if stage == "base" else prompt(picture, rng))
+        described = caption_and_phrases(picture, rng, described=True)
+        words = None if stage == "base" else subject_words(picture)
+        plain = caption_and_phrases(picture, rng, words=words)
+        for name, (text, phrases) in {"described": described, "plain": plain}.items():
+            rows[name].append(text)
+            rows[f"{name}_phrases"].append(phrases)
+        labels = [_figure_labels(figure) for figure in picture.figures]
+        rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
+        rows["setting_labels"].append(_setting_labels(picture))
+        rows["emphasis"].append(weight[drawn.part].reshape(16, 2, 16, 2).mean((1, 3)))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
         rows["reference"].append(sample_crop(rng, _wanted(picture, stage)))
         rows["figures"].append(len(picture.figures))
@@ -97,8 +178,17 @@ def draw_pictures(
         ]
         for name in ids
     }
+    ends = {
+        name: [_phrase_ends(list(row), said) for row, said in zip(ids[name], rows[f"{name}_phrases"], strict=True)]
+        for name in ids
+    }
     pictures = Pictures(
         rgb=np.stack(rows["rgb"]),
+        described_ends=np.asarray(ends["described"], np.int16),
+        plain_ends=np.asarray(ends["plain"], np.int16),
+        figure_labels=np.asarray(rows["figure_labels"], np.int8),
+        setting_labels=np.asarray(rows["setting_labels"], np.int8),
+        emphasis=np.stack(rows["emphasis"]).astype(np.float16),
         described=ids["described"],
         plain=ids["plain"],
         described_words=np.asarray(words["described"], np.int16),

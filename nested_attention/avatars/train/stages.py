@@ -22,12 +22,13 @@ from ..pixels import encode_pictures
 from ..scorers import save_scorer
 from ..tokenizer import WEIGHTS
 from ..world import load_part, load_world, save_part
-from .base import Start, train_base
+from .base import train_base
 from .clip import train_clip
 from .data import draw_pictures
 from .encoders import encode_data, train_encoder
 from .loop import Budget
 from .scorers import train_identity_scorer, train_prompt_scorer
+from .text import train_text
 from .vae import train_vae
 
 SUBJECTS = (Person.WORD, Pet.WORD)
@@ -62,15 +63,20 @@ def _vision(recipe: Recipe, budget: Budget) -> None:
     save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget))
 
 
+def _text(recipe: Recipe, budget: Budget) -> None:
+    pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
+    modules = train_text(recipe.runs / "text", pictures, budget)
+    save_part(recipe.weights, "text_encoder", modules["text_l"])
+    save_part(recipe.weights, "text_encoder_2", modules["text_g"])
+
+
 def _base(recipe: Recipe, budget: Budget) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
     latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    start = Start(*(load_part(recipe.weights, part) for part in parts)) if recipe.onward else None
-    modules = train_base(recipe.runs / "base", pictures, latents, budget, start=start)
-    save_part(recipe.weights, "unet", modules["unet"])
-    save_part(recipe.weights, "text_encoder", modules["text_l"])
-    save_part(recipe.weights, "text_encoder_2", modules["text_g"])
+    text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
+    start = load_part(recipe.weights, "unet") if recipe.onward else None
+    unet = train_base(recipe.runs / "base", pictures, latents, text, budget, start=start)
+    save_part(recipe.weights, "unet", unet)
 
 
 def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
@@ -107,7 +113,8 @@ def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
 STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "vae": (_vae, 11),
     "vision": (_vision, 4),
-    "base": (_base, 46),
+    "text": (_text, 7),
+    "base": (_base, 90),
     "person": (_encoder("person"), 20),
     "pet": (_encoder("pet"), 20),
     "decoder": (_decoder, 3),
