@@ -11,13 +11,22 @@ import pytest
 import torch
 
 from nested_attention.avatars.canvas import SIZE
+from nested_attention.avatars.identity import Person, Pet, attributes
 from nested_attention.avatars.pixels import encode_pictures
-from nested_attention.avatars.train import base
-from nested_attention.avatars.train.base import Start, attention_loss
-from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
+from nested_attention.avatars.tokenizer import load_tokenizer
+from nested_attention.avatars.train.base import (
+    attention_loss,
+    cell_weights,
+    emphasised,
+    read_captions,
+    train_base,
+)
+from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
+from nested_attention.avatars.train.device import faster_precision
 from nested_attention.avatars.train.encoders import encode_data, train_encoder
 from nested_attention.avatars.train.loop import Budget, Run
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
+from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
 from nested_attention.avatars.watched import WatchedAttention, watch
 from nested_attention.avatars.world import World, load_world
@@ -85,9 +94,6 @@ def test_pictures_are_repeatable_and_cached(tmp_path: Path, pictures: Pictures) 
 
 
 def test_word_positions_point_at_the_subjects(pictures: Pictures) -> None:
-    from nested_attention.avatars.identity import Person, Pet
-    from nested_attention.avatars.tokenizer import load_tokenizer
-
     nouns = {load_tokenizer().encode(noun)[1] for noun in Person.NOUNS + Pet.NOUNS}
     for ids, words, masks in zip(pictures.described, pictures.described_words, pictures.masks, strict=True):
         assert words[0] >= 0 and (words[1] >= 0) == masks[1].any()
@@ -142,24 +148,81 @@ def test_the_autoencoder_learns_and_a_refined_decoder_keeps_its_latents(
     assert not torch.equal(refined.decoder.conv_in.weight, world.vae.decoder.conv_in.weight)
 
 
+def test_phrases_end_where_their_subject_is_said(pictures: Pictures) -> None:
+    """The end of a figure's phrase comes after its word, and before the other figure's word."""
+    for words, ends in (
+        (pictures.described_words, pictures.described_ends),
+        (pictures.plain_words, pictures.plain_ends),
+    ):
+        assert ((ends >= 0) == (words >= 0)).all()
+        assert (ends >= words)[words >= 0].all()
+        two = words[:, 1] >= 0
+        assert two.any() and (ends[two, 0] < words[two, 1]).all()
+
+
+def test_labels_tell_the_kind_of_each_figure(pictures: Pictures) -> None:
+    people = len(attributes(Person))
+    labels = pictures.figure_labels
+    there = pictures.described_words >= 0
+    person, pet = labels[..., 0] >= 0, labels[..., people] >= 0
+    assert ((person ^ pet) == there).all()
+    assert (labels[there][:, -4:] >= 0).all() and (labels[~there] == -1).all()
+    for column, size in enumerate(FIGURE_LABELS.values()):
+        assert labels[..., column].max() < size
+
+
+def test_eyes_weigh_more_than_skies(pictures: Pictures) -> None:
+    weights = cell_weights(pictures)
+    assert weights.mean() == pytest.approx(1.0, abs=1e-3)
+    background = torch.from_numpy(~pictures.masks.any(axis=1))
+    assert weights[background].mean() < 0.6 < 2.0 < weights.amax()
+    error, even = (
+        torch.randn(24, 8, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.ones(24, 16, 16),
+    )
+    assert torch.allclose(emphasised(error, even), error.square().mean())
+    assert emphasised(error, weights) != pytest.approx(float(error.square().mean()))
+
+
+def test_the_text_encoders_learn_to_read(tmp_path: Path, pictures: Pictures) -> None:
+    """On a handful of captions a minute of nothing but reading must bring the loss down."""
+    modules = train_text(tmp_path, pictures, Budget(steps=100, warmup=20), batch=8)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert set(modules) == {"text_l", "text_g"} and log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+
+def test_captions_are_read_as_the_world_reads_them(world: World) -> None:
+    ids = load_tokenizer().encode_all(["a person in a forest", "a pet"])
+    read = read_captions(world.text_encoder, world.text_encoder_2, ids, batch=1)
+    context, pooled, _ = world.text(["a person in a forest", "a pet"])
+    torch.testing.assert_close(read.context.float(), context, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(read.pooled.float(), pooled, atol=5e-3, rtol=5e-3)
+
+
+def test_the_precision_is_one_of_two_and_leaves_no_gradient(world: World) -> None:
+    assert faster_precision(world.unet, 1, repetitions=1) in (torch.float32, torch.bfloat16)
+    assert all(parameter.grad is None for parameter in world.unet.parameters())
+
+
 def test_the_base_model_trains_from_nothing_and_from_weights(
     tmp_path: Path, pictures: Pictures, world: World
 ) -> None:
     latents = encode_pictures(world.vae, pictures.rgb)
-    fresh = base.train_base(tmp_path / "a", pictures, latents, Budget(steps=2, warmup=1), batch=2)
-    assert set(fresh) == {"unet", "text_l", "text_g"}
-    parts = (world.unet, world.text_encoder, world.text_encoder_2)
-    start = Start(*(copy.deepcopy(part) for part in parts))
-    onward = base.train_base(
-        tmp_path / "b", pictures, latents, Budget(steps=2, warmup=1), start=start, batch=2
-    )
-    moved = (onward["unet"].conv_in.weight - world.unet.conv_in.weight).abs().max()
+    text = world.text_encoder, world.text_encoder_2
+    words = {name: value.clone() for name, value in world.text_encoder.state_dict().items()}
+    budget = Budget(steps=2, warmup=1)
+    train_base(tmp_path / "a", pictures, latents, text, budget, batch=2)
+    start = copy.deepcopy(world.unet)
+    onward = train_base(tmp_path / "b", pictures, latents, text, budget, start=start, batch=2)
+    moved = (onward.conv_in.weight - world.unet.conv_in.weight).abs().max()
     assert 0 < moved < 0.01
+    assert all(torch.equal(value, words[name]) for name, value in world.text_encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])
 def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: World, word: str) -> None:
     data = encode_data(world, draw_pictures(word, 8, 6, workers=1), word)
+    assert data.mask.any(dim=1).all()
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
     processors = dict(world.unet.attn_processors)
     first = train_encoder(tmp_path, world, data, Budget(steps=2, warmup=1), batch=4, queries=16)
@@ -168,7 +231,17 @@ def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: Wor
     assert world.unet.attn_processors == processors
 
 
+def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World) -> None:
+    """The paper's alternative trains like the rest, and gives other weights than nested values do."""
+    data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
+    budget = Budget(steps=2, warmup=1)
+    nested = train_encoder(tmp_path / "a", world, data, budget, batch=4, queries=16)
+    pooled = train_encoder(tmp_path / "b", world, data, budget, batch=4, queries=16, global_value=True)
+    pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
 def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(NestedAttentionError, match="no such stage: unnet.*vae, vision, base"):
+    with pytest.raises(NestedAttentionError, match="no such stage: unnet.*vae, vision, text, base"):
         train(["unnet"], Recipe(runs=tmp_path, weights=tmp_path))
     assert list(STAGES)[0] == "vae"

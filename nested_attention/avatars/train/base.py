@@ -1,9 +1,11 @@
-"""Stage 4: the base model. The UNet learns to draw the world from captions that the frozen text encoders read.
+"""Stage 4: the base model. The UNet learns to draw the world from captions that the frozen text encoders
+read.
 
-Most captions describe the identity before the subject's word, as captions of photographs do, so that the model
-learns to take appearance from that word. Its attention is told where the subject is: 77 unmasked tokens of which
-all later ones have read the caption too would otherwise share the work evenly, which large models do not do. The
-loss counts faces more than skies, and eyes more than faces: a pair of eyes is two cells in 256.
+Most captions describe the identity before the subject's word, as captions of photographs do, so that the
+model learns to take appearance from that word. Its attention is told where the subject is: 77 unmasked
+tokens of which all later ones have read the caption too would otherwise share the work evenly, which
+large models do not do. The loss counts faces more than skies, and eyes more than faces: a pair of eyes is
+two cells in 256.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..watched import probabilities, watch
 from .data import Pictures
+from .device import autocast, device, faster_precision
 from .loop import Budget, Run
-from .precision import faster_precision
 
 LOCALISE = 0.03
 """Weight of the attention term beside the denoising loss."""
+
+DESCRIBED, DROPPED = 0.85, 0.1
+"""Share of captions that describe the identity, and of pictures that are drawn without any caption."""
 
 ENOUGH = 0.6
 """Attention to the subject's word above which it is no longer asked for more."""
@@ -84,6 +89,12 @@ def sample_timesteps(batch: int) -> Tensor:
     return (1000 * torch.rand(batch).pow(0.75)).long().clamp(max=999)
 
 
+def cell_weights(pictures: Pictures) -> Tensor:
+    """The emphasis of each latent cell, 1 on average over all pictures. (n, 16, 16)"""
+    weights = torch.from_numpy(pictures.emphasis).float()
+    return weights / weights.mean()
+
+
 def emphasised(error: Tensor, emphasis: Tensor) -> Tensor:
     """Mean squared error with the weight of each cell, whose mean is 1 over all pictures.
 
@@ -111,7 +122,7 @@ def train_base(
     torch.manual_seed(seed)
     described, plain = (read_captions(*text, ids) for ids in (pictures.described, pictures.plain))
     empty = read_captions(*text, load_tokenizer().encode_all([""]))
-    unet = (new_unet() if start is None else start).requires_grad_(True).train()
+    unet = (new_unet() if start is None else start).requires_grad_(True).train().to(device())
     run = Run(folder, {"unet": unet}, rate=rate, budget=budget, ema=0.999)
     watched = watch(unet)  # type: ignore[arg-type]
     scheduler = new_scheduler()
@@ -119,15 +130,14 @@ def train_base(
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
     masks = torch.from_numpy(pictures.masks.reshape(len(pictures.masks), 2, LATENT * LATENT))
-    emphasis = torch.from_numpy(pictures.emphasis).float()
-    emphasis /= emphasis.mean()
+    emphasis = cell_weights(pictures)
     described_words, plain_words = (
         torch.from_numpy(words.astype(np.int64)) for words in (pictures.described_words, pictures.plain_words)
     )
     while not run.done:
         rows = torch.from_numpy(rng.integers(len(latents), size=batch))
-        tells = torch.from_numpy(rng.random(batch) < 0.85)
-        dropped = torch.from_numpy(rng.random(batch) < 0.1)
+        tells = torch.from_numpy(rng.random(batch) < DESCRIBED)
+        dropped = torch.from_numpy(rng.random(batch) < DROPPED)
         context = torch.where(tells[:, None, None], described.context[rows], plain.context[rows])
         context = torch.where(dropped[:, None, None], empty.context, context).float()
         pooled = torch.where(tells[:, None], described.pooled[rows], plain.pooled[rows])
@@ -136,13 +146,17 @@ def train_base(
         words[dropped] = -1
         x = latents[rows].float()
         noise, t = torch.randn_like(x), sample_timesteps(batch)
-        noisy = scheduler.add_noise(x, noise, t)
-        added = {"text_embeds": pooled, "time_ids": size_conditioning(batch, rng)}
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            out = unet(noisy, t, context, added_cond_kwargs=added).sample.float()
-        error = out - scheduler.get_velocity(x, noise, t)
-        denoise = emphasised(error, emphasis[rows])
-        localise = torch.stack([attention_loss(p.float(), words, masks[rows]) for p in probabilities(watched)]).mean()
+        noisy, wanted = scheduler.add_noise(x, noise, t), scheduler.get_velocity(x, noise, t)
+        sizes, weights, where = size_conditioning(batch, rng), emphasis[rows], masks[rows]
+        here = (noisy, wanted, t, context, pooled, sizes, weights, words, where)
+        noisy, wanted, t, context, pooled, sizes, weights, words, where = (v.to(device()) for v in here)
+        with autocast(precision):
+            added = {"text_embeds": pooled, "time_ids": sizes}
+            out = unet(noisy, t, context, added_cond_kwargs=added).sample
+        error = out.float() - wanted
+        denoise = emphasised(error, weights)
+        attended = [attention_loss(p.float(), words, where) for p in probabilities(watched)]
+        localise = torch.stack(attended).mean()
         run.update(
             denoise + LOCALISE * localise,
             denoise=denoise.detach(),
@@ -152,4 +166,4 @@ def train_base(
         if run.step % 250 == 0:
             run.save()
     run.save()
-    return run.average["unet"]
+    return run.average["unet"].cpu()

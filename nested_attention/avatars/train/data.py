@@ -52,7 +52,7 @@ EMPHASIS: dict[Part, float] = {
     Part.EARS: 3.0,
     Part.ACCESSORY: 3.0,
 }
-"""Weight of an art pixel in the denoising loss: faces are small, and what tells two of them apart is smaller."""
+"""Weight of an art pixel in the loss: faces are small, and what tells two of them apart is smaller."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,10 @@ def draw_pictures(
         for name in ids
     }
     ends = {
-        name: [_phrase_ends(list(row), said) for row, said in zip(ids[name], rows[f"{name}_phrases"], strict=True)]
-        for name in ids
+        name: [
+            _phrase_ends(list(row), said) for row, said in zip(found, rows[f"{name}_phrases"], strict=True)
+        ]
+        for name, found in ids.items()
     }
     pictures = Pictures(
         rgb=np.stack(rows["rgb"]),

@@ -1,9 +1,8 @@
-"""Stage 4: a subject encoder for people or pets, trained as the paper does (Sec. 3.3).
+"""Stage 5: a subject encoder for people or pets, trained as the paper does (Sec. 3.3).
 
-The world is frozen. A crop of the subject goes in, the full picture is the target, the prompt says `person`
-or
-`pet` and never names what identity fixes. Crop and picture differ in pose, expression, scene and clothing, so
-that copying does not pay.
+The world is frozen. A crop of the subject goes in, the full picture is the target, the prompt says
+`person` or `pet` and never names what identity fixes. Crop and picture differ in pose, expression, scene
+and clothing, so that copying does not pay.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...sites import diffusers_sites
-from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, encode_text, new_scheduler
-from ..pixels import ids_for_both
+from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, new_scheduler
 from ..tokenizer import load_tokenizer
 from ..world import World
-from .base import sample_timesteps
+from .base import TextStates, cell_weights, emphasised, read_captions, sample_timesteps
 from .data import Pictures
+from .device import autocast, device, faster_precision
 from .loop import Budget, Run
 
 
@@ -34,7 +32,9 @@ class EncoderData:
 
     latents: Tensor  # (n, 8, 16, 16) float16
     features: Tensor  # (n, 197, vision width) float16
-    ids: np.ndarray  # (n, 77)
+    text: TextStates
+    mask: Tensor  # (n, 77) bool: where the subject's word stands
+    emphasis: Tensor  # (n, 16, 16): weight of each cell in the loss, 1 on average
     word: str
 
 
@@ -55,12 +55,20 @@ def encoder_config(world: World, word: str, queries: int) -> SubjectEncoderConfi
 
 
 def encode_data(world: World, pictures: Pictures, word: str, batch: int = 64) -> EncoderData:
-    """Run the frozen autoencoder and vision encoder over a data set."""
-    parts = [
+    """Run the frozen autoencoder, text encoders and vision encoder over a data set."""
+    features = [
         world.features(pictures.reference[start : start + batch]).half()
         for start in range(0, len(pictures.reference), batch)
     ]
-    return EncoderData(world.encode(pictures.rgb).half(), torch.cat(parts), pictures.plain, word)
+    token = load_tokenizer().encode(word)[1]
+    return EncoderData(
+        latents=world.encode(pictures.rgb).half(),
+        features=torch.cat(features),
+        text=read_captions(world.text_encoder, world.text_encoder_2, pictures.plain),
+        mask=torch.from_numpy(pictures.plain.astype(np.int64) == token),
+        emphasis=cell_weights(pictures),
+        word=word,
+    )
 
 
 def train_encoder(
@@ -71,40 +79,48 @@ def train_encoder(
     *,
     start: SubjectEncoder | None = None,
     queries: int = 32,
-    batch: int = 16,
+    batch: int = 32,
     rate: float = 1e-3,
     seed: int = 0,
+    global_value: bool = False,
 ) -> SubjectEncoder:
-    """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default."""
+    """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default.
+
+    `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
+    that every query is given the same value.
+    """
     torch.manual_seed(seed)
     encoder = SubjectEncoder(encoder_config(world, data.word, queries)) if start is None else start
-    encoder = encoder.float().requires_grad_(True).train()
-    fixed = (world.unet, world.text_encoder, world.text_encoder_2)
-    run = Run(folder, {"encoder": encoder}, rate=rate, budget=budget, ema=0.998, fixed=fixed)
+    encoder = encoder.float().requires_grad_(True).train().to(device())
+    unet = world.unet.to(device())
+    run = Run(folder, {"encoder": encoder}, rate=rate, budget=budget, ema=0.998, fixed=[unet])
     scheduler = new_scheduler()
-    token = load_tokenizer().encode(data.word)[1]
+    precision = faster_precision(unet, batch)
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
-    sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
-    slot = SubjectSlot.install(world.unet)
+    sizes = torch.tensor([TIME_IDS], dtype=torch.float32, device=device()).expand(batch, -1)
+    slot = SubjectSlot.install(unet)
     while not run.done:
-        rows = rng.integers(len(data.latents), size=batch)
-        index = torch.from_numpy(rows)
-        with torch.no_grad():
-            context, pooled = encode_text(
-                world.text_encoder, world.text_encoder_2, *ids_for_both(data.ids[rows])
-            )
-        x = data.latents[index].float()
+        rows = torch.from_numpy(rng.integers(len(data.latents), size=batch))
+        x = data.latents[rows].float()
         noise, t = torch.randn_like(x), sample_timesteps(batch)
-        noisy = scheduler.add_noise(x, noise, t)
-        tokens = encoder(data.features[index].float())  # (B, queries, token_dim)
-        mask = torch.from_numpy(data.ids[rows].astype(np.int64) == token)
-        with slot.bind(SubjectBinding(projections=encoder.project(tokens), mask=mask)):
+        noisy, wanted = scheduler.add_noise(x, noise, t), scheduler.get_velocity(x, noise, t)
+        context, pooled, features = (
+            v[rows].float() for v in (data.text.context, data.text.pooled, data.features)
+        )
+        here = (noisy, wanted, t, context, pooled, features, data.emphasis[rows])
+        noisy, wanted, t, context, pooled, features, weights = (v.to(device()) for v in here)
+        tokens = encoder(features)  # (B, queries, token_dim)
+        tokens = tokens.mean(dim=1, keepdim=True) if global_value else tokens
+        binding = SubjectBinding(projections=encoder.project(tokens), mask=data.mask[rows])
+        with slot.bind(binding), autocast(precision):
             added = {"text_embeds": pooled, "time_ids": sizes}
-            out = world.unet(noisy, t, context, added_cond_kwargs=added).sample
-        run.update(functional.mse_loss(out, scheduler.get_velocity(x, noise, t)))
+            out = unet(noisy, t, context, added_cond_kwargs=added).sample
+        error = out.float() - wanted
+        run.update(emphasised(error, weights), plain=error.detach().square().mean())
         if run.step % 250 == 0:
             run.save()
     run.save()
     slot.remove()
-    return run.average["encoder"].eval()  # type: ignore[return-value]
+    world.unet.cpu()
+    return run.average["encoder"].cpu().eval()  # type: ignore[return-value]

@@ -119,7 +119,7 @@ class Run:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.parameters[0].device)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
             self.average[name].load_state_dict(state["average"][name])

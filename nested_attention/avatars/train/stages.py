@@ -1,8 +1,7 @@
 """The whole recipe: which stage runs on what, for how long, and where its weights go.
 
 Every stage reads the weights of those before it from the weights folder, so that each can be run again,
-longer,
-or continued from the last checkpoint in the runs folder.
+longer, or continued from the last checkpoint in the runs folder.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Recipe:
     runs: Path = Path("runs/world")
     weights: Path = WEIGHTS
     pictures: int = 40_000
-    encoder_pictures: int = 10_000
+    encoder_pictures: int = 16_000
     threads: int = 2
     workers: int = 2
     onward: bool = False
