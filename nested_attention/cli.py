@@ -95,6 +95,21 @@ def acceptance(
 
 
 @app.command()
+def compare(
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 500,
+    runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
+) -> None:
+    """Train nested values and one global value a subject alike, and compare who is recognised."""
+    from .evaluation import acceptance as measured
+    from .evaluation import alternatives
+
+    judges = measured.Judges.load()
+    document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    alternatives.write(document)
+    typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
+
+
+@app.command()
 def report() -> None:
     """Put the committed figures into the small world's card."""
     from .avatars.tokenizer import WEIGHTS
