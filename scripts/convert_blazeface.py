@@ -6,7 +6,8 @@
     python scripts/convert_blazeface.py package/face_detection_short_range.tflite
 
 The weights in the .tflite are fp16 already and are copied bit for bit. Then the torch network and the
-.tflite itself, run by ai-edge-litert, see the same pictures, and the largest differences are printed."""
+.tflite itself, run by ai-edge-litert, see the same pictures, and the largest differences are printed.
+"""
 
 from __future__ import annotations
 

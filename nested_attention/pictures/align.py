@@ -39,7 +39,8 @@ def align_faces(
 
     which, index: see `choose`; "all" takes every face. size: pixels a side. padding: what is shown where a
     crop reaches over the border. Raises NestedAttentionError, naming the picture by its place in the batch,
-    where no face is found or there is none of that index."""
+    where no face is found or there is none of that index.
+    """
     if not SIZES[0] <= size <= SIZES[1]:
         raise NestedAttentionError(f"the size of a crop is {size}; expected {SIZES[0]} to {SIZES[1]} pixels")
     found, taken, crops = [], [], []

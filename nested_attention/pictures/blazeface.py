@@ -3,7 +3,8 @@ pack.
 
 The network of MediaPipe's `face_detection_short_range`, written anew in torch; its weights (Apache-2.0) are
 in `weights/blazeface`, converted by `scripts/convert_blazeface.py`. It looks at 128 × 128 pixels and finds
-faces that fill some tenth of them or more; `pyramid.py` shows it larger pictures piece by piece."""
+faces that fill some tenth of them or more; `pyramid.py` shows it larger pictures piece by piece.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ _GRIDS = ((16, 2), (8, 6))
 
 class BlazeFace(nn.Module):
     """(n, 3, 128, 128) in [0, 1] → the logits (n, 896) of a face and the values (n, 896, 16), in pixels."""
+
+    anchors: Tensor  # (896, 2)
 
     def __init__(self) -> None:
         super().__init__()

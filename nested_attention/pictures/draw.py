@@ -18,7 +18,8 @@ def draw_faces(pictures: Tensor, faces: AlignedFaces) -> Tensor:
     """(n, height, width, 3) in [0, 1] → the same, with the crop's outline, eyes, mouth and number of each
     face.
 
-    Number 1 is the largest face, as `index` counts. Faces that were taken are green, the others yellow."""
+    Number 1 is the largest face, as `index` counts. Faces that were taken are green, the others yellow.
+    """
     drawn = [
         _draw(picture, found, taken)
         for picture, found, taken in zip(pictures, faces.found, faces.taken, strict=True)

@@ -49,24 +49,30 @@ class FaceDetector(Protocol):
     def __call__(self, picture: Tensor) -> list[Face]: ...
 
 
-def distinct(faces: Sequence[Face], overlap: float = 0.4) -> list[Face]:
-    """Non-maximum suppression: of faces that share `overlap` of the smaller one, the one with the best score.
+def distinct(
+    faces: Sequence[Face], overlap: float = 0.4, of: Literal["smaller", "union"] = "smaller"
+) -> list[Face]:
+    """Non-maximum suppression: of faces whose boxes share `overlap`, the one with the best score.
+
+    of: what the shared area is compared with. Of the smaller box, a finding inside of another is dropped; of
+    the union of both, only what is much the same in place and size.
 
     Largest first, and from left to right among equals.
     """
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        if all(_shared(face, other) < overlap for other in kept):
+        if all(_shared(face, other, of) < overlap for other in kept):
             kept.append(face)
     return sorted(kept, key=lambda face: (-face.area, face.centre.real))
 
 
-def _shared(a: Face, b: Face) -> float:
-    """Area of the boxes' intersection, as a part of the smaller box's."""
+def _shared(a: Face, b: Face, of: Literal["smaller", "union"]) -> float:
+    """Area of the boxes' intersection, as a part of the smaller box or of their union."""
     apart = a.centre - b.centre
     width = min((a.width + b.width) / 2 - abs(apart.real), a.width, b.width)
     height = min((a.height + b.height) / 2 - abs(apart.imag), a.height, b.height)
-    return max(width, 0) * max(height, 0) / max(min(a.area, b.area), 1e-9)
+    both = max(width, 0) * max(height, 0)
+    return both / max(min(a.area, b.area) if of == "smaller" else a.area + b.area - both, 1e-9)
 
 
 def choose(faces: Sequence[Face], which: Which, index: int, width: int, height: int) -> list[Face]:
@@ -101,7 +107,8 @@ def ffhq_square(face: Face) -> Square:
     Its x axis is the mean of the direction between the eyes and the one across the face's own upright; half
     its side is the larger of 2.0 × the distance of the eyes and 1.8 × the distance from eyes to mouth; its
     middle lies 0.1 of the latter below the eyes. Raises NestedAttentionError if eyes and mouth lie in one
-    point."""
+    point.
+    """
     eyes = (face.left_eye + face.right_eye) / 2
     across = face.right_eye - face.left_eye
     down = face.mouth - eyes

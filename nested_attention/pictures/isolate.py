@@ -49,7 +49,8 @@ def isolate_subjects(pictures: Tensor, masks: Tensor, how: Isolation) -> tuple[T
 
     One picture may have several masks, and one mask serve several pictures; else there is one mask for each
     picture. The square lies around everything a mask shows, in one piece or several. Raises
-    NestedAttentionError, naming the picture, for an empty mask, and if the counts differ otherwise."""
+    NestedAttentionError, naming the picture, for an empty mask, and if the counts differ otherwise.
+    """
     count = max(len(pictures), len(masks))
     if {len(pictures), len(masks)} - {1, count}:
         raise NestedAttentionError(

@@ -2,7 +2,8 @@
 
 Places in a picture are complex numbers: x + iy in pixels from the upper left corner, y downwards, the
 middle of the first pixel at 0.5 + 0.5i. Multiplying by i turns a vector by a quarter clockwise, as one sees
-it."""
+it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def cut(picture: Tensor, square: Square, size: int, padding: Padding = "edge") -
     """(height, width, channels) → (size, size, channels): what the square shows, upright.
 
     Resampled with respect to area: each pixel of the result is the mean of what it covers. Enlarging is
-    bicubic, kept within the picture's own range of values."""
+    bicubic, kept within the picture's own range of values.
+    """
     picture, square = _around(picture, square, padding)
     pixels = picture.movedim(-1, 0)[None].float()
     if not isinstance(padding, str):  # zeros lie beyond the border of what is moved by the value
