@@ -83,11 +83,10 @@ def test_a_mask_of_another_size_is_brought_to_the_pictures() -> None:
     expected = isolate_subjects(picture(), shown, PLAIN)
     twice = shown.repeat_interleave(2, 1).repeat_interleave(2, 2)
     for got, wanted in zip(isolate_subjects(picture(), twice, PLAIN), expected, strict=True):
-        torch.testing.assert_close(got, wanted, atol=0.51, rtol=0)  # the edge alone may be soft
-        assert float((got - wanted).abs().mean()) < 0.01
+        torch.testing.assert_close(got, wanted)
     small = shown[:, ::10, ::10]
     _, alpha = isolate_subjects(picture(), small, PLAIN)
-    assert float((alpha - expected[1]).abs().mean()) < 0.12
+    assert float((alpha - expected[1]).abs().mean()) < 0.2
 
 
 def test_inverted_masks() -> None:

@@ -81,7 +81,9 @@ def _shaped(mask: Tensor, height: int, width: int, how: Isolation) -> Tensor:
     """A mask at the picture's size, grown and feathered: (height, width)."""
     alpha = mask[None, None].float()
     if alpha.shape[-2:] != (height, width):
-        alpha = functional.interpolate(alpha, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+        larger = alpha.shape[2] >= height and alpha.shape[3] >= width
+        mode = "area" if larger else "bilinear"
+        alpha = functional.interpolate(alpha, (height, width), mode=mode, antialias=not larger).clamp(0, 1)
     alpha = grow(alpha, how.grow) if how.grow >= 0 else 1 - grow(1 - alpha, -how.grow)
     return feather(alpha, how.feather)[0, 0]
 

@@ -70,7 +70,7 @@ def test_align_face_gives_a_crop_a_drawing_a_count_and_a_preview(
     assert face.shape == (1, 256, 256, 3)
     assert found.shape == (1, 512, 512, 3)
     assert count == 1
-    assert 0 <= float(face.min()) and float(face.max()) <= 1
+    assert float(face.min()) >= 0 and float(face.max()) <= 1
     assert not torch.equal(found, astronaut())
     shown = result.ui.as_dict()["images"]
     from PIL import Image
