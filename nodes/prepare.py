@@ -98,7 +98,7 @@ class AlignFace(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     tooltip=(
-                        "How sure the detector has to be. 0 is its own choice (0.75 for the built-in one, "
+                        "How sure the detector has to be. 0 is its own choice (0.7 for the built-in one, "
                         "0.5 for insightface). Lower it if a face is missed, raise it if something else "
                         "is taken for one."
                     ),

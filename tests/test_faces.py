@@ -140,6 +140,13 @@ def test_a_cat_and_other_things_have_no_face(detect: TiledFaceDetector, name: st
     assert detect(tensor(picture[..., :3])) == []
 
 
+def test_a_hundred_tiny_faces_and_a_hundred_other_patches(detect: TiledFaceDetector) -> None:
+    """Labeled Faces in the Wild, 25 × 25 pixels and grey: the first hundred are faces, the others are not."""
+    found = [len(detect(tensor(patch)[..., None].expand(-1, -1, 3))) for patch in data.lfw_subset()]
+    assert sum(count == 1 for count in found[:100]) >= 93
+    assert sum(found[100:]) == 0
+
+
 def test_a_picture_without_a_face_is_named(detect: TiledFaceDetector) -> None:
     batch = torch.stack([tensor(astronaut())[:300, :451], tensor(data.chelsea() / 255)])
     with pytest.raises(

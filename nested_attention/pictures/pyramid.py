@@ -18,7 +18,7 @@ from .square import Square, cut
 PROPOSE = 0.5
 """Score from which a tile's finding is looked at again; MediaPipe's own threshold."""
 
-ACCEPT = 0.75
+ACCEPT = 0.7
 """Score that the closer look has to confirm (figures in `weights/blazeface/README.md`)."""
 
 CLOSE = (1.8, 2.0, 2.2, 2.4)
