@@ -4,6 +4,7 @@ cat."""
 from __future__ import annotations
 
 import cmath
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from skimage import data, transform
 from torch import Tensor
 
 from nested_attention.errors import NestedAttentionError
+from nested_attention.files import read_tensors, write_tensors
 from nested_attention.pictures.align import align_faces
 from nested_attention.pictures.blazeface import SIDE, anchor_centres, load_blazeface
 from nested_attention.pictures.draw import OTHER, TAKEN, draw_faces
@@ -205,9 +207,16 @@ def test_the_network_reproduces_what_the_original_gave() -> None:
     assert values[0, best].tolist() == pytest.approx(ORIGINAL["values"], abs=2e-2)
 
 
-def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
-    from nested_attention.files import write_tensors
+def test_the_card_describes_these_weights() -> None:
+    card = WEIGHTS.with_name("README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() in card
+    tensors = read_tensors(WEIGHTS)
+    assert tensors.metadata["license"] == "Apache-2.0"
+    assert tensors.metadata["source_sha256"] in card
+    assert {str(tensor.dtype) for tensor in tensors.tensors.values()} == {"torch.float16"}
 
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "other.safetensors", {"stem.weight": torch.zeros(3)}, {})
     with pytest.raises(
         NestedAttentionError, match=r"other.safetensors does not hold.*Install the pack again"

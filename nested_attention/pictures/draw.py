@@ -37,7 +37,8 @@ def _draw(picture: Tensor, found: tuple[Face, ...], taken: tuple[Face, ...]) -> 
         corners = [(place.real, place.imag) for place in ffhq_square(face).corners]
         canvas.line([*corners, corners[0]], fill=colour, width=line, joint="curve")
         for place in (face.left_eye, face.right_eye, face.mouth):
-            canvas.circle((place.real, place.imag), 1.5 * line, fill=colour)
+            x, y, radius = place.real, place.imag, 1.5 * line
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         # The label stays inside the picture, wherever the crop's corner lies.
         left, top, right, bottom = canvas.textbbox((0, 0), str(number), font=font)
         width, height = right - left + 4 * line, bottom - top + 4 * line

@@ -15,8 +15,9 @@ from .blazeface import SIDE, BlazeFace
 from .faces import Face, distinct
 from .square import Square, cut
 
-PROPOSE = 0.5
-"""Score from which a tile's finding is looked at again; MediaPipe's own threshold."""
+PROPOSE = (0.3, 0.5)
+"""Score from which a tile's finding is looked at again: MediaPipe's own threshold, or the one asked for if
+that is lower. Below the first there are too many findings to look at."""
 
 ACCEPT = 0.7
 """Score that the closer look has to confirm (figures in `weights/blazeface/README.md`)."""
@@ -45,13 +46,14 @@ class TiledFaceDetector:
     def __init__(self, network: BlazeFace, threshold: float = ACCEPT) -> None:
         self.network = network
         self.threshold = threshold
+        self._propose = min(max(threshold, PROPOSE[0]), PROPOSE[1])
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> list[Face]:
         picture = picture.detach().float().cpu()
         seen = [face for side in tile_sides(picture) for face in self._search(picture, side)]
         centred = [self._look(picture, face, CLOSE[2:3]) for face in distinct(seen, 0.3, of="union")]
-        likely = distinct([face for face in centred if face.score >= min(PROPOSE, self.threshold)])
+        likely = distinct([face for face in centred if face.score >= self._propose])
         faces = [self._look(picture, face, CLOSE) for face in likely]
         return distinct([face for face in faces if face.score >= self.threshold])
 
@@ -61,7 +63,7 @@ class TiledFaceDetector:
         for start in range(0, len(tiles), _BATCH):
             logits, values = self.network(tiles[start : start + _BATCH])
             scores = logits.sigmoid()
-            for tile, anchor in (scores >= min(PROPOSE, self.threshold)).nonzero().tolist():
+            for tile, anchor in (scores >= self._propose).nonzero().tolist():
                 square = Square(origins[start + tile] + complex(side, side) / 2, complex(side / 2))
                 yield _read(values[tile, anchor], float(scores[tile, anchor]), square)
 

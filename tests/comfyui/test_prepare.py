@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,19 @@ def test_isolate_subject_by_default_gives_a_pet_on_white(nodes: dict[str, Any], 
     assert float(cropped.mean()) == pytest.approx(200 * 240 / 288**2, rel=0.01)
     shown = result.ui.as_dict()["images"]
     assert (temporary / shown[0]["filename"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["AlignFace", "IsolateSubject"])
+def test_the_help_page_explains_every_slot_and_shows_a_small_picture(
+    nodes: dict[str, Any], name: str
+) -> None:
+    page = (ROOT / "web" / "docs" / f"NestedAttention{name}.md").read_text(encoding="utf-8")
+    schema = nodes[name].GET_SCHEMA()
+    assert page.startswith(f"# {schema.display_name}\n")
+    for slot in [*schema.inputs, *schema.outputs]:
+        assert f"\n| {slot.display_name or slot.id} | " in page, slot.id
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", page)
+    assert (ROOT / "web" / "docs" / picture).stat().st_size < 40_000
 
 
 def test_both_lead_into_encode_subject(nodes: dict[str, Any], world: Any, tmp_path: Path) -> None:
