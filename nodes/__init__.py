@@ -8,8 +8,17 @@ from .apply import ApplySubject, MarkPrompt
 from .demo import DemoWorld
 from .encode import EncodeSubject
 from .load import LoadEncoder
+from .prepare import AlignFace, IsolateSubject
 
-NODES: list[type[io.ComfyNode]] = [DemoWorld, LoadEncoder, EncodeSubject, ApplySubject, MarkPrompt]
+NODES: list[type[io.ComfyNode]] = [
+    DemoWorld,
+    LoadEncoder,
+    AlignFace,
+    IsolateSubject,
+    EncodeSubject,
+    ApplySubject,
+    MarkPrompt,
+]
 
 
 class NestedAttentionExtension(ComfyExtension):

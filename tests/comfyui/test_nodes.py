@@ -17,7 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACK = "custom_nodes_nested_attention"
 IDS = {
     f"NestedAttention{name}"
-    for name in ("DemoWorld", "LoadEncoder", "EncodeSubject", "ApplySubject", "MarkPrompt")
+    for name in (
+        "DemoWorld",
+        "LoadEncoder",
+        "AlignFace",
+        "IsolateSubject",
+        "EncodeSubject",
+        "ApplySubject",
+        "MarkPrompt",
+    )
 }
 
 

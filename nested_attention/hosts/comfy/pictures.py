@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...pictures.check import check_pictures
 from ...subject import Subject
 from .memory import SubjectEncoderHandle
-
-SMALLEST = 16
-"""Shorter side, in pixels, below which a picture shows no subject."""
 
 
 def encode_subject(
@@ -39,51 +37,6 @@ def encode_subject(
             return replace(subject, tokens=subject.tokens.cpu(), token_bias=subject.token_bias.cpu())
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Encode Subject: {error}") from error
-
-
-def check_pictures(image: Tensor) -> Tensor:
-    """(pictures, height, width, 1, 3 or 4) → (pictures, height, width, 3) in [0, 1].
-
-    Grey becomes colour, and what an alpha channel makes transparent becomes white. Raises
-    NestedAttentionError for another shape, a side under 16 px, NaN or infinite values, and values that are
-    not from 0 to 1.
-    """
-    if (
-        not isinstance(image, Tensor)
-        or image.dim() != 4
-        or image.shape[-1] not in (1, 3, 4)
-        or not len(image)
-    ):
-        found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise NestedAttentionError(
-            f"Encode Subject: the image has {found}; expected an IMAGE (pictures, height, width, channels) "
-            "with 1, 3 or 4 channels. Connect the IMAGE output of Load Image"
-        )
-    if min(image.shape[1:3]) < SMALLEST:
-        raise NestedAttentionError(
-            f"Encode Subject: the picture is {image.shape[2]} × {image.shape[1]} pixels; expected at least "
-            f"{SMALLEST} on the shorter side. Check the crop or the mask it comes from"
-        )
-    image = image.float()
-    if not bool(torch.isfinite(image).all()):
-        bad = (~torch.isfinite(image)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise NestedAttentionError(
-            f"Encode Subject: picture {bad[0] + 1} of {len(image)} has NaN or infinite values; check the "
-            "node that made it (a VAE in half precision may be the cause)"
-        )
-    low, high = image.aminmax()
-    if float(low) < -0.01 or float(high) > 1.01:
-        raise NestedAttentionError(
-            f"Encode Subject: the picture's values are from {float(low):.3g} to {float(high):.3g}; expected "
-            "0 to 1. Check the node that made it"
-        )
-    image = image.clamp(0, 1)
-    if image.shape[-1] == 1:
-        return image.expand(-1, -1, -1, 3)
-    if image.shape[-1] == 4:
-        alpha = image[..., 3:]
-        return image[..., :3] * alpha + (1 - alpha)
-    return image
 
 
 def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) -> Tensor:
