@@ -8,8 +8,18 @@ from .apply import ApplySubject, MarkPrompt
 from .demo import DemoWorld
 from .encode import EncodeSubject
 from .load import LoadEncoder
+from .subjects import LoadSubject, MixSubjects, SaveSubject
 
-NODES: list[type[io.ComfyNode]] = [DemoWorld, LoadEncoder, EncodeSubject, ApplySubject, MarkPrompt]
+NODES: list[type[io.ComfyNode]] = [
+    DemoWorld,
+    LoadEncoder,
+    EncodeSubject,
+    MixSubjects,
+    SaveSubject,
+    LoadSubject,
+    ApplySubject,
+    MarkPrompt,
+]
 
 
 class NestedAttentionExtension(ComfyExtension):

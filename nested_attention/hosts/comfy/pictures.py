@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...prompt import short
 from ...subject import Subject
 from .memory import SubjectEncoderHandle
 
@@ -18,16 +21,21 @@ SMALLEST = 16
 
 
 def encode_subject(
-    handle: SubjectEncoderHandle, clip_vision: Any, image: Tensor, weights: Sequence[float] | None = None
+    handle: SubjectEncoderHandle,
+    clip_vision: Any,
+    image: Tensor,
+    weights: Sequence[float] | str | None = None,
 ) -> Subject:
     """A subject from an IMAGE batch (pictures, height, width, channels): several pictures are of one subject.
 
-    weights: one number ≥ 0 a picture, by which they are mixed; equal if left out. Pictures are cropped to a
-    square around their middle, as the vision model reads them. Raises NestedAttentionError, naming Encode
-    Subject, for pictures that cannot be read (`check_pictures`) and for a vision model of another width than
-    the encoder's.
+    weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
+    if left out. Pictures are cropped to a square around their middle, as the vision model reads them. Raises
+    NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
+    that do not fit them and a vision model of another width than the encoder's.
     """
     pictures = check_pictures(image)
+    if isinstance(weights, str):
+        weights = read_weights(weights, len(pictures))
     features = _features(handle, clip_vision, pictures)
     device = handle.load()
     try:
@@ -41,12 +49,41 @@ def encode_subject(
         raise NestedAttentionError(f"Encode Subject: {error}") from error
 
 
-def check_pictures(image: Tensor) -> Tensor:
+def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:
+    """What a user typed for the pictures' weights, such as `1, 0.5, 2`: one number ≥ 0 a picture.
+
+    None, for equal weights, if nothing was typed. Numbers are separated by commas, semicolons, spaces or
+    lines. Raises NestedAttentionError, naming Encode Subject, for anything else and for another count.
+    """
+    typed = [part for part in re.split(r"[\s,;]+", text) if part]
+    if not typed:
+        return None
+    advice = f"expected one number of 0 or more a picture, {pictures} in all, such as {_example(pictures)}"
+    try:
+        weights = tuple(map(float, typed))
+    except ValueError as error:
+        raise NestedAttentionError(f"Encode Subject: the weights are {short(text)!r}; {advice}") from error
+    if len(weights) != pictures:
+        raise NestedAttentionError(
+            f"Encode Subject: there are {len(weights)} weights and {pictures} pictures in the batch; {advice}"
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise NestedAttentionError(
+            f"Encode Subject: the weights are {short(text)!r}; {advice}, at least one of them above 0"
+        )
+    return weights
+
+
+def _example(pictures: int) -> str:
+    return repr(", ".join(("1", "0.5", "2", *["1"] * pictures)[: min(pictures, 5)]))
+
+
+def check_pictures(image: Tensor, node: str = "Encode Subject") -> Tensor:
     """(pictures, height, width, 1, 3 or 4) → (pictures, height, width, 3) in [0, 1].
 
-    Grey becomes colour, and what an alpha channel makes transparent becomes white. Raises
-    NestedAttentionError for another shape, a side under 16 px, NaN or infinite values, and values that are
-    not from 0 to 1.
+    node: the one that messages name. Grey becomes colour, and what an alpha channel makes transparent becomes
+    white. Raises NestedAttentionError for another shape, a side under 16 px, NaN or infinite values, and
+    values that are not from 0 to 1.
     """
     if (
         not isinstance(image, Tensor)
@@ -56,25 +93,25 @@ def check_pictures(image: Tensor) -> Tensor:
     ):
         found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise NestedAttentionError(
-            f"Encode Subject: the image has {found}; expected an IMAGE (pictures, height, width, channels) "
+            f"{node}: the image has {found}; expected an IMAGE (pictures, height, width, channels) "
             "with 1, 3 or 4 channels. Connect the IMAGE output of Load Image"
         )
     if min(image.shape[1:3]) < SMALLEST:
         raise NestedAttentionError(
-            f"Encode Subject: the picture is {image.shape[2]} × {image.shape[1]} pixels; expected at least "
+            f"{node}: the picture is {image.shape[2]} × {image.shape[1]} pixels; expected at least "
             f"{SMALLEST} on the shorter side. Check the crop or the mask it comes from"
         )
     image = image.float()
     if not bool(torch.isfinite(image).all()):
         bad = (~torch.isfinite(image)).flatten(1).any(1).nonzero().flatten().tolist()
         raise NestedAttentionError(
-            f"Encode Subject: picture {bad[0] + 1} of {len(image)} has NaN or infinite values; check the "
+            f"{node}: picture {bad[0] + 1} of {len(image)} has NaN or infinite values; check the "
             "node that made it (a VAE in half precision may be the cause)"
         )
     low, high = image.aminmax()
     if float(low) < -0.01 or float(high) > 1.01:
         raise NestedAttentionError(
-            f"Encode Subject: the picture's values are from {float(low):.3g} to {float(high):.3g}; expected "
+            f"{node}: the picture's values are from {float(low):.3g} to {float(high):.3g}; expected "
             "0 to 1. Check the node that made it"
         )
     image = image.clamp(0, 1)
@@ -94,6 +131,11 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
         "CLIP vision model it was trained with. Load that one (its name is in the encoder's description"
         + ("; for SDXL's it is CLIP ViT-H)" if config.vision_dim == 1280 else ")")
     )
+    if clip_vision is None:
+        raise NestedAttentionError(
+            "Encode Subject: there is no CLIP vision model. Choose one in Load Subject Encoder, or connect "
+            f"Load CLIP Vision: {needed}"
+        )
     try:
         features = clip_vision.encode_image(pictures)[config.features]
     except (AttributeError, KeyError, TypeError) as error:
