@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .download_command import download
 from .errors import NestedAttentionError
 
 app = typer.Typer(
@@ -15,6 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command()(download)
 
 
 class Host(str, Enum):
