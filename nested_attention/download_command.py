@@ -29,9 +29,9 @@ def download(
 
 
 def _download(name: str | None, comfyui: Path | None, accepted: bool) -> None:
-    from .demo.run import find_comfyui
     from .download import download as fetch
     from .download import licence_text, models_folder, overview
+    from .find_comfyui import find_comfyui
     from .registry import find_weights
 
     where = "--comfyui"
