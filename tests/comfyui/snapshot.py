@@ -1,4 +1,4 @@
-"""A deep picture of an object: two of them are equal exactly if nothing in it has changed."""
+"""A deep picture of an object in a graph: two of them are equal exactly if nothing in it has changed."""
 
 from __future__ import annotations
 
@@ -9,50 +9,65 @@ from typing import Any
 
 import torch
 
-_PLAIN = (str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device, type)
-_BY_IDENTITY = (FunctionType, BuiltinFunctionType, ModuleType)
+PATCHER = (
+    "model_options", "patches", "object_patches", "weight_wrapper_patches", "attachments",
+    "additional_models", "callbacks", "wrappers", "injections", "hook_patches", "forced_hooks",
+    "force_cast_weights", "is_clip",
+)  # fmt: skip
+"""What a graph put into a ModelPatcher; the rest is where its weights are, which is ComfyUI's to change."""
+
+_OPAQUE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 
-def snapshot(thing: Any, leave_out: frozenset[str] = frozenset()) -> Any:
-    """Values and tensors' contents all the way down, with identities where something is held by reference.
-
-    leave_out: names of attributes that are not looked into (what ComfyUI keeps there of its own memory).
-    """
-    return _of(thing, leave_out, {})
+def snapshot(thing: Any) -> Any:
+    """Everything a node could change, down to the contents of tensors, as plain comparable values."""
+    return _of(thing, {})
 
 
-def _of(thing: Any, leave_out: frozenset[str], seen: dict[int, Any]) -> Any:
-    if isinstance(thing, _PLAIN) and not hasattr(thing, "__dict__"):
-        return type(thing).__name__, repr(thing)
-    if isinstance(thing, (*_BY_IDENTITY, type)):
-        return "same", id(thing)
+def _of(thing: Any, seen: dict[int, int]) -> Any:
+    if thing is None or type(thing) in (str, bytes, int, float, bool, torch.dtype, torch.device):
+        return repr(thing)
+    if isinstance(thing, _OPAQUE):
+        return "is", id(thing)
     if id(thing) in seen:
         return "again", seen[id(thing)]
     seen[id(thing)] = len(seen)
+    if isinstance(thing, torch.nn.Module):
+        return "module", id(thing), {name: _digest(t) for name, t in thing.state_dict().items()}
+    if hasattr(thing, "model_options") and hasattr(thing, "patches"):
+        fields = {name: _of(getattr(thing, name), seen) for name in PATCHER if hasattr(thing, name)}
+        # ComfyUI writes LoRAs into a loaded UNet's weights; nobody writes into a subject's values.
+        values = _of(thing.model, seen) if type(thing.model).__name__ == "SubjectValues" else id(thing.model)
+        return "patcher", id(thing), values, fields
+    if hasattr(thing, "cond_stage_model"):
+        kept = {name: value for name, value in vars(thing).items() if name != "tokenizer"}
+        return (
+            "clip",
+            id(thing),
+            type(thing).__name__,
+            {name: _of(value, seen) for name, value in kept.items()},
+        )
     if isinstance(thing, MethodType):
-        return "method", id(thing.__func__), _of(thing.__self__, leave_out, seen)
-    parts: dict[str, Any] = {}
+        return "method", id(thing.__func__), _of(thing.__self__, seen)
+    return type(thing).__name__, _parts(thing, seen), _attributes(thing, seen)
+
+
+def _parts(thing: Any, seen: dict[int, int]) -> Any:
     if isinstance(thing, torch.Tensor):
-        parts["tensor"] = _tensor(thing)
-    elif isinstance(thing, Mapping):
-        parts["items"] = [
-            (repr(key) if isinstance(key, _PLAIN) else _of(key, leave_out, seen), _of(value, leave_out, seen))
-            for key, value in thing.items()
-        ]
-    elif isinstance(thing, (list, tuple)):
-        parts["items"] = [_of(item, leave_out, seen) for item in thing]
-    elif isinstance(thing, (set, frozenset)):
-        parts["items"] = sorted(map(repr, thing))
-    attributes = getattr(thing, "__dict__", {})
-    parts["attributes"] = {
-        name: _of(value, leave_out, seen) for name, value in attributes.items() if name not in leave_out
-    }
-    if isinstance(thing, int):
-        parts["value"] = int(thing)
-    return type(thing).__name__, parts
+        return _digest(thing)
+    if isinstance(thing, Mapping):
+        return [(_of(key, seen), _of(value, seen)) for key, value in thing.items()]
+    if isinstance(thing, (list, tuple)):
+        return [_of(item, seen) for item in thing]
+    if isinstance(thing, (set, frozenset)):
+        return sorted(map(repr, thing))
+    return int(thing) if isinstance(thing, int) else None
 
 
-def _tensor(thing: torch.Tensor) -> tuple[Any, ...]:
-    data = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest = hashlib.blake2b(data.data if data.size else b"", digest_size=16)
-    return str(thing.dtype), tuple(thing.shape), digest.hexdigest()
+def _attributes(thing: Any, seen: dict[int, int]) -> dict[str, Any]:
+    return {name: _of(value, seen) for name, value in getattr(thing, "__dict__", {}).items()}
+
+
+def _digest(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], str]:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
 """Ten references, one after the other, at SDXL's full width: what stays in memory after ComfyUI unloads.
 
-A process of its own, started by test_ten_references.py: prints one JSON object. The UNet is shallow and its
-text context narrow; the encoder and the subjects have the published sizes (1024 queries, tokens of 2048,
-layers of 640 and 1280), so that everything a subject leaves behind would be as large as in earnest.
+A process of its own, started by test_ten_references.py: prints one JSON object. The UNet and the Q-Former
+are shallow and the text context is narrow; the encoder and the subjects have the published widths (1024
+queries, tokens of 2048, layers of 640 and 1280), so that each tensor left behind is as large as in earnest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PUBLISHED = {
     "token_dim": 2048,
     "num_queries": 1024,
     "width": 1280,
-    "depth": 4,
+    "depth": 1,
     "heads": 20,
     "head_dim": 64,
 }
@@ -44,7 +44,7 @@ UNET = {
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
     "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_output": [0, 1, 0, 1],
     "transformer_depth_middle": 1,
 }
 SETTINGS = {

@@ -26,9 +26,9 @@ def test_ten_references_at_full_width_leave_nothing_behind(comfyui: Path) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
-    assert found["watched"] > 10 * 50
+    assert found["watched"] > 10 * 40
     assert found["alive"] == []
-    assert found["peak"] > found["before"] + 300e6  # an encoder and a subject were there
+    assert found["peak"] > found["before"] + 150e6  # an encoder and a subject were there
     assert abs(found["after"] - found["before"]) < 0.02 * found["before"]
     assert found["different"] == 10
     assert found["finite"]
