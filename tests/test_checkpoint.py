@@ -501,8 +501,8 @@ for path, arguments in {loads!r}:
 
 
 def cost_of_loading(loads: list[tuple[Path, str]], tmp_path: Path) -> list[tuple[int, float]]:
-    """For each load: bytes by which it raises a fresh process's memory at its worst, mapped pages included, and
-    seconds of processor time, which others on the machine do not change."""
+    """For each load: bytes by which it raises a fresh process's memory at its worst, mapped pages included,
+    and seconds of processor time, which others on the machine do not change."""
     warm = write(tmp_path / "warm", encoder_tensors())
     script = MEASURE.format(
         tests=str(Path(__file__).parent),
