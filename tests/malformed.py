@@ -103,7 +103,7 @@ def respell(content: bytes, rng: random.Random) -> bytes:
             key = rng.choice(list(where))
         if rng.random() < 0.2:
             where.pop(key, None)
-        elif isinstance(where.get(key), list) and rng.random() < 0.7:
+        elif isinstance(where.get(key), list) and where[key] and rng.random() < 0.7:
             numbers = list(where[key])  # type: ignore[call-overload]
             numbers[rng.randrange(len(numbers)) : rng.randrange(9)] = [rng.choice([0, 1, 3, 2**40, 2**63])]
             where[key] = numbers

@@ -218,12 +218,12 @@ def test_a_saved_subject_draws_the_same_picture(server: ComfyServer) -> None:
     assert files["kept"][0].parent == server.base / "temp"  # the icon, shown and not kept
     name = "subjects/somebody_00001_.safetensors [output]"
     listed = server.get("/object_info/NestedAttentionLoadSubject")["NestedAttentionLoadSubject"]
-    assert name in slots(listed)["subject_name"][1].get(
-        "options", listed["input"]["required"]["subject_name"][0]
-    )
+    kind, options = listed["input"]["required"]["subject_name"]
+    assert name in (options["options"] if kind == "COMBO" else kind)
     load = {"class_type": "NestedAttentionLoadSubject", "inputs": {"subject_name": name}}
     again = server.run({**graph, encode: load})
     assert np.array_equal(art_pixels(again[save][0]), art_pixels(files[save][0]))
     load["inputs"]["subject_name"] = "../../escaped.safetensors [output]"
+    keep["subject"] = ["load", 0]
     with pytest.raises(NestedAttentionError, match="Load Subject: .*no name of a file"):
-        server.run({**graph, encode: load})
+        server.run({"load": load, "kept": {"class_type": "NestedAttentionSaveSubject", "inputs": keep}})
