@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from unicodedata import category
 
 from .errors import NestedAttentionError
 from .subject import FORMAT
@@ -22,6 +23,7 @@ from .subject import FORMAT
 SUFFIX = ".safetensors"
 _HEADER_BYTES = 2**16  # a subject's header has a few hundred; a checkpoint's is not worth reading
 _REFUSED = set('<>:"|?*')  # names that cannot be copied to every system, drives and streams included
+_INVISIBLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, broken ones, and line ends, by Unicode category
 _LONGEST, _DEEPEST = 120, 16  # bytes of one part of a name, parts of a name
 _TOKENS = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
 
@@ -109,8 +111,9 @@ def is_subject(path: Path) -> bool:
 
 def _is_plain(part: str) -> bool:
     """Whether it names one file or folder on every system, and a visible one."""
-    printable = part.isprintable() and len(part.encode(errors="replace")) <= _LONGEST
-    return bool(part) and printable and not _REFUSED & set(part) and part[0] != "." and part[-1] not in ". "
+    if not part or len(part.encode(errors="replace")) > _LONGEST or part[0] == "." or part[-1] in ". ":
+        return False
+    return not any(letter in _REFUSED or category(letter) in _INVISIBLE for letter in part)
 
 
 def _files(root: Path) -> Iterator[Path]:

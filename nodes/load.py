@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
+from ..nested_attention.hosts.comfy.marks import warn_once
 from ..nested_attention.registry import weights_for
 from .common import SubjectEncoderType, naming, schema
 
@@ -170,6 +171,9 @@ class LoadEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = {"features": features, "norm": norm}
         overrides = {name: value for name, value in chosen.items() if value != AS_STORED}
+        known = weights_for(FOLDER, encoder_name)
+        if known is not None and known.experimental:
+            warn_once(f"Load Subject Encoder: {encoder_name}: {known.note}")
         with naming("Load Subject Encoder"):
             encoder = load_encoder_for_comfy(encoder_path(encoder_name), **overrides)
             if clip_vision_name == NO_VISION:

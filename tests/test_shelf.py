@@ -149,6 +149,8 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
 def test_a_path_inside_is_returned_whole(tmp_path: Path) -> None:
     assert inside(tmp_path, "a/b c/ä.safetensors") == tmp_path / "a" / "b c" / "ä.safetensors"
     assert inside(tmp_path, "a\\b") == tmp_path / "a" / "b"
+    for name in ("木\u3000村.safetensors", "8\u202fPM", "👩\u200d🚀"):  # wide, narrow and joining spaces
+        assert inside(tmp_path, name) == tmp_path / name
 
 
 def test_a_thumbnail_is_small_and_kept_only_if_asked_for(subject: Subject, tmp_path: Path) -> None:

@@ -198,6 +198,25 @@ def test_a_loaded_subject_of_another_encoder(
         apply.execute(world.model, world.clip, encoder, subject, **defaults)
 
 
+def test_a_loaded_subject_is_projected_into_tensors_comfyui_can_move(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+    world: Any,
+) -> None:
+    """Nodes run in inference mode, and ComfyUI's clean-up outside of it."""
+    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.subject import Subject
+
+    nodes["NestedAttentionSaveSubject"].execute(alice, "alice")
+    (loaded,) = nodes["NestedAttentionLoadSubject"].execute("alice_00001_.safetensors [output]").args
+    (mixed,) = nodes["NestedAttentionMixSubjects"].execute(loaded, alice, 0.4).args
+    subject = Subject(mixed.tokens, mixed.token_bias, mixed.word, mixed.fingerprint, mixed.images)
+    model, _ = world.apply(world.model, world.clip, subject)
+    (applied,) = SubjectChain.of(model).subjects
+    assert not any(p.is_inference() or p.requires_grad for p in applied.values.model.parameters())
+
+
 # Several pictures
 
 
@@ -333,3 +352,46 @@ def test_a_known_file_that_is_missing_says_where_to_get_it(nodes: dict[str, Any]
         str(folder),
     ):
         assert part in message
+
+
+def test_an_experimental_file_is_called_so(
+    nodes: dict[str, Any],  # noqa: F811
+    folder: Path,  # noqa: F811
+    encoder_file: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = "ip-adapter-plus_sdxl_vit-h.safetensors"
+    encoder_file.rename(folder / name)
+    nodes["NestedAttentionLoadEncoder"].execute(name)
+    assert f"Load Subject Encoder: {name}: Experimental: trained for decoupled" in caplog.text
+
+
+def test_files_of_every_layout_are_found_through_extra_model_paths(
+    nodes: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a user has them elsewhere: a line in extra_model_paths.yaml, and files from several sources."""
+    import folder_paths
+    from synthetic_checkpoints import NAMING, TINY_SITES, encoder_tensors, write
+    from utils.extra_config import load_extra_path_config
+
+    layouts = sys.modules[f"{PACK}.nested_attention.layouts"]
+    sites = sys.modules[f"{PACK}.nested_attention.sites"]
+    tiny_sites = tuple(sites.Site(**vars(site)) for site in TINY_SITES)
+    monkeypatch.setattr(layouts, "sdxl_sites", lambda: tiny_sites)
+    before = dict(folder_paths.folder_names_and_paths)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", before)
+    before.pop("nested_attention", None)
+    (tmp_path / "mine" / "encoders").mkdir(parents=True)
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"mine:\n  base_path: {tmp_path / 'mine'}\n  nested_attention: encoders\n")
+    load_extra_path_config(str(config))
+    sys.modules[f"{PACK}.nodes.load"].register_folder()
+    load = nodes["NestedAttentionLoadEncoder"]
+    for number, naming in enumerate(NAMING):
+        name = f"{number}{'.bin' if number % 2 else '.safetensors'}"
+        write(tmp_path / "mine" / "encoders" / name, encoder_tensors(naming))
+        monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+        assert name in load.define_schema().inputs[0].options
+        assert load.execute(name).args[0].config.num_queries == 6
