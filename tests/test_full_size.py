@@ -56,7 +56,7 @@ DEFAULT = "as the paper's release may be"
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS if ALL else [DEFAULT])
 def test_a_full_size_file_loads_in_place_and_drives_a_layer(
-    layout: str, tmp_path: Path, request: pytest.FixtureRequest
+    layout: str, tmp_path: Path, closing_line: Callable[[str], None]
 ) -> None:
     path = LAYOUTS[layout](tmp_path)
     size = path.stat().st_size
@@ -69,12 +69,10 @@ def test_a_full_size_file_loads_in_place_and_drives_a_layer(
     assert {p.dtype for p in encoder.parameters()} == {torch.float16}
     drive_a_layer(encoder)
     path.unlink()
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        more = "" if ALL else "; NESTED_ATTENTION_FULL_SIZE=1 tries the other layouts"
-        (peak, seconds), _ = costs
-        cost = f"read in {seconds:.1f} s of one core, peak {peak / size:.2f} × the file"
-        reporter.write_line(f"\nfull size, {layout}: {size / 1e9:.2f} GB {cost}{more}")
+    (peak, seconds), _ = costs
+    cost = f"read in {seconds:.1f} s of one core, peak {peak / size:.2f} × the file"
+    more = "" if ALL else "; NESTED_ATTENTION_FULL_SIZE=1 tries the other layouts"
+    closing_line(f"Full-size encoder, {layout}: {size / 1e9:.2f} GB {cost}{more}.")
 
 
 def drive_a_layer(encoder: SubjectEncoder) -> None:

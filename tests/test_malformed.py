@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -84,12 +84,10 @@ def test_malformed_inputs_are_refused_or_read_correctly(
     print(f"{kind}: {cases} inputs, {refused} refused, the slowest took {slowest:.2f} s")
 
 
-def test_all_kinds_were_counted(request: pytest.FixtureRequest) -> None:
+def test_all_kinds_were_counted(closing_line: Callable[[str], None]) -> None:
     if len(_counts) < len(KINDS):
         pytest.skip("only some kinds were asked for")
     total, refused = (sum(column) for column in zip(*_counts.values(), strict=True))
     assert total >= min(TOTAL, 2000)
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        more = "" if total >= 10000 else "; NESTED_ATTENTION_MALFORMED=10000 runs all"
-        reporter.write_line(f"\n{total} malformed inputs: {refused} refused, {total - refused} correct{more}")
+    more = "" if total >= 10000 else "; NESTED_ATTENTION_MALFORMED=10000 tries all"
+    closing_line(f"{total} malformed inputs: {refused} refused, {total - refused} correct{more}.")

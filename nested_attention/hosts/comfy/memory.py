@@ -15,6 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -185,13 +186,13 @@ class _Cache:
             if patcher is None:
                 self._alive[key] = patcher = make()
                 # Clones of a patcher call these too, and it is mostly a clone that ComfyUI loads.
-                patcher.add_callback(CallbacksMP.ON_LOAD, lambda *_: self._keep(key))
-                patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, whole, *__: whole and self._drop(key))
+                patcher.add_callback(CallbacksMP.ON_LOAD, partial(self._keep, key))
+                patcher.add_callback(CallbacksMP.ON_DETACH, partial(self._drop, key))
             if key in self._kept:
                 self._kept.move_to_end(key)
             return patcher
 
-    def _keep(self, key: tuple[Any, ...]) -> None:
+    def _keep(self, key: tuple[Any, ...], *_: Any) -> None:
         with self._lock:
             patcher = self._alive.get(key)
             if patcher is not None:
@@ -200,9 +201,14 @@ class _Cache:
             while len(self._kept) > 1 and self._full():
                 self._kept.popitem(last=False)
 
-    def _drop(self, key: tuple[Any, ...]) -> None:
-        """Called while ComfyUI is unloading it, which would fail if the model vanished meanwhile: what is
-        left is a reference that only the garbage collector undoes, and ComfyUI runs it afterwards."""
+    def _drop(self, key: tuple[Any, ...], _: Any, whole: bool, *__: Any) -> None:
+        """whole: it is unloaded, rather than exchanged for a clone.
+
+        ComfyUI is in the middle of that, and would fail if the model vanished meanwhile: what is left is a
+        reference that only the garbage collector undoes, and ComfyUI runs it afterwards.
+        """
+        if not whole:
+            return
         with self._lock:
             cycle: list[Any] = [self._kept.pop(key, None)]
             cycle.append(cycle)
