@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -367,6 +368,7 @@ def test_an_experimental_file_is_called_so(
 
 
 def test_files_of_every_layout_are_found_through_extra_model_paths(
+    comfyui: Path,
     nodes: dict[str, Any],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -374,8 +376,12 @@ def test_files_of_every_layout_are_found_through_extra_model_paths(
     """As a user has them elsewhere: a line in extra_model_paths.yaml, and files from several sources."""
     import folder_paths
     from synthetic_checkpoints import NAMING, TINY_SITES, encoder_tensors, write
-    from utils.extra_config import load_extra_path_config
 
+    # By its place: another package may have a module called `utils` loaded.
+    spec = importlib.util.spec_from_file_location("extra_config", comfyui / "utils" / "extra_config.py")
+    assert spec is not None and spec.loader is not None
+    extra_config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extra_config)
     layouts = sys.modules[f"{PACK}.nested_attention.layouts"]
     sites = sys.modules[f"{PACK}.nested_attention.sites"]
     tiny_sites = tuple(sites.Site(**vars(site)) for site in TINY_SITES)
@@ -386,7 +392,7 @@ def test_files_of_every_layout_are_found_through_extra_model_paths(
     (tmp_path / "mine" / "encoders").mkdir(parents=True)
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path / 'mine'}\n  nested_attention: encoders\n")
-    load_extra_path_config(str(config))
+    extra_config.load_extra_path_config(str(config))
     sys.modules[f"{PACK}.nodes.load"].register_folder()
     load = nodes["NestedAttentionLoadEncoder"]
     for number, naming in enumerate(NAMING):
