@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from .download_command import download
 from .errors import NestedAttentionError
 
 app = typer.Typer(
@@ -15,6 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+app.command()(download)
 
 
 class Host(str, Enum):
@@ -33,7 +37,8 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=1000, help="Which people, pets and prompts.")] = 0,
 ) -> None:
     """Draw people and pets that no model has seen with the weights that come with the repository."""
-    from .demo.run import find_comfyui, run_demo
+    from .demo.run import run_demo
+    from .find_comfyui import find_comfyui
 
     comfyui, where = find_comfyui()
     if host is Host.COMFYUI and comfyui is None:

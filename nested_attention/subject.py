@@ -22,6 +22,7 @@ from torch import Tensor
 from . import __version__
 from .errors import NestedAttentionError
 from .files import read_tensors, write_tensors
+from .thumbnail import check_thumbnail
 
 if TYPE_CHECKING:
     from .encoder import SubjectEncoder, SubjectEncoderConfig
@@ -159,10 +160,11 @@ class Subject:
                 "with, or encode its pictures again"
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, thumbnail: Tensor | None = None) -> None:
         """Write tokens, weights and provenance as safetensors: no picture and no file name is kept.
 
-        The file is replaced in one step. Raises NestedAttentionError if it cannot be written.
+        thumbnail: a small picture to keep along, from `make_thumbnail`, only if it is asked for. The file is
+        replaced in one step. Raises NestedAttentionError if it cannot be written.
         """
         metadata = {
             "format": FORMAT,
@@ -173,43 +175,56 @@ class Subject:
             "library_version": __version__,
         }
         tensors = {"tokens": self.tokens, "token_bias": self.token_bias}
+        if thumbnail is not None:
+            check_thumbnail(thumbnail)
+            tensors["thumbnail"] = thumbnail
         write_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Subject:
         """Read what `save` wrote. Raises NestedAttentionError for anything else, damaged content included."""
-        file = read_tensors(path, safetensors_only=True)
-        metadata, tensors = dict(file.metadata), file.tensors
-        if metadata.get("format") != FORMAT:
-            found = metadata.get("format", f"tensors {sorted(tensors)[:3]}")
-            raise NestedAttentionError(
-                f"{path} is not a saved subject: found {found}, expected format {FORMAT}"
-            )
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise NestedAttentionError(
-                f"{path} is a subject in format version {metadata.get('format_version')}; this library reads "
-                f"version {FORMAT_VERSION}. Update Nested Attention"
-            )
-        digest = metadata.pop("digest", None)
-        if set(metadata) != _PROVENANCE or set(tensors) != {"tokens", "token_bias"}:
-            raise NestedAttentionError(
-                f"{path} is not a complete subject: found tensors {sorted(tensors)} and metadata "
-                f"{sorted(metadata)}, expected ['token_bias', 'tokens'] and {sorted(_PROVENANCE)}; save it "
-                "again"
-            )
-        if digest != _digest(tensors, metadata) or not re.fullmatch("[1-9][0-9]{0,8}", metadata["images"]):
-            raise NestedAttentionError(f"{path} is damaged: its content is not what was saved; save it again")
-        try:
-            return cls(
-                # Copied, so that the subject does not depend on the file any longer.
-                tokens=tensors["tokens"].clone(),
-                token_bias=tensors["token_bias"].clone(),
-                word=metadata["word"],
-                fingerprint=metadata["fingerprint"],
-                images=int(metadata["images"]),
-            )
-        except NestedAttentionError as error:
-            raise NestedAttentionError(f"{path}: {error}") from error
+        return read_subject(path)[0]
+
+
+def read_subject(path: str | os.PathLike[str]) -> tuple[Subject, Tensor | None]:
+    """A saved subject and its thumbnail, (height, width, 3) uint8, or None if it was saved without one.
+
+    Raises NestedAttentionError for anything that `Subject.save` has not written, damaged content included.
+    """
+    file = read_tensors(path, safetensors_only=True)
+    metadata, tensors = dict(file.metadata), file.tensors
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", f"tensors {sorted(tensors)[:3]}")
+        raise NestedAttentionError(f"{path} is not a saved subject: found {found}, expected format {FORMAT}")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise NestedAttentionError(
+            f"{path} is a subject in format version {metadata.get('format_version')}; this library reads "
+            f"version {FORMAT_VERSION}. Update Nested Attention"
+        )
+    digest = metadata.pop("digest", None)
+    if set(metadata) != _PROVENANCE or set(tensors) - {"thumbnail"} != {"tokens", "token_bias"}:
+        raise NestedAttentionError(
+            f"{path} is not a complete subject: found tensors {sorted(tensors)} and metadata "
+            f"{sorted(metadata)}, expected ['token_bias', 'tokens'] and {sorted(_PROVENANCE)}; save it again"
+        )
+    if digest != _digest(tensors, metadata) or not re.fullmatch("[1-9][0-9]{0,8}", metadata["images"]):
+        raise NestedAttentionError(f"{path} is damaged: its content is not what was saved; save it again")
+    # Copied, so that the subject does not depend on the file any longer.
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    thumbnail = copies.get("thumbnail")
+    try:
+        if thumbnail is not None:
+            check_thumbnail(thumbnail)
+        subject = Subject(
+            tokens=copies["tokens"],
+            token_bias=copies["token_bias"],
+            word=metadata["word"],
+            fingerprint=metadata["fingerprint"],
+            images=int(metadata["images"]),
+        )
+    except NestedAttentionError as error:
+        raise NestedAttentionError(f"{path}: {error}") from error
+    return subject, thumbnail
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ from .demo import DemoWorld
 from .encode import EncodeSubject
 from .load import LoadEncoder
 from .prepare import AlignFace, IsolateSubject
+from .subjects import LoadSubject, MixSubjects, SaveSubject
 
 NODES: list[type[io.ComfyNode]] = [
     DemoWorld,
@@ -16,6 +17,9 @@ NODES: list[type[io.ComfyNode]] = [
     AlignFace,
     IsolateSubject,
     EncodeSubject,
+    MixSubjects,
+    SaveSubject,
+    LoadSubject,
     ApplySubject,
     MarkPrompt,
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
+
+from ..nested_attention.errors import NestedAttentionError
 
 CATEGORY = "nested attention"
 
@@ -22,3 +26,13 @@ def schema(node_id: str, display_name: str, *, search_aliases: list[str], **part
     return io.Schema(
         node_id=f"NestedAttention{node_id}", display_name=display_name, category=CATEGORY, **parts
     )
+
+
+@contextmanager
+def naming(node: str) -> Iterator[None]:
+    """The node's name before the message of an error from within, once."""
+    try:
+        yield
+    except NestedAttentionError as error:
+        message = str(error)
+        raise NestedAttentionError(message if message.startswith(node) else f"{node}: {message}") from error

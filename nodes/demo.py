@@ -10,9 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..nested_attention.avatars.references import held_out, reference_picture
-from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy.world import load_world
-from .common import schema
+from .common import naming, schema
 from .load import SMALL_WORLD
 
 
@@ -52,10 +51,8 @@ class DemoWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls, person: int, pet: int) -> io.NodeOutput:
-        try:
+        with naming("Demo World"):
             world = load_world(SMALL_WORLD, folder_paths.get_folder_paths("embeddings"))
-        except NestedAttentionError as error:
-            raise NestedAttentionError(f"Demo World: {error}") from error
         return io.NodeOutput(*world, _image("person", person), _image("pet", pet))
 
 

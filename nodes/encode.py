@@ -36,7 +36,17 @@ class EncodeSubject(io.ComfyNode):
                     "image",
                     tooltip=(
                         "The reference picture. A batch (Batch Images) is several pictures of one subject, "
-                        "which count equally."
+                        "which count equally unless weights are given."
+                    ),
+                ),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "How much each picture of a batch counts, as one number a picture: with 1, 0.5, 2 "
+                        "the third counts four times as much as the second, and 0 leaves a picture out. "
+                        "Empty: all count equally."
                     ),
                 ),
             ],
@@ -50,5 +60,5 @@ class EncodeSubject(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encoder: Any, clip_vision: Any, image: Any) -> io.NodeOutput:
-        return io.NodeOutput(encode_subject(encoder, clip_vision, image))
+    def execute(cls, encoder: Any, clip_vision: Any, image: Any, weights: str = "") -> io.NodeOutput:
+        return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights))

@@ -1,4 +1,5 @@
-"""Load Subject Encoder: where encoder files are looked for, and the node that reads one."""
+"""Load Subject Encoder: where encoder files are looked for, and the node that reads one, with its vision
+model if wanted."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import load_encoder_for_comfy
-from .common import SubjectEncoderType, schema
+from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
+from ..nested_attention.hosts.comfy.marks import warn_once
+from ..nested_attention.registry import weights_for
+from .common import SubjectEncoderType, naming, schema
 
 FOLDER = "nested_attention"
 """Name of the model folder, in ComfyUI/models and in extra_model_paths.yaml."""
@@ -25,6 +28,7 @@ BUNDLED = {
 }
 
 AS_STORED = "as stored"
+NO_VISION = "none"
 
 
 def register_folder() -> None:
@@ -47,14 +51,29 @@ def encoder_path(name: str) -> Path:
     if bundled is not None and bundled.is_file():
         return bundled
     folders = [str(bundled.parent)] if bundled else folder_paths.get_folder_paths(FOLDER)
-    advice = (
-        "Install the pack again: the file comes with it"
-        if bundled
-        else "Put the file there, press R in the editor and choose it again"
-    )
+    advice = "Put the file there, press R in the editor and choose it again"
+    if bundled:
+        advice = "Install the pack again: the file comes with it"
+    elif (known := weights_for(FOLDER, name)) is not None:
+        advice += (
+            f". It is {known.page} (licence: {known.licence}); `nested-attention download {known.name}` "
+            "fetches it"
+        )
     raise NestedAttentionError(
         f"Load Subject Encoder: there is no subject encoder {name!r} in {' or '.join(folders)}. {advice}"
     )
+
+
+def vision_path(name: str) -> Path:
+    """The file of a vision model's name. Raises NestedAttentionError if there is none."""
+    found = folder_paths.get_full_path("clip_vision", name)
+    if found is None:
+        folders = " or ".join(folder_paths.get_folder_paths("clip_vision"))
+        raise NestedAttentionError(
+            f"Load Subject Encoder: there is no CLIP vision model {name!r} in {folders}. Put the file there, "
+            "press R in the editor and choose it again"
+        )
+    return Path(found)
 
 
 class LoadEncoder(io.ComfyNode):
@@ -98,13 +117,29 @@ class LoadEncoder(io.ComfyNode):
                         "elsewhere."
                     ),
                 ),
+                io.Combo.Input(
+                    "clip_vision_name",
+                    options=[NO_VISION, *folder_paths.get_filename_list("clip_vision")],
+                    default=NO_VISION,
+                    optional=True,
+                    tooltip=(
+                        "The CLIP vision model the encoder was trained with, from "
+                        "ComfyUI/models/clip_vision; for SDXL's encoders it is CLIP ViT-H. It is checked "
+                        "against the encoder and comes out beside it. None: connect Load CLIP Vision, or "
+                        "Demo World, to Encode Subject instead."
+                    ),
+                ),
             ],
             outputs=[
                 SubjectEncoderType.Output(
                     "encoder",
                     display_name="encoder",
                     tooltip="For Encode Subject and Apply Subject, both of which need the same one.",
-                )
+                ),
+                io.ClipVision.Output(
+                    "CLIP_VISION",
+                    tooltip="The vision model chosen here, for Encode Subject; nothing if none is chosen.",
+                ),
             ],
         )
 
@@ -119,17 +154,28 @@ class LoadEncoder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str, **settings: str) -> Any:
-        status = encoder_path(encoder_name).stat()
-        return encoder_name, status.st_mtime_ns, status.st_size, sorted(settings.items())
+    def fingerprint_inputs(cls, encoder_name: str, clip_vision_name: str = NO_VISION, **settings: str) -> Any:
+        paths = [encoder_path(encoder_name)]
+        if clip_vision_name != NO_VISION:
+            paths.append(vision_path(clip_vision_name))
+        files = [(str(path), status.st_mtime_ns, status.st_size) for path in paths if (status := path.stat())]
+        return encoder_name, clip_vision_name, files, sorted(settings.items())
 
     @classmethod
-    def execute(cls, encoder_name: str, features: str = AS_STORED, norm: str = AS_STORED) -> io.NodeOutput:
+    def execute(
+        cls,
+        encoder_name: str,
+        features: str = AS_STORED,
+        norm: str = AS_STORED,
+        clip_vision_name: str = NO_VISION,
+    ) -> io.NodeOutput:
         chosen = {"features": features, "norm": norm}
         overrides = {name: value for name, value in chosen.items() if value != AS_STORED}
-        try:
-            return io.NodeOutput(load_encoder_for_comfy(encoder_path(encoder_name), **overrides))
-        except NestedAttentionError as error:
-            message = str(error)
-            prefix = "" if message.startswith("Load Subject Encoder") else "Load Subject Encoder: "
-            raise NestedAttentionError(prefix + message) from error
+        known = weights_for(FOLDER, encoder_name)
+        if known is not None and known.experimental:
+            warn_once(f"Load Subject Encoder: {encoder_name}: {known.note}")
+        with naming("Load Subject Encoder"):
+            encoder = load_encoder_for_comfy(encoder_path(encoder_name), **overrides)
+            if clip_vision_name == NO_VISION:
+                return io.NodeOutput(encoder, None)
+            return io.NodeOutput(encoder, load_vision(vision_path(clip_vision_name), encoder))

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
-from nested_attention.demo.run import find_comfyui  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
+from nested_attention.find_comfyui import find_comfyui  # noqa: E402
 
 WORKFLOWS = ("avatar_person", "avatar_person_and_pet")
 SIDE = 256

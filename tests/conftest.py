@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,3 +30,16 @@ def _load_library() -> None:
 
 
 _load_library()
+
+_CLOSING = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def closing_line(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """For figures, and for what was left out by default: a line at the end of the whole run."""
+    return request.config.stash.setdefault(_CLOSING, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in terminalreporter.config.stash.get(_CLOSING, []):
+        terminalreporter.write_line(line)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 
 from .cases import make_rows
 from .draw import draw_with_comfyui, draw_with_diffusers
 from .scores import report
-from .server import PACK
 from .sheet import save_sheet
 
 
@@ -25,14 +23,3 @@ def run_demo(out: Path, *, rows: int = 4, seed: int = 0, comfyui: Path | None = 
     host = "diffusers" if comfyui is None else f"ComfyUI ({comfyui})"
     pictures = f"{3 * rows} pictures drawn by {host} in {time.monotonic() - start:.0f} s"
     return [pictures, *report(wanted, drawn), f"The picture: {out.resolve()}"]
-
-
-def find_comfyui() -> tuple[Path | None, str]:
-    """ComfyUI's folder or None, and in words where it is or was looked for (`scripts/find_comfyui.py`)."""
-    script = PACK / "scripts" / "find_comfyui.py"
-    spec = importlib.util.spec_from_file_location("find_comfyui", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: tuple[Path | None, str] = module.find_comfyui()
-    return found

@@ -62,25 +62,61 @@ def test_a_clone_duplicates_no_tensor(world: Any) -> None:
 
 
 def test_the_cache_is_bounded_and_lets_go(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiny import make_subject
+    from tiny import encode, make_subject, sample
 
     from nested_attention.hosts.comfy import memory
 
+    def run(seed: int) -> Any:
+        model, clip = world.apply(world.model, world.clip, make_subject(world.person, seed=seed))
+        sample(model, encode(clip, "a person"), encode(clip, "bad"), steps=1)
+        return model
+
     cache = memory._Cache()
     monkeypatch.setattr(memory, "_cache", cache)
-    first, _ = world.apply(world.model, world.clip)
+    first = run(100)
     seen = weakref.ref(values(first)[0].model)
     for seed in range(memory.CACHE_ENTRIES + 1):
-        world.apply(world.model, world.clip, make_subject(world.person, seed=100 + seed))
-    assert len(cache._entries) == memory.CACHE_ENTRIES
+        run(101 + seed)
+    assert len(cache._kept) == memory.CACHE_ENTRIES
     gc.collect()
     assert seen() is not None  # in use
     del first
     gc.collect()
     assert seen() is None
     monkeypatch.setattr(memory, "CACHE_BYTES", 1)
-    world.apply(world.model, world.clip)
-    assert len(cache._entries) == 1
+    run(200)
+    assert len(cache._kept) == 1
+
+
+def test_a_subject_is_kept_while_it_is_loaded_and_no_longer(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI drops a MODEL before it makes the next one; what was projected for it must outlive that."""
+    import comfy.model_management
+    from tiny import encode, make_subject, sample
+
+    subject = make_subject(world.person, seed=300)
+
+    def run(**settings: Any) -> Any:
+        model, clip = world.apply(world.model, world.clip, subject, **settings)
+        sample(model, encode(clip, "a person"), encode(clip, "bad"), steps=1)
+        return weakref.ref(values(model)[0].model)
+
+    first = run()
+    gc.collect()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(world.person.encoder), "project", None)
+        again = run(attention_scale=1.5)
+    assert again() is first() is not None
+    with torch.inference_mode(False):
+        comfy.model_management.unload_all_models()
+    gc.collect()
+    assert first() is None
+    unsampled, _ = world.apply(world.model, world.clip, make_subject(world.person, seed=301))
+    reference = weakref.ref(values(unsampled)[0].model)
+    del unsampled
+    gc.collect()
+    assert reference() is None  # never loaded, so nothing speaks for keeping it
 
 
 def test_the_models_dtype_is_kept(world: Any) -> None:

@@ -23,6 +23,9 @@ IDS = {
         "AlignFace",
         "IsolateSubject",
         "EncodeSubject",
+        "MixSubjects",
+        "SaveSubject",
+        "LoadSubject",
         "ApplySubject",
         "MarkPrompt",
     )
@@ -124,9 +127,9 @@ def test_load_encoder_reads_a_file_and_overrides_what_it_is_told(
     nodes: dict[str, Any], encoder_file: Path, world: Any
 ) -> None:
     load = nodes["NestedAttentionLoadEncoder"]
-    (encoder,) = load.execute("mine.safetensors").args
+    encoder, _ = load.execute("mine.safetensors").args
     assert encoder.fingerprint == world.person.fingerprint
-    (other,) = load.execute("mine.safetensors", features="penultimate_hidden_states", norm="head").args
+    other, _ = load.execute("mine.safetensors", features="penultimate_hidden_states", norm="head").args
     assert (encoder.config.features, encoder.config.norm) == ("last_hidden_state", "inner")
     assert (other.config.features, other.config.norm) == ("penultimate_hidden_states", "head")
 
@@ -203,7 +206,7 @@ def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.Monke
 
 def test_apply_and_mark_reach_the_library(nodes: dict[str, Any], encoder_file: Path, world: Any) -> None:
     """End to end through the nodes' own copy of the library, as ComfyUI has it."""
-    (encoder,) = nodes["NestedAttentionLoadEncoder"].execute("mine.safetensors").args
+    encoder, _ = nodes["NestedAttentionLoadEncoder"].execute("mine.safetensors").args
     pack_subject = sys.modules[f"{PACK}.nested_attention.subject"].Subject
     tokens = world.alice.tokens
     subject = pack_subject(tokens, torch.zeros(len(tokens)), "person", encoder.fingerprint)

@@ -205,3 +205,25 @@ def test_the_wrong_encoder_for_a_checkpoint_or_subject_is_refused(server: ComfyS
             node["inputs"]["encoder"] = [person, 0]
     with pytest.raises(NestedAttentionError, match="NestedAttentionApplySubject.*made with encoder"):
         server.run(graph)
+
+
+def test_a_saved_subject_draws_the_same_picture(server: ComfyServer) -> None:
+    """Kept by one graph, loaded by the next, without the reference picture."""
+    (row,) = make_rows(1, seed=5)
+    graph = adapt(load_workflow("avatar_person"), row, row.alone)
+    save, encode = node_of(graph, "SaveImage"), node_of(graph, "NestedAttentionEncodeSubject")
+    keep = {"subject": [encode, 0], "filename_prefix": "subjects/somebody"}
+    files = server.run({**graph, "kept": {"class_type": "NestedAttentionSaveSubject", "inputs": keep}})
+    assert (server.base / "output" / "subjects" / "somebody_00001_.safetensors").is_file()
+    assert files["kept"][0].parent == server.base / "temp"  # the icon, shown and not kept
+    name = "subjects/somebody_00001_.safetensors [output]"
+    listed = server.get("/object_info/NestedAttentionLoadSubject")["NestedAttentionLoadSubject"]
+    kind, options = listed["input"]["required"]["subject_name"]
+    assert name in (options["options"] if kind == "COMBO" else kind)
+    load = {"class_type": "NestedAttentionLoadSubject", "inputs": {"subject_name": name}}
+    again = server.run({**graph, encode: load})
+    assert np.array_equal(art_pixels(again[save][0]), art_pixels(files[save][0]))
+    load["inputs"]["subject_name"] = "../../escaped.safetensors [output]"
+    keep["subject"] = ["load", 0]
+    with pytest.raises(NestedAttentionError, match="Load Subject: .*no name of a file"):
+        server.run({"load": load, "kept": {"class_type": "NestedAttentionSaveSubject", "inputs": keep}})

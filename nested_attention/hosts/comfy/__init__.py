@@ -4,6 +4,7 @@ from .apply import apply_subject
 from .clip import SubjectCLIP, mark_prompt
 from .memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
 from .pictures import check_pictures, encode_subject
+from .vision import load_vision
 
 __all__ = [
     "SubjectCLIP",
@@ -12,6 +13,7 @@ __all__ = [
     "check_pictures",
     "encode_subject",
     "load_encoder_for_comfy",
+    "load_vision",
     "manage_encoder",
     "mark_prompt",
 ]

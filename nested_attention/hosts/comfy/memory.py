@@ -15,12 +15,15 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ...checkpoint import load_subject_encoder
@@ -163,23 +166,56 @@ def _copy_values(
 
 
 class _Cache:
-    """The patchers asked for last, at most CACHE_ENTRIES and CACHE_BYTES of them but always the newest."""
+    """Projected subjects by what they were projected from.
+
+    One that a MODEL holds is found as long as it lives. One that no MODEL holds any more is kept while
+    ComfyUI has it loaded, so that a change of settings computes nothing again: at most CACHE_ENTRIES and
+    CACHE_BYTES of them, but always the newest. What ComfyUI unloads is let go.
+    """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._alive: WeakValueDictionary[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = (
+            WeakValueDictionary()
+        )
+        self._kept: OrderedDict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = OrderedDict()
+        self._lock = threading.RLock()  # projecting one subject may make ComfyUI unload another
 
     def get(self, key: tuple[Any, ...], make: Any) -> comfy.model_patcher.ModelPatcher:
         with self._lock:
-            patcher = self._entries.pop(key, None)
-            self._entries[key] = patcher = make() if patcher is None else patcher
-            while len(self._entries) > 1 and self._full():
-                self._entries.popitem(last=False)
+            patcher = self._alive.get(key)
+            if patcher is None:
+                self._alive[key] = patcher = make()
+                # Clones of a patcher call these too, and it is mostly a clone that ComfyUI loads.
+                patcher.add_callback(CallbacksMP.ON_LOAD, partial(self._keep, key))
+                patcher.add_callback(CallbacksMP.ON_DETACH, partial(self._drop, key))
+            if key in self._kept:
+                self._kept.move_to_end(key)
             return patcher
 
+    def _keep(self, key: tuple[Any, ...], *_: Any) -> None:
+        with self._lock:
+            patcher = self._alive.get(key)
+            if patcher is not None:
+                self._kept[key] = patcher
+                self._kept.move_to_end(key)
+            while len(self._kept) > 1 and self._full():
+                self._kept.popitem(last=False)
+
+    def _drop(self, key: tuple[Any, ...], _: Any, whole: bool, *__: Any) -> None:
+        """whole: it is unloaded, rather than exchanged for a clone.
+
+        ComfyUI is in the middle of that, and would fail if the model vanished meanwhile: what is left is a
+        reference that only the garbage collector undoes, and ComfyUI runs it afterwards.
+        """
+        if not whole:
+            return
+        with self._lock:
+            cycle: list[Any] = [self._kept.pop(key, None)]
+            cycle.append(cycle)
+
     def _full(self) -> bool:
-        size = sum(patcher.model_size() for patcher in self._entries.values())
-        return len(self._entries) > CACHE_ENTRIES or size > CACHE_BYTES
+        size = sum(patcher.model_size() for patcher in self._kept.values())
+        return len(self._kept) > CACHE_ENTRIES or size > CACHE_BYTES
 
 
 _cache = _Cache()

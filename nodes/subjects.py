@@ -1,0 +1,177 @@
+"""Mix, Save and Load Subject: subjects as things one keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..nested_attention.hosts.comfy import check_pictures
+from ..nested_attention.shelf import find_subject, list_subjects, new_file
+from ..nested_attention.subject import read_subject
+from ..nested_attention.thumbnail import make_thumbnail, neutral_icon
+from .common import SubjectType, naming, schema
+
+
+def shelves() -> dict[str, Path]:
+    """Where saved subjects are looked for; asked each time, because options of ComfyUI may move them."""
+    return {
+        "input": Path(folder_paths.get_input_directory()),
+        "output": Path(folder_paths.get_output_directory()),
+    }
+
+
+class MixSubjects(io.ComfyNode):
+    """NestedAttentionMixSubjects"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "MixSubjects",
+            "Mix Subjects",
+            description=(
+                "One subject out of two of the same encoder: more pictures of one person, or a blend of two "
+                "people. Chain it for more than two."
+            ),
+            search_aliases=["blend faces", "merge subjects", "combine embeds", "nested attention"],
+            inputs=[
+                SubjectType.Input("subject_1", tooltip="A subject, from Encode, Load or Mix Subject."),
+                SubjectType.Input(
+                    "subject_2", tooltip="Another subject, made with the same encoder as the first."
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "How much the second subject counts: at 0 it is left out, at 1 the first one is, and "
+                        "at 0.5 every picture of both counts as much as every other, as if they had been "
+                        "encoded together."
+                    ),
+                ),
+            ],
+            outputs=[
+                SubjectType.Output(
+                    "subject", display_name="subject", tooltip="The mixed subject, for Apply Subject."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, subject_1: Any, subject_2: Any, weight: float) -> io.NodeOutput:
+        with naming("Mix Subjects"):
+            return io.NodeOutput(subject_1.mix(subject_2, weight))
+
+
+class SaveSubject(io.ComfyNode):
+    """NestedAttentionSaveSubject"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "SaveSubject",
+            "Save Subject",
+            description=(
+                "Keeps a subject as a small file in ComfyUI's output folder, for Load Subject. Neither the "
+                "picture nor its name is kept. A saved person is personal data: treat the file as you would "
+                "the photograph."
+            ),
+            search_aliases=["save embeds", "save face", "nested attention"],
+            inputs=[
+                SubjectType.Input("subject", tooltip="The subject to keep."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="subjects/subject",
+                    tooltip=(
+                        "How the file's name begins, with folders of the output folder before it if you "
+                        "like; a number follows. %year%, %month%, %day%, %hour%, %minute% and %second% are "
+                        "filled in."
+                    ),
+                ),
+                io.Image.Input(
+                    "thumbnail",
+                    optional=True,
+                    tooltip=(
+                        "A picture to recognise the subject by, kept in the file at 128 pixels. Leave it "
+                        "unconnected and a neutral icon stands for it."
+                    ),
+                ),
+            ],
+            outputs=[SubjectType.Output("saved", display_name="subject", tooltip="The same subject.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, subject: Any, filename_prefix: str, thumbnail: Any = None) -> io.NodeOutput:
+        with naming("Save Subject"):
+            small = (
+                None if thumbnail is None else make_thumbnail(check_pictures(thumbnail, "Save Subject")[0])
+            )
+            subject.save(new_file(filename_prefix, shelves()["output"]), thumbnail=small)
+        return io.NodeOutput(subject, ui=_preview(small))
+
+
+class LoadSubject(io.ComfyNode):
+    """NestedAttentionLoadSubject"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "LoadSubject",
+            "Load Subject",
+            description=(
+                "A subject that was kept with Save Subject, from ComfyUI's output or input folder. It works "
+                "with the encoder that made it, and needs neither the picture nor CLIP vision any more."
+            ),
+            search_aliases=["load embeds", "load face", "nested attention"],
+            inputs=[
+                io.Combo.Input(
+                    "subject_name",
+                    options=list_subjects(shelves()),
+                    tooltip="A saved subject. Press R in the editor after saving or copying one.",
+                )
+            ],
+            outputs=[
+                SubjectType.Output(
+                    "subject",
+                    display_name="subject",
+                    tooltip="The subject, for Apply Subject with the encoder that made it.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, subject_name: str | None = None) -> bool | str:
+        if subject_name is None:  # comes from another node, and is known when that one has run
+            return True
+        try:
+            _find(subject_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, subject_name: str) -> Any:
+        status = _find(subject_name).stat()
+        return subject_name, status.st_mtime_ns, status.st_size
+
+    @classmethod
+    def execute(cls, subject_name: str) -> io.NodeOutput:
+        with naming("Load Subject"):
+            subject, thumbnail = read_subject(_find(subject_name))
+        return io.NodeOutput(subject, ui=_preview(thumbnail))
+
+
+def _find(name: str) -> Path:
+    with naming("Load Subject"):
+        return find_subject(name, shelves())
+
+
+def _preview(thumbnail: Any) -> ui.PreviewImage:
+    """Shown on the node, from a temporary file without the workflow in it."""
+    picture = neutral_icon() if thumbnail is None else thumbnail
+    return ui.PreviewImage(picture[None] / 255)  # (1, height, width, 3)
