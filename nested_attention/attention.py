@@ -32,7 +32,7 @@ from .rows import check_subjects as check_subjects
 
 EPSILON = 1e-6  # smallest norm divided by
 FAR = -1e4  # log 0: softmax gives exactly 0 beside any other token, and no NaN where there is none
-CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
+CPU_LOGITS, DEVICE_LOGITS = 2**18, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
 Subjects = Sequence["BoundSubject"]
 Carried = Sequence[tuple["BoundSubject", Marks]]
 
@@ -115,7 +115,7 @@ def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text:
             changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
             if text:
                 changes.append((probs.to(v.dtype) @ v).transpose(1, 2))
-            chunks.append(reduce(torch.add, changes).to(q.dtype).flatten(2))
+            chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
@@ -157,7 +157,7 @@ def _change(
     weight = weight * _gate(subject, marks, at, probs, bounded=subject.bounded)
     change = star[:, at] * (weight * factor[:, at]).sum(dim=-1, keepdim=True)
     for i in range(weight.shape[-1]):
-        change = change.addcmul(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
+        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
     return change
 
 
