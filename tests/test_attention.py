@@ -10,7 +10,7 @@ import torch
 from explicit import explicit_nested_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_bytes import LiveBytes
+from nested_attention.bench.memory import LiveBytes
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
