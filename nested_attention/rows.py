@@ -39,6 +39,13 @@ class Marks:
     counts: Tensor  # (n, K) fp32, 1, and 0 for such a repetition
     word: Tensor  # (n, T) bool, all tokens of the word
 
+    def row(self, i: int) -> Marks:
+        """Those of one of the rows."""
+        one = slice(i, i + 1)
+        here = self.rows
+        rows = slice(here.start + i, here.start + i + 1) if isinstance(here, slice) else here[one]
+        return Marks(rows, self.tokens[one], self.counts[one], self.word[one])
+
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
