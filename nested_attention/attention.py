@@ -10,8 +10,7 @@
 after Patashnik et al., "Nested Attention: Semantic-aware Attention Values for Concept Personalization",
 SIGGRAPH 2025. Only row s* of V depends on the query, so the mixed values (L, T, d) are never built: a subject
 is the rank-one correction P[s*]·(v*_q − V[s*]) of P V. Letters: B batch, n of its rows, H heads, d head size,
-L image queries, l of them in a chunk, T text tokens, N subject tokens, K marked tokens. What costs and what
-does not is in docs/performance.md.
+L image queries, l of them in a chunk, T text tokens, N subject tokens, K marked tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .rows import check_subjects as check_subjects
 
 EPSILON = 1e-6  # smallest norm divided by
 FAR = -1e4  # log 0: softmax gives exactly 0 beside any other token, and no NaN where there is none
-CPU_LOGITS, DEVICE_LOGITS = 2**18, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
+CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
 Subjects = Sequence["BoundSubject"]
 Carried = Sequence[tuple["BoundSubject", Marks]]
 
