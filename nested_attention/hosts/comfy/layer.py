@@ -9,7 +9,8 @@ from typing import Any, Literal
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
-from ...attention import BoundSubject, subject_correction
+from ...attention import BoundSubject
+from ...backend import correction
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
@@ -109,4 +110,4 @@ class NestedLayer:
         subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
         known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
         rows = self.rows if known else None
-        return out + subject_correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
+        return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)

@@ -14,7 +14,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from ...attention import BoundSubject, check_subjects, nested_cross_attention, subject_correction
+from ...attention import BoundSubject, check_subjects
+from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...rows import Rows, read_rows
 from ...sites import diffusers_sites
@@ -211,12 +212,12 @@ class NestedAttentionProcessor:
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
         rows = self.slot.rows(query.device)
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
-            out = nested_cross_attention(query, key, value, subjects, heads=attn.heads, rows=rows)
+            out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        correction = subject_correction(query, key, value, subjects, heads=attn.heads, rows=rows)
+        change = correction(query, key, value, subjects, heads=attn.heads, rows=rows)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
-        added = project(correction) - project(torch.zeros_like(correction[:1, :1]))
+        added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor
 
     def _check(
