@@ -36,12 +36,12 @@ def nested(query: Tensor, key: Tensor, value: Tensor, subjects: Any, *, heads: i
 
 
 def _chosen(query: Tensor, name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if BACKEND == "torch" or (BACKEND == "fused" and not query.is_cuda):
-        return reference
     if BACKEND not in BACKENDS:
         raise NestedAttentionError(
             f"NESTED_ATTENTION_BACKEND is {BACKEND!r}; expected one of {', '.join(BACKENDS)}"
         )
+    if BACKEND == "torch" or not query.is_cuda:
+        return reference
     try:
         from . import fused
     except ImportError as error:

@@ -24,13 +24,15 @@ QUERIES, TOKENS, TEXT = 64, 64, 128  # in a block; shared memory of any recent G
 
 
 def supports(query: Tensor, subjects: Sequence[BoundSubject], heads: int) -> bool:
-    """Whether the kernels can do it: no gradients, no regions, heads of a size that blocks can have."""
+    """Whether the kernels can do it: no gradients, no regions, heads of a size that blocks can have, and half
+    precision, for fp32 takes more shared memory than most GPUs have."""
     size = query.shape[-1] // heads
     needs_grad = torch.is_grad_enabled() and any(
         x.requires_grad for x in (query, *(s.key for s in subjects), *(s.value for s in subjects))
     )
     plain = all(s.region is None for s in subjects)  # `bounded` does nothing without a region
-    return plain and not needs_grad and query.dtype != torch.float64 and size in (16, 32, 64, 128)
+    fits = size in (16, 32, 64, 128) and query.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return plain and fits and not needs_grad and not (query.is_cuda and query.dtype == torch.float32)
 
 
 def fused_correction(
