@@ -29,10 +29,11 @@ pointers = {name: half for name in ("q", "k", "v", "nested_key", "nested_value",
 pointers |= {name: single for name in ("bias", "coefficient", "goal", "lam", "out", "squares", "pulls")}
 constants = {"HAS_BIAS": True, "SIZE": 64, "BL": fused.QUERIES, "BN": fused.TOKENS, "BT": fused.TEXT}
 constants |= {"REGULAR": True, "INNER": True}
+scalars = {"scale": "fp32", "epsilon": "fp32"}
 for kernel in (fused._attend, fused._add):
     here = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {
-        name: "constexpr" if name in here else pointers.get(name, "fp32" if name in ("scale", "epsilon") else "i32")
+        name: "constexpr" if name in here else pointers.get(name, scalars.get(name, "i32"))
         for name in kernel.arg_names
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=here)
