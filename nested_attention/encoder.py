@@ -215,7 +215,7 @@ class SubjectEncoder(nn.Module):
         return dict(self.project_each(tokens))
 
     def project_each(self, tokens: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """`project` one site after the other, so that not all have to be in memory in the tokens' precision."""
+        """`project` one site after the other, so that not all need be in memory in the tokens' precision."""
         if tokens.dim() not in (2, 3) or tokens.shape[-1] != self.config.token_dim:
             raise NestedAttentionError(
                 f"subject tokens have shape {tuple(tokens.shape)}; this encoder expects (tokens, "

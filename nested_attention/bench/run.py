@@ -111,11 +111,9 @@ def _shortcuts(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
 
 
 def _sampling(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
-    from .in_comfyui import run_in_comfyui, sampling_table
+    from .in_comfyui import run_sampling, sampling_table
 
-    found = run_in_comfyui(
-        "sampling", repeats=grid.repeats, threads=torch.get_num_threads(), clock=grid.clock
-    )
+    found = run_sampling(repeats=grid.repeats, threads=torch.get_num_threads(), clock=grid.clock)
     return found, sampling_table(found)
 
 
