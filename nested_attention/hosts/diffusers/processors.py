@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...rows import Rows, read_rows
 from ...sites import diffusers_sites
+from ...skipping import skipping_correction
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
 
@@ -81,8 +83,8 @@ class SubjectSlot:
     previous processor, bit for bit. One slot per UNet, and one thread at a time.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+    def __init__(self, unet: nn.Module, negligible: float = 0.0) -> None:
+        self.unet, self.negligible = unet, negligible
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
@@ -91,12 +93,15 @@ class SubjectSlot:
         self._hook: Any = None
 
     @classmethod
-    def install(cls, unet: nn.Module) -> SubjectSlot:
+    def install(cls, unet: nn.Module, *, negligible: float = 0.0) -> SubjectSlot:
         """Puts a processor into every cross-attention layer; self-attention is left as it is.
+
+        negligible: what a subject may change of a query's output and be left out all the same, the tolerance
+        of `skipping_correction`; 0 leaves nothing out.
 
         Raises NestedAttentionError for a UNet that has a slot already, or layers of another kind than SDXL's.
         """
-        slot = cls(unet)
+        slot = cls(unet, negligible)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
@@ -210,12 +215,13 @@ class NestedAttentionProcessor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        rows = self.slot.rows(query.device)
-        if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
+        rows, negligible = self.slot.rows(query.device), self.slot.negligible
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and not negligible:
             out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        change = correction(query, key, value, subjects, heads=attn.heads, rows=rows)
+        correct = partial(skipping_correction, tolerance=negligible) if negligible else correction
+        change = correct(query, key, value, subjects, heads=attn.heads, rows=rows)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
         added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor
