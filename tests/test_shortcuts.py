@@ -124,3 +124,17 @@ class TestPruning:
         for keep in (0, 7):
             with pytest.raises(NestedAttentionError, match=f"{keep} tokens are to be kept of 6"):
                 prune_subject(subject, usage, keep)
+
+
+@pytest.mark.slow
+def test_the_shortcuts_are_measured_on_the_small_world() -> None:
+    from nested_attention.bench.shortcuts import KEPT, TOLERANCES, run_shortcuts, shortcuts_table
+
+    found = run_shortcuts(pictures=2, steps=2)
+    assert len(found) == 2 + len(TOLERANCES) + 2 * len(KEPT)
+    exact, half, finest = found[:3]
+    assert exact.difference == 0
+    assert half.difference > 0
+    assert finest.difference <= found[1 + len(TOLERANCES)].difference
+    assert all(one.largest >= one.difference for one in found)
+    assert shortcuts_table(found).count("\n") == len(found) + 1

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from ...avatars.references import held_out, reference_picture
 from ...avatars.tokenizer import WEIGHTS
+from ...errors import NestedAttentionError
 from ...subject import Subject
 from .apply import apply_subject
 from .memory import load_encoder_for_comfy, subject_values
@@ -129,11 +129,21 @@ def _interleaved(
 
 
 def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
+    """Bytes of memory that the process has now, files it has mapped included."""
+    return _status("VmRSS")
 
 
 def _peak() -> int:
-    import resource  # not on Windows, where this benchmark does not run
+    """The most it has had. Not ru_maxrss, which remembers the process that this one was started from."""
+    return _status("VmHWM")
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError as error:
+        raise NestedAttentionError(
+            "bench: the memory of a process is read from /proc/self/status, which this system has not; run "
+            "the part 'loading' on Linux"
+        ) from error
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
