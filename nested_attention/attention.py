@@ -97,8 +97,8 @@ def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text:
     """Eq. 3 and 4 for rows that carry these subjects; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
     if q.device.type == "cpu" and len(q) > 1 and q.shape[1] * k.shape[1] * heads > CPU_LOGITS and carried:
         rows = ([(s, marks.row(i)) for s, marks in carried] for i in range(len(q)))  # to stay in the cache
-        parts = zip(rows, *(x.split(1) for x in (q, k, v)), strict=True)
-        return torch.cat([_nested(*part, heads, text) for part in parts])
+        parts = zip(rows, q.split(1), k.split(1), v.split(1), strict=True)
+        return torch.cat([_nested(one, a, b, c, heads, text) for one, a, b, c in parts])
     q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
     if not carried:
         return rearrange(scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")

@@ -143,7 +143,7 @@ def _rows_of(x: Tensor, marks: Marks) -> Tensor:
 
 
 @triton.jit
-def _attend(
+def _attend(  # type: ignore[no-untyped-def]
     q, k, v, nested_key, nested_value, bias, coefficient, goal, lam, out, star, squares, pulls,
     length, tokens, nested, heads, scale,
     q_row, q_at, k_row, k_at, v_row, v_at, nk_row, nk_at, nv_row, nv_at,
@@ -215,7 +215,7 @@ def _attend(
 
 
 @triton.jit
-def _add(
+def _add(  # type: ignore[no-untyped-def]
     out, star, squares, pulls, length, heads, epsilon,
     REGULAR: tl.constexpr, INNER: tl.constexpr, SIZE: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip

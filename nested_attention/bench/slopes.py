@@ -61,7 +61,8 @@ def run_slopes(
         base = replace(
             grid, tokens=(256,), subjects=(1,), sizes=(1024,), batches=(1,), forms=("plain", "nested")
         )
-        varied = replace(base, **{_FIELDS[axis]: AXES[axis]})
+        changed: dict[str, Any] = {_FIELDS[axis]: AXES[axis]}
+        varied = replace(base, **changed)
         added: dict[int, dict[str, float]] = {}
         layer = ""
         for measured in run_layers(varied, say):

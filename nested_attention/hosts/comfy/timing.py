@@ -43,7 +43,10 @@ def sampling(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -
     world = load_world(WEIGHTS)
     encoder = load_encoder_for_comfy(WEIGHTS / "person_encoder.safetensors")
     names = [f"person{chr(ord('a') + i)}" for i in range(max(counts))]
-    subjects, encoding, applying, again = [], [], [], []
+    subjects: list[Subject] = []
+    encoding: list[float] = []
+    applying: list[float] = []
+    again: list[float] = []
     models, model, clip = {0: world.model}, world.model, world.clip
     for number, name in enumerate(names):
         pixels = torch.from_numpy(reference_picture(held_out("person", number)).copy())
