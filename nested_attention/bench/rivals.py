@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from ..attention import BoundSubject, nested_cross_attention, subject_correction
+from ..attention import BoundSubject
+from ..backend import correction
+from ..backend import nested as nested_form
 from ..rows import Rows, read_rows
 from .shapes import TEXT_TOKENS, TEXT_WIDTH, LayerShape
 
@@ -86,15 +88,13 @@ def floor(x: Inputs) -> Tensor:
 
 def nested(x: Inputs) -> Tensor:
     """Ours, the whole layer: as in diffusers."""
-    return nested_cross_attention(x.query, x.key, x.value, x.subjects, heads=x.heads, rows=x.rows)
+    return nested_form(x.query, x.key, x.value, x.subjects, heads=x.heads, rows=x.rows)
 
 
 def corrected(x: Inputs) -> Tensor:
     """Ours, on top of whatever attention the host runs: as in ComfyUI."""
     out = plain(x)
-    return out + subject_correction(
-        x.query, x.key, x.value, x.subjects, heads=x.heads, plain=out, rows=x.rows
-    )
+    return out + correction(x.query, x.key, x.value, x.subjects, heads=x.heads, plain=out, rows=x.rows)
 
 
 def explicit(x: Inputs) -> Tensor:
