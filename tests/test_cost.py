@@ -196,6 +196,22 @@ class TestBench:
         with pytest.raises(NestedAttentionError, match=message):
             Settings.parse(["layers"], numbers, compiled=False, repeats=1, threads=1, clock="wall", **names)
 
+    def test_the_command(self, tmp_path: Path) -> None:
+        from typer.testing import CliRunner
+
+        from nested_attention.cli import app
+
+        out, before = tmp_path / "bench.json", torch.get_num_threads()
+        small = ["--sizes", "32", "--tokens", "4", "--repeats", "1", "--threads", "1", "--out", str(out)]
+        done = CliRunner().invoke(app, ["bench", *small, "--forms", "plain,floor,nested"])
+        torch.set_num_threads(before)
+        assert done.exit_code == 0, done.output
+        assert "| nested |" in done.output
+        assert json.loads(out.read_text())["layers"][0]["form"] == "plain"
+        done = CliRunner().invoke(app, ["bench", *small, "--device", "tpu"])
+        assert done.exit_code == 1
+        assert "--device is tpu" in done.output
+
     def test_tables_are_markdown(self) -> None:
         assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
