@@ -80,9 +80,9 @@ def plain(x: Inputs) -> Tensor:
 def floor(x: Inputs) -> Tensor:
     """The attention over the subjects' tokens alone, in the rows that carry them: what nothing can avoid."""
     out = x.query
-    for subject in x.subjects:
-        query = x.query[subject.mask.any(dim=1)] if len(x.rows.groups) > 1 else x.query
-        out = _attend(query, subject.key, subject.value, x.heads)
+    for group in x.rows.groups:
+        for number, _ in group.carried:
+            out = _attend(x.query[group.rows], x.subjects[number].key, x.subjects[number].value, x.heads)
     return out
 
 
