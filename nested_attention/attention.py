@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -27,10 +26,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .rows import Marks, Rows, read_rows
+from .rows import check_subjects as check_subjects
+
 EPSILON = 1e-6  # smallest norm divided by
 FAR = -1e4  # log 0: softmax gives exactly 0 beside any other token, and no NaN where there is none
-CPU_LOGITS, DEVICE_LOGITS = 2**21, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
+CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
 Subjects = Sequence["BoundSubject"]
+Carried = Sequence[tuple["BoundSubject", Marks]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,140 +63,138 @@ class BoundSubject:
 
 
 def nested_cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int, rows: Rows | None = None
 ) -> Tensor:
     """Text cross-attention with nested values at the marked tokens (Eq. 2 to 4), in the query's dtype.
 
     (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d). Rows that carry no subject are plain attention.
+    rows: `read_rows(subjects, query.device)`, where several layers have subjects with these masks.
     """
-    return _by_rows(partial(_nested, heads=heads), subjects, query, key, value)
+    return _by_rows(partial(_nested, heads=heads), subjects, rows, query, key, value)
 
 
 def subject_correction(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int, plain: Tensor | None = None
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
+    plain: Tensor | None = None, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
     """The nested output minus the plain text attention, so that a host can add it to whatever it already has.
 
     `plain` may be passed when the caller has the plain text attention's output (and nothing else) at hand.
     nested_cross_attention(…) == plain + subject_correction(…). Zero in rows that carry no subject.
     """
 
-    def run(carried: Subjects, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
+    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
         if not carried:
             return torch.zeros_like(q)
-        if all(s.attention_scale == 1 and not (s.bounded and s.region is not None) for s in carried):
+        if all(s.attention_scale == 1 and not (s.bounded and s.region is not None) for s, _ in carried):
             return _nested(carried, q, k, v, heads, text=False)  # the softmax is the same: P V cancels
         return _nested(carried, q, k, v, heads) - (_nested([], q, k, v, heads) if text is None else text)
 
-    return _by_rows(run, subjects, query, key, value, *([] if plain is None else [plain]))
+    return _by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
 
 
-def check_subjects(subjects: Subjects, batch: int, tokens: int) -> None:
-    """ValueError for what the layers take for granted; called once, where subjects are bound.
-
-    Masks must be (batch, tokens), two subjects never share a token, a token_bias leaves a token in each row.
-    """
-    taken = torch.zeros(batch, tokens, dtype=torch.bool)
-    for i, s in enumerate(subjects):
-        mask, word = s.mask.cpu(), s.mask if s.word is None else s.word
-        if not mask.shape == word.shape == taken.shape:
-            found = f"found {tuple(mask.shape)} and {tuple(word.shape)}."
-            raise ValueError(f"Subject {i}: mask and word must be (batch, tokens) {batch, tokens}, {found}")
-        if clash := (taken & mask).nonzero().tolist():
-            found = f"{clash} carry another subject already. Give each a word, or an occurrence, of its own."
-            raise ValueError(f"Subject {i}: the (row, token) {found}")
-        taken |= mask
-        if s.token_bias is not None and not s.token_bias.amax(-1).isfinite().all():
-            found = "a row of token_bias has no finite entry, or NaN or +inf. Keep a token, at a finite bias."
-            raise ValueError(f"Subject {i}: {found}")
-
-
-def _nested(subjects: Subjects, q: Tensor, k: Tensor, v: Tensor, heads: int, text: bool = True) -> Tensor:
-    """Eq. 3 and 4 for rows that all carry `subjects`; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
+def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text: bool = True) -> Tensor:
+    """Eq. 3 and 4 for rows that carry these subjects; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
+    if q.device.type == "cpu" and len(q) > 1 and q.shape[1] * k.shape[1] * heads > CPU_LOGITS and carried:
+        rows = ([(s, marks.row(i)) for s, marks in carried] for i in range(len(q)))  # to stay in the cache
+        parts = zip(rows, q.split(1), k.split(1), v.split(1), strict=True)
+        return torch.cat([_nested(one, a, b, c, heads, text) for one, a, b, c in parts])
     q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
-    if not subjects:
+    if not carried:
         return rearrange(scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
     device, precise = q.device.type, torch.promote_types(q.dtype, torch.float32)
     autocast = torch.amp.is_autocast_available(device)  # would run the logits in half precision
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        values = [_nested_value(q, v, subject, marks) for subject, marks in carried]
         k = k.mT.to(precise) * q.shape[-1] ** -0.5  # (n, H, d, T)
         size, limit = q[..., 0].numel() * k.shape[-1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
         step = -(-q.shape[2] // -(-size // limit))  # even chunks of queries
         chunks = []
         for at in (slice(start, start + step) for start in range(0, q.shape[2], step)):
             x = q[:, :, at].to(precise) @ k  # (n, H, l, T)
-            for subject in subjects:
-                _reweight(x, subject, at)
-            probs = x.softmax(dim=-1)
-            out = (probs.to(v.dtype) @ v).to(precise) if text else probs.new_zeros(q[:, :, at].shape)
-            for subject in subjects:
-                _replace(out, q[:, :, at], v, probs, subject, at)
-            chunks.append(rearrange(out.to(q.dtype), "n h l d -> n l (h d)"))
-        return torch.cat(chunks, dim=1)
+            for subject, marks in carried:
+                x = _reweight(x, subject, marks, at)
+            probs = x.softmax(dim=-1)  # shared by the text and all subjects
+            changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
+            if text:
+                changes.append((probs.to(v.dtype) @ v).transpose(1, 2))
+            chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
-def _reweight(x: Tensor, subject: BoundSubject, at: slice) -> None:
-    """Applies λ and `bounded` to the text's logits x (n, H, l, T), in place."""
-    region, word = _region(subject, at, x), subject.mask if subject.word is None else subject.word
-    mask, word = (tokens[:, None, None].to(x, non_blocking=True) for tokens in (subject.mask, word))
+def _reweight(x: Tensor, subject: BoundSubject, marks: Marks, at: slice) -> Tensor:
+    """The text's logits x (n, H, l, T) under λ and `bounded`."""
     if subject.attention_scale != 1:
         # max(x, λ_q·x) = x + (λ_q − 1)·relu(x) for λ_q ≥ 1, and for λ_q < 1 that is min(x, λ_q·x).
-        x.addcmul_(x.relu(), mask * (subject.strength * region), value=subject.attention_scale - 1)
-    if subject.bounded:
-        x.add_(word * torch.where(region > 0, region.clamp_min(1e-30).log(), FAR))
+        gain = (subject.attention_scale - 1) * _gate(subject, marks, at, x).transpose(1, 2)  # (n, 1, l, K)
+        index = _columns(marks.tokens, x)
+        x = x.scatter_add(-1, index, x.gather(-1, index).relu() * gain)
+    if subject.bounded and subject.region is not None:
+        region = _take(subject.region, marks.rows)[:, None, at, None].to(x)  # (1|n, 1, l, 1)
+        logs = torch.where(region > 0, region.clamp_min(1e-30).log(), FAR)
+        x = x + marks.word[:, None, None] * logs
+    return x
 
 
-def _replace(out: Tensor, q: Tensor, v: Tensor, probs: Tensor, subject: BoundSubject, at: slice) -> None:
-    """Adds Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens to out (n, H, l, d), in place."""
-    number = subject.mask.cumsum(dim=1) * subject.mask  # (n, T): 1 at a row's first s*, 2 at the next, …
-    columns = torch.arange(1, int(number.max()) + 1, device=number.device)
-    select = (number[:, None, :, None] == columns).to(probs, non_blocking=True)  # (n, 1, T, K)
-    text_value = select.mT @ v.to(select)  # (n, H, K, d), V[s*]
-    gate = subject.strength if subject.bounded else subject.strength * _region(subject, at, probs)
-    weight = probs @ select * gate  # (n, H, l, K), P[s*]·g
-    nested = (x.to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
+def _nested_value(q: Tensor, v: Tensor, subject: BoundSubject, marks: Marks) -> tuple[Tensor, Tensor, Tensor]:
+    """From q (n, H, L, d) and the text's v (n, H, T, d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
+    length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
+    nested = (_take(x, marks.rows).to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
     k_nested, v_nested = (rearrange(x, "n t (h d) -> n h t d", h=q.shape[1]) for x in nested)
-    bias = subject.token_bias  # (N,) or (1|n, N) → (1|n, 1, 1, N)
+    bias = _take(subject.token_bias, marks.rows)  # (N,) or (1|n, N) → (1|n, 1, 1, N)
     bias = None if bias is None else torch.atleast_2d(bias)[:, None, None].to(q, non_blocking=True)
-    star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias)  # (n, H, l, d), v*_q of Eq. 2
-    pull = weight.sum(dim=-1, keepdim=True)  # (n, H, l, 1), the factor of v*_q
-    if subject.alpha is not None:
-        goal = subject.alpha * _norm(text_value, subject)  # (n, 1|H, K, 1)
-        pull = weight @ goal / _norm(star, subject).clamp_min(EPSILON)
-    out.addcmul_(pull, star)
-    out.view(-1, *out.shape[2:]).baddbmm_(weight.flatten(0, 1), text_value.flatten(0, 1), alpha=-1)
+    star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias).transpose(1, 2)
+    text_value = v.transpose(1, 2).take_along_dim(marks.tokens[..., None, None], dim=1)
+    if subject.alpha is None:
+        return star, star.new_ones(()).expand(len(q), q.shape[2], 1, 1), text_value
+    goal = subject.alpha * _norm(text_value, subject)  # (n, K, 1|H, 1)
+    return star, rearrange(goal, "n k h 1 -> n 1 h k") / _norm(star, subject).clamp_min(EPSILON), text_value
 
 
-def _region(subject: BoundSubject, at: slice, like: Tensor) -> Tensor:
-    """r, (1|n, 1, l, 1), or 1."""
-    return like.new_ones(()) if subject.region is None else subject.region[:, None, at, None].to(like)
+def _change(
+    probs: Tensor, subject: BoundSubject, marks: Marks, value: tuple[Tensor, Tensor, Tensor], at: slice
+) -> Tensor:
+    """Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens, (n, l, H, d)."""
+    star, factor, text_value = value
+    weight = probs.gather(-1, _columns(marks.tokens, probs)).transpose(1, 2)  # (n, l, H, K), P[s*]
+    weight = weight * _gate(subject, marks, at, probs, bounded=subject.bounded)
+    change = star[:, at] * (weight * factor[:, at]).sum(dim=-1, keepdim=True)
+    for i in range(weight.shape[-1]):
+        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
+    return change
+
+
+def _gate(subject: BoundSubject, marks: Marks, at: slice, like: Tensor, bounded: bool = False) -> Tensor:
+    """g of each query at each of the subject's tokens, (n, 1|l, 1, K); strength alone if `bounded`."""
+    gate = subject.strength * marks.counts[:, None, None].to(like)  # 0 where a row has fewer tokens
+    if bounded or subject.region is None:
+        return gate
+    return gate * _take(subject.region, marks.rows)[:, at, None, None].to(like)
+
+
+def _columns(tokens: Tensor, like: Tensor) -> Tensor:
+    """(n, K) positions as an index into the last dimension of (n, H, l, T)."""
+    return tokens[:, None, None].expand(-1, *like.shape[1:3], -1)
 
 
 def _norm(x: Tensor, subject: BoundSubject) -> Tensor:
-    """(n, H, ·, d) → (n, 1|H, ·, 1), in at least fp32."""
-    precise, dims = torch.promote_types(x.dtype, torch.float32), (1, 3) if subject.norm == "inner" else 3
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
+    """(n, ·, H, d) → (n, ·, 1|H, 1), in at least fp32."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    x = x if subject.norm == "head" else x.flatten(2)[:, :, None]
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
 
 
-def _by_rows(run: Callable[..., Tensor], subjects: Subjects, *tensors: Tensor) -> Tensor:
-    """Calls run(carried, *tensors) on the rows that carry the same subjects; strength 0 carries nothing."""
-    active = [s for s in subjects if s.strength]
-    found = [s.mask.any(dim=1).tolist() for s in active]
-    kinds = [tuple(rows[row] for rows in found) for row in range(len(tensors[0]))]
-    order = sorted(range(len(kinds)), key=kinds.__getitem__)
-    parts, fields = [], ("key", "value", "mask", "word", "token_bias", "region")
-    for kind, group in groupby(order, key=kinds.__getitem__):
-        rows = list(group)
-        here = [s for s, yes in zip(active, kind, strict=True) if yes]
-        carried = [replace(s, **{f: _take(getattr(s, f), rows) for f in fields}) for s in here]
-        parts.append(run(carried, *(_take(x, rows) for x in tensors)))
+def _by_rows(run: Callable[..., Tensor], subjects: Subjects, rows: Rows | None, *tensors: Tensor) -> Tensor:
+    """Calls run(carried, *tensors) on each group of rows that carry the same subjects."""
+    rows = read_rows(subjects, tensors[0].device) if rows is None else rows
+    parts = [
+        run([(subjects[i], marks) for i, marks in group.carried], *(_take(x, group.rows) for x in tensors))
+        for group in rows.groups
+    ]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return _take(out, sorted(range(len(order)), key=order.__getitem__))
+    return out if rows.back is None else out[rows.back]
 
 
-def _take(x: Any, rows: list[int]) -> Any:
-    """x[rows], a view where they are contiguous; one row, a vector or None is for every row."""
-    if x is None or x.ndim == 1 or len(x) == 1:
-        return x
-    contiguous = rows == list(range(rows[0], rows[-1] + 1))
-    return x[rows[0] : rows[-1] + 1] if contiguous else x[torch.tensor(rows).to(x.device, non_blocking=True)]
+def _take(x: Any, rows: slice | Tensor) -> Any:
+    """x[rows]; one row, a vector or None is for every row."""
+    return x if x is None or x.ndim == 1 or len(x) == 1 else x[rows]

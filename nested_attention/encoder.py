@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -212,13 +212,18 @@ class SubjectEncoder(nn.Module):
 
         Raises NestedAttentionError for tokens of another rank or width.
         """
+        return dict(self.project_each(tokens))
+
+    def project_each(self, tokens: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """`project` one site after the other, so that not all need be in memory in the tokens' precision."""
         if tokens.dim() not in (2, 3) or tokens.shape[-1] != self.config.token_dim:
             raise NestedAttentionError(
                 f"subject tokens have shape {tuple(tokens.shape)}; this encoder expects (tokens, "
                 f"{self.config.token_dim}), with a batch dimension in front if each row has its own subject"
             )
         tokens = self._cast(tokens if tokens.dim() == 3 else tokens[None])  # (1|B, N, token_dim)
-        return {site.name: self.projections[site_key(site.name)](tokens) for site in self.config.sites}
+        for site in self.config.sites:
+            yield site.name, self.projections[site_key(site.name)](tokens)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x if self._casts else x.to(self.qformer.latents.dtype)
@@ -232,6 +237,10 @@ class SubjectEncoder(nn.Module):
         if self.training or self._fingerprint is None:
             self._fingerprint = fingerprint(self.config, weight_digests(self.state_dict().items()))
         return self._fingerprint
+
+    def adopt_fingerprint(self, other: SubjectEncoder) -> None:
+        """Takes over the fingerprint of an encoder with the same configuration and weights."""
+        self._fingerprint = other.fingerprint
 
     def train(self, mode: bool = True) -> SubjectEncoder:
         if mode:

@@ -10,7 +10,6 @@ import torch
 from explicit import explicit_nested_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_bytes import LiveBytes
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,6 +20,7 @@ from nested_attention.attention import (
     nested_cross_attention,
     subject_correction,
 )
+from nested_attention.bench.memory import LiveBytes
 
 TOLERANCE = 1e-5  # of the largest output
 TENSORS = ("key", "value", "mask", "word", "token_bias", "region")

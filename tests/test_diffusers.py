@@ -217,6 +217,38 @@ class TestSlot:
         layer.set_processor(stock)
         assert torch.allclose(outputs[1], outputs[0] + 0.1 * hidden, atol=1e-5)
 
+    @torch.no_grad()
+    def test_what_is_negligible_can_be_left_out(self, unet: UNet2DConditionModel) -> None:
+        base, projections = run(unet), project(unet)
+        binding = SubjectBinding(projections=projections, mask=mark((1, 4), (2, 2)))
+        pictures = []
+        for negligible in (0.0, 1e-6, 0.3, 1e6):
+            slot = SubjectSlot.install(unet, negligible=negligible)
+            with slot.bind(binding):
+                pictures.append(run(unet))
+            slot.remove()
+        exact, nearly, roughly, nothing = pictures
+        assert torch.allclose(nearly, exact, atol=1e-4)
+        assert torch.allclose(nothing, base, atol=1e-4)
+        assert 0 < (roughly - exact).abs().mean() < (base - exact).abs().mean()
+
+    @torch.no_grad()
+    def test_masks_are_read_once_for_all_layers_and_steps(
+        self, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+        original = processors.read_rows
+        monkeypatch.setattr(processors, "read_rows", lambda *args: calls.append(args) or original(*args))
+        slot = SubjectSlot.install(unet)
+        with slot.bind(SubjectBinding(projections=project(unet), mask=mark((1, 4)))):
+            run(unet)
+            run(unet)
+        assert len(calls) == 1
+        with slot.bind(SubjectBinding(projections=project(unet), mask=mark((1, 5)))):
+            run(unet)
+        assert len(calls) == 2
+        slot.remove()
+
     def test_refusals(self, unet: UNet2DConditionModel) -> None:
         projections = project(unet)
         name = next(iter(projections))

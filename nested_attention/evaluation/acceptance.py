@@ -35,7 +35,7 @@ LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = WEIGHTS / "acceptance.json"
 """Where the committed figures are."""
 
-_CODE = ("attention.py", "qformer.py", "encoder.py", "avatars", "evaluation", "hosts/diffusers")
+_CODE = ("attention.py", "rows.py", "qformer.py", "encoder.py", "avatars", "evaluation", "hosts/diffusers")
 """What a figure depends on beside the weights, relative to the library."""
 
 

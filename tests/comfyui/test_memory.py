@@ -19,7 +19,7 @@ def values(model: Any) -> list[Any]:
 
 def test_changing_a_setting_projects_nothing_again(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, clip = world.apply(world.model, world.clip)
-    monkeypatch.setattr(type(world.person.encoder), "project", None)
+    monkeypatch.setattr(type(world.person.encoder), "project_each", None)
     for settings in (
         {"word": "woman"}, {"attention_scale": 1.0}, {"alpha": None}, {"strength": 0.5}, {"name": "alice"},
         {"start_percent": 0.2, "end_percent": 0.7}, {"when_missing": "warn"},
@@ -34,7 +34,7 @@ def test_changing_a_setting_projects_nothing_again(world: Any, monkeypatch: pyte
 def test_off_projects_and_holds_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny import make_subject
 
-    monkeypatch.setattr(type(world.person.encoder), "project", None)
+    monkeypatch.setattr(type(world.person.encoder), "project_each", None)
     model, _ = world.apply(world.model, world.clip, make_subject(world.person, seed=77), strength=0.0)
     assert values(model) == [None]
     assert not model.get_nested_additional_models()

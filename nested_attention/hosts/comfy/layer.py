@@ -9,9 +9,11 @@ from typing import Any, Literal
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
-from ...attention import BoundSubject, subject_correction
+from ...attention import BoundSubject
+from ...backend import correction
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
+from ...rows import Rows
 from .marks import fit, mark_of
 
 
@@ -53,6 +55,10 @@ class CarriedSubject:
     word: Tensor
     token_bias: Tensor | None
 
+    @property
+    def strength(self) -> float:
+        return self.subject.strength
+
     def bind(self, site: str, query: Tensor, tokens: int) -> BoundSubject:
         if len(self.mask) != len(query):
             raise NestedAttentionError(
@@ -77,11 +83,15 @@ class CarriedSubject:
 @dataclass(frozen=True, eq=False)
 class NestedLayer:
     """What stands in a layer's slot for one forward pass: what was there before, plus the subjects'
-    correction."""
+    correction.
+
+    rows: `read_rows(carried, …)`, so that the layers need not read the masks again; None: they read them.
+    """
 
     previous: Any
     site: str
     carried: Sequence[CarriedSubject]
+    rows: Rows | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
@@ -98,4 +108,6 @@ class NestedLayer:
         else:
             out = self.previous(q, k, v, extra_options)
         subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
-        return out + subject_correction(q, k, v, subjects, heads=heads, plain=plain).to(out)
+        known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
+        rows = self.rows if known else None
+        return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)

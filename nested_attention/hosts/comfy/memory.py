@@ -76,7 +76,7 @@ def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle
         managed = SubjectEncoder(encoder.config, operations=comfy.ops.manual_cast)
     managed.load_state_dict(encoder.state_dict(), assign=True)
     managed.eval().requires_grad_(False)
-    managed.fingerprint  # noqa: B018  computed here, once, while the weights are still as they were loaded
+    managed.adopt_fingerprint(encoder)  # of the same weights: they are not hashed again
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     patcher = comfy.model_patcher.ModelPatcher(managed, load_device, offload_device)
@@ -136,15 +136,16 @@ def _project(
     load_device: torch.device,
     offload_device: torch.device,
 ) -> comfy.model_patcher.ModelPatcher:
-    size = 2 * 4 * len(subject.tokens) * sum(site.inner_dim for site in handle.config.sites)
+    widths = [site.inner_dim for site in handle.config.sites]
+    size = 2 * len(subject.tokens) * (4 * max(widths) + dtype.itemsize * sum(widths))
     device = handle.load(extra_memory=size)
     # Tensors made in inference mode could not be moved by ComfyUI's clean-up, which runs outside of it.
     with torch.inference_mode(False), torch.no_grad():
-        projected = handle.encoder.project(subject.tokens.to(device, torch.float32, copy=True))
-        values = {}
-        for name in list(projected):  # one after the other, so that the fp32 copies go as the others come
-            nested_key, nested_value = projected.pop(name)
-            values[name] = nested_key.to(offload_device, dtype), nested_value.to(offload_device, dtype)
+        tokens = subject.tokens.to(device, torch.float32, copy=True)
+        values = {  # one site after the other, so that only one is there in fp32
+            name: (nested_key.to(offload_device, dtype), nested_value.to(offload_device, dtype))
+            for name, (nested_key, nested_value) in handle.encoder.project_each(tokens)
+        }
         return _manage_values(SubjectValues(values), load_device, offload_device)
 
 

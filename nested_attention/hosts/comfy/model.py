@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import describe_words
+from ...rows import read_rows
 from ...sites import ComfyAddress
 from .layer import AppliedSubject, CarriedSubject, NestedLayer
 from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
@@ -100,10 +101,13 @@ class SubjectChain:
         if codes is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         carried = self._carried(codes[..., 0].cpu(), x.device, self._values(executor.class_obj))
+        if not carried:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
+        rows = read_rows(carried, x.device)
         replaced = options.get("patches_replace", {})
         there = replaced.get("attn2", {})
         ours = {
-            address: NestedLayer(there.get(address, there.get(address[:2])), site, carried)
+            address: NestedLayer(there.get(address, there.get(address[:2])), site, carried, rows)
             for address, site in self.addresses
         }
         options["patches_replace"] = {**replaced, "attn2": {**there, **ours}}

@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from ...attention import BoundSubject, check_subjects, nested_cross_attention, subject_correction
+from ...attention import BoundSubject, check_subjects
+from ...backend import correction, nested
 from ...errors import NestedAttentionError
+from ...rows import Rows, read_rows
 from ...sites import diffusers_sites
+from ...skipping import skipping_correction
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
 
@@ -79,21 +83,25 @@ class SubjectSlot:
     previous processor, bit for bit. One slot per UNet, and one thread at a time.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+    def __init__(self, unet: nn.Module, negligible: float = 0.0) -> None:
+        self.unet, self.negligible = unet, negligible
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
+        self._rows: dict[torch.device, Rows] = {}
         self._latent_size = (0, 0)
         self._hook: Any = None
 
     @classmethod
-    def install(cls, unet: nn.Module) -> SubjectSlot:
+    def install(cls, unet: nn.Module, *, negligible: float = 0.0) -> SubjectSlot:
         """Puts a processor into every cross-attention layer; self-attention is left as it is.
+
+        negligible: what a subject may change of a query's output and be left out all the same, the tolerance
+        of `skipping_correction`; 0 leaves nothing out.
 
         Raises NestedAttentionError for a UNet that has a slot already, or layers of another kind than SDXL's.
         """
-        slot = cls(unet)
+        slot = cls(unet, negligible)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
@@ -134,7 +142,7 @@ class SubjectSlot:
             first = next(iter(self.sites))
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
         self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
-        self._layers = {}
+        self._layers, self._rows = {}, {}
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
         """The subjects at a layer with that many image queries."""
@@ -143,6 +151,13 @@ class SubjectSlot:
             needs_grid = any(binding.region is not None for binding in self._bindings)
             grid = _grid(self._latent_size, queries, site) if needs_grid else None
             found = self._layers[site, queries] = [binding.at(site, grid) for binding in self._bindings]
+        return found
+
+    def rows(self, device: torch.device) -> Rows:
+        """What the subjects' masks say, for layers on that device: read once, not in each layer."""
+        found = self._rows.get(device)
+        if found is None:
+            found = self._rows[device] = read_rows(self._bindings, device)
         return found
 
     def _note_size(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -200,13 +215,15 @@ class NestedAttentionProcessor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
-            out = nested_cross_attention(query, key, value, subjects, heads=attn.heads)
+        rows, negligible = self.slot.rows(query.device), self.slot.negligible
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and not negligible:
+            out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        correction = subject_correction(query, key, value, subjects, heads=attn.heads)
+        correct = partial(skipping_correction, tolerance=negligible) if negligible else correction
+        change = correct(query, key, value, subjects, heads=attn.heads, rows=rows)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
-        added = project(correction) - project(torch.zeros_like(correction[:1, :1]))
+        added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor
 
     def _check(

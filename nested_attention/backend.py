@@ -1,0 +1,53 @@
+"""Which form of the mechanism a host runs: the reference, or the fused kernels where they are asked for.
+
+NESTED_ATTENTION_BACKEND is "torch" (the default) or "fused". The kernels run on CUDA with Triton, for what
+they support; anything else runs as the reference does. They stay off by default until docs/performance.md has
+their figures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .attention import nested_cross_attention, subject_correction
+from .errors import NestedAttentionError
+
+BACKENDS = ("torch", "fused")
+BACKEND = os.environ.get("NESTED_ATTENTION_BACKEND", "torch")
+
+
+def correction(query: Tensor, *args: Any, **options: Any) -> Tensor:
+    """`subject_correction` by the chosen backend."""
+    return _chosen(query, "fused_correction", subject_correction)(query, *args, **options)
+
+
+def nested(query: Tensor, key: Tensor, value: Tensor, subjects: Any, *, heads: int, **options: Any) -> Tensor:
+    """`nested_cross_attention` by the chosen backend."""
+    run = _chosen(query, "fused_nested", nested_cross_attention)
+    if run is not nested_cross_attention:
+        from .fused import supports
+
+        run = run if supports(query, subjects, heads) else nested_cross_attention
+    return run(query, key, value, subjects, heads=heads, **options)
+
+
+def _chosen(query: Tensor, name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if BACKEND not in BACKENDS:
+        raise NestedAttentionError(
+            f"NESTED_ATTENTION_BACKEND is {BACKEND!r}; expected one of {', '.join(BACKENDS)}"
+        )
+    if BACKEND == "torch" or not query.is_cuda:
+        return reference
+    try:
+        from . import fused
+    except ImportError as error:
+        raise NestedAttentionError(
+            "NESTED_ATTENTION_BACKEND is 'fused', and Triton cannot be imported "
+            f"({error}); install the triton of this PyTorch, or unset the variable"
+        ) from error
+    run: Callable[..., Tensor] = getattr(fused, name)
+    return run

@@ -1,0 +1,80 @@
+"""Runs what has to run inside ComfyUI (`hosts/comfy/timing.py`) in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..demo.run import find_comfyui
+from ..demo.server import PACK
+from ..errors import NestedAttentionError
+from .report import table
+
+# ComfyUI's folder comes first and the pack's last: both have a module called nodes.
+_CHILD = """
+import json, sys
+task, out, comfyui, pack, options = sys.argv[1:]
+sys.argv = sys.argv[:1]
+sys.path.insert(0, comfyui)
+sys.path.append(pack)
+import torch
+from comfy.cli_args import args
+args.cpu = not torch.cuda.is_available()
+options = json.loads(options)
+torch.set_num_threads(options.pop("threads"))
+from nested_attention.hosts.comfy import timing
+with open(out, "w") as file:
+    json.dump(getattr(timing, task)(**options), file)
+"""
+
+
+def run_in_comfyui(task: str, **options: Any) -> dict[str, Any]:
+    """Calls a function of `hosts/comfy/timing.py` and returns what it found.
+
+    Raises NestedAttentionError, with the end of its output, if there is no ComfyUI or the process fails.
+    """
+    comfyui, where = find_comfyui()
+    if comfyui is None:
+        raise NestedAttentionError(f"bench: {task} runs in ComfyUI, which was not found: {where}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-c", _CHILD, task, str(out), str(comfyui), str(PACK), json.dumps(options)]
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": str(options["threads"])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise NestedAttentionError(f"bench: {task} in ComfyUI failed:\n{done.stderr[-2000:]}")
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def run_sampling(*, repeats: int, threads: int, clock: str) -> dict[str, Any]:
+    """Pictures of the small world with 0 to 10 subjects in one graph."""
+    return run_in_comfyui(
+        "sampling", repeats=repeats, threads=threads, clock=clock, counts=(0, 1, 2, 4, 10), steps=10
+    )
+
+
+def sampling_table(found: dict[str, Any]) -> str:
+    none = found["seconds per picture"]["0"][0]
+    rows = [
+        [f"{count} subjects", f"{middle:.3f} ({low:.3f}–{high:.3f})", f"{middle / none:.2f}"]
+        for count, (middle, low, high) in found["seconds per picture"].items()
+    ]
+    rows += [
+        [name, f"{found[name]:.3f}", "–"]
+        for name in ("encode subject", "apply subject, first", "apply subject, again")
+    ]
+    return table(
+        [f"{found['steps']} steps, {found['tokens']} tokens", "s (quartiles)", "of no subject"], rows
+    )

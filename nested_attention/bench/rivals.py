@@ -1,0 +1,158 @@
+"""What is timed side by side: nested attention, its floor, and other ways to the same or a similar end.
+
+Every form gets the same projected queries and text, and gives a layer's output before `to_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from ..attention import BoundSubject
+from ..backend import correction
+from ..backend import nested as nested_form
+from ..rows import Rows, read_rows
+from .shapes import TEXT_TOKENS, TEXT_WIDTH, LayerShape
+
+ADAPTER_TOKENS = 16  # IP-Adapter Plus
+SCALE = 0.6  # of a decoupled adapter; its size costs nothing
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Inputs:
+    """Of one layer. `rows` are read before, as a host does once a forward pass."""
+
+    heads: int
+    query: Tensor  # (B, L, inner)
+    key: Tensor  # (B, T, inner)
+    value: Tensor  # (B, T, inner)
+    subjects: tuple[BoundSubject, ...]
+    rows: Rows
+    image_tokens: Tensor  # (1, 16, context width), of a decoupled adapter
+    image_weight: Tensor  # (inner, context width), of its projections
+
+
+def make_inputs(
+    shape: LayerShape,
+    *,
+    tokens: int,
+    subjects: int = 1,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    guided: bool = False,
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs. guided: as many unmarked rows come before the `batch` marked ones (CFG)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device, dtype)
+
+    rows = batch * (2 if guided else 1)
+    bound = []
+    for number in range(subjects):
+        mask = torch.zeros(rows, TEXT_TOKENS, dtype=torch.bool)
+        mask[rows - batch :, 5 + 3 * number] = True
+        key, value = randn(1, tokens, shape.inner), randn(1, tokens, shape.inner)
+        bound.append(BoundSubject(key=key, value=value, mask=mask))
+    return Inputs(
+        heads=shape.heads,
+        query=randn(rows, shape.queries, shape.inner),
+        key=randn(rows, TEXT_TOKENS, shape.inner),
+        value=randn(rows, TEXT_TOKENS, shape.inner),
+        subjects=tuple(bound),
+        rows=read_rows(bound, torch.device(device)),
+        image_tokens=randn(1, ADAPTER_TOKENS, TEXT_WIDTH),
+        image_weight=randn(shape.inner, TEXT_WIDTH),
+    )
+
+
+def plain(x: Inputs) -> Tensor:
+    """The layer without any subject."""
+    return _attend(x.query, x.key, x.value, x.heads)
+
+
+def floor(x: Inputs) -> Tensor:
+    """The attention over the subjects' tokens alone, in the rows that carry them: what nothing can avoid."""
+    out = x.query
+    for group in x.rows.groups:
+        for number, _ in group.carried:
+            out = _attend(x.query[group.rows], x.subjects[number].key, x.subjects[number].value, x.heads)
+    return out
+
+
+def nested(x: Inputs) -> Tensor:
+    """Ours, the whole layer: as in diffusers."""
+    return nested_form(x.query, x.key, x.value, x.subjects, heads=x.heads, rows=x.rows)
+
+
+def corrected(x: Inputs) -> Tensor:
+    """Ours, on top of whatever attention the host runs: as in ComfyUI."""
+    out = plain(x)
+    return out + correction(x.query, x.key, x.value, x.subjects, heads=x.heads, plain=out, rows=x.rows)
+
+
+def explicit(x: Inputs) -> Tensor:
+    """Eq. 3 as it is written: a value of its own for each query, (B, L, T, inner), as public code does it."""
+    batch, length, inner = x.query.shape
+    mixed = x.value[:, None].repeat(1, length, 1, 1)  # (B, L, T, inner)
+    for subject in x.subjects:
+        star = _attend(x.query, subject.key, subject.value, x.heads)  # (B, L, inner)
+        for row, token in subject.mask.nonzero().tolist():
+            goal = 2.0 * x.value[row, token].norm()
+            mixed[row, :, token] = goal * star[row] / star[row].norm(dim=-1, keepdim=True)
+    query, key = (_split(t, x.heads) for t in (x.query, x.key))
+    probs = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, L, T)
+    values = mixed.view(batch, length, -1, x.heads, inner // x.heads).permute(0, 3, 1, 2, 4)
+    out = probs[..., None, :] @ values  # (B, H, L, 1, d)
+    return out.squeeze(-2).transpose(1, 2).flatten(2)
+
+
+def decoupled(x: Inputs) -> Tensor:
+    """Decoupled cross-attention with 16 tokens in all rows, keys and values kept."""
+    keys = x.subjects[0].key[:, :ADAPTER_TOKENS]
+    return plain(x) + SCALE * _attend(x.query, keys, keys, x.heads)
+
+
+def decoupled_projected(x: Inputs) -> Tensor:
+    """The same with its keys and values projected anew, as IPAdapter_plus does at every step."""
+    key, value = linear(x.image_tokens, x.image_weight), linear(x.image_tokens, x.image_weight)
+    return plain(x) + SCALE * _attend(x.query, key, value, x.heads)
+
+
+def decoupled_as_many(x: Inputs) -> Tensor:
+    """Decoupled cross-attention in the same rows with as many tokens as ours, keys and values kept."""
+    out = plain(x)
+    for group in x.rows.groups:
+        for number, _ in group.carried:
+            subject = x.subjects[number]
+            out[group.rows] += SCALE * _attend(x.query[group.rows], subject.key, subject.value, x.heads)
+    return out
+
+
+FORMS: dict[str, Callable[[Inputs], Tensor]] = {
+    "plain": plain,
+    "floor": floor,
+    "nested": nested,
+    "corrected": corrected,
+    "explicit": explicit,
+    "decoupled": decoupled,
+    "decoupled projected": decoupled_projected,
+    "decoupled as many": decoupled_as_many,
+}
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, L, d)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """(B, L, inner), (1|B, N, inner) twice → (B, L, inner)"""
+    key, value = (x.expand(len(query), -1, -1) for x in (key, value))
+    q, k, v = (_split(x, heads) for x in (query, key, value))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,0 +1,130 @@
+"""Which rows of a batch carry which subjects, and at which tokens: read from the masks once a forward pass.
+
+All layers of a UNet see the same prompts. What their masks say, and which rows are views of the batch, is
+therefore found once, and the layers only compute: they read no tensor on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Marked(Protocol):
+    """What is read of a `BoundSubject`, or of what becomes one in each layer."""
+
+    @property
+    def mask(self) -> Tensor: ...  # (B, T) bool
+
+    @property
+    def word(self) -> Tensor | None: ...  # (B, T) bool
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def token_bias(self) -> Tensor | None: ...  # (N,) or (1|B, N)
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """The tokens that carry one subject in some rows of a batch; tensors on the layers' device."""
+
+    rows: slice | Tensor  # which rows; a slice, so that taking them copies nothing, where they are contiguous
+    tokens: Tensor  # (n, K) int64, the positions of s*; a row with fewer than K repeats its last
+    counts: Tensor  # (n, K) fp32, 1, and 0 for such a repetition
+    word: Tensor  # (n, T) bool, all tokens of the word
+
+    def row(self, i: int) -> Marks:
+        """Those of one of the rows."""
+        one = slice(i, i + 1)
+        here = self.rows
+        rows = slice(here.start + i, here.start + i + 1) if isinstance(here, slice) else here[one]
+        return Marks(rows, self.tokens[one], self.counts[one], self.word[one])
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """Rows that carry the same subjects: which of the sequence of subjects, and where."""
+
+    rows: slice | Tensor
+    carried: tuple[tuple[int, Marks], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A batch in groups. back: (B,), brings the groups' rows, joined, into the batch's order; None if they
+    are."""
+
+    groups: tuple[RowGroup, ...]
+    back: Tensor | None
+
+
+def check_subjects(subjects: Sequence[Marked], batch: int, tokens: int) -> None:
+    """ValueError for what the layers take for granted; called once, where subjects are bound.
+
+    Masks must be (batch, tokens), two subjects never share a token, a token_bias leaves a token in each row.
+    """
+    taken = torch.zeros(batch, tokens, dtype=torch.bool)
+    for i, s in enumerate(subjects):
+        mask, word = s.mask.cpu(), _word(s)
+        if not mask.shape == word.shape == taken.shape:
+            found = f"found {tuple(mask.shape)} and {tuple(word.shape)}."
+            raise ValueError(f"Subject {i}: mask and word must be (batch, tokens) {batch, tokens}, {found}")
+        if clash := (taken & mask).nonzero().tolist():
+            found = f"{clash} carry another subject already. Give each a word, or an occurrence, of its own."
+            raise ValueError(f"Subject {i}: the (row, token) {found}")
+        taken |= mask
+        if (bias := s.token_bias) is not None and not bias.amax(-1).isfinite().all():
+            found = "a row of token_bias has no finite entry, or NaN or +inf. Keep a token, at a finite bias."
+            raise ValueError(f"Subject {i}: {found}")
+
+
+def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
+    """What the layers of a forward pass on `device` have to know of the subjects' masks.
+
+    Waits for the device of a mask that is not on the CPU; nothing else does. Strength 0 carries nothing.
+    Masks are as `check_subjects` wants them.
+    """
+    masks = [subject.mask.cpu() for subject in subjects]
+    counts = [
+        mask.sum(dim=1).tolist() if subject.strength else [0] * len(mask)
+        for subject, mask in zip(subjects, masks, strict=True)
+    ]
+    kinds = [tuple(i for i, count in enumerate(row) if count) for row in zip(*counts, strict=True)]
+    order: list[int] = []
+    groups = []
+    for kind in sorted(set(kinds)):
+        here = [row for row, other in enumerate(kinds) if other == kind]
+        order += here
+        rows = _rows(here, device)
+        marks = [_marks(masks[i][here], _word(subjects[i])[here], rows, device) for i in kind]
+        groups.append(RowGroup(rows, tuple(zip(kind, marks, strict=True))))
+    inverse = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    back = None if order == sorted(order) else inverse.to(device, non_blocking=True)
+    return Rows(tuple(groups or [RowGroup(slice(None), ())]), back)
+
+
+def _rows(here: list[int], device: torch.device) -> slice | Tensor:
+    if here == list(range(here[0], here[-1] + 1)):
+        return slice(here[0], here[-1] + 1)
+    return torch.tensor(here).to(device, non_blocking=True)
+
+
+def _word(subject: Marked) -> Tensor:
+    return subject.mask if subject.word is None else subject.word
+
+
+def _marks(mask: Tensor, word: Tensor, rows: slice | Tensor, device: torch.device) -> Marks:
+    """mask, word: (n, T) of these rows, the mask on the CPU and with a True in each."""
+    number = mask.cumsum(dim=1)  # (n, T), how many s* there are up to each token
+    places = torch.arange(int(number[:, -1].max()))
+    wanted = (places + 1).minimum(number[:, -1:])  # (n, K): the first, the second, …
+    tokens = (number[:, None] < wanted[..., None]).sum(dim=-1)  # the token at which the count gets there
+    counts = (places < number[:, -1:]).float()
+    tokens, counts, word = (x.to(device, non_blocking=True) for x in (tokens, counts, word))
+    return Marks(rows, tokens, counts, word)

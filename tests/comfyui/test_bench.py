@@ -1,0 +1,45 @@
+"""The parts of the benchmark that run in ComfyUI, at reduced sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nested_attention.encoder import SubjectEncoderConfig
+from nested_attention.sites import sdxl_sites
+
+
+@pytest.mark.slow
+def test_loading_at_a_quarter_of_the_sites_keeps_its_bounds(comfyui: Path) -> None:
+    from nested_attention.bench.loading import loading_table, run_loading
+
+    config = SubjectEncoderConfig(depth=1, sites=sdxl_sites()[:18], num_queries=512)
+    found = run_loading(config, threads=1)
+    assert found["sites"] == 18
+    assert found["subject bytes"] == 2 * 2 * 512 * sum(site.inner_dim for site in config.sites)
+    assert found["CPU seconds"] < 15
+    # 60 MB are for what any process takes that computes at all, which counts less at full size.
+    assert found["peak bytes"] <= 1.2 * (found["file bytes"] + found["subject bytes"]) + 60e6
+    assert "18 sites, 512 tokens" in loading_table(found)
+
+
+@pytest.mark.slow
+def test_pictures_are_timed_with_and_without_subjects(comfyui: Path) -> None:
+    from nested_attention.bench.in_comfyui import run_in_comfyui, sampling_table
+
+    found: dict[str, Any] = run_in_comfyui(
+        "sampling", repeats=1, threads=1, clock="cpu", counts=(0, 2), steps=2
+    )
+    assert found["seconds per picture"].keys() == {"0", "2"}
+    assert found["bytes of a subject on disk"] == 4 * found["tokens"] * 257
+    assert "| 2 subjects |" in sampling_table(found)
+
+
+def test_a_failure_is_told_with_its_reason(comfyui: Path) -> None:
+    from nested_attention.bench.in_comfyui import run_in_comfyui
+    from nested_attention.errors import NestedAttentionError
+
+    with pytest.raises(NestedAttentionError, match="loading in ComfyUI failed:(.|\n)*nowhere.safetensors"):
+        run_in_comfyui("loading", path="nowhere.safetensors", tokens=1, width=1, threads=1)
