@@ -36,15 +36,15 @@ class Clock(str, Enum):
     CPU = "cpu"
 
 
-app.command()(download)
-
-
 class Host(str, Enum):
     """What draws the demo's pictures."""
 
     AUTO = "auto"
     COMFYUI = "comfyui"
     DIFFUSERS = "diffusers"
+
+
+app.command()(download)
 
 
 @app.command()
