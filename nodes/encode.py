@@ -6,8 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import encode_subject
+from ..nested_attention.hosts.comfy import encode_batch, encode_subject
 from .common import SubjectEncoderType, SubjectType, schema
+
+TOGETHER, EACH = "one subject from all pictures", "one subject a picture"
 
 
 class EncodeSubject(io.ComfyNode):
@@ -39,6 +41,17 @@ class EncodeSubject(io.ComfyNode):
                         "which count equally."
                     ),
                 ),
+                io.Combo.Input(
+                    "batch",
+                    options=[TOGETHER, EACH],
+                    default=TOGETHER,
+                    optional=True,
+                    tooltip=(
+                        "What several pictures are: of one subject, or each of a subject of its own, which "
+                        "Apply Subject gives to the pictures of the latent batch in order, from the first "
+                        "again where there are more (also in AnimateDiff's context windows)."
+                    ),
+                ),
             ],
             outputs=[
                 SubjectType.Output(
@@ -50,5 +63,6 @@ class EncodeSubject(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encoder: Any, clip_vision: Any, image: Any) -> io.NodeOutput:
-        return io.NodeOutput(encode_subject(encoder, clip_vision, image))
+    def execute(cls, encoder: Any, clip_vision: Any, image: Any, batch: str = TOGETHER) -> io.NodeOutput:
+        encode = encode_batch if batch == EACH else encode_subject
+        return io.NodeOutput(encode(encoder, clip_vision, image))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import comfy.ldm.modules.attention as comfy_attention
@@ -13,13 +13,16 @@ from ...attention import BoundSubject, subject_correction
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from .marks import fit, mark_of
+from .regions import PassRegion, SubjectRegion, grid_of
 
 
 @dataclass(frozen=True, eq=False)
 class AppliedSubject:
     """A subject as Apply Subject put it on a MODEL.
 
-    values: a managed SubjectValues, None at strength 0. The rest: see apply_subject.
+    values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
+    subject instead, where they have different ones. blocks: the factor on its strength at each site, 1 where
+    there is none. The rest: see apply_subject.
     """
 
     called: SubjectWord
@@ -33,6 +36,9 @@ class AppliedSubject:
     end_percent: float
     when_missing: Literal["error", "warn"]
     apply_to_negative: bool
+    region: SubjectRegion = SubjectRegion()
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    batch: tuple[tuple[Any, Tensor], ...] = ()
 
     @property
     def mark(self) -> int:
@@ -42,18 +48,32 @@ class AppliedSubject:
     def whole_range(self) -> bool:
         return self.start_percent <= 0 and self.end_percent >= 1
 
+    def strength_at(self, site: str) -> float:
+        return self.strength * self.blocks.get(site, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class CarriedSubject:
-    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU."""
+    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU.
+
+    region: where it counts, None for everywhere.
+    """
 
     subject: AppliedSubject
     values: Any
     mask: Tensor
     word: Tensor
     token_bias: Tensor | None
+    region: PassRegion | None = None
 
-    def bind(self, site: str, query: Tensor, tokens: int) -> BoundSubject:
+    def word_in(self, tokens: int) -> Tensor:
+        """(B, tokens) bool on the CPU: all tokens of the word, in a context of that length."""
+        return fit(self.word, tokens)
+
+    def bind(
+        self, site: str, query: Tensor, tokens: int, options: Mapping[str, Any] | None = None
+    ) -> BoundSubject:
+        """options: of the layer, needed with a region only."""
         if len(self.mask) != len(query):
             raise NestedAttentionError(
                 f"Nested Attention: {site} runs on {len(query)} pictures at once and the prompts' marks are "
@@ -61,15 +81,23 @@ class CarriedSubject:
                 "out, or Apply Subject"
             )
         key, value = self.values(site, query.device)
+        mask, bounded, region = fit(self.mask, tokens), self.subject.region.bounded, None
+        if self.region is not None and options is not None:
+            found = self.region.at(grid_of(site, query.shape[1], options), query.device)
+            region = None if found is None else found.values
+            if found is not None and not bounded:  # a row it leaves out entirely is the base model's, exactly
+                mask = mask & ~found.empty[:, None]
         return BoundSubject(
             key=key,
             value=value,
-            mask=fit(self.mask, tokens),
-            word=fit(self.word, tokens),
+            mask=mask,
+            word=self.word_in(tokens),
             alpha=self.subject.alpha,
             attention_scale=self.subject.attention_scale,
-            strength=self.subject.strength,
+            strength=self.subject.strength_at(site),
             token_bias=self.token_bias,
+            region=region,
+            bounded=bounded,
             norm=self.subject.norm,
         )
 
@@ -97,5 +125,5 @@ class NestedLayer:
             )
         else:
             out = self.previous(q, k, v, extra_options)
-        subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
+        subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
         return out + subject_correction(q, k, v, subjects, heads=heads, plain=plain).to(out)
