@@ -2,5 +2,14 @@
 
 from .pipeline import AppliedSubject, personalize
 from .processors import SubjectBinding, SubjectSlot
+from .regions import AutomaticRegions
+from .self_attention import SelfAttentionSlot
 
-__all__ = ["AppliedSubject", "SubjectBinding", "SubjectSlot", "personalize"]
+__all__ = [
+    "AppliedSubject",
+    "AutomaticRegions",
+    "SelfAttentionSlot",
+    "SubjectBinding",
+    "SubjectSlot",
+    "personalize",
+]

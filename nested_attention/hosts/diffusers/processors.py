@@ -5,7 +5,7 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...attention import BoundSubject, check_subjects, nested_cross_attention, subject_correction
 from ...errors import NestedAttentionError
+from ...regions import area_mean
 from ...sites import diffusers_sites
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
@@ -40,13 +41,16 @@ class SubjectBinding:
     region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
     bounded: bool = False
     norm: Literal["inner", "head"] = "inner"
+    blocks: Mapping[str, float] | None = None  # factor on the strength at each site; None: 1 everywhere
+    auto_region: bool = False  # found by `AutomaticRegions` where no region is given
+    bound_self_attention: bool = False  # kept apart from other regions where `SelfAttentionSlot` is installed
 
     def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
         """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
         key, value = self.projections[site]
         region = self.region
         if region is not None and grid is not None:
-            region = nn.functional.adaptive_avg_pool2d(region[:, None], grid).flatten(1)  # (1|B, L)
+            region = area_mean(region, grid).flatten(1)  # (1|B, L)
         return BoundSubject(
             key=key,
             value=value,
@@ -54,7 +58,7 @@ class SubjectBinding:
             word=self.word,
             alpha=self.alpha,
             attention_scale=self.attention_scale,
-            strength=self.strength,
+            strength=self.strength * (1.0 if self.blocks is None else self.blocks[site]),
             token_bias=self.token_bias,
             region=region,
             bounded=self.bounded,
@@ -86,6 +90,19 @@ class SubjectSlot:
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
         self._latent_size = (0, 0)
         self._hook: Any = None
+        self.watch: Callable[[str, Tensor, Tensor, int], None] | None = None
+        """Called with site, projected queries and keys, and heads of each layer that subjects are bound "
+        "to."""
+
+    @property
+    def bindings(self) -> tuple[SubjectBinding, ...]:
+        """The subjects of the forward passes to come, without those that nothing carries."""
+        return self._bindings
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(H, W) of the latents in the UNet now."""
+        return self._latent_size
 
     @classmethod
     def install(cls, unet: nn.Module) -> SubjectSlot:
@@ -141,9 +158,14 @@ class SubjectSlot:
         found = self._layers.get((site, queries))
         if found is None:
             needs_grid = any(binding.region is not None for binding in self._bindings)
-            grid = _grid(self._latent_size, queries, site) if needs_grid else None
-            found = self._layers[site, queries] = [binding.at(site, grid) for binding in self._bindings]
+            grid = self.grid(site, queries) if needs_grid else None
+            bound = [binding.at(site, grid) for binding in self._bindings]
+            found = self._layers[site, queries] = [subject for subject in bound if subject.strength]
         return found
+
+    def grid(self, site: str, queries: int) -> tuple[int, int]:
+        """(h, w) of a layer's queries. Raises NestedAttentionError if the latent's size does not give it."""
+        return _grid(self._latent_size, queries, site)
 
     def _note_size(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
@@ -200,6 +222,8 @@ class NestedAttentionProcessor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+        if self.slot.watch is not None:
+            self.slot.watch(self.site, query, key, attn.heads)
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
             out = nested_cross_attention(query, key, value, subjects, heads=attn.heads)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
