@@ -155,7 +155,7 @@ class _Run:
         self._masks: list[tuple[Tensor, Tensor]] | None = None  # (rows, tokens): last tokens, all tokens
         self._guided = False
         self._bound: tuple[Any, ...] | None = None
-        self._regions: tuple[Any, AutomaticRegions] | None = None
+        self._regions: tuple[int, AutomaticRegions] | None = None
         self._times: list[float] = []  # timesteps so far, where regions are to be found
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,20 +187,17 @@ class _Run:
             return
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         batch = len(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
-        wanted = self._active(timestep), batch, self._step(timestep)
-        if wanted != self._bound:
-            slot.set(*self._at_step(slot, *wanted))
-            self._bound = wanted
-
-    def _at_step(
-        self, slot: SubjectSlot, active: tuple[int, ...], batch: int, step: int
-    ) -> Sequence[SubjectBinding]:
-        key = active, batch
-        if self._regions is None or self._regions[0] != key:
-            bindings = [self._binding(number, batch) for number in active]
+        active = self._active(timestep)
+        if self._regions is None or self._regions[0] != batch:
+            bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
             steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
-            self._regions = key, AutomaticRegions(slot, bindings, steps)
-        return self._regions[1].at(step)
+            self._regions = batch, AutomaticRegions(slot, bindings, steps)
+        regions = self._regions[1]
+        bindings_now = regions.at(self._step(timestep), active)
+        wanted = active, batch, regions.watching
+        if wanted != self._bound:
+            slot.set(*bindings_now)
+            self._bound = wanted
 
     def _step(self, timestep: Tensor | float) -> int:
         """Number of the step, where it matters."""

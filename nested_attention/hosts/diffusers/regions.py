@@ -16,7 +16,7 @@ class AutomaticRegions:
 
         regions = AutomaticRegions(slot, bindings, steps=len(timesteps))
         for step, t in enumerate(timesteps):
-            with regions.bind(step): …        # the pass for positive prompts
+            with slot.bind(*regions.at(step)): …        # the pass for positive prompts
 
     In the first steps (`regions.WATCHED_SHARE`) the words' attention is watched, without regions; from then
     on the regions are held. One sampling, and one thread at a time.
@@ -28,9 +28,18 @@ class AutomaticRegions:
         self._watched = watched_steps(steps) if self._numbers else 0
         rows = len(self._bindings[0].mask) if self._bindings else 0
         self._finder: RegionFinder | None = RegionFinder(rows, len(self._numbers)) if self._numbers else None
+        self._active: Sequence[int] = range(len(self._bindings))
 
-    def at(self, step: int) -> tuple[SubjectBinding, ...]:
-        """The bindings of a step, counted from 0; the slot is set to watch, or no longer."""
+    @property
+    def watching(self) -> bool:
+        return self._finder is not None
+
+    def at(self, step: int, active: Sequence[int] | None = None) -> tuple[SubjectBinding, ...]:
+        """The bindings of a step, counted from 0; the slot is set to watch, or no longer.
+
+        active: numbers of the bindings in force at this step, in order; all if left out.
+        """
+        self._active = range(len(self._bindings)) if active is None else active
         if self._finder is not None and step >= self._watched:
             found, self._finder = self._finder.settle(), None
             if found is not None:
@@ -40,7 +49,7 @@ class AutomaticRegions:
                     for i, binding in enumerate(self._bindings)
                 )
         self._slot.watch = None if self._finder is None else self._watch
-        return self._bindings
+        return tuple(self._bindings[i] for i in self._active)
 
     def _watch(self, site: str, query: Tensor, key: Tensor, heads: int) -> None:
         height, width = self._slot.latent_size
@@ -48,9 +57,10 @@ class AutomaticRegions:
         grid = self._slot.grid(site, query.shape[1])
         if self._finder is None or not watched(site, grid, part):
             return
-        for number, binding in enumerate(self._bindings[i] for i in self._numbers):
+        for number, index in enumerate(self._numbers):
+            binding = self._bindings[index]
             rows = binding.mask.any(dim=1).nonzero().flatten().tolist()
-            if not rows or not binding.strength:
+            if not rows or not binding.strength or index not in self._active:
                 continue
             word = (binding.mask if binding.word is None else binding.word)[rows]
             word = word.to(query.device)
