@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import NestedAttentionError
 from .subject import Fingerprinted, Subject
@@ -54,7 +55,7 @@ class SubjectBatch:
         """The subject of a picture of the batch."""
         return self.subjects[row % len(self.subjects)]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Raises NestedAttentionError: a file holds one subject."""
         raise NestedAttentionError(
             f"{len(self.subjects)} subjects cannot be saved as one ({path}); encode one picture at a time, "

@@ -55,6 +55,8 @@ def test_one_encoder_a_batch_and_what_a_batch_cannot_do(world: Any, tmp_path: An
     mixed = batch_of(world.alice, world.bob).mix(world.alice, 0.5)
     assert [len(one.tokens) for one in mixed.subjects] == [12, 12]
     assert torch.equal(mixed.subjects[1].tokens, world.bob.mix(world.alice, 0.5).tokens)
+    turned = world.alice.mix(batch_of(world.alice, world.bob), 0.25)
+    assert torch.equal(turned.subjects[1].tokens, world.bob.mix(world.alice, 0.75).tokens)
 
 
 def test_strength_0_and_values_that_are_shared(world: Any) -> None:

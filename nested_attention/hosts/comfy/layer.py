@@ -81,23 +81,20 @@ class CarriedSubject:
                 "out, or Apply Subject"
             )
         key, value = self.values(site, query.device)
-        mask, bounded, region = fit(self.mask, tokens), self.subject.region.bounded, None
-        if self.region is not None and options is not None:
-            found = self.region.at(grid_of(site, query.shape[1], options), query.device)
-            region = None if found is None else found.values
-            if found is not None and not bounded:  # a row it leaves out entirely is the base model's, exactly
-                mask = mask & ~found.empty[:, None]
+        strength, region = self.subject.strength_at(site), None
+        if self.region is not None and options is not None and strength:
+            region = self.region.at(grid_of(site, query.shape[1], options), query.device)
         return BoundSubject(
             key=key,
             value=value,
-            mask=mask,
+            mask=fit(self.mask, tokens),
             word=self.word_in(tokens),
             alpha=self.subject.alpha,
             attention_scale=self.subject.attention_scale,
-            strength=self.subject.strength_at(site),
+            strength=strength,
             token_bias=self.token_bias,
             region=region,
-            bounded=bounded,
+            bounded=self.subject.region.bounded and region is not None,
             norm=self.subject.norm,
         )
 

@@ -22,11 +22,11 @@ from ...placeholders import SubjectWord
 from ...prompt import describe_words
 from ...sites import ComfyAddress
 from .batches import row_values
-from .layer import AppliedSubject, CarriedSubject, NestedLayer
+from .layer import AppliedSubject, CarriedSubject
 from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
 from .places import PLACES, Pass, Places, places_of
-from .regions import PassRegion, SamplingRun, WatchedLayer
-from .self_attention import RegionSelfAttention, SubjectsApart
+from .regions import PassRegion, SamplingRun
+from .slots import fill_slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,30 +130,8 @@ class SubjectChain:
         run, where = SamplingRun.of(options), None if places is None else Pass.read(places)
         values = self._values(executor.class_obj)
         carried = self._carried(codes[..., 0].cpu(), x.device, values, run, where)
-        options["patches_replace"] = self._replaced(options.get("patches_replace", {}), carried)
+        options["patches_replace"] = fill_slots(options.get("patches_replace", {}), self.addresses, carried)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
-
-    def _replaced(
-        self, replaced: Mapping[str, Any], carried: Sequence[CarriedSubject]
-    ) -> dict[str, dict[Any, Any]]:
-        """The slots of all layers for one forward pass, with ours on top of what was there."""
-        slots = {**replaced, "attn2": dict(replaced.get("attn2", {}))}
-        for address, site in self.addresses:
-            here = [one for one in carried if one.subject.strength_at(site) > 0]
-            if here:
-                there = slots["attn2"].get(address, slots["attn2"].get(address[:2]))
-                layer = NestedLayer(there, site, here)
-                watching = [one for one in here if one.region and one.region.run.watches(one.subject)]
-                slots["attn2"][address] = WatchedLayer(layer, site, watching) if watching else layer
-        regions = [(one.region, one.mask.any(dim=1)) for one in carried if one.region is not None]
-        placed = [(region, rows) for region, rows in regions if not region.run.watches(region.subject)]
-        apart = SubjectsApart.of([region for region, _ in placed], [rows for _, rows in placed])
-        if apart is not None:
-            slots["attn1"] = there = dict(replaced.get("attn1", {}))
-            for address, _ in self.addresses:
-                previous = there.get(address, there.get(address[:2]))
-                slots["attn1"][address] = RegionSelfAttention(previous, apart)
-        return slots
 
     def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
         found = [marks for cond in prompts if (marks := marks_in(cond)) is not None]
@@ -254,7 +232,12 @@ class SubjectChain:
                         [bias for _, bias in subject.batch],
                         where.pictures,
                     )
-                region = None if subject.region.anywhere else PassRegion(run, subject, where)
+                if not subject.region.anywhere:
+                    region = PassRegion(run, subject, where)
+                    if not subject.region.bounded:  # rows it leaves out are the base model's, exactly
+                        mask = mask & ~run.empty(subject, where)[:, None]
+                        if not bool(mask.any()):
+                            continue
             bias = None if bias is None else bias.to(device, non_blocking=True)
             found.append(CarriedSubject(subject, own, mask, word, bias, region))
         return found

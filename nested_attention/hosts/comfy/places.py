@@ -42,6 +42,10 @@ class Pass:
     pictures: tuple[int, ...]
     parts: tuple[Box, ...]
 
+    @property
+    def rows(self) -> list[tuple[int, Box]]:
+        return list(zip(self.pictures, self.parts, strict=True))
+
     @classmethod
     def read(cls, places: Tensor) -> Pass:
         rows = places.tolist()

@@ -86,18 +86,6 @@ def _check_mask(mask: Any) -> Tensor:
     return mask.clamp(0, 1) if mask.dim() == 3 else mask.clamp(0, 1)[None]
 
 
-@dataclass(frozen=True, eq=False)
-class RowRegions:
-    """A subject's region in the rows of a forward pass, on one grid.
-
-    values: (1|B, L) in [0, 1] on the device, None where it is 1 all over. empty: (1|B,) bool on the CPU, rows
-    that it leaves out entirely.
-    """
-
-    values: Tensor | None
-    empty: Tensor
-
-
 class SamplingRun:
     """What is kept from the start of one sampling to its end.
 
@@ -114,7 +102,8 @@ class SamplingRun:
         steps = len(sigmas) - 1
         self._until = float(sigmas[min(watched_steps(steps), steps)]) if self._numbers else 0.0
         self._found: Tensor | None = None  # (pictures, automatic subjects, H, W) once it is settled
-        self._cache: dict[Any, RowRegions] = {}
+        self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
+        self._empty: dict[Any, Tensor] = {}
         self._biases: tuple[Any, Tensor] | None = None
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
 
@@ -143,39 +132,37 @@ class SamplingRun:
     def watches(self, subject: AppliedSubject) -> bool:
         return self.watching and subject.mark in self._numbers
 
-    def region(
-        self, subject: AppliedSubject, where: Pass, grid: Grid, device: torch.device
-    ) -> RowRegions | None:
-        """The subject's region in the rows of a pass, or None: everywhere, or not found yet."""
-        found = self._found if subject.region.automatic else None
-        if subject.region.mask is None and found is None:
+    def region(self, subject: AppliedSubject, where: Pass, grid: Grid, device: torch.device) -> Tensor | None:
+        """The subject's region in the rows of a pass, (1|B, L) in [0, 1]; None: everywhere, or not found
+        yet."""
+        maps = self._maps(subject)
+        if maps is None:
             return None
         key = (subject.mark, where, grid, device)
-        known = self._cache.get(key)
-        if known is None:
-            make = self._masked if found is None else self._settled
-            known = self._cache[key] = make(subject, where, grid, device)
-        return known
+        if key not in self._cache:
+            rows = [(picture % len(maps), part) for picture, part in where.rows]
+            means = {row: area_mean(maps[row[0]], grid, row[1]).flatten() for row in dict.fromkeys(rows)}
+            values = torch.stack([means[row] for row in (rows[:1] if len(means) == 1 else rows)]).clamp(0, 1)
+            whole = subject.region.mask is not None and bool((values == 1).all())  # read on the CPU
+            self._cache[key] = None if whole else values.to(device, non_blocking=True)
+        return self._cache[key]
 
-    def _masked(self, subject: AppliedSubject, where: Pass, grid: Grid, device: torch.device) -> RowRegions:
+    def empty(self, subject: AppliedSubject, where: Pass) -> Tensor:
+        """(B,) bool on the CPU: rows that the subject's mask leaves out entirely."""
         mask = subject.region.mask
-        assert mask is not None
-        rows = [
-            (picture % len(mask), part) for picture, part in zip(where.pictures, where.parts, strict=True)
-        ]
-        means = {row: area_mean(mask[row[0]], grid, row[1]).flatten() for row in dict.fromkeys(rows)}
-        values = torch.stack([means[row] for row in (rows[:1] if len(means) == 1 else rows)])  # (1|B, L)
-        empty = ~values.any(dim=1)
-        whole = bool((values == 1).all())
-        return RowRegions(None if whole else values.to(device, non_blocking=True), empty)
+        if mask is None:
+            return torch.zeros(len(where.pictures), dtype=torch.bool)
+        key = (subject.mark, where)
+        if key not in self._empty:
+            shares = [area_mean(mask[picture % len(mask)], (1, 1), part) for picture, part in where.rows]
+            self._empty[key] = torch.cat(shares).flatten() == 0
+        return self._empty[key]
 
-    def _settled(self, subject: AppliedSubject, where: Pass, grid: Grid, device: torch.device) -> RowRegions:
-        assert self._found is not None
-        found = self._found[:, self._numbers[subject.mark]]
-        rows = list(zip(where.pictures, where.parts, strict=True))
-        means = {row: area_mean(found[row[0]], grid, row[1]).flatten() for row in dict.fromkeys(rows)}
-        values = torch.stack([means[row] for row in rows]).clamp(0, 1).to(device)
-        return RowRegions(values, torch.zeros(1, dtype=torch.bool))
+    def _maps(self, subject: AppliedSubject) -> Tensor | None:
+        """(pictures, h, w), on the CPU if it is a mask."""
+        if self._found is not None and subject.region.automatic:
+            return self._found[:, self._numbers[subject.mark]]
+        return subject.region.mask
 
     def bias(self, key: Any, make: Any) -> Tensor:
         """A bias for self-attention, kept for the layers of one grid; only the last one, as they are "
@@ -194,7 +181,8 @@ class PassRegion:
     subject: AppliedSubject
     where: Pass
 
-    def at(self, grid: Grid, device: torch.device) -> RowRegions | None:
+    def at(self, grid: Grid, device: torch.device) -> Tensor | None:
+        """(1|B, L) in [0, 1]; None: everywhere, or not found yet."""
         return self.run.region(self.subject, self.where, grid, device)
 
 

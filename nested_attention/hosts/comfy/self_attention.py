@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.ldm.modules.attention as comfy_attention
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from ...regions import self_attention_bias
 from .marks import warn_once
 from .regions import Grid, PassRegion
+
+if TYPE_CHECKING:
+    from .layer import CarriedSubject
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +32,13 @@ class SubjectsApart:
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, regions: Sequence[PassRegion], carries: Sequence[Tensor]) -> SubjectsApart | None:
-        """None if no row has two subjects with regions, one of which asks for it; carries: (B,) bool each."""
+    def of(cls, placed: Sequence[CarriedSubject]) -> SubjectsApart | None:
+        """placed: those with regions. None if no row has two of them, one of which asks for it."""
+        regions = [one.region for one in placed if one.region is not None]
         if len(regions) < 2:
             return None
         bounding = torch.tensor([one.subject.region.bounds_self_attention for one in regions])
-        carried = torch.stack(list(carries))
+        carried = torch.stack([one.mask.any(dim=1) for one in placed])
         pairs = (carried.sum(dim=0) >= 2) & (carried & bounding[:, None]).any(dim=0)
         rows = tuple(pairs.nonzero().flatten().tolist())
         return cls(regions, carried, bounding, rows) if rows else None
@@ -59,9 +63,7 @@ class SubjectsApart:
 
     def _region(self, one: PassRegion, grid: Grid, device: torch.device) -> Tensor:
         found = one.at(grid, device)
-        if found is None or found.values is None:
-            return torch.ones(1, grid[0] * grid[1], device=device)
-        return found.values
+        return torch.ones(1, grid[0] * grid[1], device=device) if found is None else found
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,8 @@ class SubjectBinding:
     def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
         """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
         key, value = self.projections[site]
-        region = self.region
+        strength = self.strength * (1.0 if self.blocks is None else self.blocks[site])
+        region = self.region if strength else None
         if region is not None and grid is not None:
             region = area_mean(region, grid).flatten(1)  # (1|B, L)
         return BoundSubject(
@@ -58,10 +59,10 @@ class SubjectBinding:
             word=self.word,
             alpha=self.alpha,
             attention_scale=self.attention_scale,
-            strength=self.strength * (1.0 if self.blocks is None else self.blocks[site]),
+            strength=strength,
             token_bias=self.token_bias,
             region=region,
-            bounded=self.bounded,
+            bounded=self.bounded and region is not None,
             norm=self.norm,
         )
 
@@ -160,7 +161,7 @@ class SubjectSlot:
             needs_grid = any(binding.region is not None for binding in self._bindings)
             grid = self.grid(site, queries) if needs_grid else None
             bound = [binding.at(site, grid) for binding in self._bindings]
-            found = self._layers[site, queries] = [subject for subject in bound if subject.strength]
+            found = self._layers[site, queries] = bound if any(one.strength for one in bound) else []
         return found
 
     def grid(self, site: str, queries: int) -> tuple[int, int]:
