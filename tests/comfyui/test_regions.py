@@ -145,6 +145,18 @@ def test_a_batch_of_masks_goes_with_the_pictures_and_begins_again(world: Any) ->
     assert carries(one[1], other[1])
 
 
+def test_a_mask_is_laid_on_each_grid_once_a_sampling(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nested_attention.hosts.comfy import regions
+
+    calls: list[Any] = []
+    original = regions.area_mean
+    monkeypatch.setattr(
+        regions, "area_mean", lambda mask, grid, part: calls.append(grid) or original(mask, grid, part)
+    )
+    draw(*world.apply(world.model, world.clip, region=left()), steps=4, batch=2)
+    assert sorted(calls) == [(1, 1), (2, 2), (4, 4)]  # is it empty? and two grids, for four rows
+
+
 def test_a_region_is_cut_to_the_area_of_its_prompt(world: Any) -> None:
     """A prompt in the right half, and a region that is the right half: everywhere for that prompt."""
     import nodes

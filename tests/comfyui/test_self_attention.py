@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,23 @@ def test_rows_without_two_subjects_are_left_alone(world: Any) -> None:
     for side in (inside, ~inside):
         alone = optimized_attention(q[1:, side], k[1:, side], v[1:, side], heads=4)
         torch.testing.assert_close(out[1:, side], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_do_not_lie_together(world: Any) -> None:
+    """Two prompts with both subjects, around one without."""
+    from nested_attention.hosts.comfy.self_attention import SubjectsApart
+
+    together, scattered = layer(world), layer(world)
+    apart: SubjectsApart = scattered.apart
+    where = replace(apart.regions[0].where, pictures=(0,) * 3, parts=apart.regions[0].where.parts[:1] * 3)
+    regions = [replace(one, where=where) for one in apart.regions]
+    carries = torch.tensor([[True, False, True]] * 2)
+    scattered = replace(scattered, apart=replace(apart, regions=regions, carries=carries, rows=(0, 2)))
+    q, k, v = qkv()
+    order = [1, 0, 1]
+    options = {**OPTIONS, "activations_shape": [3, 64, 4, 4]}
+    found = scattered(q[order], k[order], v[order], options)
+    torch.testing.assert_close(found, together(q, k, v, OPTIONS)[order], rtol=1e-4, atol=1e-4)
 
 
 def test_other_packs_in_the_slot_and_attention_overrides(world: Any) -> None:

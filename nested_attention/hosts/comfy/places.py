@@ -48,7 +48,7 @@ class Pass:
 
     @classmethod
     def read(cls, places: Tensor) -> Pass:
-        rows = places.tolist()
+        rows = places.cpu().tolist()
         return cls(tuple(row[0] for row in rows), tuple(tuple(row[1:]) for row in rows))
 
 

@@ -8,7 +8,7 @@ transformer options, and goes with it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,7 +104,7 @@ class SamplingRun:
         self._found: Tensor | None = None  # (pictures, automatic subjects, H, W) once it is settled
         self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
         self._empty: dict[Any, Tensor] = {}
-        self._biases: tuple[Any, Tensor] | None = None
+        self._biases: tuple[Any, dict[Any, Tensor]] = (None, {})  # of the last pass, by grid
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
 
     @staticmethod
@@ -154,8 +154,9 @@ class SamplingRun:
             return torch.zeros(len(where.pictures), dtype=torch.bool)
         key = (subject.mark, where)
         if key not in self._empty:
-            shares = [area_mean(mask[picture % len(mask)], (1, 1), part) for picture, part in where.rows]
-            self._empty[key] = torch.cat(shares).flatten() == 0
+            rows = [(picture % len(mask), part) for picture, part in where.rows]
+            bare = {row: not bool(area_mean(mask[row[0]], (1, 1), row[1])) for row in dict.fromkeys(rows)}
+            self._empty[key] = torch.tensor([bare[row] for row in rows])
         return self._empty[key]
 
     def _maps(self, subject: AppliedSubject) -> Tensor | None:
@@ -164,13 +165,16 @@ class SamplingRun:
             return self._found[:, self._numbers[subject.mark]]
         return subject.region.mask
 
-    def bias(self, key: Any, make: Any) -> Tensor:
-        """A bias for self-attention, kept for the layers of one grid; only the last one, as they are "
-        "large."""
+    def bias(self, rows: Any, grid: Any, make: Callable[[], Tensor]) -> Tensor:
+        """A bias for self-attention, made once for the layers of one grid. As they are large, only those of
+        the last `rows` are kept: who stands where in a pass."""
         with self._lock:
-            if self._biases is None or self._biases[0] != key:
-                self._biases = key, make()
-            return self._biases[1]
+            if self._biases[0] != rows:
+                self._biases = rows, {}
+            kept = self._biases[1]
+            if grid not in kept:
+                kept[grid] = make()
+            return kept[grid]
 
 
 @dataclass(frozen=True, eq=False)

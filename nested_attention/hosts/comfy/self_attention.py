@@ -45,10 +45,9 @@ class SubjectsApart:
 
     def bias(self, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
         """What is added to the logits of self-attention in `rows`: (1 or their number, 1, L, L)."""
-        run = self.regions[0].run
-        marks = tuple(one.subject.mark for one in self.regions)
-        key = (marks, self.regions[0].where, self.rows, grid, device, dtype)
-        return run.bias(key, lambda: self._bias(grid, device).to(dtype))
+        run, marks = self.regions[0].run, tuple(one.subject.mark for one in self.regions)
+        rows = marks, self.regions[0].where, self.rows, device, dtype
+        return run.bias(rows, grid, lambda: self._bias(grid, device).to(dtype))
 
     def _bias(self, grid: Grid, device: torch.device) -> Tensor:
         rows = list(self.rows)
@@ -71,8 +70,9 @@ class RegionSelfAttention:
     """What stands in a self-attention's slot for one forward pass.
 
     In an empty slot, the rows with subjects to keep apart get the bias and the others run as they would
-    without it. What another pack has put there is called as it is, with the bias added to what it computes
-    with ComfyUI's attention function, if it passes its options on; else it is left to itself.
+    without it (where they do not lie together, with a bias of 0). What another pack has put there is called
+    as it is, with the bias added to what it computes with ComfyUI's attention function, if it passes its
+    options on; else it is left to itself.
     """
 
     previous: Any
@@ -90,16 +90,16 @@ class RegionSelfAttention:
             )
             return self._through(q, k, v, extra_options)
         bias = self.apart.bias(grid, q.device, q.dtype)
+        rows = self.apart.rows
+        start, stop = rows[0], rows[-1] + 1
         if self.previous is not None:
             return self.previous(q, k, v, _with_bias(extra_options, self._for_all_rows(bias, batch)))
-        rows = list(self.apart.rows)
-        if len(rows) == batch:
-            return _attention(q, k, v, extra_options, bias)
-        others = [row for row in range(batch) if row not in self.apart.rows]
-        out = torch.empty_like(q)
-        out[rows] = _attention(q[rows], k[rows], v[rows], extra_options, bias)
-        out[others] = _attention(q[others], k[others], v[others], extra_options)
-        return out
+        if stop - start != len(rows):  # scattered: a device would wait for each list of them
+            return _attention(q, k, v, extra_options, self._for_all_rows(bias, batch))
+        parts = [(slice(0, start), None), (slice(start, stop), bias), (slice(stop, batch), None)]
+        return torch.cat(
+            [_attention(q[at], k[at], v[at], extra_options, m) for at, m in parts if at.start < at.stop]
+        )
 
     def _through(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         run = _attention if self.previous is None else self.previous
