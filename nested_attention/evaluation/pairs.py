@@ -1,7 +1,7 @@
 """Two people in one picture, on one word and one encoder: who stands where, with and without each measure.
 
-The paper leaves subjects of one domain open; the measures here are the regions of `regions.py`. Each person is
-looked for where the prompt puts it.
+The paper leaves subjects of one domain open; the measures here are the regions of `regions.py`. Each person
+is looked for where the prompt puts it.
 """
 
 from __future__ import annotations
