@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_regions import draw, left
+from test_placed_subjects import draw, left
 from torch import Tensor
 
 

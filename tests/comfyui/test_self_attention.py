@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_regions import TWO, draw, left, two
+from test_placed_subjects import TWO, draw, left, two
 from torch import Tensor
 
 HERE, THERE = {"region": left()}, {"region": 1 - left()}
