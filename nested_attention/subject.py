@@ -130,6 +130,8 @@ class Subject:
         """
         if not 0 <= weight <= 1:
             raise NestedAttentionError(f"mixing weight is {weight!r}; expected a number from 0 to 1")
+        if not isinstance(other, Subject):  # a batch of subjects, each of which is mixed
+            return other.mix(self, 1 - weight)
         if self.fingerprint != other.fingerprint or self.tokens.shape[1] != other.tokens.shape[1]:
             raise NestedAttentionError(
                 f"the two subjects come from different encoders ({self.fingerprint} and "

@@ -120,6 +120,58 @@ class ApplySubject(io.ComfyNode):
                         "paper, unless you want the picture driven away from the subject."
                     ),
                 ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip=(
+                        "Where in the picture the subject counts, at any size; soft edges are kept. A batch "
+                        "of masks goes with the pictures of the latent batch, in order. Not connected: "
+                        "everywhere."
+                    ),
+                ),
+                io.Combo.Input(
+                    "region_mode",
+                    options=["mask", "auto", "none"],
+                    default="mask",
+                    optional=True,
+                    tooltip=(
+                        "mask: the region is the mask, or everywhere if none is connected. auto: without a "
+                        "mask, the region is found in the first steps, where the word draws more attention "
+                        "than the words of the other subjects set to auto. none: no region, even if a mask "
+                        "is connected."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "bounded",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Whether the word itself is kept to the region, so that nothing of it appears "
+                        "elsewhere. For two people in one picture: on. Does nothing without a region."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "bound_self_attention",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Whether this region and those of other subjects see nothing of each other in "
+                        "self-attention, which carries looks from one person to another. On at one of the "
+                        "subjects is enough. Does nothing unless two subjects have regions; costs time and "
+                        "memory, the more the larger the picture."
+                    ),
+                ),
+                io.String.Input(
+                    "blocks",
+                    default="all",
+                    optional=True,
+                    tooltip=(
+                        "Strength by block of the model, as factors from 0 to 1: 'all:0, up:1' is the "
+                        "decoder "
+                        "alone, 'down:0.5' halves the encoder. Blocks are all, down, mid, up, and finer "
+                        "up.0, up.0.1; the most specific name decides, and what is not named keeps 1."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="For the sampler, or for the next Apply Subject."),
@@ -145,6 +197,11 @@ class ApplySubject(io.ComfyNode):
         when_missing: Literal["error", "warn"],
         name: str = "",
         apply_to_negative: bool = False,
+        region: Any = None,
+        region_mode: Literal["mask", "auto", "none"] = "mask",
+        bounded: bool = False,
+        bound_self_attention: bool = False,
+        blocks: str = "all",
     ) -> io.NodeOutput:
         model, clip = apply_subject(
             model,
@@ -160,6 +217,11 @@ class ApplySubject(io.ComfyNode):
             when_missing=when_missing,
             name=name.strip() or None,
             apply_to_negative=apply_to_negative,
+            region=region,
+            region_mode=region_mode,
+            bounded=bounded,
+            bound_self_attention=bound_self_attention,
+            blocks=blocks,
         )
         return io.NodeOutput(model, clip)
 

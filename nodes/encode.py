@@ -6,8 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import encode_subject
+from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy import encode_batch, encode_subject
 from .common import SubjectEncoderType, SubjectType, schema
+
+TOGETHER, EACH = "one subject from all pictures", "one subject a picture"
 
 
 class EncodeSubject(io.ComfyNode):
@@ -49,6 +52,17 @@ class EncodeSubject(io.ComfyNode):
                         "Empty: all count equally."
                     ),
                 ),
+                io.Combo.Input(
+                    "batch",
+                    options=[TOGETHER, EACH],
+                    default=TOGETHER,
+                    optional=True,
+                    tooltip=(
+                        "What several pictures are: of one subject, or each of a subject of its own, which "
+                        "Apply Subject gives to the pictures of the latent batch in order, from the first "
+                        "again where there are more (also in AnimateDiff's context windows)."
+                    ),
+                ),
             ],
             outputs=[
                 SubjectType.Output(
@@ -60,5 +74,15 @@ class EncodeSubject(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encoder: Any, clip_vision: Any, image: Any, weights: str = "") -> io.NodeOutput:
-        return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights))
+    def execute(
+        cls, encoder: Any, clip_vision: Any, image: Any, weights: str = "", batch: str = TOGETHER
+    ) -> io.NodeOutput:
+        if batch == TOGETHER:
+            return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights))
+        if weights.strip():
+            raise NestedAttentionError(
+                f"Encode Subject: weights are given ({weights.strip()!r}), and batch is {EACH!r}: a picture "
+                "that is a subject of its own has no other to be weighed against. Leave weights empty, or "
+                f"set batch to {TOGETHER!r}"
+            )
+        return io.NodeOutput(encode_batch(encoder, clip_vision, image))

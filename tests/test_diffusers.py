@@ -489,7 +489,7 @@ class TestPersonalize:
             ({"alpha": -1.0}, "alpha is -1"),
             ({"strength": 1.5}, "strength is 1.5"),
             ({"start": 0.8, "end": 0.2}, "start is 0.8 and end is 0.2"),
-            ({"region": torch.ones(1, 4, 4)}, r"region has shape \(1, 4, 4\)"),
+            ({"region": torch.ones(1, 1, 4, 4)}, r"region has shape \(1, 1, 4, 4\)"),
             ({"word": "<alice>"}, "<alice>"),
         ):
             with pytest.raises(NestedAttentionError, match=message):

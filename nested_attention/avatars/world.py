@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ..encoder import SubjectEncoder
-from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from ..hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
 from . import model
 from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
 from .pixels import encode_pictures, ids_for_both, to_rgb, to_vision
@@ -55,7 +55,11 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Attached:
-    """A subject for each of a batch's prompts, attached to one word of every prompt."""
+    """A subject for each of a batch's prompts, attached to one word of every prompt.
+
+    occurrence: which of the word's occurrences, from 0; None: all. region, bounded, auto_region and
+    bound_self_attention are SubjectBinding's.
+    """
 
     encoder: SubjectEncoder
     tokens: Tensor  # (B, N, token_dim): a subject a row
@@ -63,10 +67,16 @@ class Attached:
     attention_scale: float = 1.0
     alpha: float | None = 2.0
     strength: float = 1.0
+    occurrence: int | None = None
+    region: Tensor | None = None  # (B, h, w)
+    bounded: bool = False
+    auto_region: bool = False
+    bound_self_attention: bool = False
 
     def rows(self, rows: slice) -> Attached:
         """The same for some of the prompts."""
-        return replace(self, tokens=self.tokens[rows])
+        region = None if self.region is None else self.region[rows]
+        return replace(self, tokens=self.tokens[rows], region=region)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +121,8 @@ class World:
         """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
         the batch."""
         slot = SubjectSlot.install(self.unet) if attached else None
+        bounds = slot is not None and any(item.bound_self_attention for item in attached)
+        apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
         try:
             empty = self.text([""])
             parts = []
@@ -120,6 +132,8 @@ class World:
                 parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot))
             return np.concatenate(parts)
         finally:
+            if apart:
+                apart.remove()
             if slot:
                 slot.remove()
 
@@ -144,8 +158,9 @@ class World:
         sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
         positive = {"text_embeds": pooled, "time_ids": sizes}
         negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
-        for t in scheduler.timesteps:
-            with slot.bind(*bindings) if slot else nullcontext():
+        regions = AutomaticRegions(slot, bindings, len(scheduler.timesteps)) if slot else None
+        for step, t in enumerate(scheduler.timesteps):
+            with slot.bind(*regions.at(step)) if slot and regions else nullcontext():
                 out = self.unet(x, t, context, added_cond_kwargs=positive).sample
             if sampling.guidance != 1:
                 base = self.unet(x, t, empty.expand(batch, -1, -1), added_cond_kwargs=negative).sample
@@ -167,6 +182,8 @@ class World:
 def _bind(item: Attached, ids: np.ndarray) -> SubjectBinding:
     token = load_tokenizer().encode(item.word)[1]
     mask = torch.from_numpy(ids.astype(np.int64) == token)
+    if item.occurrence is not None:
+        mask &= mask.cumsum(dim=1) == item.occurrence + 1
     if not bool(mask.any(dim=1).all()):
         raise ValueError(
             f"every prompt must contain {item.word!r}; {int((~mask.any(dim=1)).sum())} of {len(ids)} do not"
@@ -178,6 +195,10 @@ def _bind(item: Attached, ids: np.ndarray) -> SubjectBinding:
         attention_scale=item.attention_scale,
         strength=item.strength,
         norm=item.encoder.config.norm,
+        region=item.region,
+        bounded=item.bounded,
+        auto_region=item.auto_region,
+        bound_self_attention=item.bound_self_attention,
     )
 
 

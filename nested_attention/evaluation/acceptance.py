@@ -29,13 +29,17 @@ from ..avatars.world import Attached, Sampling, World, load_world
 from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
 from .cases import Case, draw_cases, true_drawings, twins, windows
+from .pairs import people
 from .statistics import rate, top1
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = WEIGHTS / "acceptance.json"
 """Where the committed figures are."""
 
-_CODE = ("attention.py", "rows.py", "qformer.py", "encoder.py", "avatars", "evaluation", "hosts/diffusers")
+_CODE = (
+    *("attention.py", "rows.py", "regions.py", "qformer.py", "encoder.py"),
+    *("avatars", "evaluation", "hosts/diffusers"),
+)
 """What a figure depends on beside the weights, relative to the library."""
 
 
@@ -222,6 +226,7 @@ def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line
         "person": one_subject(judges, "person", counts, say),
         "pet": one_subject(judges, "pet", counts, say),
         "pair": pairs(judges, counts, say),
+        "people": people(judges, counts, say),
         "attention": attention_to_word(judges, counts, say),
         "curve": {"person": curve(judges, "person", counts, say)},
     }

@@ -39,7 +39,7 @@ def draw_cases(words: tuple[str, ...], number: int, seed: int) -> list[Case]:
     cases: list[Case] = []
     while len(cases) < number:
         identities = tuple(sample(KINDS[word], rng, "heldout") for word in words)  # type: ignore[type-var]
-        if any(identity in seen for identity in identities):
+        if len(set(identities) - seen) < len(identities):
             continue
         seen.update(identities)
         picture = sample_picture(rng, identities, split="heldout")

@@ -72,6 +72,11 @@ def figures(document: dict[str, Any]) -> str:
     pairs = [
         [_ROWS[name], *(percent(pair[name][key]) for key in ("person", "pet", "both"))] for name in names
     ]
+    people = document.get("people", {})
+    two = [
+        [_ROWS.get(name, name), *(percent(row[key]) for key in ("first", "second", "both", "swapped", "own"))]
+        for name, row in people.items()
+    ]
     points = document["curve"]["person"]
     curve = [[f"{p['attention_scale']}", percent(p["identity"]), percent(p["prompt"])] for p in points]
     attention = [
@@ -87,6 +92,7 @@ def figures(document: dict[str, Any]) -> str:
             *(_subject(word, document[word]) for word in ("person", "pet")),
             "### A person and a pet in one picture",
             _table(["picture", "person, top-1 of 100", "pet, top-1 of 100", "both"], pairs),
+            *(_people(two) if two else ()),
             "### Identity against prompt: λ",
             f"{points[0]['identity']['trials']} people; retrieval among as many.",
             _table(["λ", "identity", "prompt"], curve),
@@ -95,6 +101,15 @@ def figures(document: dict[str, Any]) -> str:
             _table(["word", "inside the subject", "peak inside", "outside"], attention),
         ]
     )
+
+
+def _people(rows: list[list[str]]) -> list[str]:
+    return [
+        "### Two people in one picture",
+        "On one word and one encoder, each looked for where the prompt puts it, among 100 people and the "
+        "other of the pair; masks are the picture's halves.",
+        _table(["measure", "first right", "second right", "both", "the other instead", "own of two"], rows),
+    ]
 
 
 def read(path: Path = RESULTS) -> dict[str, Any]:

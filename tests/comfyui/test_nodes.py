@@ -197,11 +197,38 @@ def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.Monke
         "when_missing": "error",
         "name": None,
         "apply_to_negative": False,
+        "region": None,
+        "region_mode": "mask",
+        "bounded": False,
+        "bound_self_attention": False,
+        "blocks": "all",
     }
     apply.execute(
         world.model, world.clip, world.pet, world.rex, **{**defaults, "alpha": 0.0, "word": " dog "}
     )
     assert (seen["alpha"], seen["word"]) == (None, "dog")
+
+
+def test_one_subject_a_picture(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: Any) -> None:
+    calls: list[str] = []
+    for name in ("encode_subject", "encode_batch"):
+        module = sys.modules[f"{PACK}.nodes.encode"]
+        monkeypatch.setattr(module, name, lambda *args, name=name: calls.append(name))
+    encode = nodes["NestedAttentionEncodeSubject"]
+    (combo,) = (i for i in encode.GET_SCHEMA().inputs if i.id == "batch")
+    assert combo.optional and combo.default == "one subject from all pictures"
+    encode.execute(world.person, None, None)
+    for option in combo.options:
+        encode.execute(world.person, None, None, batch=option)
+    assert calls == ["encode_subject", "encode_subject", "encode_batch"]
+
+
+def test_new_inputs_are_appended_optional_and_neutral(nodes: dict[str, Any]) -> None:
+    """Saved workflows keep their widgets' order, and draw the same picture."""
+    inputs = nodes["NestedAttentionApplySubject"].GET_SCHEMA().inputs
+    new = ["region", "region_mode", "bounded", "bound_self_attention", "blocks"]
+    assert [i.id for i in inputs][-len(new) :] == new
+    assert all(i.optional for i in inputs[-len(new) :])
 
 
 def test_apply_and_mark_reach_the_library(nodes: dict[str, Any], encoder_file: Path, world: Any) -> None:

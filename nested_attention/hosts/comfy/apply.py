@@ -5,22 +5,27 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from torch import Tensor
+
+from ...blocks import parse_blocks
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import check_word
 from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
+from ...subject_batch import SubjectBatch, subjects_of
 from .clip import SubjectCLIP, with_subject
 from .layer import AppliedSubject
 from .memory import SubjectEncoderHandle, subject_values
 from .model import SubjectChain
+from .regions import RegionMode, subject_region
 
 
 def apply_subject(
     model: Any,
     clip: Any,
     encoder: SubjectEncoderHandle,
-    subject: Subject,
+    subject: Subject | SubjectBatch,
     *,
     word: str,
     attention_scale: float,
@@ -31,9 +36,16 @@ def apply_subject(
     when_missing: Literal["error", "warn"],
     name: str | None = None,
     apply_to_negative: bool = False,
+    region: Tensor | None = None,
+    region_mode: RegionMode = "mask",
+    bounded: bool = False,
+    bound_self_attention: bool = False,
+    blocks: str = "all",
 ) -> tuple[Any, SubjectCLIP]:
     """MODEL and CLIP → clones of them that carry one more subject; chain it once a subject.
 
+    subject: a SubjectBatch gives each picture of the latent batch its own, in order, from the first again
+        where there are more pictures.
     word: what carries the subject in a prompt.
     name: what `<name>` calls it in a prompt; the word if left out.
     attention_scale: λ > 0.
@@ -42,6 +54,12 @@ def apply_subject(
     start_percent, end_percent: the part of the sampling in which it counts, 0 ≤ start ≤ end ≤ 1.
     when_missing: what happens when no prompt carries it.
     apply_to_negative: whether a word in a negative prompt carries it too.
+    region: (pictures, height, width) in [0, 1], where in the picture it counts; pictures as for `subject`.
+    region_mode: "mask" takes `region`; "auto" finds it in the word's attention if there is none; "none"
+        leaves regions and all that follows from them alone.
+    bounded: whether the word itself is not attended outside the region.
+    bound_self_attention: whether self-attention is kept apart between this region and those of other
+    subjects. blocks: factors on the strength, `blocks.parse_blocks`.
 
     Raises NestedAttentionError, naming Apply Subject, for a value out of range, a subject of another encoder,
     a model the encoder was not trained for, and a name that a subject applied before has.
@@ -54,22 +72,32 @@ def apply_subject(
     try:
         subject.check_encoder(encoder)
         addresses = _addresses(model, encoder)
+        factors = parse_blocks(blocks, [site for _, site in addresses])
+        placed = subject_region(region, region_mode, bounded, bound_self_attention)
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Apply Subject: {error}") from error
     clip = with_subject(clip, called)
-    values = None
-    if strength > 0:  # off takes no memory either
-        values = subject_values(
-            encoder,
-            subject,
-            dtype=model.model.manual_cast_dtype or model.model_dtype(),
-            load_device=model.load_device,
-            offload_device=model.offload_device,
-        )
+    subjects = subjects_of(subject)
+    managed: list[Any] = [None]
+    if strength > 0 and any(factors.values()):  # off takes no memory either
+        managed = [
+            subject_values(
+                encoder,
+                one,
+                dtype=model.model.manual_cast_dtype or model.model_dtype(),
+                load_device=model.load_device,
+                offload_device=model.offload_device,
+            )
+            for one in subjects
+        ]
+    else:
+        strength = 0.0
+    biases = [one.token_bias for one in subjects]
+    alone = len(managed) == 1
     applied = AppliedSubject(
         called=called,
-        values=values,
-        token_bias=subject.token_bias if bool(subject.token_bias.any()) else None,
+        values=managed[0] if alone else None,
+        token_bias=biases[0] if alone and bool(biases[0].any()) else None,
         attention_scale=float(attention_scale),
         alpha=None if alpha is None else float(alpha),
         norm=encoder.config.norm,
@@ -78,6 +106,9 @@ def apply_subject(
         end_percent=float(end_percent),
         when_missing=when_missing,
         apply_to_negative=apply_to_negative,
+        region=placed,
+        blocks=factors,
+        batch=() if alone else tuple(zip(managed, biases, strict=True)),
     )
     earlier = SubjectChain.of(model)
     _check_name(applied, earlier)

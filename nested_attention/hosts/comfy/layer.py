@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
 from ...attention import BoundSubject
-from ...backend import correction
+from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
 from .marks import fit, mark_of
+from .regions import PassRegion, SubjectRegion, grid_of
 
 
 @dataclass(frozen=True, eq=False)
 class AppliedSubject:
     """A subject as Apply Subject put it on a MODEL.
 
-    values: a managed SubjectValues, None at strength 0. The rest: see apply_subject.
+    values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
+    subject instead, where they have different ones. blocks: the factor on its strength at each site, 1 where
+    there is none. The rest: see apply_subject.
     """
 
     called: SubjectWord
@@ -35,6 +38,9 @@ class AppliedSubject:
     end_percent: float
     when_missing: Literal["error", "warn"]
     apply_to_negative: bool
+    region: SubjectRegion = SubjectRegion()
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    batch: tuple[tuple[Any, Tensor], ...] = ()
 
     @property
     def mark(self) -> int:
@@ -44,22 +50,36 @@ class AppliedSubject:
     def whole_range(self) -> bool:
         return self.start_percent <= 0 and self.end_percent >= 1
 
+    def strength_at(self, site: str) -> float:
+        return self.strength * self.blocks.get(site, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class CarriedSubject:
-    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU."""
+    """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU.
+
+    region: where it counts, None for everywhere.
+    """
 
     subject: AppliedSubject
     values: Any
     mask: Tensor
     word: Tensor
     token_bias: Tensor | None
+    region: PassRegion | None = None
 
     @property
     def strength(self) -> float:
         return self.subject.strength
 
-    def bind(self, site: str, query: Tensor, tokens: int) -> BoundSubject:
+    def word_in(self, tokens: int) -> Tensor:
+        """(B, tokens) bool on the CPU: all tokens of the word, in a context of that length."""
+        return fit(self.word, tokens)
+
+    def bind(
+        self, site: str, query: Tensor, tokens: int, options: Mapping[str, Any] | None = None
+    ) -> BoundSubject:
+        """options: of the layer, needed with a region only."""
         if len(self.mask) != len(query):
             raise NestedAttentionError(
                 f"Nested Attention: {site} runs on {len(query)} pictures at once and the prompts' marks are "
@@ -67,15 +87,20 @@ class CarriedSubject:
                 "out, or Apply Subject"
             )
         key, value = self.values(site, query.device)
+        strength, region = self.subject.strength_at(site), None
+        if self.region is not None and options is not None and strength:
+            region = self.region.at(grid_of(site, query.shape[1], options), query.device)
         return BoundSubject(
             key=key,
             value=value,
             mask=fit(self.mask, tokens),
-            word=fit(self.word, tokens),
+            word=self.word_in(tokens),
             alpha=self.subject.alpha,
             attention_scale=self.subject.attention_scale,
-            strength=self.subject.strength,
+            strength=strength,
             token_bias=self.token_bias,
+            region=region,
+            bounded=self.subject.region.bounded and region is not None,
             norm=self.subject.norm,
         )
 
@@ -95,8 +120,19 @@ class NestedLayer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, plain = extra_options["n_heads"], None
-        if self.previous is None:
+        heads, plain, subjects, rows = extra_options["n_heads"], None, [], None
+        if self.carried:
+            subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
+            known = (
+                k.shape[1] == self.carried[0].mask.shape[1]
+            )  # else another pack changed the context's length
+            rows = self.rows if known else None
+        if self.previous is not None:
+            out = self.previous(q, k, v, extra_options)
+        elif subjects and q.device.type == "cpu" and "optimized_attention_override" not in extra_options:
+            # On a CPU the text's softmax is worth sharing; a device's own attention is faster than that.
+            return nested(q, k, v, subjects, heads=heads, rows=rows)
+        else:
             out = plain = comfy_attention.optimized_attention(
                 q,
                 k,
@@ -105,9 +141,6 @@ class NestedLayer:
                 attn_precision=extra_options["attn_precision"],
                 transformer_options=extra_options,
             )
-        else:
-            out = self.previous(q, k, v, extra_options)
-        subjects = [one.bind(self.site, q, k.shape[1]) for one in self.carried]
-        known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
-        rows = self.rows if known else None
+        if not subjects:
+            return out
         return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)

@@ -20,10 +20,13 @@ from torch import Tensor
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import describe_words
-from ...rows import read_rows
 from ...sites import ComfyAddress
-from .layer import AppliedSubject, CarriedSubject, NestedLayer
+from .batches import row_values
+from .layer import AppliedSubject, CarriedSubject
 from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
+from .places import PLACES, Pass, Places, places_of
+from .regions import PassRegion, SamplingRun
+from .slots import fill_slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,16 @@ class SubjectChain:
             model.remove_wrappers_with_key(kind, KEY)
             model.add_wrapper_with_key(kind, KEY, wrapper)
 
-    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Before sampling: claims the marks of the prompts that count, and checks that each subject has one.
 
         Which prompts are negative is told by the names under which a guider keeps them, never by their order.
@@ -65,23 +77,38 @@ class SubjectChain:
             role: conds if conds is None else [self._claim(cond, _negative(role, cond)) for cond in conds]
             for role, conds in guider.conds.items()
         }
-        return executor(*args, **kwargs)
+        # The guider's options are this sampling's own copy, so what is kept in them ends with it.
+        options = guider.model_options.setdefault("transformer_options", {})
+        options[KEY] = SamplingRun(self.subjects, len(noise), sigmas)
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def calc_cond_batch(
-        self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, *args: Any
+        self,
+        executor: Any,
+        model: Any,
+        conds: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Mapping[str, Any],
+        *args: Any,
     ) -> Any:
         """At each step: keeps the marks of the subjects in force, and gives every prompt marks of its
         context's length if any has one, so that prompts run together that would run together without us."""
         active = self._active(model, timestep)
         codes = [[self._codes(cond, active) for cond in prompt or ()] for prompt in conds]
         marked = any(one is not None for prompt in codes for one in prompt)
+        options = model_options.get("transformer_options", {})
+        run, places = SamplingRun.of(options), None
+        if run is not None and run.needs_places and marked:
+            run.step(timestep)
+            places = places_of(x, run.batch, options)
         prepared = [
             prompt
             if prompt is None
-            else [_with_codes(*pair, marked) for pair in zip(prompt, one, strict=True)]
+            else [_with_codes(*pair, marked, places) for pair in zip(prompt, one, strict=True)]
             for prompt, one in zip(conds, codes, strict=True)
         ]
-        return executor(model, prepared, x, timestep, *args)
+        return executor(model, prepared, x, timestep, model_options, *args)
 
     def apply_model(
         self,
@@ -97,20 +124,16 @@ class SubjectChain:
     ) -> Any:
         """For one forward pass: nested values in the layers, on top of whatever other packs have there."""
         options = dict(transformer_options or {})
-        codes = kwargs.pop(COND, None)
+        codes, places = kwargs.pop(COND, None), kwargs.pop(PLACES, None)
         if codes is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
-        carried = self._carried(codes[..., 0].cpu(), x.device, self._values(executor.class_obj))
+        run, where = SamplingRun.of(options), None if places is None else Pass.read(places)
+        values = self._values(executor.class_obj)
+        carried = self._carried(codes[..., 0].cpu(), x.device, values, run, where)
         if not carried:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
-        rows = read_rows(carried, x.device)
-        replaced = options.get("patches_replace", {})
-        there = replaced.get("attn2", {})
-        ours = {
-            address: NestedLayer(there.get(address, there.get(address[:2])), site, carried, rows)
-            for address, site in self.addresses
-        }
-        options["patches_replace"] = {**replaced, "attn2": {**there, **ours}}
+        there = options.get("patches_replace", {})
+        options["patches_replace"] = fill_slots(there, self.addresses, carried, x.device)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
     def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -171,7 +194,8 @@ class SubjectChain:
         return None if marks is None else _only(marks.cond[..., 0], active)
 
     def _patchers(self) -> list[Any]:
-        return list(dict.fromkeys(s.values for s in self.subjects if s.values is not None))
+        everything = [values for s in self.subjects for values in (s.values, *(v for v, _ in s.batch))]
+        return list(dict.fromkeys(values for values in everything if values is not None))
 
     def _values(self, model: Any) -> dict[Any, Any]:
         """The SubjectValues behind each patcher of ours. Newer versions of ComfyUI run one copy of the model
@@ -183,17 +207,42 @@ class SubjectChain:
         return {one: other.model for one, other in zip(ours, here, strict=True)}
 
     def _carried(
-        self, codes: Tensor, device: torch.device, values: Mapping[Any, Any]
+        self,
+        codes: Tensor,
+        device: torch.device,
+        values: Mapping[Any, Any],
+        run: SamplingRun | None = None,
+        where: Pass | None = None,
     ) -> list[CarriedSubject]:
         """codes: (B, T) on the CPU."""
         found = []
         for subject in self.subjects:
             mask = codes == 2 * subject.mark
-            if bool(mask.any()):
-                bias = subject.token_bias
-                bias = None if bias is None else bias.to(device, non_blocking=True)
-                word = (codes >> 1) == subject.mark
-                found.append(CarriedSubject(subject, values[subject.values], mask, word, bias))
+            if not bool(mask.any()):
+                continue
+            word, region = (codes >> 1) == subject.mark, None
+            own, bias = values.get(subject.values), subject.token_bias
+            if subject.batch or not subject.region.anywhere:
+                if run is None or where is None:
+                    raise NestedAttentionError(
+                        f"Apply Subject: {subject.called.name!r} differs from picture to picture or place to "
+                        "place, and another node runs the model without telling which pictures it runs. Take "
+                        "it out, or give Apply Subject one subject and no region"
+                    )
+                if subject.batch:
+                    own, bias = row_values(
+                        [values[one] for one, _ in subject.batch],
+                        [bias for _, bias in subject.batch],
+                        where.pictures,
+                    )
+                if not subject.region.anywhere:
+                    region = PassRegion(run, subject, where)
+                    if not subject.region.bounded:  # rows it leaves out are the base model's, exactly
+                        mask = mask & ~run.empty(subject, where)[:, None]
+                        if not bool(mask.any()):
+                            continue
+            bias = None if bias is None else bias.to(device, non_blocking=True)
+            found.append(CarriedSubject(subject, own, mask, word, bias, region))
         return found
 
 
@@ -209,14 +258,18 @@ def _only(codes: Tensor, marks: Iterable[int]) -> Tensor | None:
     return torch.where(kept, codes, 0) if bool(kept.any()) else None
 
 
-def _with_codes(cond: dict[str, Any], codes: Tensor | None, marked: bool) -> dict[str, Any]:
-    """The conditioning with exactly these codes, in its context's length; without any if nothing is
-    marked."""
+def _with_codes(
+    cond: dict[str, Any], codes: Tensor | None, marked: bool, places: Places | None
+) -> dict[str, Any]:
+    """The conditioning with exactly these codes, in its context's length, and places; without any if nothing
+    is marked."""
     model_conds = {k: v for k, v in cond["model_conds"].items() if k != COND}
     context = model_conds.get("c_crossattn")
     if marked and context is not None:
         codes = torch.zeros(1, 1, dtype=torch.int64) if codes is None else codes
         model_conds[COND] = comfy.conds.CONDCrossAttn(fit(codes, context.cond.shape[1])[..., None])
+        if places is not None:
+            model_conds[PLACES] = places
     return {**cond, "model_conds": model_conds}
 
 

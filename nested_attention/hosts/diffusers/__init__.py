@@ -1,6 +1,16 @@
 """diffusers as a host: processors for training and evaluation (`SubjectSlot`), pipelines (`personalize`)."""
 
-from .pipeline import AppliedSubject, personalize
+from .applied import AppliedSubject
+from .pipeline import personalize
 from .processors import SubjectBinding, SubjectSlot
+from .regions import AutomaticRegions
+from .self_attention import SelfAttentionSlot
 
-__all__ = ["AppliedSubject", "SubjectBinding", "SubjectSlot", "personalize"]
+__all__ = [
+    "AppliedSubject",
+    "AutomaticRegions",
+    "SelfAttentionSlot",
+    "SubjectBinding",
+    "SubjectSlot",
+    "personalize",
+]

@@ -7,89 +7,26 @@ with personalize(pipeline, [AppliedSubject(alice, encoder, name="alice"), Applie
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ...encoder import SubjectEncoder
+from ...blocks import parse_blocks
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord, parse_prompt
-from ...prompt import Tokenize, check_word, describe_words, short, token_positions, words_in
+from ...prompt import Tokenize, describe_words, short, token_positions, words_in
 from ...sites import check_sites, diffusers_sites
-from ...subject import Subject
+from ...subject_batch import subjects_of
+from .applied import AppliedSubject, token_bias
 from .processors import SubjectBinding, SubjectSlot
+from .regions import AutomaticRegions
+from .self_attention import SelfAttentionSlot
 
 _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedSubject:
-    """A subject, what carries it in a prompt, and how strongly. Defaults: as its encoder was trained, λ = 1.
-
-    word: the word that carries it, bare or in place of `<name>`; the encoder's if left out.
-    name: what `<name>` calls it in a prompt; the word if left out.
-    attention_scale: λ > 0. alpha: |v*| as a multiple of |V[s*]|, None for no regularisation.
-    strength: in [0, 1]; 0 leaves the pipeline as it is, bit for bit.
-    start, end: the part of the schedule in which the subject counts, 0 ≤ start ≤ end ≤ 1.
-    region: (h, w) in [0, 1] at any resolution, where in the picture the subject counts.
-    bounded: whether the word itself is not attended outside the region.
-
-    Raises NestedAttentionError for a value out of range and for a subject of another encoder.
-    """
-
-    subject: Subject
-    encoder: SubjectEncoder
-    _: KW_ONLY
-    word: str | None = None
-    name: str | None = None
-    attention_scale: float = 1.0
-    alpha: float | None | Literal["trained"] = "trained"
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    region: Tensor | None = None
-    bounded: bool = False
-
-    def __post_init__(self) -> None:
-        self.subject.check_encoder(self.encoder)
-        check_word(self.called.word, f"the word of subject {self.called.name!r}")
-        check_word(self.called.name, "the name of a subject")
-        alpha = self.trained_alpha
-        wrong: list[str] = []
-        if not 0 < self.attention_scale < math.inf:
-            wrong.append(f"attention_scale (λ) is {self.attention_scale}; expected above 0, 1 for no change")
-        if alpha is not None and not 0 < alpha < math.inf:
-            wrong.append(f"alpha is {alpha}; expected above 0, or None for no regularisation")
-        if not 0 <= self.strength <= 1:
-            wrong.append(f"strength is {self.strength}; expected 0 to 1")
-        if not 0 <= self.start <= self.end <= 1:
-            wrong.append(f"start is {self.start} and end is {self.end}; expected 0 ≤ start ≤ end ≤ 1")
-        if self.region is not None and (self.region.ndim != 2 or not _is_share(self.region)):
-            wrong.append(
-                f"region has shape {tuple(self.region.shape)}; expected (h, w) with values from 0 to 1"
-            )
-        if wrong:
-            raise NestedAttentionError(f"subject {self.called.name!r}: " + "; ".join(wrong))
-
-    @property
-    def called(self) -> SubjectWord:
-        word = " ".join((self.subject.word if self.word is None else self.word).split())
-        return SubjectWord(word if self.name is None else " ".join(self.name.split()), word)
-
-    @property
-    def trained_alpha(self) -> float | None:
-        return self.encoder.config.alpha if self.alpha == "trained" else self.alpha
-
-    def counts_at(self, timestep: float, last: int) -> bool:
-        """Whether the subject counts at a timestep of a schedule that runs from `last` to 0."""
-        return (self.start <= 0 or timestep <= (1 - self.start) * last) and (
-            self.end >= 1 or timestep >= (1 - self.end) * last
-        )
 
 
 @contextmanager
@@ -106,6 +43,7 @@ def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[A
     """
     run = _Run(pipeline, tuple(subjects))
     slot = SubjectSlot.install(pipeline.unet)
+    apart = SelfAttentionSlot.install(slot) if any(s.bound_self_attention for s in subjects) else None
     hook = pipeline.unet.register_forward_pre_hook(
         lambda _, args, kwargs: run.before_step(slot, args, kwargs), with_kwargs=True
     )
@@ -119,6 +57,8 @@ def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[A
         else:
             pipeline.encode_prompt = original
         hook.remove()
+        if apart is not None:
+            apart.remove()
         slot.remove()
 
 
@@ -134,7 +74,9 @@ class _Run:
         self._projections = [self._project(subject) for subject in subjects]
         self._masks: list[tuple[Tensor, Tensor]] | None = None  # (rows, tokens): last tokens, all tokens
         self._guided = False
-        self._bound: tuple[tuple[int, ...], int] | None = None
+        self._bound: tuple[Any, ...] | None = None
+        self._regions: tuple[int, AutomaticRegions] | None = None
+        self._times: list[float] = []  # timesteps so far, where regions are to be found
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own encode_prompt, on text with the placeholders replaced."""
@@ -152,7 +94,8 @@ class _Run:
         copies = given.get("num_images_per_prompt") or 1
         self._masks = [(a.repeat_interleave(copies, 0), b.repeat_interleave(copies, 0)) for a, b in rows]
         self._guided = bool(given.get("do_classifier_free_guidance"))
-        self._bound = None
+        self._bound = self._regions = None
+        self._times = []
         for name in _PROMPTS:
             if given.get(name) is not None:
                 given[name] = self._replaced(given[name])
@@ -162,11 +105,28 @@ class _Run:
         """Binds the subjects that count at this step. Reads the timestep only if that depends on it."""
         if self._masks is None:
             return
-        active = self._active(args[1] if len(args) > 1 else kwargs["timestep"])
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         batch = len(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
-        if (active, batch) != self._bound:
-            slot.set(*(self._binding(number, batch) for number in active))
-            self._bound = active, batch
+        active = self._active(timestep)
+        if self._regions is None or self._regions[0] != batch:
+            bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
+            steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
+            self._regions = batch, AutomaticRegions(slot, bindings, steps)
+        regions = self._regions[1]
+        bindings_now = regions.at(self._step(timestep), active)
+        wanted = active, batch, regions.watching
+        if wanted != self._bound:
+            slot.set(*bindings_now)
+            self._bound = wanted
+
+    def _step(self, timestep: Tensor | float) -> int:
+        """Number of the step, where it matters."""
+        if not any(s.auto_region for s in self._subjects):
+            return 0
+        now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        if now not in self._times:
+            self._times.append(now)
+        return self._times.index(now)
 
     def _active(self, timestep: Tensor | float) -> tuple[int, ...]:
         numbers = range(len(self._subjects))
@@ -189,28 +149,43 @@ class _Run:
                 "of guiding is not supported, use a stock SDXL pipeline"
             )
         mask, word = (torch.cat([torch.zeros_like(m), m]) if guided else m for m in masks)
-        bias, region = subject.subject.token_bias, subject.region
-        key = next(iter(self._projections[number].values()))[0]
+        projections, bias, region = self._projections[number], token_bias(subject.subject), subject.region
+        key = next(iter(projections.values()))[0]
+        pictures = list(range(rows)) * (2 if guided else 1)
+        if len(key) > 1:
+            own = [picture % len(key) for picture in pictures]
+            projections = {site: (k[own], v[own]) for site, (k, v) in projections.items()}
+            bias = bias[own]
+        if region is not None and region.ndim == 3:
+            region = region[[picture % len(region) for picture in pictures]]
+        elif region is not None:
+            region = region[None]
         return SubjectBinding(
-            projections=self._projections[number],
+            projections=projections,
             mask=mask,
             word=word,
             alpha=subject.trained_alpha,
             attention_scale=subject.attention_scale,
             strength=subject.strength,
             token_bias=bias.to(key) if bool(bias.any()) else None,
-            region=None if region is None else region[None].to(key),
+            region=None if region is None else region.to(key.device, torch.float32),
             bounded=subject.bounded,
             norm=subject.encoder.config.norm,
+            blocks=parse_blocks(subject.blocks, projections),
+            auto_region=subject.auto_region,
+            bound_self_attention=subject.bound_self_attention,
         )
 
     def _project(self, subject: AppliedSubject) -> dict[str, tuple[Tensor, Tensor]]:
-        """K̆, V̆ of every site, where the UNet runs and in its dtype."""
+        """K̆, V̆ of every site, (subjects, N, inner), where the UNet runs and in its dtype."""
         unet = self._pipeline.unet
         device = getattr(self._pipeline, "_execution_device", unet.device)
         weights = next(subject.encoder.parameters())
+        everyone = subjects_of(subject.subject)
+        length = max(len(one.tokens) for one in everyone)
+        tokens = [pad(one.tokens, (0, 0, 0, length - len(one.tokens))) for one in everyone]
         with torch.no_grad():
-            found = subject.encoder.project(subject.subject.tokens.to(weights))
+            found = subject.encoder.project(torch.stack(tokens).to(weights))
         return {
             site: (key.to(device, unet.dtype), value.to(device, unet.dtype))
             for site, (key, value) in found.items()
@@ -281,7 +256,3 @@ class _Run:
 
 def _texts(prompt: str | Sequence[str]) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _is_share(x: Tensor) -> bool:
-    return bool(((x >= 0) & (x <= 1)).all())

@@ -5,7 +5,7 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...attention import BoundSubject, check_subjects
 from ...backend import correction, nested
 from ...errors import NestedAttentionError
+from ...regions import area_mean
 from ...rows import Rows, read_rows
 from ...sites import diffusers_sites
 from ...skipping import skipping_correction
@@ -44,13 +45,20 @@ class SubjectBinding:
     region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
     bounded: bool = False
     norm: Literal["inner", "head"] = "inner"
+    blocks: Mapping[str, float] | None = None  # factor on the strength at each site; None: 1 everywhere
+    auto_region: bool = False  # found by `AutomaticRegions` where no region is given
+    bound_self_attention: bool = False  # kept apart from other regions where `SelfAttentionSlot` is installed
+
+    def strength_at(self, site: str) -> float:
+        return self.strength * (1.0 if self.blocks is None else self.blocks[site])
 
     def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
         """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
         key, value = self.projections[site]
-        region = self.region
+        strength = self.strength_at(site)
+        region = self.region if strength else None
         if region is not None and grid is not None:
-            region = nn.functional.adaptive_avg_pool2d(region[:, None], grid).flatten(1)  # (1|B, L)
+            region = area_mean(region, grid).flatten(1)  # (1|B, L)
         return BoundSubject(
             key=key,
             value=value,
@@ -58,10 +66,10 @@ class SubjectBinding:
             word=self.word,
             alpha=self.alpha,
             attention_scale=self.attention_scale,
-            strength=self.strength,
+            strength=strength,
             token_bias=self.token_bias,
             region=region,
-            bounded=self.bounded,
+            bounded=self.bounded and region is not None,
             norm=self.norm,
         )
 
@@ -88,9 +96,21 @@ class SubjectSlot:
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
-        self._rows: dict[torch.device, Rows] = {}
+        self._rows: dict[tuple[tuple[int, ...], torch.device], Rows] = {}
         self._latent_size = (0, 0)
         self._hook: Any = None
+        self.watch: Callable[[str, Tensor, Tensor, int], None] | None = None
+        """Called with site, projected queries and keys, and heads of each layer subjects are bound to."""
+
+    @property
+    def bindings(self) -> tuple[SubjectBinding, ...]:
+        """The subjects of the forward passes to come, without those that nothing carries."""
+        return self._bindings
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(H, W) of the latents in the UNet now."""
+        return self._latent_size
 
     @classmethod
     def install(cls, unet: nn.Module, *, negligible: float = 0.0) -> SubjectSlot:
@@ -149,15 +169,21 @@ class SubjectSlot:
         found = self._layers.get((site, queries))
         if found is None:
             needs_grid = any(binding.region is not None for binding in self._bindings)
-            grid = _grid(self._latent_size, queries, site) if needs_grid else None
-            found = self._layers[site, queries] = [binding.at(site, grid) for binding in self._bindings]
+            grid = self.grid(site, queries) if needs_grid else None
+            active = [binding for binding in self._bindings if binding.strength_at(site)]
+            found = self._layers[site, queries] = [binding.at(site, grid) for binding in active]
         return found
 
-    def rows(self, device: torch.device) -> Rows:
-        """What the subjects' masks say, for layers on that device: read once, not in each layer."""
-        found = self._rows.get(device)
+    def grid(self, site: str, queries: int) -> tuple[int, int]:
+        """(h, w) of a layer's queries. Raises NestedAttentionError if the latent's size does not give it."""
+        return _grid(self._latent_size, queries, site)
+
+    def rows(self, site: str, device: torch.device) -> Rows:
+        """What the masks of the subjects that count at a site say: read once, not in each layer."""
+        active = tuple(i for i, binding in enumerate(self._bindings) if binding.strength_at(site))
+        found = self._rows.get((active, device))
         if found is None:
-            found = self._rows[device] = read_rows(self._bindings, device)
+            found = self._rows[active, device] = read_rows([self._bindings[i] for i in active], device)
         return found
 
     def _note_size(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -215,7 +241,9 @@ class NestedAttentionProcessor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        rows, negligible = self.slot.rows(query.device), self.slot.negligible
+        if self.slot.watch is not None:
+            self.slot.watch(self.site, query, key, attn.heads)
+        rows, negligible = self.slot.rows(self.site, query.device), self.slot.negligible
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and not negligible:
             out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor

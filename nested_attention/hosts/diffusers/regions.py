@@ -1,0 +1,69 @@
+"""Regions of subjects that are found while pictures are sampled, in what their words are attended to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...regions import RegionFinder, watched, watched_steps, word_attention
+from .processors import SubjectBinding, SubjectSlot
+
+
+class AutomaticRegions:
+    """One sampling of a batch with these bindings: those with `auto_region` and no region get theirs.
+
+        regions = AutomaticRegions(slot, bindings, steps=len(timesteps))
+        for step, t in enumerate(timesteps):
+            with slot.bind(*regions.at(step)): …        # the pass for positive prompts
+
+    In the first steps (`regions.WATCHED_SHARE`) the words' attention is watched, without regions; from then
+    on the regions are held. One sampling, and one thread at a time.
+    """
+
+    def __init__(self, slot: SubjectSlot, bindings: Sequence[SubjectBinding], steps: int) -> None:
+        self._slot, self._bindings = slot, tuple(bindings)
+        self._numbers = [i for i, b in enumerate(self._bindings) if b.auto_region and b.region is None]
+        self._watched = watched_steps(steps) if self._numbers else 0
+        rows = len(self._bindings[0].mask) if self._bindings else 0
+        self._finder: RegionFinder | None = RegionFinder(rows, len(self._numbers)) if self._numbers else None
+        self._active: Sequence[int] = range(len(self._bindings))
+
+    @property
+    def watching(self) -> bool:
+        return self._finder is not None
+
+    def at(self, step: int, active: Sequence[int] | None = None) -> tuple[SubjectBinding, ...]:
+        """The bindings of a step, counted from 0; the slot is set to watch, or no longer.
+
+        active: numbers of the bindings in force at this step, in order; all if left out.
+        """
+        self._active = range(len(self._bindings)) if active is None else active
+        if self._finder is not None and step >= self._watched:
+            found, self._finder = self._finder.settle(), None
+            if found is not None:
+                regions = {number: found[:, i] for i, number in enumerate(self._numbers)}
+                self._bindings = tuple(
+                    replace(binding, region=regions[i]) if i in regions else binding
+                    for i, binding in enumerate(self._bindings)
+                )
+        self._slot.watch = None if self._finder is None else self._watch
+        return tuple(self._bindings[i] for i in self._active)
+
+    def _watch(self, site: str, query: Tensor, key: Tensor, heads: int) -> None:
+        height, width = self._slot.latent_size
+        part = (0, 0, height, width, height, width)
+        grid = self._slot.grid(site, query.shape[1])
+        if self._finder is None or not watched(site, grid, part):
+            return
+        for number, index in enumerate(self._numbers):
+            binding = self._bindings[index]
+            rows = binding.mask.any(dim=1).nonzero().flatten().tolist()
+            if not rows or not binding.strength or index not in self._active:
+                continue
+            word = (binding.mask if binding.word is None else binding.word)[rows]
+            word = word.to(query.device)
+            seen = word_attention(query[rows].detach(), key[rows].detach(), word, heads=heads)
+            for row, attention in zip(rows, seen.unflatten(1, grid), strict=True):
+                self._finder.add(number, row, attention, part)

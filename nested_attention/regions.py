@@ -1,0 +1,149 @@
+"""Where in the picture a subject counts: masks on any layer's grid, regions found in the word's own
+attention, and self-attention that does not cross from one subject's region into another's.
+
+Two people in one picture mix for two reasons the paper names as open: both words are attended in one place,
+and self-attention carries features from one person to the other. Regions answer the first (`BoundSubject`'s
+`region` and `bounded`), `self_attention_share` the second. Letters as in `attention.py`; S subjects.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Box = tuple[int, int, int, int, int, int]
+"""A part of a picture: top, left, height, width of the part, then height and width of the whole, in cells."""
+
+SHARPNESS = 4.0
+"""Power of the ratio of two words' attention: at half the attention of another one, a region is 1/16."""
+
+WATCHED_SHARE = 0.3
+"""Part of a sampling's steps in which the words' attention is watched before regions are held. Layout is
+settled by then."""
+
+COARSEST = 4
+"""Layers are watched whose cells are at most this many latent cells wide; coarser ones do not tell two people
+apart."""
+
+TINY = 1e-6  # smallest share: its logarithm, -14, leaves a key a millionth of its weight
+
+
+def area_mean(maps: Tensor, grid: tuple[int, int], part: Box | None = None) -> Tensor:
+    """Maps (…, h, w) on a grid (rows, columns) that covers the whole of them, or a part: (…, rows, columns).
+
+    Each cell is the exact mean over its area, whether it covers many pixels or a fraction of one, and
+    wherever its border falls; a map of ones stays one and a map of zeros zero. In fp64 on the CPU, elsewhere
+    in fp32; returned as fp32.
+    """
+    top, left, height, width, whole_height, whole_width = part or (0, 0, 1, 1, 1, 1)
+    precise = torch.float64 if maps.device.type == "cpu" else torch.float32
+    down = _shares(maps.shape[-2], grid[0], top / whole_height, height / whole_height)
+    across = _shares(maps.shape[-1], grid[1], left / whole_width, width / whole_width)
+    down, across = (x.to(maps.device, precise, non_blocking=True) for x in (down, across))
+    return (down @ maps.to(precise) @ across.mT).float()
+
+
+def _shares(pixels: int, cells: int, start: float, length: float) -> Tensor:
+    """(cells, pixels): which share of each cell's extent each pixel covers. start, length: of 1."""
+    edges = (start + length * torch.arange(cells + 1, dtype=torch.float64) / cells) * pixels
+    low, high = edges[:-1, None], edges[1:, None]
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    covered = (torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)).clamp_min(0)
+    return covered / covered.sum(dim=1, keepdim=True)
+
+
+def word_attention(query: Tensor, key: Tensor, word: Tensor, *, heads: int) -> Tensor:
+    """How much each query attends to a word: Σ P over its tokens, averaged over heads, in fp32.
+
+    (B, L, H·d), (B, T, H·d), (B, T) bool → (B, L), in [0, 1]
+    """
+    query, key = (rearrange(x, "b l (h d) -> b h l d", h=heads).float() for x in (query, key))
+    probs = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, L, T)
+    return torch.einsum("bhlt,bt->bl", probs, word.to(probs)) / heads
+
+
+def assign_regions(attention: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+    """Regions from the attention that subjects' words drew: (B, S, h, w) ≥ 0 → (B, S, h, w) in [0, 1].
+
+    Each subject's map is divided by its mean, so that a word that is attended more everywhere does not win
+    everywhere. A query belongs fully to the subject that then draws most there, and to another one by the
+    ratio to it, to the power of `sharpness`. A subject alone in its picture, and one no word of which was
+    attended, gets the whole picture.
+    """
+    share = attention / attention.mean(dim=(-2, -1), keepdim=True).clamp_min(
+        torch.finfo(attention.dtype).tiny
+    )
+    most = share.amax(dim=1, keepdim=True)
+    region = (share / most.clamp_min(torch.finfo(attention.dtype).tiny)).pow(sharpness)
+    absent = attention.amax(dim=(-2, -1), keepdim=True) == 0
+    return torch.where(absent | (most == 0), 1.0, region).clamp(0, 1)
+
+
+def self_attention_share(regions: Tensor, bounding: Tensor) -> Tensor:
+    """The share of its weight that each key keeps for each query, where subjects' regions are kept apart.
+
+    regions: (B, S, L) in [0, 1]. bounding: (S,) or (B, S) bool, subjects that are kept apart from all others;
+    two subjects without it are not kept apart from one another. → (B, L, L) in [0, 1], queries × keys
+
+    A cell belongs to subject A alone with e_A = r_A·Π_{B≠A}(1 − r_B); a key keeps 1 − Σ_{A≠B} e_A(q)·e_B(k).
+    So the background and what regions share is seen by all, and a query always sees itself.
+    """
+    outside = 1 - regions
+    number = regions.shape[1]
+    alone = torch.stack(
+        [
+            regions[:, one] * outside[:, [other for other in range(number) if other != one]].prod(dim=1)
+            for one in range(number)
+        ],
+        dim=1,
+    )  # (B, S, L), e
+    apart = bounding[..., :, None] | bounding[..., None, :]
+    apart = (apart & ~torch.eye(number, dtype=torch.bool, device=apart.device)).to(regions)  # (…, S, S)
+    return (1 - alone.mT @ (apart @ alone)).clamp(0, 1)
+
+
+def self_attention_bias(regions: Tensor, bounding: Tensor) -> Tensor:
+    """Log of `self_attention_share`, to be added to the logits of self-attention: (B, 1, L, L), in fp32."""
+    return self_attention_share(regions.float(), bounding).clamp_min(TINY).log()[:, None]
+
+
+class RegionFinder:
+    """What subjects' words were attended to while one batch of pictures is sampled, and the regions that
+    follow.
+
+    Maps from layers of any resolution, of whole pictures or of parts of them, are added up on the latent
+    grid; `settle` turns the sum into regions. One finder a sampling, and one thread at a time.
+    """
+
+    def __init__(self, pictures: int, subjects: int) -> None:
+        self._shape = (pictures, subjects)
+        self._sum: Tensor | None = None  # (pictures, S, H, W)
+
+    @property
+    def empty(self) -> bool:
+        return self._sum is None
+
+    def add(self, subject: int, picture: int, attention: Tensor, part: Box) -> None:
+        """attention: (h, w), what one layer attended to a subject's word in a part of one picture."""
+        top, left, height, width, *whole = part
+        if self._sum is None:
+            self._sum = attention.new_zeros((*self._shape, *whole), dtype=torch.float32)
+        place = self._sum[picture, subject, top : top + height, left : left + width]
+        place += area_mean(attention, (height, width)).to(self._sum.device)
+
+    def settle(self) -> Tensor | None:
+        """(pictures, S, H, W) in [0, 1]; None if nothing was added."""
+        return None if self._sum is None else assign_regions(self._sum)
+
+
+def watched(site: str, grid: tuple[int, int], part: Box) -> bool:
+    """Whether a layer's attention is watched: in the decoder, where attention follows the layout best, the
+    first layer of each transformer, where cells are fine enough."""
+    rows = -(-part[2] // grid[0])
+    return site.startswith("up_blocks.") and ".transformer_blocks.0." in site and rows <= COARSEST
+
+
+def watched_steps(steps: int) -> int:
+    """How many of a sampling's first steps are watched: at least one."""
+    return max(1, round(WATCHED_SHARE * steps))

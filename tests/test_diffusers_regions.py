@@ -1,0 +1,131 @@
+"""Several subjects in a diffusers pipeline: regions, self-attention, blocks, a subject a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from tiny_sdxl import STEPS, make_encoder, make_pipeline, make_subject
+from torch import Tensor
+
+from nested_attention.encoder import SubjectEncoder
+from nested_attention.errors import NestedAttentionError
+from nested_attention.hosts.diffusers import AppliedSubject, personalize
+from nested_attention.hosts.diffusers.self_attention import RegionSelfAttentionProcessor
+from nested_attention.subject_batch import SubjectBatch
+
+PROMPT = "a photo of <alice> and <bob:man>"
+LEFT = torch.tensor([[1.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionXLPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def encoder(pipeline: StableDiffusionXLPipeline) -> SubjectEncoder:
+    return make_encoder(pipeline.unet)
+
+
+def draw(pipeline: StableDiffusionXLPipeline, subjects: list[AppliedSubject], **options: Any) -> Tensor:
+    settings = {"prompt": PROMPT, "num_inference_steps": STEPS, "height": 32, "width": 32, **options}
+    generator = torch.Generator().manual_seed(0)
+    with personalize(pipeline, subjects):
+        return pipeline(**settings, generator=generator, output_type="latent").images
+
+
+def two(encoder: SubjectEncoder, alice: dict[str, Any], bob: dict[str, Any]) -> list[AppliedSubject]:
+    strong = {"attention_scale": 3.0, "alpha": 6.0}
+    return [
+        AppliedSubject(make_subject(encoder, seed=seed), encoder, name=name, **{**strong, **settings})
+        for seed, (name, settings) in enumerate((("alice", alice), ("bob", bob)))
+    ]
+
+
+def differ(one: Tensor, other: Tensor, threshold: float = 1e-3) -> bool:
+    return float((one - other).abs().max()) > threshold * float(other.abs().max())
+
+
+def test_regions_and_self_attention(pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder) -> None:
+    bare = draw(pipeline, two(encoder, {}, {}))
+    here, there = {"region": LEFT, "bounded": True}, {"region": 1 - LEFT, "bounded": True}
+    placed = draw(pipeline, two(encoder, here, there))
+    apart = draw(pipeline, two(encoder, {**here, "bound_self_attention": True}, there))
+    assert differ(placed, bare) and differ(apart, placed)
+    assert torch.equal(
+        draw(pipeline, two(encoder, {**here, "bound_self_attention": True}, {})),
+        draw(pipeline, two(encoder, here, {})),
+    )
+    assert not any(
+        isinstance(p, RegionSelfAttentionProcessor) for p in pipeline.unet.attn_processors.values()
+    )
+    assert torch.equal(draw(pipeline, two(encoder, {}, {})), bare)
+
+
+def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder) -> None:
+    def steps(settings: dict[str, Any], **options: Any) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        def note(_: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            seen.append(kwargs["latents"].clone())
+            return {}
+
+        draw(
+            pipeline,
+            two(encoder, settings, settings),
+            num_inference_steps=4,
+            callback_on_step_end=note,
+            **options,
+        )
+        return seen
+
+    auto = {"auto_region": True, "bounded": True}
+    plain, found = steps({}), steps(auto)
+    assert torch.equal(found[0], plain[0])  # 30 % of 4 steps are watched
+    assert differ(found[1], plain[1], 2e-5)  # in a random UNet both words are attended much alike
+    assert torch.equal(steps(auto)[-1], found[-1])
+    late, late_plain = steps({**auto, "start": 0.5}), steps({"start": 0.5})
+    assert torch.equal(late[0], late_plain[0])
+    # Not in force while regions are found, they have the whole picture.
+    assert not differ(late[-1], late_plain[-1], 2e-5)
+    early, early_plain = steps({**auto, "end": 0.6}), steps({"end": 0.6})
+    assert differ(early[-1], early_plain[-1], 2e-5) and differ(early[-1], found[-1], 2e-5)
+
+
+def test_masks_and_subjects_go_with_the_pictures(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+) -> None:
+    prompt = ["a photo of a person"] * 3
+    subjects = [make_subject(encoder, seed=seed, images=1 + seed) for seed in range(2)]
+    strong = {"attention_scale": 3.0, "alpha": 6.0}
+
+    def one(subject: Any, **settings: Any) -> Tensor:
+        return draw(pipeline, [AppliedSubject(subject, encoder, **strong, **settings)], prompt=prompt)
+
+    alone = [one(subject) for subject in subjects]
+    together = one(SubjectBatch(tuple(subjects)))
+    for row, expected in enumerate((alone[0], alone[1], alone[0])):
+        assert torch.allclose(together[row], expected[row], rtol=1e-3, atol=1e-3)
+    assert differ(alone[0][1], alone[1][1])
+    masks = torch.stack([LEFT, 1 - LEFT])
+    sides = [one(subjects[0], region=mask) for mask in masks]
+    both = one(subjects[0], region=masks)
+    for row, expected in enumerate((sides[0], sides[1], sides[0])):
+        assert torch.allclose(both[row], expected[row], rtol=1e-3, atol=1e-3)
+
+
+def test_blocks(pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder) -> None:
+    subject, options = make_subject(encoder), {"prompt": "a photo of a person"}
+
+    def one(**settings: Any) -> Tensor:
+        return draw(pipeline, [AppliedSubject(subject, encoder, alpha=6.0, **settings)], **options)
+
+    base = draw(pipeline, [], **options)
+    assert torch.equal(one(blocks="all:0"), base)
+    assert torch.equal(one(blocks="all:0.5"), one(strength=0.5))
+    assert differ(one(blocks="all:0, up:1"), base) and differ(one(blocks="up:0"), one())
+    with pytest.raises(NestedAttentionError, match="'person': blocks: 'middle' is no block of this model"):
+        one(blocks="middle:1")
