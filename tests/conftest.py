@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,3 +30,30 @@ def _load_library() -> None:
 
 
 _load_library()
+
+
+def load_script(path: str) -> ModuleType:
+    """A file of scripts/, under a name of its own; what lies beside it can be imported by it."""
+    place = ROOT / "scripts" / path
+    name = f"scripts_{place.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def script():  # noqa: ANN201
+    """load_script, for tests."""
+    return load_script
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--editor-screenshot",
+        action="store_true",
+        help="with the browser's tests: draw docs/editor.png anew (make test ARGS='-k editor --editor-screenshot')",
+    )

@@ -76,6 +76,11 @@ class ComfyServer:
                 self._process.wait()
 
     @property
+    def url(self) -> str:
+        """Where the editor is, while the server runs."""
+        return self._url
+
+    @property
     def log(self) -> Path:
         return self.base / "server.log"
 

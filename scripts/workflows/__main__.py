@@ -58,7 +58,9 @@ def synced(path: Path, definitions: Definitions) -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["check", "sync", "draft"])
     parser.add_argument("names", nargs="*", help=f"for draft: {', '.join(RECIPES)}")
     parser.add_argument("--force", action="store_true")

@@ -278,7 +278,9 @@ def into_subgraph(editor: Graph, title: str, numbers: set[int], name: str, posit
             slot[3].append(number)
             inner.append((number, INPUT_NODE, list(entries).index((source, output)), target, entry, kind))
         elif source in numbers:
-            slot = exits.setdefault((source, output), [names[source]["outputs"][output]["name"], kind, [], []])
+            slot = exits.setdefault(
+                (source, output), [names[source]["outputs"][output]["name"], kind, [], []]
+            )
             slot[2].append(number)
             kept.append([number, instance, list(exits).index((source, output)), target, entry, kind])
         else:
@@ -338,7 +340,9 @@ def into_subgraph(editor: Graph, title: str, numbers: set[int], name: str, posit
         "nodes": inside,
         "groups": [],
         "links": [
-            dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), one, strict=True))
+            dict(
+                zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), one, strict=True)
+            )
             for one in inner
         ],
         "extra": {},
@@ -351,9 +355,7 @@ def into_subgraph(editor: Graph, title: str, numbers: set[int], name: str, posit
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": [
-            {"name": slot[0], "type": slot[1], "link": slot[2]} for slot in entries.values()
-        ],
+        "inputs": [{"name": slot[0], "type": slot[1], "link": slot[2]} for slot in entries.values()],
         "outputs": [{"name": slot[0], "type": slot[1], "links": slot[2]} for slot in exits.values()],
         "title": title,
         "properties": {"proxyWidgets": []},

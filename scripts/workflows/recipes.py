@@ -117,7 +117,13 @@ def _draw(draft: Draft, world: Node, applied: Node, text: str, batch: int, numbe
 
 
 def _sample(
-    group: Group, model: Slot, positive: Node, negative: Node, latent: Slot, title: str | None = None, **more: object
+    group: Group,
+    model: Slot,
+    positive: Node,
+    negative: Node,
+    latent: Slot,
+    title: str | None = None,
+    **more: object,
 ) -> Node:
     return group.add(
         "KSampler",
@@ -149,7 +155,10 @@ def img2img(context: Context) -> Draft:
     group = draft.group("3. A picture to start from")
     negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
     first = _prompt(
-        group, applied["CLIP"], "a photo of a person in the middle wearing a yellow raincoat in the desert", "Photo"
+        group,
+        applied["CLIP"],
+        "a photo of a person in the middle wearing a yellow raincoat in the desert",
+        "Photo",
     )
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     group.column()
@@ -322,7 +331,9 @@ def grid(context: Context) -> Draft:
             settings = {"attention_scale": scale, "alpha": alpha, "title": f"λ {scale:g}, α {alpha:g}"}
             applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject, **settings)
             if not prompts:
-                text = "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach"
+                text = (
+                    "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach"
+                )
                 prompts = [
                     _prompt(shared, applied["CLIP"], text, "Prompt, for all nine"),
                     _prompt(shared, applied["CLIP"], "", "Negative prompt"),
@@ -367,7 +378,9 @@ def subgraph(context: Context) -> Draft:
     group = draft.group("2. The person, in a subgraph")
     encoder, subject = _subject(group, world, world["person"])
     applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    _draw(draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 4, number=3)
+    _draw(
+        draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 4, number=3
+    )
     return draft
 
 

@@ -35,7 +35,12 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 # Chromium reads commands from descriptor 3 and answers on 4.
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+_START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> tuple[str | None, str]:
@@ -54,7 +59,7 @@ class BrowserError(Exception):
 class Chromium:
     """A context manager around one browser with one page.
 
-    program: see find_chromium. profile: an empty folder. size: of the window, in pixels.
+    program: see find_chromium. profile: an empty folder. size: of the page, in pixels.
     """
 
     def __init__(self, program: str, profile: Path, size: tuple[int, int] = (1600, 900)) -> None:
@@ -62,9 +67,9 @@ class Chromium:
             program,
             *FLAGS,
             f"--user-data-dir={profile}",
-            f"--window-size={size[0]},{size[1]}",
             "about:blank",
         ]
+        self._size = size
         self._log = profile / "chromium.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._pipes: tuple[int, int] = (-1, -1)
@@ -189,6 +194,14 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
         self.call("Runtime.enable")
+        width, height = self._size
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def _read(self, end: float, method: str) -> dict[str, Any]:
         while b"\0" not in self._buffer:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 AVATARS = ("avatar_person", "avatar_person_and_pet")
 NAMES = (*AVATARS, "sdxl_person")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-
-
-@pytest.fixture(scope="session")
-def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def definitions(server: ComfyServer) -> dict[str, Any]:
-    return dict(server.get("/object_info"))
 
 
 def slots(definition: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
