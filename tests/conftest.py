@@ -55,5 +55,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--editor-screenshot",
         action="store_true",
-        help="with the browser's tests: draw docs/editor.png anew (make test ARGS='-k editor --editor-screenshot')",
+        help="the browser's tests also draw docs/editor.png anew",
     )

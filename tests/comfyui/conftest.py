@@ -52,8 +52,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     if _without_browser:
         terminalreporter.write_line(
-            f"{len(_without_browser)} tests that run in a browser were left out: {NO_BROWSER}. Install Chromium "
-            "(apt-get install chromium), or set CHROMIUM_PATH, to run them."
+            f"{len(_without_browser)} tests that run in a browser were left out: {NO_BROWSER}. Install "
+            "Chromium (apt-get install chromium), or set CHROMIUM_PATH, to run them."
         )
 
 

@@ -27,7 +27,8 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
 }
-READY = "!!(window.app?.graph && app.extensionManager && document.querySelector('[data-testid=queue-button] button'))"
+RUN = "[data-testid=queue-button] button"
+READY = f"!!(window.app?.graph && app.extensionManager && document.querySelector('{RUN}'))"
 NODES = """app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])]).map(node => ({
     id: node.id,
     type: node.type,
@@ -54,7 +55,9 @@ def editor(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def load(editor: Chromium, name: str) -> dict[str, Any]:
-    """Opens a workflow, all of it in view."""
+    """Opens a workflow, all of it in view, after closing what the one before had to say."""
+    editor.evaluate("document.querySelectorAll('.p-dialog-close-button').forEach(button => button.click())")
+    editor.wait_for("!document.querySelector('.p-dialog-mask')", "dialogs to close", limit_s=30)
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     editor.evaluate(f"app.loadGraphData({json.dumps(workflow)}, true, true, {json.dumps(name)})")
     editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
@@ -70,7 +73,11 @@ def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Chromium, name
     assert {node["id"] for node in nodes} == {node["id"] for node in [*workflow["nodes"], *inside]}
     assert [node for node in nodes if not node["known"]] == []
     assert [node for node in nodes if node["red"]] == []
-    assert editor.evaluate(SAYS) == []
+    said = editor.evaluate(SAYS)
+    if name.startswith("avatar_"):
+        assert said == []
+    else:  # the user is told which files to fetch, and of nothing else
+        assert [text.split("\n")[0] for text in said] == ["Missing Models"]
     exported = editor.evaluate("app.graphToPrompt().then(prompt => prompt.output)")
     assert exported == load_workflow(name)
 
@@ -84,7 +91,7 @@ def test_queued_in_the_editor_the_picture_appears(
     if not keep:  # two steps are enough to see that it runs
         set_widget(editor, "steps", 2)
     assert editor.evaluate(PICTURES) == [0]
-    editor.click("[data-testid=queue-button] button")
+    editor.click(RUN)
     editor.wait_for(f"(p => p.length && p.every(n => n === 4))({PICTURES})", "four pictures", limit_s=300)
     assert editor.evaluate(SAYS) == []
     assert [node for node in editor.evaluate(NODES) if node["red"]] == []
@@ -101,12 +108,11 @@ def test_a_prompt_without_the_word_shows_its_reason(editor: Chromium) -> None:
     load(editor, "avatar_person")
     set_widget(editor, "steps", 2)
     set_widget(editor, "text", "a photo of a lamp in a room")
-    editor.click("[data-testid=queue-button] button")
+    editor.click(RUN)
     shown = editor.wait_for(f"{SAYS}.join()", "the error", limit_s=300)
     assert "Apply Subject" in shown
     assert "'person'" in shown
     assert "lamp" in shown
-    editor.evaluate("app.extensionManager.dialog?.closeDialog?.()")
 
 
 def set_widget(editor: Chromium, widget: str, value: Any) -> None:

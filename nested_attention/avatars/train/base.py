@@ -142,9 +142,7 @@ def train_base(
             out = unet(noisy, t, context, added_cond_kwargs=added).sample.float()
         error = out - scheduler.get_velocity(x, noise, t)
         denoise = emphasised(error, emphasis[rows])
-        localise = torch.stack(
-            [attention_loss(p.float(), words, masks[rows]) for p in probabilities(watched)]
-        ).mean()
+        localise = torch.stack([attention_loss(p.float(), words, masks[rows]) for p in probabilities(watched)]).mean()
         run.update(
             denoise + LOCALISE * localise,
             denoise=denoise.detach(),

@@ -179,10 +179,7 @@ def draw_pictures(
         for name in ids
     }
     ends = {
-        name: [
-            _phrase_ends(list(row), said)
-            for row, said in zip(ids[name], rows[f"{name}_phrases"], strict=True)
-        ]
+        name: [_phrase_ends(list(row), said) for row, said in zip(ids[name], rows[f"{name}_phrases"], strict=True)]
         for name in ids
     }
     pictures = Pictures(

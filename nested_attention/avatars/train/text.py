@@ -57,9 +57,7 @@ def train_text(
     tokens = used_tokens(pictures.described, pictures.plain, load_tokenizer().encode_all([""]))
     text_l, text_g = (compact(new(), tokens) for new in (new_text_l, new_text_g))
     heads = _Heads()
-    run = Run(
-        folder, {"text_l": text_l, "text_g": text_g, "heads": heads}, rate=2e-3, budget=budget, ema=0.998
-    )
+    run = Run(folder, {"text_l": text_l, "text_g": text_g, "heads": heads}, rate=2e-3, budget=budget, ema=0.998)
     rng = np.random.default_rng([seed, run.step])
     sizes, setting_sizes = list(FIGURE_LABELS.values()), list(SETTING_LABELS.values())
     figures = torch.from_numpy(pictures.figure_labels.astype(np.int64))
@@ -75,9 +73,7 @@ def train_text(
         end = (ids == TOKENS.end).argmax(axis=1)
         index = torch.from_numpy(rows)
         losses = [
-            _cross_entropy(
-                heads.end(context[torch.arange(batch), torch.from_numpy(end)]), setting[index], setting_sizes
-            )
+            _cross_entropy(heads.end(context[torch.arange(batch), torch.from_numpy(end)]), setting[index], setting_sizes)
         ]
         for number in range(words.shape[1]):
             there = np.nonzero(words[:, number] >= 0)[0]
@@ -93,12 +89,7 @@ def train_text(
         first[torch.from_numpy(words[:, 1] >= 0)] = -1
         both = torch.cat([setting[index], first], dim=1)
         losses.append(_cross_entropy(heads.pooled(pooled), both, setting_sizes + sizes))
-        run.update(
-            torch.stack(losses).sum(),
-            word=losses[1].detach(),
-            phrase=losses[2].detach(),
-            end=losses[0].detach(),
-        )
+        run.update(torch.stack(losses).sum(), word=losses[1].detach(), phrase=losses[2].detach(), end=losses[0].detach())
         if run.step % 500 == 0:
             run.save()
     run.save()
