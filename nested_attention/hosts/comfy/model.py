@@ -22,7 +22,18 @@ from ...placeholders import SubjectWord
 from ...prompt import describe_words
 from ...sites import ComfyAddress
 from .layer import AppliedSubject, CarriedSubject, NestedLayer
-from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
+from .marks import (
+    COND,
+    KEY,
+    PromptMarks,
+    UnclaimedMarks,
+    fit,
+    logger,
+    mark_of,
+    marks_in,
+    warn_of_lost_words,
+    warn_once,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +71,8 @@ class SubjectChain:
             cond for role, conds in guider.conds.items() for cond in conds or () if not _negative(role, cond)
         ]
         self._check(prompts)
+        for cond in prompts:
+            warn_of_lost_words(cond)
         guider.conds = {
             role: conds if conds is None else [self._claim(cond, _negative(role, cond)) for cond in conds]
             for role, conds in guider.conds.items()
