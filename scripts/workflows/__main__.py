@@ -1,11 +1,11 @@
 """Keeps workflows/*.json, which the editor opens, and workflows/api/*.json, which the server takes, in step.
 
     python scripts/workflows check          what sync would change; exits with 1 if anything
-    python scripts/workflows sync           inputs that nodes have gained appear, and the API files are written anew
+    python scripts/workflows sync           inputs that nodes have gained appear; API files are written anew
     python scripts/workflows draft NAME …   writes a workflow of recipes.py (--force: over the one there is)
 
-A workflow in workflows/ is edited in ComfyUI and saved there; sync does the rest. Node definitions come from a
-ComfyUI that is started for it (scripts/find_comfyui.py), or from a file with the JSON of a server's /object_info.
+A workflow in workflows/ is edited in ComfyUI and saved there; sync does the rest. Node definitions come from
+a ComfyUI that is started for it (scripts/find_comfyui.py), or from a file with the JSON of /object_info.
 """
 
 from __future__ import annotations

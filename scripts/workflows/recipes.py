@@ -72,9 +72,11 @@ def several_pictures(context: Context) -> Draft:
     draft = context.draft(
         "avatar_several_pictures",
         "Several pictures of one subject",
-        "**Encode Subject** takes a batch: every picture in it is of the same subject, and all count equally. "
+        "**Encode Subject** takes a batch: every picture in it is of the same subject, and all count "
+        "equally. "
         "Here it is the reference, its mirror image and a closer crop, joined by **Batch Images**.\n\n"
-        "- With photographs of your own, put **Load Image** in place of the reference and batch as many as you "
+        "- With photographs of your own, put **Load Image** in place of the reference and batch as many "
+        "as you "
         "have: other light, other angles, other expressions.\n"
         "- More pictures cost memory and a little time for each, and nothing in the prompt.\n"
         "- Pictures of *different* people in one batch make a mixture of them.",
@@ -140,7 +142,8 @@ def img2img(context: Context) -> Draft:
     draft = context.draft(
         "avatar_img2img",
         "Another style, the same picture and the same person",
-        "The first sampler draws a photo; the second starts from it (**VAE Encode**, `denoise` below 1) with a "
+        "The first sampler draws a photo; the second starts from it (**VAE Encode**, `denoise` below 1) "
+        "with a "
         "prompt for another style. The subject is attached to the word in both prompts, so it stays the same "
         "person.\n\n"
         "- `denoise` of the second sampler: lower keeps more of the first picture, higher takes more of the "
@@ -184,9 +187,11 @@ def inpaint(context: Context) -> Draft:
     draft = context.draft(
         "avatar_inpaint",
         "A person put into a picture that exists",
-        "The first sampler draws a pet in a forest, without any subject. The second draws only inside the mask "
+        "The first sampler draws a pet in a forest, without any subject. The second draws only inside the "
+        "mask "
         "(**Set Latent Noise Mask**), with the subject attached, and leaves the rest as it is.\n\n"
-        "- The mask is the left half of the picture; draw one of your own with **Load Image (as Mask)** or the "
+        "- The mask is the left half of the picture; draw one of your own with **Load Image (as Mask)** "
+        "or the "
         "mask editor.\n"
         "- The prompt of the second pass describes the whole picture, so that what is drawn fits in.\n"
         "- For a picture of your own, put **Load Image** in place of the first sampler.",
@@ -240,9 +245,11 @@ def hires_fix(context: Context) -> Draft:
         "avatar_hires_fix",
         "Larger, in two passes",
         "The first pass fixes the composition at the size the model knows; the latent is then enlarged "
-        "(**Upscale Latent By**) and sampled again with `denoise` below 1. The same MODEL and prompts serve both "
+        "(**Upscale Latent By**) and sampled again with `denoise` below 1. The same MODEL and prompts "
+        "serve both "
         "passes, and so the same subject does.\n\n"
-        "- If a later pass is meant to go without the subject, give it a prompt without the word and the MODEL "
+        "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
+        "MODEL "
         "from before **Apply Subject**.\n"
         "- On SDXL: 1024 × 1024 first, then × 1.5.",
     )
@@ -275,10 +282,12 @@ def variation(context: Context) -> Draft:
         "avatar_variation",
         "The same person as another word",
         "**Apply Subject** has a `name` here, *alice*. In the prompt, `<alice>` stands for the person, and "
-        "`<alice:child>` attaches the same person to the word **child**: the text says what kind of person it "
+        "`<alice:child>` attaches the same person to the word **child**: the text says what kind of "
+        "person it "
         "is, the reference says who.\n\n"
         "- Change the word after the colon: `<alice:woman>`, `<alice:boy>`, `<alice:girl>`.\n"
-        "- The upper picture says `<alice>`, the lower one `<alice:child>`; noise and all settings are the same.",
+        "- The upper picture says `<alice>`, the lower one `<alice:child>`; noise and all settings are "
+        "the same.",
     )
     world, _ = _world(draft)
     group = draft.group("2. The person, called alice")
@@ -309,10 +318,13 @@ def grid(context: Context) -> Draft:
     draft = context.draft(
         "avatar_grid",
         "λ × α on one sheet",
-        "Nine pictures of the same person from the same noise. From left to right λ (`attention_scale`) is 1, 2 "
-        "and 3: more identity, less prompt. From top to bottom α (`alpha`) is 1, 2 and 4: weaker and stronger "
+        "Nine pictures of the same person from the same noise. From left to right λ (`attention_scale`) "
+        "is 1, 2 "
+        "and 3: more identity, less prompt. From top to bottom α (`alpha`) is 1, 2 and 4: weaker and "
+        "stronger "
         "than the paper's 2, which encoders are trained with.\n\n"
-        "- One prompt serves all nine: the CLIP of any **Apply Subject** with the same word marks it for all.\n"
+        "- One prompt serves all nine: the CLIP of any **Apply Subject** with the same word marks it for "
+        "all.\n"
         "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing new.",
     )
     world, group = _world(draft)
@@ -370,8 +382,10 @@ def subgraph(context: Context) -> Draft:
     draft = context.draft(
         "avatar_subgraph",
         "The subject's nodes as one",
-        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come out. "
-        "Double-click its title bar's icon to see the three nodes inside, copy it to use it again for a second "
+        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come "
+        "out. "
+        "Double-click its title bar's icon to see the three nodes inside, copy it to use it again for a "
+        "second "
         "subject.",
     )
     world, _ = _world(draft)

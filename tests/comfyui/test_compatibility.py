@@ -118,9 +118,9 @@ def test_a_patched_model_before_and_after(world: Any, patch: Patch) -> None:
     assert same(drawn(off, off_clip), alone)
 
 
-@composes("torch.compile (TorchCompileModel)", order="both")
+@composes("torch.compile (TorchCompileModel)", order="either", note="shown with its eager backend")
 def test_a_compiled_model_before_and_after(world: Any) -> None:
-    """The UNet is traced with the subject's layers in it. A smaller one than elsewhere: tracing takes long."""
+    """The UNet is traced with the subject's layers in it; a small one, as tracing takes long."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from tiny import carries, encode, make_encoder, make_model, make_subject, sample
 
