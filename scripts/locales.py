@@ -2,7 +2,7 @@
 """The nodes' texts in other languages, where ComfyUI looks for them: locales/<language>/nodeDefs.json.
 
     python scripts/locales.py                  writes the English texts, as the nodes have them
-    python scripts/locales.py --missing de     prints what is to be translated, with the English texts as values
+    python scripts/locales.py --missing de     prints what is to be translated, with its English texts
     python scripts/locales.py --fill de FILE   takes in what --missing printed, translated
     python scripts/locales.py --check          exits with 1, saying what is missing or stale in any language
 

@@ -89,6 +89,11 @@ class ComfyServer:
         with urllib.request.urlopen(self._url + path, timeout=60) as answer:
             return json.load(answer)
 
+    def text(self, path: str) -> str:
+        """The text at a path of the server."""
+        with urllib.request.urlopen(self._url + path, timeout=60) as answer:
+            return str(answer.read().decode())
+
     def run(self, workflow: Workflow, *, limit_s: float = 600) -> dict[str, list[Path]]:
         """Queue a graph in API format and wait for it: node id → the files its node saved.
 

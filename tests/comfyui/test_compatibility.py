@@ -262,8 +262,8 @@ def test_a_prompt_in_an_area(world: Any) -> None:
 def test_two_people_in_two_prompts(world: Any) -> None:
     from tiny import carries, encode, same, sample
 
-    chain = world.apply(world.model, world.clip, name="alice")
-    model, clip = world.apply(*chain, world.bob, name="bob")
+    chain = world.apply(world.model, world.clip, name="alice", when_missing="warn")
+    model, clip = world.apply(*chain, world.bob, name="bob", when_missing="warn")
 
     def picture(left: str, right: str) -> Tensor:
         positive = combined(masked(encode(clip, left), "left"), masked(encode(clip, right), "right"))
@@ -389,7 +389,8 @@ def test_a_subject_drawn_into_a_picture(world: Any, soft: bool) -> None:
     assert same(resampled(before, clip, start, denoise=1.0, mask=mask), ours)
     plain = resampled(patched(world.model), world.clip, start, denoise=1.0, mask=mask)
     assert carries(ours[..., :4], plain[..., :4])
-    torch.testing.assert_close(ours[..., 4:], start[..., 4:], rtol=1e-4, atol=1e-4)
+    if not soft:  # the soft one draws over everything in its last step
+        torch.testing.assert_close(ours[..., 4:], start[..., 4:], rtol=1e-4, atol=1e-4)
 
 
 @composes("Hires fix (a second pass on the enlarged latent)", order="sampler")
