@@ -172,8 +172,8 @@ def main() -> None:
     elif chosen.check:
         stale = [] if read("en") == texts else ["en: run python scripts/locales.py"]
         found = [*stale, *(line for language in LANGUAGES for line in problems(language, texts))]
-        print("\n".join(found))
-        sys.exit(bool(found))
+        if found:
+            sys.exit("\n".join(found))
     else:
         _dump(LOCALES / "en" / "nodeDefs.json", nodes)
 

@@ -59,7 +59,8 @@ class BrowserError(Exception):
 class Chromium:
     """A context manager around one browser with one page.
 
-    program: see find_chromium. profile: an empty folder. size: of the page, in pixels.
+    program: see find_chromium. profile: a folder for it, empty or not there yet. size: of the page, in
+    pixels.
     """
 
     def __init__(self, program: str, profile: Path, size: tuple[int, int] = (1600, 900)) -> None:
@@ -80,6 +81,7 @@ class Chromium:
         """What the page logged and threw, as the browser's events."""
 
     def __enter__(self) -> Chromium:
+        self._log.parent.mkdir(exist_ok=True)
         commands, our_commands = os.pipe()
         our_answers, answers = os.pipe()
         # Above 4, so that neither is overwritten on its way to 3 and 4.
@@ -108,15 +110,34 @@ class Chromium:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close_pipes()
+        if self._process is not None:
+            self.wait(limit_s=5)
+            with contextlib.suppress(ProcessLookupError):  # its helpers are in its process group too
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=10)
+
+    @property
+    def pid(self) -> int:
+        """Of the browser, and of the process group that its helpers are in."""
+        assert self._process is not None
+        return self._process.pid
+
+    def close_pipes(self) -> None:
+        """What the system does if this process dies; the browser then ends by itself."""
         for end in self._pipes:
             with contextlib.suppress(OSError):
                 os.close(end)
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=5)
-            with contextlib.suppress(ProcessLookupError):  # its helpers have the process group too
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(timeout=10)
+        self._pipes = (-1, -1)
+
+    def wait(self, limit_s: float) -> bool:
+        """Whether the browser has ended within the time."""
+        assert self._process is not None
+        try:
+            self._process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def call(self, method: str, *, limit_s: float = 60, **params: Any) -> dict[str, Any]:
         """A DevTools command and its result. Raises BrowserError if it fails or takes longer."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import Chromium, find_chromium
+from chromium import BrowserError, Chromium, find_chromium
 from PIL import Image
 
 from nested_attention.demo.draw import load_workflow
@@ -121,3 +122,23 @@ def set_widget(editor: Chromium, widget: str, value: Any) -> None:
         "for (const node of app.graph._nodes) for (const widget of node.widgets ?? [])"
         f" if (widget.name === {json.dumps(widget)}) widget.value = {json.dumps(value)}"
     )
+
+
+def test_a_browser_ends_and_leaves_nothing_running(comfyui: Path, tmp_path: Path) -> None:
+    """At the end of its block, and by itself when whoever held its pipe is gone."""
+    program, where = find_chromium()
+    assert program, where
+    with Chromium(program, tmp_path / "first") as browser:
+        assert browser.evaluate("1 + 1") == 2
+        with pytest.raises(BrowserError, match="no answer in time"):
+            browser.evaluate("new Promise(() => {})", limit_s=0.5)
+        with pytest.raises(BrowserError, match="waited 1 s for rain in vain"):
+            browser.wait_for("false", "rain", limit_s=1)
+        group = browser.pid
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+    orphan = Chromium(program, tmp_path / "second").__enter__()
+    orphan.close_pipes()
+    assert orphan.wait(limit_s=30)
+    orphan.__exit__(None, None, None)
