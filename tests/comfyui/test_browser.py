@@ -98,8 +98,8 @@ def test_queued_in_the_editor_the_picture_appears(
     assert editor.evaluate(SAYS) == []
     assert [node for node in editor.evaluate(NODES) if node["red"]] == []
     if keep:  # large enough that the editor writes on the nodes
-        editor.evaluate("Object.assign(app.canvas.ds, {scale: 0.69, offset: [143, 225]})")
-        editor.evaluate("app.canvas.setDirty(true, true)")
+        editor.evaluate("void Object.assign(app.canvas.ds, {scale: 0.69, offset: [143, 225]})")
+        editor.evaluate("void app.canvas.setDirty(true, true)")
         time.sleep(2)
     shown = editor.screenshot()
     with Image.open(io.BytesIO(shown)) as picture:
