@@ -220,7 +220,7 @@ class Draft:
         for node, one in zip(self.nodes, saved, strict=True):
             for index, slot in enumerate(one["outputs"]):
                 slot["links"] = outgoing.get(Slot(node, index))
-        self._order(saved, links)
+        self._order(saved)
         return saved, links
 
     def _node(self, node: Node, position: tuple[int, int], entries: list[Graph]) -> Graph:
@@ -252,7 +252,7 @@ class Draft:
         }
 
     @staticmethod
-    def _order(saved: list[Graph], links: list[list[Any]]) -> None:
+    def _order(saved: list[Graph]) -> None:
         """The order of execution, after the note's 0. Nodes are added after the ones they read from."""
         for order, node in enumerate(saved, start=1):
             node["order"] = order

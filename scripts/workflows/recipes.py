@@ -382,11 +382,9 @@ def subgraph(context: Context) -> Draft:
     draft = context.draft(
         "avatar_subgraph",
         "The subject's nodes as one",
-        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come "
-        "out. "
-        "Double-click its title bar's icon to see the three nodes inside, copy it to use it again for a "
-        "second "
-        "subject.",
+        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come out. "
+        "The icon in its title bar opens it and shows the three nodes inside; copy it to use it again, for a "
+        "second subject.",
     )
     world, _ = _world(draft)
     group = draft.group("2. The person, in a subgraph")
