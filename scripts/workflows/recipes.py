@@ -382,7 +382,8 @@ def subgraph(context: Context) -> Draft:
     draft = context.draft(
         "avatar_subgraph",
         "The subject's nodes as one",
-        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come out. "
+        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and "
+        "CLIP come out. "
         "The icon in its title bar opens it and shows the three nodes inside; copy it to use it again, for a "
         "second subject.",
     )
