@@ -98,7 +98,7 @@ def test_queued_in_the_editor_the_picture_appears(
     assert editor.evaluate(SAYS) == []
     assert [node for node in editor.evaluate(NODES) if node["red"]] == []
     if keep:  # large enough that the editor writes on the nodes
-        editor.evaluate("void Object.assign(app.canvas.ds, {scale: 0.69, offset: [143, 225]})")
+        editor.evaluate("void Object.assign(app.canvas.ds, {scale: 0.69, offset: [38, 225]})")
         editor.evaluate("void app.canvas.setDirty(true, true)")
         time.sleep(2)
     shown = editor.screenshot()
