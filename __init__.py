@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from .nodes import NestedAttentionExtension
 
+WEB_DIRECTORY = "./web"  # the nodes' help pages, web/docs/<node id>.md
+
 
 async def comfy_entrypoint() -> NestedAttentionExtension:
     """Called by ComfyUI when it loads the pack."""
     return NestedAttentionExtension()
 
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -30,7 +30,9 @@ if [ -n "$comfyui" ]; then
     "$py" scripts/missing_requirements.py "$comfyui/requirements.txt" --except torchaudio > "$venv/comfyui.txt"
     if [ -s "$venv/comfyui.txt" ]; then
         echo "Installing what ComfyUI in $comfyui lacks: $(paste -sd ' ' "$venv/comfyui.txt")"
-        "$py" -c 'import torch; print(f"torch=={torch.__version__}")' > "$venv/constraints.txt"
+        # As its package is called on the index: torch.__version__ may say more, such as +cu130.
+        "$py" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+            > "$venv/constraints.txt"
         pip -r "$venv/comfyui.txt" -c "$venv/constraints.txt"
     fi
 fi

@@ -19,9 +19,8 @@ from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
 
-WORKFLOWS = ("avatar_person", "avatar_person_and_pet")
 SIDE = 256
-"""Pixels a side of one picture: 8 an art pixel."""
+"""Pixels a side of one picture in a sheet of four: 8 an art pixel."""
 
 
 def main() -> None:
@@ -29,14 +28,22 @@ def main() -> None:
     if comfyui is None:
         sys.exit(f"ComfyUI was not found: {where}")
     with tempfile.TemporaryDirectory() as folder, ComfyServer(comfyui, Path(folder)) as server:
-        for name in WORKFLOWS:
-            graph = load_workflow(name)
-            sheet = Image.new("RGB", (2 * SIDE, 2 * SIDE))
-            for number, path in enumerate(server.run(graph)[node_of(graph, "SaveImage")][:4]):
-                with Image.open(path) as picture:
-                    shown = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
-                sheet.paste(shown, (number % 2 * SIDE, number // 2 * SIDE))
-            sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90, subsampling=0)
+        for path in sorted((ROOT / "workflows").glob("avatar_*.json")):
+            graph = load_workflow(path.stem)
+            pictures = server.run(graph)[node_of(graph, "SaveImage")]
+            sheet(pictures).save(path.with_suffix(".jpg"), quality=90, subsampling=0)
+
+
+def sheet(pictures: list[Path]) -> Image.Image:
+    """One picture at the size of four, two beside each other, or the first four."""
+    side = 2 * SIDE if len(pictures) == 1 else SIDE
+    columns, rows = min(len(pictures), 2), 1 if len(pictures) < 3 else 2
+    whole = Image.new("RGB", (columns * side, rows * side))
+    for number, path in enumerate(pictures[: columns * rows]):
+        with Image.open(path) as picture:
+            shown = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+        whole.paste(shown, (number % 2 * side, number // 2 * side))
+    return whole
 
 
 if __name__ == "__main__":

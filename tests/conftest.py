@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -43,3 +44,30 @@ def closing_line(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in terminalreporter.config.stash.get(_CLOSING, []):
         terminalreporter.write_line(line)
+
+
+def load_script(path: str) -> ModuleType:
+    """A file of scripts/, under a name of its own; what lies beside it can be imported by it."""
+    place = ROOT / "scripts" / path
+    name = f"scripts_{place.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, place)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def script():  # noqa: ANN201
+    """load_script, for tests."""
+    return load_script
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--editor-screenshot",
+        action="store_true",
+        help="the browser's tests also draw docs/editor.png anew",
+    )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,7 +35,18 @@ def api(name: str) -> dict[str, Any]:
 
 
 def test_the_promised_workflows_exist_in_both_formats() -> None:
-    assert {"avatar_person", "avatar_person_and_pet", "sdxl_person"} <= set(NAMES)
+    assert {
+        "avatar_person",
+        "avatar_person_and_pet",
+        "avatar_several_pictures",
+        "avatar_variation",
+        "avatar_img2img",
+        "avatar_inpaint",
+        "avatar_hires_fix",
+        "avatar_grid",
+        "avatar_subgraph",
+        "sdxl_person",
+    } <= set(NAMES)
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
 
 
@@ -65,8 +78,8 @@ def test_nodes_name_their_pack_so_that_missing_ones_can_be_installed(editor: dic
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pack = re.search(r'^name = "(.+)"$', project, re.M).group(1)  # type: ignore[union-attr]
     version = re.search(r'^version = "(.+)"$', project, re.M).group(1)  # type: ignore[union-attr]
-    for node in editor["nodes"]:
-        if node["type"] == "MarkdownNote":
+    for node in all_nodes(editor):
+        if node["type"] == "MarkdownNote" or node["type"] in subgraphs(editor):
             continue
         properties = node["properties"]
         assert properties["Node name for S&R"] == node["type"]
@@ -99,18 +112,87 @@ def test_every_node_lies_in_a_group_or_beside_them_and_none_overlap(editor: dict
 
 
 def test_editor_and_api_format_have_the_same_nodes_and_links(
-    editor: dict[str, Any], api: dict[str, Any]
+    editor: dict[str, Any], api: dict[str, Any], script: Callable[[str], ModuleType]
 ) -> None:
-    drawn = {str(node["id"]): node for node in editor["nodes"] if node["type"] != "MarkdownNote"}
-    assert {number: node["type"] for number, node in drawn.items()} == {
+    """The values of widgets, whose order only ComfyUI knows, are compared in comfyui/test_server.py."""
+    formats = script("workflows/formats.py")
+    bare = formats.to_api(editor, {node["type"]: NO_WIDGETS for node in all_nodes(editor)})
+    assert {number: node["class_type"] for number, node in bare.items()} == {
         number: node["class_type"] for number, node in api.items()
     }
-    links = {link[0]: [str(link[1]), link[2]] for link in editor["links"]}
-    for number, node in drawn.items():
-        joined = {
-            entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry["link"] is not None
-        }
-        inputs = api[number]["inputs"]
-        assert joined == {key: value for key, value in inputs.items() if isinstance(value, list)}
-        widgets = {entry["name"] for entry in node["inputs"] if "widget" in entry}
-        assert widgets == {key for key, value in inputs.items() if not isinstance(value, list)}
+    for number, node in bare.items():
+        linked = {key: value for key, value in api[number]["inputs"].items() if isinstance(value, list)}
+        assert node["inputs"] == linked
+    drawn = {node["id"]: node for node in all_nodes(editor)}
+    for number, node in api.items():
+        entries = drawn[int(number.split(":")[-1])]["inputs"]
+        widgets = {entry["name"] for entry in entries if "widget" in entry and entry["link"] is None}
+        assert widgets == {key for key, value in node["inputs"].items() if not isinstance(value, list)}
+
+
+NO_WIDGETS = {"input_order": {}, "display_name": ""}
+
+
+def subgraphs(editor: dict[str, Any]) -> dict[str, Any]:
+    return {graph["id"]: graph for graph in editor.get("definitions", {}).get("subgraphs", [])}
+
+
+def all_nodes(editor: dict[str, Any]) -> list[dict[str, Any]]:
+    """The workflow's nodes and those inside its subgraphs."""
+    return [
+        *editor["nodes"],
+        *(node for graph in subgraphs(editor).values() for node in graph["nodes"]),
+    ]
+
+
+def test_what_stands_inside_a_subgraph_is_joined_to_its_ends() -> None:
+    editor = json.loads((ROOT / "workflows" / "avatar_subgraph.json").read_text(encoding="utf-8"))
+    (inside,) = subgraphs(editor).values()
+    (outside,) = (node for node in editor["nodes"] if node["type"] == inside["id"])
+    assert [entry["name"] for entry in outside["inputs"]] == [entry["name"] for entry in inside["inputs"]]
+    assert [slot["name"] for slot in outside["outputs"]] == [slot["name"] for slot in inside["outputs"]]
+    links = {link["id"]: link for link in inside["links"]}
+    for end, kind, key in (("inputs", -10, "origin"), ("outputs", -20, "target")):
+        for index, slot in enumerate(inside[end]):
+            joined = {
+                n for n, link in links.items() if (link[f"{key}_id"], link[f"{key}_slot"]) == (kind, index)
+            }
+            assert joined == set(slot["linkIds"]) != set()
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    for number, link in links.items():
+        if link["origin_id"] != -10:
+            assert number in nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["links"]
+        if link["target_id"] != -20:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == number
+
+
+def test_inputs_that_a_node_gains_are_added_with_their_defaults(script: Callable[[str], ModuleType]) -> None:
+    """What `python scripts/workflows sync` does after a node has grown; a lost input is refused."""
+    update = script("workflows/formats.py").update
+    node = {
+        "type": "NestedAttentionX",
+        "size": [200, 20],
+        "inputs": [{"name": "a", "type": "INT", "widget": {"name": "a"}, "link": None}],
+        "outputs": [],
+        "properties": {"ver": "0.0.1"},
+        "widgets_values": [3],
+    }
+    grown = {
+        "input": {
+            "required": {"a": ["INT", {"default": 0}]},
+            "optional": {"b": ["FLOAT", {"default": 0.5}], "c": ["MASK", {}], "d": [["x", "y"]]},
+        },
+        "input_order": {"required": ["a"], "optional": ["b", "c", "d"]},
+        "output": ["IMAGE"],
+        "output_name": ["IMAGE"],
+    }
+    before = json.dumps(node)
+    (after,) = update({"nodes": [node]}, {"NestedAttentionX": grown}, "0.2.0")["nodes"]
+    assert json.dumps(node) == before
+    assert [entry["name"] for entry in after["inputs"]] == ["a", "b", "c", "d"]
+    assert after["widgets_values"] == [3, 0.5, "x"]
+    assert [slot["name"] for slot in after["outputs"]] == ["IMAGE"]
+    assert after["properties"]["ver"] == "0.2.0"
+    assert after["size"][1] > 20
+    with pytest.raises(ValueError, match="no input a any more"):
+        update({"nodes": [node]}, {"NestedAttentionX": {**grown, "input_order": {}}}, "0.2.0")

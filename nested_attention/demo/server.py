@@ -76,6 +76,11 @@ class ComfyServer:
                 self._process.wait()
 
     @property
+    def url(self) -> str:
+        """Where the editor is, while the server runs."""
+        return self._url
+
+    @property
     def log(self) -> Path:
         return self.base / "server.log"
 
@@ -83,6 +88,11 @@ class ComfyServer:
         """The JSON at a path of the server."""
         with urllib.request.urlopen(self._url + path, timeout=60) as answer:
             return json.load(answer)
+
+    def text(self, path: str) -> str:
+        """The text at a path of the server."""
+        with urllib.request.urlopen(self._url + path, timeout=60) as answer:
+            return str(answer.read().decode())
 
     def run(self, workflow: Workflow, *, limit_s: float = 600) -> dict[str, list[Path]]:
         """Queue a graph in API format and wait for it: node id → the files its node saved.

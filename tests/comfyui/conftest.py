@@ -11,8 +11,12 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chromium import find_chromium
+
+from nested_attention.demo.server import ComfyServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _spec = importlib.util.spec_from_file_location("find_comfyui", ROOT / "scripts" / "find_comfyui.py")
@@ -21,8 +25,10 @@ assert _spec.loader is not None
 _finder = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_finder)
 COMFYUI, REASON = _finder.find_comfyui()
+CHROMIUM, NO_BROWSER = find_chromium()
 
 _left_out: list[str] = []
+_without_browser: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if COMFYUI is None:
                 _left_out.append(item.nodeid)
                 item.add_marker(pytest.mark.skip(reason=f"ComfyUI was not found: {REASON}"))
+            elif CHROMIUM is None and item.get_closest_marker("browser"):
+                _without_browser.append(item.nodeid)
+                item.add_marker(pytest.mark.skip(reason=f"no browser was found: {NO_BROWSER}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -40,6 +49,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{len(_left_out)} tests that run in ComfyUI were left out: {REASON}. Set COMFYUI_PATH to run "
             "them."
+        )
+    if _without_browser:
+        terminalreporter.write_line(
+            f"{len(_without_browser)} tests that run in a browser were left out: {NO_BROWSER}. Install "
+            "Chromium (apt-get install chromium), or set CHROMIUM_PATH, to run them."
         )
 
 
@@ -54,6 +68,19 @@ def comfyui() -> Path:
 
     args.cpu = True
     return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A real ComfyUI with the pack in custom_nodes, started once for the whole session."""
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def definitions(server: ComfyServer) -> dict[str, Any]:
+    """Every node's inputs, outputs and names, as the editor gets them."""
+    return dict(server.get("/object_info"))
 
 
 @pytest.fixture(scope="session")

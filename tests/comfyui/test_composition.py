@@ -44,6 +44,11 @@ def put_foreign(model: Any, weight: float, *, depth: int = 3) -> Any:
     return model
 
 
+@pytest.mark.composes(
+    "IPAdapter, InstantID, PuLID (replaced cross-attention)",
+    order="both",
+    note="what they add is not rescaled; shown with a stand-in of the class they use, not with the packs",
+)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_a_foreign_object_in_the_slot_before_and_after(world: Any, depth: int) -> None:
     from tiny import carries, encode, same, sample
@@ -93,6 +98,9 @@ def test_a_layer_is_what_was_there_plus_the_correction(world: Any, scale: float,
     assert not torch.allclose(out[1], plain[1], atol=1e-3)
 
 
+@pytest.mark.composes(
+    "Patches before and after cross-attention (attn2_patch, attn2_output_patch)", order="both"
+)
 def test_patches_before_the_projections_and_after(world: Any) -> None:
     """Packs that lengthen the text context (attn2_patch) or change what comes out (attn2_output_patch)."""
     from tiny import carries, encode, same, sample
@@ -116,6 +124,11 @@ def test_patches_before_the_projections_and_after(world: Any) -> None:
     assert same(sample(world.apply(patched(world.model), world.clip)[0], positive, negative), ours)
 
 
+@pytest.mark.composes(
+    "Functions around the model that split batches (tiled samplers)",
+    order="after",
+    note="they have to split all of the model's arguments; one that does not is told so",
+)
 def test_a_function_around_the_model_that_splits_batches(world: Any) -> None:
     """Packs that tile or batch by hand pass every tensor of `c` through; one that does not is told off."""
     from tiny import carries, encode, sample
@@ -173,6 +186,11 @@ def guiders(model: Any, positive: Any, negative: Any, other: Any) -> dict[str, A
     }
 
 
+@pytest.mark.composes(
+    "Guiders: CFG, Basic, DualCFG, PerpNeg",
+    order="after",
+    note="the positive prompts carry the subject, negative and empty ones do not",
+)
 @pytest.mark.parametrize("name", ["CFG", "SAG", "PerpNeg", "DualCFG", "DualCFG nested", "Basic"])
 def test_guiders_carry_the_subject_in_the_positive_only(world: Any, name: str) -> None:
     from tiny import carries, encode, same, sample_with
@@ -186,6 +204,11 @@ def test_guiders_carry_the_subject_in_the_positive_only(world: Any, name: str) -
     assert same(sample_with(guiders(model, positive, negative, other)[name]), ours)
 
 
+@pytest.mark.composes(
+    "PerpNeg, the deprecated model patch",
+    order="after",
+    note="its empty prompt goes without subjects, and a warning says so",
+)
 def test_the_deprecated_perp_neg_node(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Its empty prompt reaches the model by a way of its own, which does not say what it is."""
     from comfy_extras.nodes_perpneg import PerpNeg
@@ -201,6 +224,7 @@ def test_the_deprecated_perp_neg_node(world: Any, caplog: pytest.LogCaptureFixtu
     assert carries(ours, sample(plain, encode(world.clip, "a person by the sea"), negative))
 
 
+@pytest.mark.composes("ControlNet", order="prompt", note="it sees the prompt without the subject")
 def test_a_controlnet_runs_beside(world: Any) -> None:
     """A ControlNet sees the prompts as they are, and its own layers are left alone."""
     import comfy.controlnet
@@ -230,6 +254,7 @@ def test_a_controlnet_runs_beside(world: Any) -> None:
     assert carries(ours, sample(model, encode(clip, "a person"), encode(clip, "bad")))
 
 
+@pytest.mark.composes("LoRA hooks on a prompt", order="prompt")
 def test_hooks_on_a_prompt(world: Any) -> None:
     """Prompts with different hooks run in passes of their own."""
     import comfy.hooks

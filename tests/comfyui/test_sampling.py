@@ -157,6 +157,7 @@ def test_the_word_in_the_negative_prompt_changes_nothing(world: Any, base: dict[
     assert same(sample(negative_too, positive, encode(world.clip, "an ugly person")), expected)
 
 
+@pytest.mark.composes("Conditioning Zero Out", order="prompt", note="as a negative it carries nothing")
 def test_zero_out(world: Any) -> None:
     from nodes import ConditioningZeroOut
     from tiny import encode, same, sample
@@ -190,6 +191,7 @@ def test_batches(world: Any, base: dict[str, Any]) -> None:
     assert not carries(three[:1], sample(model, positive, base["negative"]), threshold=2e-5)
 
 
+@pytest.mark.composes("Conditioning (Set Timestep Range)", order="prompt")
 def test_prompts_combined_with_others_in_areas_masks_and_times(world: Any, base: dict[str, Any]) -> None:
     import nodes
     from node_helpers import conditioning_set_values

@@ -82,6 +82,7 @@ def embeddings(folder: Path) -> None:
     save_file({"emb_params": torch.randn(2, WIDTH_L)}, folder / "small.safetensors")
 
 
+@pytest.mark.composes("Textual inversion embeddings", order="prompt")
 def test_embeddings_move_what_follows(world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from tiny import encode, make_clip, tokens_marked
 
@@ -100,6 +101,9 @@ def test_embeddings_move_what_follows(world: Any, tmp_path: Path, caplog: pytest
     assert rows_that_change(plain, text, "person", "dog") == [2]
 
 
+@pytest.mark.composes(
+    "CLIPTextEncodeSDXL", order="prompt", note="with two different texts, the words of both carry subjects"
+)
 def test_clip_text_encode_sdxl(world: Any) -> None:
     from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
     from tiny import carries, encode, sample, tokens_marked
@@ -207,6 +211,7 @@ def lora_for(model: Any, clip: Any) -> dict[str, torch.Tensor]:
     return lora
 
 
+@pytest.mark.composes("LoRA loaders", order="both")
 def test_lora_loader_before_and_after(world: Any) -> None:
     import comfy.sd
     from tiny import carries, encode, same, sample
@@ -228,6 +233,7 @@ def test_lora_loader_before_and_after(world: Any) -> None:
     )
 
 
+@pytest.mark.composes("CLIP Set Last Layer (CLIP skip)", order="both")
 def test_clip_set_last_layer_before_and_after(world: Any) -> None:
     from nodes import CLIPSetLastLayer
     from tiny import carries, encode, same, sample
@@ -247,6 +253,7 @@ def test_clip_set_last_layer_before_and_after(world: Any) -> None:
     )
 
 
+@pytest.mark.composes("CLIP hooks and schedules", order="both")
 @pytest.mark.parametrize("schedule", [False, True])
 def test_clip_hooks(world: Any, schedule: bool) -> None:
     import comfy.hooks

@@ -73,8 +73,14 @@ class SubjectCLIP(comfy.sd.CLIP):
         **kwargs: Any,
     ) -> Any:
         add = dict(add_dict or {})
-        add.update(self.marks(tokens).in_conditioning(add))
-        return super().encode_from_tokens_scheduled(tokens, unprojected=unprojected, add_dict=add, **kwargs)
+        marks = self.marks(tokens)
+        add.update(marks.in_conditioning(add))
+        conditioning = super().encode_from_tokens_scheduled(
+            tokens, unprojected=unprojected, add_dict=add, **kwargs
+        )
+        for context, _ in conditioning:  # with hooks they do not come from encode_from_tokens
+            setattr(context, KEY, marks)
+        return conditioning
 
     def marks(self, tokens: Tokens) -> PromptMarks:
         """The marks that ride on tokens, in the positions their rows will have in the text context.

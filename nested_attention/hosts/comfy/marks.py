@@ -129,3 +129,22 @@ def marks_in(cond: Mapping[str, Any]) -> PromptMarks | None:
     own = getattr(cond.get("cross_attn"), KEY, None)
     found = own if own is not None else cond.get(KEY)
     return found if isinstance(found, PromptMarks) else None
+
+
+def warn_of_lost_words(cond: Mapping[str, Any]) -> None:
+    """Says once which words of a prompt in the sampler's form cannot carry subjects: those of a second prompt
+    that a node merged into the text context of a marked one, whose marks stay behind."""
+    marks, context = cond.get(KEY), cond.get("cross_attn")
+    if not isinstance(marks, PromptMarks) or not marks.names or context is None:
+        return
+    who = ", ".join(map(repr, sorted(marks.names)))
+    if context.shape[1] > marks.codes.shape[1]:
+        warn_once(
+            f"Nested Attention: the prompt that carries {who} was joined with another one, as Conditioning "
+            "(Concat) does; only the words of the first, conditioning_to, carry subjects"
+        )
+    elif not isinstance(getattr(context, KEY, None), PromptMarks):
+        warn_once(
+            f"Nested Attention: the prompt that carries {who} was changed after it was encoded, as "
+            "Conditioning (Average) does; only the words of its conditioning_to carry subjects"
+        )

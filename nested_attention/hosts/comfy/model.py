@@ -23,7 +23,18 @@ from ...prompt import describe_words
 from ...sites import ComfyAddress
 from .batches import row_values
 from .layer import AppliedSubject, CarriedSubject
-from .marks import COND, KEY, PromptMarks, UnclaimedMarks, fit, logger, mark_of, marks_in, warn_once
+from .marks import (
+    COND,
+    KEY,
+    PromptMarks,
+    UnclaimedMarks,
+    fit,
+    logger,
+    mark_of,
+    marks_in,
+    warn_of_lost_words,
+    warn_once,
+)
 from .places import PLACES, Pass, Places, places_of
 from .regions import PassRegion, SamplingRun
 from .slots import fill_slots
@@ -73,6 +84,8 @@ class SubjectChain:
             cond for role, conds in guider.conds.items() for cond in conds or () if not _negative(role, cond)
         ]
         self._check(prompts)
+        for cond in prompts:
+            warn_of_lost_words(cond)
         guider.conds = {
             role: conds if conds is None else [self._claim(cond, _negative(role, cond)) for cond in conds]
             for role, conds in guider.conds.items()

@@ -1,0 +1,422 @@
+"""The workflows that come with the pack, as drafts: `python scripts/workflows draft NAME` writes the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from draft import Draft, Group, Node, Slot, into_subgraph
+from formats import Definitions, Graph
+
+PERSON = "avatars/person_encoder.safetensors"
+PET = "avatars/pet_encoder.safetensors"
+SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+
+Make = Callable[..., Draft]
+
+
+@dataclass(frozen=True)
+class Context:
+    definitions: Definitions
+    version: str
+    core_version: str
+
+    def draft(self, name: str, heading: str, note: str) -> Draft:
+        return Draft(name, heading, note, self.definitions, self.version, self.core_version)
+
+
+def _prompt(group: Group, clip: Slot, text: str, title: str = "Prompt") -> Node:
+    return group.add("CLIPTextEncode", title, clip=clip, text=text)
+
+
+def _show(group: Group, picture: Slot, prefix: str) -> None:
+    larger = group.add(
+        "ImageScaleBy",
+        "Show the art pixels larger",
+        image=picture,
+        upscale_method="nearest-exact",
+        scale_by=4.0,
+    )
+    group.add("SaveImage", images=larger.out, filename_prefix=f"nested_attention/{prefix}")
+
+
+def _world(draft: Draft) -> tuple[Node, Group]:
+    group = draft.group("1. A world and a reference")
+    world = group.add("NestedAttentionDemoWorld", person=7, pet=3)
+    group.add("PreviewImage", "The reference", images=world["person"])
+    return world, group
+
+
+def _subject(group: Group, world: Node, picture: Slot, encoder_name: str = PERSON) -> tuple[Node, Node]:
+    encoder = group.add("NestedAttentionLoadEncoder", encoder_name=encoder_name)
+    subject = group.add(
+        "NestedAttentionEncodeSubject", encoder=encoder.out, clip_vision=world["CLIP_VISION"], image=picture
+    )
+    return encoder, subject
+
+
+def _apply(group: Group, model: Slot, clip: Slot, encoder: Node, subject: Node, **settings: object) -> Node:
+    title = settings.pop("title", None)
+    return group.add(
+        "NestedAttentionApplySubject",
+        title,  # type: ignore[arg-type]
+        model=model,
+        clip=clip,
+        encoder=encoder.out,
+        subject=subject.out,
+        **settings,
+    )
+
+
+def several_pictures(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_several_pictures",
+        "Several pictures of one subject",
+        "**Encode Subject** takes a batch: every picture in it is of the same subject, and all count "
+        "equally. "
+        "Here it is the reference, its mirror image and a closer crop, joined by **Batch Images**.\n\n"
+        "- With photographs of your own, put **Load Image** in place of the reference and batch as many "
+        "as you "
+        "have: other light, other angles, other expressions.\n"
+        "- More pictures cost memory and a little time for each, and nothing in the prompt.\n"
+        "- Pictures of *different* people in one batch make a mixture of them.",
+    )
+    world, group = _world(draft)
+    group = draft.group("2. More pictures of the same person")
+    mirror = group.add("ImageFlip", "Mirrored", image=world["person"], flip_method="y-axis: horizontally")
+    crop = group.add("ImageCrop", "Closer", image=world["person"], width=64, height=64, x=8, y=8)
+    back = group.add(
+        "ImageScale",
+        "Back to the size of the others",
+        image=crop.out,
+        upscale_method="nearest-exact",
+        width=80,
+        height=80,
+        crop="disabled",
+    )
+    group.column()
+    two = group.add("ImageBatch", image1=world["person"], image2=mirror.out)
+    three = group.add("ImageBatch", image1=two.out, image2=back.out)
+    group.add("PreviewImage", "All three", images=three.out)
+    group = draft.group("3. One subject of all of them")
+    encoder, subject = _subject(group, world, three.out)
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    _draw(draft, world, applied, "a photo of a person in the middle wearing a yellow raincoat in the snow", 4)
+    return draft
+
+
+def _draw(draft: Draft, world: Node, applied: Node, text: str, batch: int, number: int = 4) -> None:
+    """The last two groups of the plainest workflows: prompt and sampling, picture."""
+    group = draft.group(f"{number}. Prompt and sampling")
+    positive = _prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    latent = group.add("EmptyLatentImage", width=128, height=128, batch_size=batch)
+    group.column()
+    latent = _sample(group, applied["MODEL"], positive, negative, latent.out)
+    picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
+    group = draft.group(f"{number + 1}. The picture")
+    _show(group, picture.out, draft.name.removeprefix("avatar_"))
+
+
+def _sample(
+    group: Group,
+    model: Slot,
+    positive: Node,
+    negative: Node,
+    latent: Slot,
+    title: str | None = None,
+    **more: object,
+) -> Node:
+    return group.add(
+        "KSampler",
+        title,
+        model=model,
+        positive=positive.out,
+        negative=negative.out,
+        latent_image=latent,
+        **{**SAMPLING, **more},
+    )
+
+
+def img2img(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_img2img",
+        "Another style, the same picture and the same person",
+        "The first sampler draws a photo; the second starts from it (**VAE Encode**, `denoise` below 1) "
+        "with a "
+        "prompt for another style. The subject is attached to the word in both prompts, so it stays the same "
+        "person.\n\n"
+        "- `denoise` of the second sampler: lower keeps more of the first picture, higher takes more of the "
+        "style.\n"
+        "- For a picture of your own, put **Load Image** in place of the first sampler.\n"
+        "- Styles of the small world: `photo`, `cartoon`, `mosaic`.",
+    )
+    world, _ = _world(draft)
+    group = draft.group("2. The person")
+    encoder, subject = _subject(group, world, world["person"])
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    group = draft.group("3. A picture to start from")
+    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    first = _prompt(
+        group,
+        applied["CLIP"],
+        "a photo of a person in the middle wearing a yellow raincoat in the desert",
+        "Photo",
+    )
+    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    group.column()
+    photo = _sample(group, applied["MODEL"], first, negative, empty.out, "Draw the photo")
+    photo = group.add("VAEDecode", samples=photo.out, vae=world["VAE"])
+    group.add("PreviewImage", "The photo", images=photo.out)
+    group = draft.group("4. Another style")
+    second = _prompt(
+        group,
+        applied["CLIP"],
+        "a mosaic of a person in the middle wearing a yellow raincoat in the desert",
+        "The style wanted",
+    )
+    latent = group.add("VAEEncode", pixels=photo.out, vae=world["VAE"])
+    restyled = _sample(group, applied["MODEL"], second, negative, latent.out, "Draw over it", denoise=0.7)
+    picture = group.add("VAEDecode", samples=restyled.out, vae=world["VAE"])
+    group = draft.group("5. The picture")
+    _show(group, picture.out, "img2img")
+    return draft
+
+
+def inpaint(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_inpaint",
+        "A person put into a picture that exists",
+        "The first sampler draws a pet in a forest, without any subject. The second draws only inside the "
+        "mask "
+        "(**Set Latent Noise Mask**), with the subject attached, and leaves the rest as it is.\n\n"
+        "- The mask is the left half of the picture; draw one of your own with **Load Image (as Mask)** "
+        "or the "
+        "mask editor.\n"
+        "- The prompt of the second pass describes the whole picture, so that what is drawn fits in.\n"
+        "- For a picture of your own, put **Load Image** in place of the first sampler.",
+    )
+    world, _ = _world(draft)
+    group = draft.group("2. The person")
+    encoder, subject = _subject(group, world, world["person"])
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    group = draft.group("3. A picture without the person")
+    plain = _prompt(group, world["CLIP"], "a photo of a pet on the right in a forest", "The picture there is")
+    negative = _prompt(group, world["CLIP"], "", "Negative prompt")
+    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    group.column()
+    drawn = _sample(group, world["MODEL"], plain, negative, empty.out, "Draw it")
+    drawn = group.add("VAEDecode", samples=drawn.out, vae=world["VAE"])
+    group.add("PreviewImage", "The picture there is", images=drawn.out)
+    draft.row()
+    group = draft.group("4. Where the person goes")
+    everywhere = group.add("SolidMask", "Nowhere", value=0.0, width=128, height=128)
+    left = group.add("SolidMask", "As large as the left half", value=1.0, width=64, height=128)
+    group.column()
+    mask = group.add(
+        "MaskComposite",
+        "The left half",
+        destination=everywhere.out,
+        source=left.out,
+        x=0,
+        y=0,
+        operation="add",
+    )
+    group.add("MaskPreview", mask=mask.out)
+    group = draft.group("5. Draw the person there")
+    positive = _prompt(
+        group,
+        applied["CLIP"],
+        "a photo of a person on the left wearing a red scarf and a pet on the right in a forest",
+        "Prompt: the word person is the subject",
+    )
+    latent = group.add("VAEEncode", pixels=drawn.out, vae=world["VAE"])
+    masked = group.add("SetLatentNoiseMask", samples=latent.out, mask=mask.out)
+    group.column()
+    drawn = _sample(group, applied["MODEL"], positive, negative, masked.out, "Draw inside the mask", seed=1)
+    picture = group.add("VAEDecode", samples=drawn.out, vae=world["VAE"])
+    group = draft.group("6. The picture")
+    _show(group, picture.out, "inpaint")
+    return draft
+
+
+def hires_fix(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_hires_fix",
+        "Larger, in two passes",
+        "The first pass fixes the composition at the size the model knows; the latent is then enlarged "
+        "(**Upscale Latent By**) and sampled again with `denoise` below 1. The same MODEL and prompts "
+        "serve both "
+        "passes, and so the same subject does.\n\n"
+        "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
+        "MODEL "
+        "from before **Apply Subject**.\n"
+        "- On SDXL: 1024 × 1024 first, then × 1.5.",
+    )
+    world, _ = _world(draft)
+    group = draft.group("2. The person")
+    encoder, subject = _subject(group, world, world["person"])
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    group = draft.group("3. First pass")
+    positive = _prompt(
+        group,
+        applied["CLIP"],
+        "a photo of a person in the middle wearing a red scarf at the beach",
+        "Prompt: the word person is the subject",
+    )
+    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
+    group.column()
+    first = _sample(group, applied["MODEL"], positive, negative, empty.out, "Small")
+    group = draft.group("4. Second pass")
+    larger = group.add("LatentUpscaleBy", samples=first.out, upscale_method="nearest-exact", scale_by=1.5)
+    second = _sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.5)
+    picture = group.add("VAEDecode", samples=second.out, vae=world["VAE"])
+    group = draft.group("5. The picture")
+    _show(group, picture.out, "hires_fix")
+    return draft
+
+
+def variation(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_variation",
+        "The same person as another word",
+        "**Apply Subject** has a `name` here, *alice*. In the prompt, `<alice>` stands for the person, and "
+        "`<alice:child>` attaches the same person to the word **child**: the text says what kind of "
+        "person it "
+        "is, the reference says who.\n\n"
+        "- Change the word after the colon: `<alice:woman>`, `<alice:boy>`, `<alice:girl>`.\n"
+        "- The upper picture says `<alice>`, the lower one `<alice:child>`; noise and all settings are "
+        "the same.",
+    )
+    world, _ = _world(draft)
+    group = draft.group("2. The person, called alice")
+    encoder, subject = _subject(group, world, world["person"])
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject, name="alice")
+    group = draft.group("3. Two prompts")
+    texts = [
+        _prompt(group, applied["CLIP"], f"a photo of a {who} in the middle in a forest", title)
+        for who, title in (("<alice>", "As the encoder knows people"), ("<alice:child>", "As a child"))
+    ]
+    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    group = draft.group("4. The same noise for both")
+    pictures = []
+    for text in texts:
+        drawn = _sample(group, applied["MODEL"], text, negative, empty.out)
+        pictures.append(group.add("VAEDecode", samples=drawn.out, vae=world["VAE"]).out)
+    group = draft.group("5. The pictures")
+    both = group.add("ImageBatch", image1=pictures[0], image2=pictures[1])
+    _show(group, both.out, "variation")
+    return draft
+
+
+LAMBDAS, ALPHAS = (1.0, 2.0, 3.0), (1.0, 2.0, 4.0)
+
+
+def grid(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_grid",
+        "λ × α on one sheet",
+        "Nine pictures of the same person from the same noise. From left to right λ (`attention_scale`) "
+        "is 1, 2 "
+        "and 3: more identity, less prompt. From top to bottom α (`alpha`) is 1, 2 and 4: weaker and "
+        "stronger "
+        "than the paper's 2, which encoders are trained with.\n\n"
+        "- One prompt serves all nine: the CLIP of any **Apply Subject** with the same word marks it for "
+        "all.\n"
+        "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing new.",
+    )
+    world, group = _world(draft)
+    group = draft.group("2. The person, and what all pictures share")
+    encoder, subject = _subject(group, world, world["person"])
+    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    group.column()
+    prompts: list[Node] = []
+    shared = group
+    rows: list[Slot] = []
+    for alpha in ALPHAS:
+        draft.row()
+        cells: list[Slot] = []
+        for scale in LAMBDAS:
+            group = draft.group(f"λ = {scale:g}, α = {alpha:g}")
+            settings = {"attention_scale": scale, "alpha": alpha, "title": f"λ {scale:g}, α {alpha:g}"}
+            applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject, **settings)
+            if not prompts:
+                text = (
+                    "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach"
+                )
+                prompts = [
+                    _prompt(shared, applied["CLIP"], text, "Prompt, for all nine"),
+                    _prompt(shared, applied["CLIP"], "", "Negative prompt"),
+                ]
+            group.column()
+            drawn = _sample(group, applied["MODEL"], *prompts, empty.out)
+            cells.append(group.add("VAEDecode", samples=drawn.out, vae=world["VAE"]).out)
+        group = draft.group(f"A row: α = {alpha:g}")
+        rows.append(_stitched(group, cells, "right"))
+    draft.row()
+    group = draft.group("The sheet")
+    sheet = _stitched(group, rows, "down")
+    group.column()
+    _show(group, sheet, "grid")
+    return draft
+
+
+def _stitched(group: Group, pictures: list[Slot], direction: str) -> Slot:
+    joined = pictures[0]
+    for picture in pictures[1:]:
+        joined = group.add(
+            "ImageStitch",
+            image1=joined,
+            image2=picture,
+            direction=direction,
+            match_image_size=False,
+            spacing_width=4,
+            spacing_color="white",
+        ).out
+    return joined
+
+
+def subgraph(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_subgraph",
+        "The subject's nodes as one",
+        "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and "
+        "CLIP come out. "
+        "The icon in its title bar opens it and shows the three nodes inside; copy it to use it again, for a "
+        "second subject.",
+    )
+    world, _ = _world(draft)
+    group = draft.group("2. The person, in a subgraph")
+    encoder, subject = _subject(group, world, world["person"])
+    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    _draw(
+        draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 4, number=3
+    )
+    return draft
+
+
+RECIPES: dict[str, Callable[[Context], Draft]] = {
+    "avatar_several_pictures": several_pictures,
+    "avatar_img2img": img2img,
+    "avatar_inpaint": inpaint,
+    "avatar_hires_fix": hires_fix,
+    "avatar_variation": variation,
+    "avatar_grid": grid,
+    "avatar_subgraph": subgraph,
+}
+
+
+def draw_up(name: str, context: Context) -> Graph:
+    """The editor's file of a recipe."""
+    editor = RECIPES[name](context).editor()
+    if name != "avatar_subgraph":
+        return editor
+    inside = {
+        node["id"]
+        for node in editor["nodes"]
+        if node["type"].startswith("NestedAttention") and node["type"] != "NestedAttentionDemoWorld"
+    }
+    place = next(node["pos"] for node in editor["nodes"] if node["type"] == "NestedAttentionLoadEncoder")
+    return into_subgraph(editor, "Personalise", inside, name, place)
