@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..demo.run import find_comfyui
+from ..find_comfyui import find_comfyui
 from ..demo.server import PACK
 from ..errors import NestedAttentionError
 from .report import table
