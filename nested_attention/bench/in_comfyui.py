@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..find_comfyui import find_comfyui
 from ..demo.server import PACK
 from ..errors import NestedAttentionError
+from ..find_comfyui import find_comfyui
 from .report import table
 
 # ComfyUI's folder comes first and the pack's last: both have a module called nodes.

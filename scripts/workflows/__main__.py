@@ -30,8 +30,8 @@ WORKFLOWS = ROOT / "workflows"
 def load_definitions(path: Path | None) -> Definitions:
     if path is not None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    from nested_attention.find_comfyui import find_comfyui
     from nested_attention.demo.server import ComfyServer
+    from nested_attention.find_comfyui import find_comfyui
 
     comfyui, where = find_comfyui()
     if comfyui is None:

@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
 from ...attention import BoundSubject
-from ...backend import correction, nested
+from ...backend import correction
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
@@ -120,19 +120,8 @@ class NestedLayer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, plain, subjects, rows = extra_options["n_heads"], None, [], None
-        if self.carried:
-            subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
-            known = (
-                k.shape[1] == self.carried[0].mask.shape[1]
-            )  # else another pack changed the context's length
-            rows = self.rows if known else None
-        if self.previous is not None:
-            out = self.previous(q, k, v, extra_options)
-        elif subjects and q.device.type == "cpu" and "optimized_attention_override" not in extra_options:
-            # On a CPU the text's softmax is worth sharing; a device's own attention is faster than that.
-            return nested(q, k, v, subjects, heads=heads, rows=rows)
-        else:
+        heads, plain = extra_options["n_heads"], None
+        if self.previous is None:
             out = plain = comfy_attention.optimized_attention(
                 q,
                 k,
@@ -141,6 +130,11 @@ class NestedLayer:
                 attn_precision=extra_options["attn_precision"],
                 transformer_options=extra_options,
             )
-        if not subjects:
+        else:
+            out = self.previous(q, k, v, extra_options)
+        if not self.carried:
             return out
+        subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
+        known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
+        rows = self.rows if known else None
         return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
