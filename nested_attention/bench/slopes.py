@@ -59,7 +59,13 @@ def run_slopes(
     found = []
     for axis in axes:
         base = replace(
-            grid, tokens=(256,), subjects=(1,), sizes=(1024,), batches=(1,), forms=("plain", "nested")
+            grid,
+            tokens=(256,),
+            subjects=(1,),
+            sizes=(1024,),
+            batches=(1,),
+            dtypes=grid.dtypes[:1],
+            forms=("plain", "nested"),
         )
         changed: dict[str, Any] = {_FIELDS[axis]: AXES[axis]}
         varied = replace(base, **changed)
