@@ -78,7 +78,7 @@ def read_captions(text_l: nn.Module, text_g: nn.Module, ids: np.ndarray, batch: 
     """Encode captions once, for all the steps that will draw them. ids (n, 77)"""
     context, pooled = [], []
     for start in range(0, len(ids), batch):
-        states, summary = encode_text(text_l, text_g, *ids_for_both(ids[start : start + batch]))  # type: ignore[arg-type]
+        states, summary = encode_text(text_l, text_g, *ids_for_both(ids[start : start + batch]))
         context.append(states.half())
         pooled.append(summary.half())
     return TextStates(torch.cat(context), torch.cat(pooled))
@@ -124,7 +124,7 @@ def train_base(
     empty = read_captions(*text, load_tokenizer().encode_all([""]))
     unet = (new_unet() if start is None else start).requires_grad_(True).train().to(device())
     run = Run(folder, {"unet": unet}, rate=rate, budget=budget, ema=0.999)
-    watched = watch(unet)  # type: ignore[arg-type]
+    watched = watch(unet)
     scheduler = new_scheduler()
     precision = faster_precision(unet, batch)
     rng = np.random.default_rng([seed, run.step])
