@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from formats import Definitions, Graph, to_api, update  # noqa: E402
-from recipes import RECIPES, Context, draw_up  # noqa: E402
+from parts import Context  # noqa: E402
+from recipes import RECIPES, draw_up  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 
@@ -30,8 +31,8 @@ WORKFLOWS = ROOT / "workflows"
 def load_definitions(path: Path | None) -> Definitions:
     if path is not None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    from nested_attention.find_comfyui import find_comfyui
     from nested_attention.demo.server import ComfyServer
+    from nested_attention.find_comfyui import find_comfyui
 
     comfyui, where = find_comfyui()
     if comfyui is None:
