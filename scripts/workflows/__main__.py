@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from formats import Definitions, Graph, to_api, update  # noqa: E402
-from recipes import RECIPES, Context, draw_up  # noqa: E402
+from parts import Context  # noqa: E402
+from recipes import RECIPES, draw_up  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 

@@ -26,7 +26,16 @@ TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 40, 80, 20, 80
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
-PREVIEWS = {"PreviewImage": 280, "SaveImage": 420, "MaskPreview": 200}
+PREVIEWS = {
+    "PreviewImage": 280,
+    "SaveImage": 420,
+    "MaskPreview": 200,
+    "LoadImage": 280,
+    "NestedAttentionAlignFace": 280,
+    "NestedAttentionIsolateSubject": 280,
+    "NestedAttentionSaveSubject": 160,
+}
+"""Pixels a node takes for the pictures it shows."""
 WIDE = {"SaveImage": 420}
 
 
@@ -121,6 +130,8 @@ class Draft:
     nodes: list[Node] = field(default_factory=list)
     rows: list[list[Group]] = field(default_factory=lambda: [[]])
     numbers: int = 0
+    models: list[dict[str, str]] = field(default_factory=list)
+    """Files the user has to fetch: name, url, directory. The nodes that load them tell the editor."""
 
     def next_number(self) -> int:
         self.numbers += 1
@@ -233,7 +244,10 @@ class Draft:
                 values.append(entry.default if isinstance(given, Slot) else given)
                 if entry.options.get("control_after_generate"):
                     values.append("fixed")
+                if entry.options.get("image_upload"):
+                    values.append("image")
         names = zip(node.definition["output_name"], node.definition["output"], strict=True)
+        wanted = [model for model in self.models if model["name"] in values]
         titled = {} if node.title is None else {"title": node.title}
         return {
             "id": node.number,
@@ -245,7 +259,12 @@ class Draft:
             "mode": 0,
             "inputs": entries,
             "outputs": [new_output(name, kind) for name, kind in names],
-            "properties": {"cnr_id": pack[0], "ver": pack[1], "Node name for S&R": node.type},
+            "properties": {
+                "cnr_id": pack[0],
+                "ver": pack[1],
+                "Node name for S&R": node.type,
+                **({"models": wanted} if wanted else {}),
+            },
             "widgets_values": values,
             **titled,
             **node.color,

@@ -3,69 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from draft import Draft, Group, Node, Slot, into_subgraph
-from formats import Definitions, Graph
-
-PERSON = "avatars/person_encoder.safetensors"
-PET = "avatars/pet_encoder.safetensors"
-SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
-
-Make = Callable[..., Draft]
-
-
-@dataclass(frozen=True)
-class Context:
-    definitions: Definitions
-    version: str
-    core_version: str
-
-    def draft(self, name: str, heading: str, note: str) -> Draft:
-        return Draft(name, heading, note, self.definitions, self.version, self.core_version)
-
-
-def _prompt(group: Group, clip: Slot, text: str, title: str = "Prompt") -> Node:
-    return group.add("CLIPTextEncode", title, clip=clip, text=text)
-
-
-def _show(group: Group, picture: Slot, prefix: str) -> None:
-    larger = group.add(
-        "ImageScaleBy",
-        "Show the art pixels larger",
-        image=picture,
-        upscale_method="nearest-exact",
-        scale_by=4.0,
-    )
-    group.add("SaveImage", images=larger.out, filename_prefix=f"nested_attention/{prefix}")
-
-
-def _world(draft: Draft) -> tuple[Node, Group]:
-    group = draft.group("1. A world and a reference")
-    world = group.add("NestedAttentionDemoWorld", person=7, pet=3)
-    group.add("PreviewImage", "The reference", images=world["person"])
-    return world, group
-
-
-def _subject(group: Group, world: Node, picture: Slot, encoder_name: str = PERSON) -> tuple[Node, Node]:
-    encoder = group.add("NestedAttentionLoadEncoder", encoder_name=encoder_name)
-    subject = group.add(
-        "NestedAttentionEncodeSubject", encoder=encoder.out, clip_vision=world["CLIP_VISION"], image=picture
-    )
-    return encoder, subject
-
-
-def _apply(group: Group, model: Slot, clip: Slot, encoder: Node, subject: Node, **settings: object) -> Node:
-    title = settings.pop("title", None)
-    return group.add(
-        "NestedAttentionApplySubject",
-        title,  # type: ignore[arg-type]
-        model=model,
-        clip=clip,
-        encoder=encoder.out,
-        subject=subject.out,
-        **settings,
-    )
+from formats import Graph
+from parts import Context, apply, demo_world, draw, encode, prompt, sample, show
+from sdxl_recipes import align_face
+from subject_recipes import mixing, pet_isolated, saved_subject, two_people
 
 
 def several_pictures(context: Context) -> Draft:
@@ -81,7 +24,7 @@ def several_pictures(context: Context) -> Draft:
         "- More pictures cost memory and a little time for each, and nothing in the prompt.\n"
         "- Pictures of *different* people in one batch make a mixture of them.",
     )
-    world, group = _world(draft)
+    world, group = demo_world(draft)
     group = draft.group("2. More pictures of the same person")
     mirror = group.add("ImageFlip", "Mirrored", image=world["person"], flip_method="y-axis: horizontally")
     crop = group.add("ImageCrop", "Closer", image=world["person"], width=64, height=64, x=8, y=8)
@@ -99,43 +42,10 @@ def several_pictures(context: Context) -> Draft:
     three = group.add("ImageBatch", image1=two.out, image2=back.out)
     group.add("PreviewImage", "All three", images=three.out)
     group = draft.group("3. One subject of all of them")
-    encoder, subject = _subject(group, world, three.out)
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    _draw(draft, world, applied, "a photo of a person in the middle wearing a yellow raincoat in the snow", 4)
+    encoder, subject = encode(group, world, three.out)
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    draw(draft, world, applied, "a photo of a person in the middle wearing a yellow raincoat in the snow", 4)
     return draft
-
-
-def _draw(draft: Draft, world: Node, applied: Node, text: str, batch: int, number: int = 4) -> None:
-    """The last two groups of the plainest workflows: prompt and sampling, picture."""
-    group = draft.group(f"{number}. Prompt and sampling")
-    positive = _prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
-    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
-    latent = group.add("EmptyLatentImage", width=128, height=128, batch_size=batch)
-    group.column()
-    latent = _sample(group, applied["MODEL"], positive, negative, latent.out)
-    picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
-    group = draft.group(f"{number + 1}. The picture")
-    _show(group, picture.out, draft.name.removeprefix("avatar_"))
-
-
-def _sample(
-    group: Group,
-    model: Slot,
-    positive: Node,
-    negative: Node,
-    latent: Slot,
-    title: str | None = None,
-    **more: object,
-) -> Node:
-    return group.add(
-        "KSampler",
-        title,
-        model=model,
-        positive=positive.out,
-        negative=negative.out,
-        latent_image=latent,
-        **{**SAMPLING, **more},
-    )
 
 
 def img2img(context: Context) -> Draft:
@@ -151,13 +61,13 @@ def img2img(context: Context) -> Draft:
         "- For a picture of your own, put **Load Image** in place of the first sampler.\n"
         "- Styles of the small world: `photo`, `cartoon`, `mosaic`.",
     )
-    world, _ = _world(draft)
+    world, _ = demo_world(draft)
     group = draft.group("2. The person")
-    encoder, subject = _subject(group, world, world["person"])
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    encoder, subject = encode(group, world, world["person"])
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
     group = draft.group("3. A picture to start from")
-    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
-    first = _prompt(
+    negative = prompt(group, applied["CLIP"], "", "Negative prompt")
+    first = prompt(
         group,
         applied["CLIP"],
         "a photo of a person in the middle wearing a yellow raincoat in the desert",
@@ -165,21 +75,21 @@ def img2img(context: Context) -> Draft:
     )
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     group.column()
-    photo = _sample(group, applied["MODEL"], first, negative, empty.out, "Draw the photo")
+    photo = sample(group, applied["MODEL"], first, negative, empty.out, "Draw the photo")
     photo = group.add("VAEDecode", samples=photo.out, vae=world["VAE"])
     group.add("PreviewImage", "The photo", images=photo.out)
     group = draft.group("4. Another style")
-    second = _prompt(
+    second = prompt(
         group,
         applied["CLIP"],
         "a mosaic of a person in the middle wearing a yellow raincoat in the desert",
         "The style wanted",
     )
     latent = group.add("VAEEncode", pixels=photo.out, vae=world["VAE"])
-    restyled = _sample(group, applied["MODEL"], second, negative, latent.out, "Draw over it", denoise=0.7)
+    restyled = sample(group, applied["MODEL"], second, negative, latent.out, "Draw over it", denoise=0.7)
     picture = group.add("VAEDecode", samples=restyled.out, vae=world["VAE"])
     group = draft.group("5. The picture")
-    _show(group, picture.out, "img2img")
+    show(group, picture.out, "img2img")
     return draft
 
 
@@ -196,16 +106,16 @@ def inpaint(context: Context) -> Draft:
         "- The prompt of the second pass describes the whole picture, so that what is drawn fits in.\n"
         "- For a picture of your own, put **Load Image** in place of the first sampler.",
     )
-    world, _ = _world(draft)
+    world, _ = demo_world(draft)
     group = draft.group("2. The person")
-    encoder, subject = _subject(group, world, world["person"])
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    encoder, subject = encode(group, world, world["person"])
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
     group = draft.group("3. A picture without the person")
-    plain = _prompt(group, world["CLIP"], "a photo of a pet on the right in a forest", "The picture there is")
-    negative = _prompt(group, world["CLIP"], "", "Negative prompt")
+    plain = prompt(group, world["CLIP"], "a photo of a pet on the right in a forest", "The picture there is")
+    negative = prompt(group, world["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     group.column()
-    drawn = _sample(group, world["MODEL"], plain, negative, empty.out, "Draw it")
+    drawn = sample(group, world["MODEL"], plain, negative, empty.out, "Draw it")
     drawn = group.add("VAEDecode", samples=drawn.out, vae=world["VAE"])
     group.add("PreviewImage", "The picture there is", images=drawn.out)
     draft.row()
@@ -224,7 +134,7 @@ def inpaint(context: Context) -> Draft:
     )
     group.add("MaskPreview", mask=mask.out)
     group = draft.group("5. Draw the person there")
-    positive = _prompt(
+    positive = prompt(
         group,
         applied["CLIP"],
         "a photo of a person on the left wearing a red scarf and a pet on the right in a forest",
@@ -233,10 +143,10 @@ def inpaint(context: Context) -> Draft:
     latent = group.add("VAEEncode", pixels=drawn.out, vae=world["VAE"])
     masked = group.add("SetLatentNoiseMask", samples=latent.out, mask=mask.out)
     group.column()
-    drawn = _sample(group, applied["MODEL"], positive, negative, masked.out, "Draw inside the mask", seed=1)
+    drawn = sample(group, applied["MODEL"], positive, negative, masked.out, "Draw inside the mask", seed=1)
     picture = group.add("VAEDecode", samples=drawn.out, vae=world["VAE"])
     group = draft.group("6. The picture")
-    _show(group, picture.out, "inpaint")
+    show(group, picture.out, "inpaint")
     return draft
 
 
@@ -253,27 +163,27 @@ def hires_fix(context: Context) -> Draft:
         "from before **Apply Subject**.\n"
         "- On SDXL: 1024 × 1024 first, then × 1.5.",
     )
-    world, _ = _world(draft)
+    world, _ = demo_world(draft)
     group = draft.group("2. The person")
-    encoder, subject = _subject(group, world, world["person"])
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    encoder, subject = encode(group, world, world["person"])
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
     group = draft.group("3. First pass")
-    positive = _prompt(
+    positive = prompt(
         group,
         applied["CLIP"],
         "a photo of a person in the middle wearing a red scarf at the beach",
         "Prompt: the word person is the subject",
     )
-    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=2)
     group.column()
-    first = _sample(group, applied["MODEL"], positive, negative, empty.out, "Small")
+    first = sample(group, applied["MODEL"], positive, negative, empty.out, "Small")
     group = draft.group("4. Second pass")
     larger = group.add("LatentUpscaleBy", samples=first.out, upscale_method="nearest-exact", scale_by=1.5)
-    second = _sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.5)
+    second = sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.5)
     picture = group.add("VAEDecode", samples=second.out, vae=world["VAE"])
     group = draft.group("5. The picture")
-    _show(group, picture.out, "hires_fix")
+    show(group, picture.out, "hires_fix")
     return draft
 
 
@@ -289,25 +199,25 @@ def variation(context: Context) -> Draft:
         "- The upper picture says `<alice>`, the lower one `<alice:child>`; noise and all settings are "
         "the same.",
     )
-    world, _ = _world(draft)
+    world, _ = demo_world(draft)
     group = draft.group("2. The person, called alice")
-    encoder, subject = _subject(group, world, world["person"])
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject, name="alice")
+    encoder, subject = encode(group, world, world["person"])
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject, name="alice")
     group = draft.group("3. Two prompts")
     texts = [
-        _prompt(group, applied["CLIP"], f"a photo of a {who} in the middle in a forest", title)
+        prompt(group, applied["CLIP"], f"a photo of a {who} in the middle in a forest", title)
         for who, title in (("<alice>", "As the encoder knows people"), ("<alice:child>", "As a child"))
     ]
-    negative = _prompt(group, applied["CLIP"], "", "Negative prompt")
+    negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
     group = draft.group("4. The same noise for both")
     pictures = []
     for text in texts:
-        drawn = _sample(group, applied["MODEL"], text, negative, empty.out)
+        drawn = sample(group, applied["MODEL"], text, negative, empty.out)
         pictures.append(group.add("VAEDecode", samples=drawn.out, vae=world["VAE"]).out)
     group = draft.group("5. The pictures")
     both = group.add("ImageBatch", image1=pictures[0], image2=pictures[1])
-    _show(group, both.out, "variation")
+    show(group, both.out, "variation")
     return draft
 
 
@@ -327,9 +237,9 @@ def grid(context: Context) -> Draft:
         "all.\n"
         "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing new.",
     )
-    world, group = _world(draft)
+    world, group = demo_world(draft)
     group = draft.group("2. The person, and what all pictures share")
-    encoder, subject = _subject(group, world, world["person"])
+    encoder, subject = encode(group, world, world["person"])
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
     group.column()
     prompts: list[Node] = []
@@ -341,17 +251,17 @@ def grid(context: Context) -> Draft:
         for scale in LAMBDAS:
             group = draft.group(f"λ = {scale:g}, α = {alpha:g}")
             settings = {"attention_scale": scale, "alpha": alpha, "title": f"λ {scale:g}, α {alpha:g}"}
-            applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject, **settings)
+            applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject, **settings)
             if not prompts:
                 text = (
                     "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach"
                 )
                 prompts = [
-                    _prompt(shared, applied["CLIP"], text, "Prompt, for all nine"),
-                    _prompt(shared, applied["CLIP"], "", "Negative prompt"),
+                    prompt(shared, applied["CLIP"], text, "Prompt, for all nine"),
+                    prompt(shared, applied["CLIP"], "", "Negative prompt"),
                 ]
             group.column()
-            drawn = _sample(group, applied["MODEL"], *prompts, empty.out)
+            drawn = sample(group, applied["MODEL"], *prompts, empty.out)
             cells.append(group.add("VAEDecode", samples=drawn.out, vae=world["VAE"]).out)
         group = draft.group(f"A row: α = {alpha:g}")
         rows.append(_stitched(group, cells, "right"))
@@ -359,7 +269,7 @@ def grid(context: Context) -> Draft:
     group = draft.group("The sheet")
     sheet = _stitched(group, rows, "down")
     group.column()
-    _show(group, sheet, "grid")
+    show(group, sheet, "grid")
     return draft
 
 
@@ -387,13 +297,11 @@ def subgraph(context: Context) -> Draft:
         "The icon in its title bar opens it and shows the three nodes inside; copy it to use it again, for a "
         "second subject.",
     )
-    world, _ = _world(draft)
+    world, _ = demo_world(draft)
     group = draft.group("2. The person, in a subgraph")
-    encoder, subject = _subject(group, world, world["person"])
-    applied = _apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    _draw(
-        draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 4, number=3
-    )
+    encoder, subject = encode(group, world, world["person"])
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    draw(draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 4, number=3)
     return draft
 
 
@@ -405,6 +313,11 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_variation": variation,
     "avatar_grid": grid,
     "avatar_subgraph": subgraph,
+    "avatar_mixing": mixing,
+    "avatar_saved_subject": saved_subject,
+    "avatar_two_people": two_people,
+    "avatar_pet_isolated": pet_isolated,
+    "sdxl_align_face": align_face,
 }
 
 
