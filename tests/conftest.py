@@ -55,7 +55,11 @@ def load_script(path: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(place.parent))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(place.parent))
     return sys.modules[name]
 
 

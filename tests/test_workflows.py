@@ -171,6 +171,7 @@ def test_inputs_that_a_node_gains_are_added_with_their_defaults(script: Callable
     update = script("workflows/formats.py").update
     node = {
         "type": "NestedAttentionX",
+        "pos": [0, 40],
         "size": [200, 20],
         "inputs": [{"name": "a", "type": "INT", "widget": {"name": "a"}, "link": None}],
         "outputs": [],
@@ -196,3 +197,27 @@ def test_inputs_that_a_node_gains_are_added_with_their_defaults(script: Callable
     assert after["size"][1] > 20
     with pytest.raises(ValueError, match="no input a any more"):
         update({"nodes": [node]}, {"NestedAttentionX": {**grown, "input_order": {}}}, "0.2.0")
+
+
+def test_a_node_that_grows_moves_what_lies_below_and_its_group_grows(
+    script: Callable[[str], ModuleType],
+) -> None:
+    def box(x: float, y: float) -> dict[str, Any]:
+        return {"pos": [x, y], "size": [100, 60]}
+
+    node, under, beside, far, elsewhere = (
+        box(x, y) for x, y in ((20, 80), (20, 210), (150, 80), (20, 2000), (900, 300))
+    )
+    groups = [{"bounding": list(b)} for b in ((0, 0, 260, 290), (0, 310, 260, 100), (800, 0, 300, 200))]
+    graph = {"nodes": [node, under, beside, far, elsewhere], "groups": groups}
+    grow = script("workflows/room.py").grow
+    grow(graph, node, 60)
+    assert under["pos"][1] == 210
+    grow(graph, node, 100)  # 30 px of title and 20 of distance are needed, and 40 are there
+    assert node["size"] == [100, 100] and under["pos"][1] == 80 + 100 + 20 + 30
+    assert [group["bounding"] for group in groups] == [
+        [0, 0, 260, 310],
+        [0, 330, 260, 100],
+        [800, 0, 300, 220],
+    ]
+    assert beside["pos"] == [150, 80] and far["pos"][1] == 2020 and elsewhere["pos"] == [900, 320]

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from room import grow
+
 Graph = dict[str, Any]
 Definitions = Mapping[str, Mapping[str, Any]]
 
@@ -157,13 +159,15 @@ def _ends(link: Mapping[str, Any], slot: int) -> bool:
 
 
 def update(editor: Graph, definitions: Definitions, version: str) -> Graph:
-    """The editor's format with the inputs and outputs that nodes have gained, at their defaults, and the
-    pack's version. Raises ValueError if a node has lost one: saved workflows are to keep working."""
+    """The editor's format with the inputs and outputs that nodes have gained, at their defaults and with room
+    for them, and the pack's version. Raises ValueError if a node has lost one: saved workflows are to keep
+    working."""
     editor = copy.deepcopy(editor)
     for graph in graphs_of(editor):
         for node in graph["nodes"]:
             if node["type"] in definitions:
                 _update_node(node, definitions[node["type"]], version)
+                grow(graph, node, needed_height(definitions[node["type"]]))
     return editor
 
 
@@ -182,7 +186,6 @@ def _update_node(node: Graph, definition: Mapping[str, Any], version: str) -> No
     for index, (kind, name) in enumerate(zip(definition["output"], definition["output_name"], strict=True)):
         if index >= len(node["outputs"]):
             node["outputs"].append(new_output(name, kind))
-    node["size"][1] = max(node["size"][1], needed_height(definition))
     if node["type"].startswith("NestedAttention"):
         node["properties"]["ver"] = version
 
