@@ -17,7 +17,7 @@ STEPS = 4
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often what costs something is called from now on."""
     from nested_attention.encoder import SiteProjection
-    from nested_attention.hosts.comfy import layer, model
+    from nested_attention.hosts.comfy import layer, slots
 
     counts = {"projections": 0, "layers": 0, "masks read": 0}
 
@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     counted(SiteProjection, "forward", "projections")
     counted(layer, "correction", "layers")
-    counted(model, "read_rows", "masks read")
+    counted(slots, "read_rows", "masks read")
     return counts
 
 
