@@ -59,7 +59,8 @@ def _decoder(recipe: Recipe, budget: Budget) -> None:
 
 
 def _vision(recipe: Recipe, budget: Budget) -> None:
-    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget))
+    start = load_part(recipe.weights, "vision") if recipe.onward else None
+    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget, start=start))
 
 
 def _text(recipe: Recipe, budget: Budget) -> None:
