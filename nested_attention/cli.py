@@ -136,10 +136,11 @@ def compare(
 def report() -> None:
     """Put the committed figures into the small world's card."""
     from .avatars.tokenizer import WEIGHTS
-    from .evaluation.report import insert, read
+    from .evaluation.report import insert, read, read_alternatives
 
     card = WEIGHTS / "README.md"
-    card.write_text(insert(card.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    page = insert(card.read_text(encoding="utf-8"), read(), read_alternatives())
+    card.write_text(page, encoding="utf-8")
     typer.echo(f"The card: {card}")
 
 

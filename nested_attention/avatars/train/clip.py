@@ -16,7 +16,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from ..identity import Person, Pet, attributes
-from ..model import VISION_WIDTH, new_text_g, new_vision
+from ..model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..pixels import ids_for_both, to_vision
 from ..tokenizer import load_tokenizer
 from ..vocabulary import compact, used_tokens
@@ -66,10 +66,10 @@ def train_clip(
     ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
     vision = (new_vision() if start is None else start).requires_grad_(True).train().to(device())
     text = compact(new_text_g(), used_tokens(ids)).to(device())
-    patch = vision.config.patch_size
-    modules = {"vision": vision, "text": text, "heads": _Heads(patch).to(device())}
+    patch: int = VISION["patch_size"]
+    heads = _Heads(patch).to(device())
+    modules: dict[str, nn.Module] = {"vision": vision, "text": text, "heads": heads}
     run = Run(folder, modules, rate=1e-3, budget=budget, ema=0.995)
-    heads: _Heads = modules["heads"]
     targets = torch.from_numpy(labels).to(device())
     precision = faster_precision(vision_pass(vision, batch))
     rng = np.random.default_rng([seed, run.step])
