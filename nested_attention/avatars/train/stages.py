@@ -112,11 +112,11 @@ def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
 
 STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "vae": (_vae, 11),
-    "vision": (_vision, 4),
+    "vision": (_vision, 25),
     "text": (_text, 7),
     "base": (_base, 90),
-    "person": (_encoder("person"), 20),
-    "pet": (_encoder("pet"), 20),
+    "person": (_encoder("person"), 35),
+    "pet": (_encoder("pet"), 35),
     "decoder": (_decoder, 3),
     "scorer-person": (_identity_scorer("person"), 3),
     "scorer-pet": (_identity_scorer("pet"), 3),
