@@ -190,7 +190,7 @@ def pet_isolated(context: Context) -> Draft:
         mask = group.add(
             "MaskComposite", "And", destination=mask.out, source=key.out, x=0, y=0, operation="add"
         )
-    group = draft.group("3. The pet on white becomes a subject")
+    group = draft.group("3. The pet becomes a subject")
     isolated = group.add(
         "NestedAttentionIsolateSubject", image=world["pet"], mask=mask.out, padding=0.0, invert=True, size=80
     )
