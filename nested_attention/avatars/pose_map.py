@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import NestedAttentionError
 from .canvas import Canvas, Color
+from .picture import enlarge
 from .pose import Pose
 
 HEAD: Color = (255, 0, 85)
@@ -52,3 +54,21 @@ def _outline(canvas: Canvas, x: int, y: int) -> None:
     canvas.box(x - 6, y + 2, 1, 8, HEAD)
     canvas.box(x + 5, y + 2, 1, 8, HEAD)
     canvas.dots([(x - 5, y + 1), (x + 4, y + 1), (x - 5, y + 10), (x + 4, y + 10)], HEAD)
+
+
+def pose_picture(poses: Sequence[Pose], behind: np.ndarray | None = None) -> np.ndarray:
+    """The control picture as a ControlNet is shown it, in front of another one if there is one already.
+
+    behind: (…, 128, 128, 3) float in [0, 1]. → (128, 128, 3), or behind's shape, float32 in [0, 1]. Raises
+    NestedAttentionError for a picture behind of another size.
+    """
+    drawn = enlarge(pose_map(poses)).astype(np.float32) / 255
+    if behind is None:
+        return drawn
+    if behind.shape[-3:] != drawn.shape:
+        height, width = behind.shape[-3:-1]
+        raise NestedAttentionError(
+            f"the pose picture behind is {width} × {height} pixels; expected one of Demo Pose, "
+            f"{drawn.shape[1]} × {drawn.shape[0]}. Connect another Demo Pose to it"
+        )
+    return np.where(drawn.any(-1, keepdims=True), drawn, behind).astype(np.float32)

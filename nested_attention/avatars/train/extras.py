@@ -44,6 +44,7 @@ def train_pose(
     """Train the pose ControlNet; returns the averaged one. `start`: one to begin with; by default a copy of
     the UNet's first half."""
     torch.manual_seed(seed)
+    latents = world.encode(held.rgb)
     control = control_from(world.unet) if start is None else start
     control = control.requires_grad_(True).train().to(device())
     run = Run(folder, {"control": control}, rate=rate, budget=budget, ema=0.995, fixed=[world.unet])
@@ -51,8 +52,8 @@ def train_pose(
     def adds(x: Tensor, t: Tensor, context: Tensor, rows: np.ndarray) -> dict[str, object]:
         return residuals(control, x, t, context, to_hint(held.maps[rows]).to(device()))
 
-    _learn(run, world, held, batch, seed, adds)
-    return run.average["control"].cpu().eval()  # type: ignore[return-value]
+    _learn(run, world, held, latents, batch, seed, adds)
+    return run.average["control"].cpu().eval()
 
 
 def train_style(
@@ -68,20 +69,22 @@ def train_style(
 ) -> nn.ModuleDict:
     """Train the style LoRA; returns its averaged layers, by kohya's names."""
     torch.manual_seed(seed)
+    latents = world.encode(held.rgb)
     world.unet.requires_grad_(False)
     layers = add_lora(world.unet, rank).to(device())
     try:
         run = Run(folder, {"lora": layers}, rate=rate, budget=budget, ema=0.99, weight_decay=0.0)
-        _learn(run, world, held, batch, seed, lambda x, t, context, rows: {})
+        _learn(run, world, held, latents, batch, seed, lambda x, t, context, rows: {})
     finally:
         remove_lora(world.unet)
     return run.average["lora"].cpu()  # type: ignore[return-value]
 
 
-def _learn(run: Run, world: World, held: Held, batch: int, seed: int, adds: Residuals) -> None:
+def _learn(
+    run: Run, world: World, held: Held, latents: Tensor, batch: int, seed: int, adds: Residuals
+) -> None:
     """Denoise until the budget is spent; `adds` gives what else the UNet is called with."""
     unet = world.unet.to(device())
-    latents = world.encode(held.rgb)
     emphasis = torch.from_numpy(held.emphasis).float()
     emphasis /= emphasis.mean()
     empty = torch.from_numpy(load_tokenizer().encode_all([""])[0].astype(np.int64))
