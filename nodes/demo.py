@@ -120,7 +120,11 @@ class DemoPose(io.ComfyNode):
                     tooltip="Another Demo Pose, for a picture of several figures. This one is in front.",
                 ),
             ],
-            outputs=[io.Image.Output("POSE", tooltip="The pose picture, for Apply ControlNet.")],
+            outputs=[
+                io.Image.Output(
+                    "pose", display_name="pose", tooltip="The pose picture, for Apply ControlNet."
+                )
+            ],
         )
 
     @classmethod

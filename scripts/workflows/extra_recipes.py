@@ -12,7 +12,7 @@ def pose(context: Context) -> Draft:
     draft = context.draft(
         "avatar_pose",
         "A subject in a pose",
-        "The subject decides *who* is in the picture, and a **ControlNet** where they stand and look. Neither "
+        "The subject decides *who* is in the picture, and a **ControlNet** where they stand. Neither "
         "knows of the other: **Apply Subject** changes the model and the prompt's word, **Apply ControlNet** "
         "the conditioning.\n\n"
         "- **Demo Pose** draws the pose picture: change `x`, `y` and `gaze`. A second one in `behind` makes "
