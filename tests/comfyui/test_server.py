@@ -31,7 +31,6 @@ PICTURES = {
     "avatar_subgraph": 4,
 }
 PICTURES |= {"avatar_grid": 1}
-PICTURES |= dict.fromkeys(("avatar_pose", "avatar_style_lora"), 4)
 """How many pictures a workflow saves, two if it is not named."""
 
 SYNC = "run python scripts/workflows sync"
