@@ -133,6 +133,19 @@ def compare(
 
 
 @app.command()
+def extras(
+    number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
+) -> None:
+    """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
+    from .evaluation.extras import report as measured
+
+    try:
+        measured(number, typer.echo)
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
+
+
+@app.command()
 def report() -> None:
     """Put the committed figures into the small world's card."""
     from .avatars.tokenizer import WEIGHTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from draft import Draft, Group, Node, Slot, into_subgraph
+from extra_recipes import pose, style_lora
 from formats import Graph
 from parts import Context, apply, demo_world, draw, encode, on_sdxl, prompt, sample, show
 from sdxl_recipes import align_face
@@ -319,6 +320,8 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_saved_subject": saved_subject,
     "avatar_two_people": two_people,
     "avatar_pet_isolated": pet_isolated,
+    "avatar_pose": pose,
+    "avatar_style_lora": style_lora,
     "sdxl_align_face": align_face,
 }
 
