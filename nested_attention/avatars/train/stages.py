@@ -137,7 +137,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "person": (_encoder("person"), 35),
     "pet": (_encoder("pet"), 35),
     "decoder": (_decoder, 3),
-    "pose": (_pose, 15),
+    "pose": (_pose, 8),
     "style": (_style, 5),
     "scorer-person": (_identity_scorer("person"), 3),
     "scorer-pet": (_identity_scorer("pet"), 3),
