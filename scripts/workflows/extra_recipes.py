@@ -27,7 +27,7 @@ def pose(context: Context) -> Draft:
     group = draft.group("1. A world and a reference")
     world = group.add("NestedAttentionDemoWorld", person=SOMEBODY)
     group.add("PreviewImage", "The reference", images=world["person"])
-    group = draft.group("2. The reference becomes a subject")
+    group = draft.group("2. The subject")
     encoder, subject = encode(group, world, world["person"])
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
     group = draft.group("3. A pose")
@@ -84,7 +84,7 @@ def style_lora(context: Context) -> Draft:
     styled = group.add(
         "LoraLoader", model=world["MODEL"], clip=world["CLIP"], lora_name="avatars_ink.safetensors"
     )
-    group = draft.group("3. The reference becomes a subject")
+    group = draft.group("3. The subject")
     encoder, subject = encode(group, world, world["person"])
     applied = apply(group, styled["MODEL"], styled["CLIP"], encoder, subject)
     text = "a photo of a person in the middle wearing a green hoodie in a forest"

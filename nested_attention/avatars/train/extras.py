@@ -21,7 +21,7 @@ from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..world import World
 from .base import DROPPED, emphasised
-from .device import autocast, device, faster_precision
+from .device import autocast, device, faster_precision, unet_pass
 from .held import Held
 from .loop import Budget, Run
 
@@ -89,7 +89,7 @@ def _learn(
     emphasis /= emphasis.mean()
     empty = torch.from_numpy(load_tokenizer().encode_all([""])[0].astype(np.int64))
     ids = torch.from_numpy(held.ids.astype(np.int64))
-    scheduler, precision = new_scheduler(), faster_precision(unet, batch)
+    scheduler, precision = new_scheduler(), faster_precision(unet_pass(unet, batch))
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
     sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
