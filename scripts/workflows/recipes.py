@@ -163,7 +163,9 @@ def hires_fix(context: Context) -> Draft:
         "passes, and so the same subject does.\n\n"
         "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
         "MODEL "
-        "from before **Apply Subject**.\n" + on_sdxl(),
+        "from before **Apply Subject**.\n"
+        "- The small world knows pixels of one size and draws a face into a face when the second pass is "
+        "free to: `denoise` is low here. On SDXL 0.5 is usual.\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person")
@@ -182,7 +184,7 @@ def hires_fix(context: Context) -> Draft:
     first = sample(group, applied["MODEL"], positive, negative, empty.out, "Small")
     group = draft.group("4. Second pass")
     larger = group.add("LatentUpscaleBy", samples=first.out, upscale_method="nearest-exact", scale_by=1.5)
-    second = sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.5)
+    second = sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.2)
     picture = group.add("VAEDecode", samples=second.out, vae=world["VAE"])
     group = draft.group("5. The picture")
     show(group, picture.out, "hires_fix")
