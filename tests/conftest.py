@@ -55,11 +55,12 @@ def load_script(path: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        before = list(sys.path)
         sys.path.insert(0, str(place.parent))
         try:
             spec.loader.exec_module(module)
         finally:
-            sys.path.remove(str(place.parent))
+            sys.path[:] = before  # scripts put the pack's root there, whose `nodes` would hide ComfyUI's
     return sys.modules[name]
 
 

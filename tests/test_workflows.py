@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +76,19 @@ def test_a_thumbnail_without_a_model_is_the_graph_as_it_is_now(script: Callable[
         assert np.abs(shown - expected).mean() < 2, f"stale: run python scripts/thumbnails.py {name}"
         graph["nodes"].pop()
         assert np.abs(np.asarray(thumbnails.graph({**graph, "links": []})) - expected).mean() > 2
+
+
+def test_what_help_pages_show_of_a_workflow_is_still_in_it(script: Callable[[str], ModuleType]) -> None:
+    before = list(sys.path)
+    pictures = script("node_pictures.py")
+    assert sys.path == before
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*.md"))
+    for picture, shown in pictures.EDITOR.items():
+        assert f"]({picture}.png)" in pages, f"no help page shows {picture}.png"
+        if shown.workflow in pictures.DRAFTS:
+            continue
+        graph = json.loads((ROOT / "workflows" / f"{shown.workflow}.json").read_text(encoding="utf-8"))
+        assert set(shown.titles) <= {group["title"] for group in graph["groups"]}, picture
 
 
 @pytest.mark.parametrize(

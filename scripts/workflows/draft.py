@@ -33,7 +33,7 @@ PREVIEWS = {
     "LoadImage": 280,
     "NestedAttentionAlignFace": 280,
     "NestedAttentionIsolateSubject": 280,
-    "NestedAttentionSaveSubject": 160,
+    "NestedAttentionSaveSubject": 250,
 }
 """Pixels a node takes for the pictures it shows."""
 WIDE = {"SaveImage": 420}

@@ -57,7 +57,9 @@ def test_every_node_has_a_help_page_that_names_its_slots(nodes: dict[str, Any], 
             assert name in page, f"{number}.md does not say what {name} does"
         for name in definition["output_name"]:
             assert name in page, f"{number}.md does not say what {name} is"
-        for picture in re.findall(r"!\[.+?\]\((.+?)\)", page):
+        pictures = re.findall(r"!\[.{20,}?\]\((.+?)\)", page)
+        assert pictures, f"{number}.md shows no picture, or does not say what is on it"
+        for picture in pictures:
             assert (HELP / picture).is_file(), f"{number}.md shows {picture}, which is not there"
     strangers = {path.stem for path in HELP.glob("*.md")} - set(nodes)
     assert not strangers, f"help pages of no node: {strangers}"

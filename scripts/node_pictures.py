@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Photographs nodes as they stand in ComfyUI's editor, for their help pages, with ComfyUI and Chromium.
+
+python scripts/node_pictures.py [NAME …]     web/docs/<name>.png; all, if none is named
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+HELP = ROOT / "web" / "docs"
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
+
+from chromium import Chromium, find_chromium  # noqa: E402
+from parts import Context, apply  # noqa: E402
+
+from nested_attention.demo.server import ComfyServer  # noqa: E402
+from nested_attention.find_comfyui import find_comfyui  # noqa: E402
+
+PAGE, MARGIN = (1700, 1300), 6
+READY = (
+    "!!(window.app?.graph && app.extensionManager && document.querySelector('[data-testid=queue-button]'))"
+)
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.Minimap.Visible": False}
+SETTINGS |= {"Comfy.Graph.CanvasInfo": False}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A part of the editor: the groups of a workflow with these titles, after it has run if wanted."""
+
+    workflow: str
+    titles: tuple[str, ...]
+    run: bool = False
+
+
+EDITOR: Mapping[str, Shown] = {
+    "load_encoder": Shown("avatar_person", ("2. It becomes a subject",)),
+    "encode_subject": Shown(
+        "avatar_several_pictures",
+        ("2. More pictures of the same person", "3. One subject of all of them"),
+        run=True,
+    ),
+    "mix_subjects": Shown("avatar_mixing", ("2. Each becomes a subject", "3. One subject of both")),
+    "save_subject": Shown("avatar_saved_subject", ("2. The subject is saved",), run=True),
+    "load_subject": Shown("load_subject", ("A subject from its file",)),
+    "apply_subject": Shown("avatar_two_people", ("4. Each is attached to a name, in a place",)),
+    "mark_prompt": Shown("mark_prompt", ("The words of a prompt are marked",)),
+}
+
+
+def load_subject(context: Context) -> Any:
+    draft = context.draft("load_subject", "", "")
+    group = draft.group("A subject from its file")
+    world = group.add("NestedAttentionDemoWorld")
+    encoder = group.add("NestedAttentionLoadEncoder")
+    subject = group.add(
+        "NestedAttentionLoadSubject", subject_name="subjects/somebody_00001_.safetensors [output]"
+    )
+    group.column()
+    apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    return draft.editor()
+
+
+def mark_prompt(context: Context) -> Any:
+    draft = context.draft("mark_prompt", "", "")
+    group = draft.group("The words of a prompt are marked")
+    applied = group.add("NestedAttentionApplySubject", name="alice")
+    group.column()
+    text = "a photo of <alice> at the beach"
+    other = group.add("CLIPTextEncode", "Any other text node", clip=applied["CLIP"], text=text)
+    group.add("NestedAttentionMarkPrompt", conditioning=other.out, clip=applied["CLIP"], text=text)
+    return draft.editor()
+
+
+DRAFTS: Mapping[str, Callable[[Context], Any]] = {"load_subject": load_subject, "mark_prompt": mark_prompt}
+
+
+def photographs(names: list[str]) -> None:
+    comfyui, where = find_comfyui()
+    program, browser_where = find_chromium()
+    if comfyui is None or program is None:
+        sys.exit(f"ComfyUI: {where}; Chromium: {browser_where}")
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(comfyui, Path(folder)) as server:
+        settings = server.base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps(SETTINGS))
+        context = Context(dict(server.get("/object_info")), "", "")
+        with Chromium(program, Path(folder) / "chromium", PAGE) as browser:
+            browser.open(server.url)
+            browser.wait_for(READY, "ComfyUI's editor", limit_s=180)
+            for name in names:
+                picture = photograph(browser, EDITOR[name], context).quantize(128, dither=Image.Dither.NONE)
+                picture.save(HELP / f"{name}.png", optimize=True)
+
+
+def photograph(browser: Chromium, shown: Shown, context: Context) -> Image.Image:
+    if shown.workflow in DRAFTS:
+        graph = DRAFTS[shown.workflow](context)
+    else:
+        graph = json.loads((ROOT / "workflows" / f"{shown.workflow}.json").read_text(encoding="utf-8"))
+    frames = [group["bounding"] for group in graph["groups"] if group["title"] in shown.titles]
+    assert len(frames) == len(shown.titles), f"{shown.workflow} has other groups now: {shown.titles}"
+    left, top = (min(frame[axis] for frame in frames) - MARGIN for axis in (0, 1))
+    width, height = (
+        max(frame[axis] + frame[axis + 2] for frame in frames) + MARGIN - start
+        for axis, start in ((0, left), (1, top))
+    )
+    browser.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {json.dumps(shown.workflow)})")
+    if shown.run:
+        browser.evaluate(
+            "for (const node of app.graph._nodes) for (const widget of node.widgets ?? [])"
+            " if (['steps', 'batch_size'].includes(widget.name)) widget.value = 1"
+        )
+        browser.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")  # seen, so drawn
+        browser.click("[data-testid=queue-button] button")
+        done = "app.graph._nodes.filter(node => node.type === 'SaveImage').every(node => node.imgs?.length)"
+        browser.wait_for(done, "the workflow's pictures", limit_s=300)
+    x, y = browser.evaluate("(r => [r.x, r.y])(app.canvas.canvas.getBoundingClientRect())")
+    place = (100, 100)  # clear of the editor's side bar and tabs
+    offset = [place[0] - left - x, place[1] - top - y]
+    browser.evaluate(f"void Object.assign(app.canvas.ds, {{scale: 1, offset: {json.dumps(offset)}}})")
+    browser.evaluate("void app.canvas.setDirty(true, true)")
+    browser.evaluate("new Promise(done => setTimeout(done, 1500))")
+    with Image.open(io.BytesIO(browser.screenshot())) as page:
+        corner = place[0] + width, place[1] + height
+        assert corner[0] <= page.width and corner[1] <= page.height, f"{shown} is larger than the page"
+        return page.convert("RGB").crop((*place, *corner))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EDITOR))
+    chosen = parser.parse_args().names
+    if unknown := set(chosen) - set(EDITOR):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(EDITOR)}")
+    photographs(chosen or list(EDITOR))
