@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
 from ...attention import BoundSubject
-from ...backend import correction
+from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
 from .marks import fit, mark_of
+from .parts import attends_in_parts
 from .regions import PassRegion, SubjectRegion, grid_of
 
 
@@ -110,6 +112,9 @@ class NestedLayer:
     """What stands in a layer's slot for one forward pass: what was there before, plus the subjects'
     correction.
 
+    In an empty slot it is the nested attention as a whole, which costs less, where that changes no bit of the
+    rows that carry no subject (`attends_in_parts`).
+
     rows: `read_rows(carried, …)`, so that the layers need not read the masks again; None: they read them.
     """
 
@@ -120,21 +125,21 @@ class NestedLayer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, plain = extra_options["n_heads"], None
-        if self.previous is None:
-            out = plain = comfy_attention.optimized_attention(
-                q,
-                k,
-                v,
-                heads=heads,
-                attn_precision=extra_options["attn_precision"],
-                transformer_options=extra_options,
-            )
-        else:
-            out = self.previous(q, k, v, extra_options)
+        heads, empty = extra_options["n_heads"], self.previous is None
+        attend = partial(
+            comfy_attention.optimized_attention,
+            heads=heads,
+            attn_precision=extra_options["attn_precision"],
+            transformer_options=extra_options,
+        )
         if not self.carried:
-            return out
+            return attend(q, k, v) if empty else self.previous(q, k, v, extra_options)
         subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
         known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
         rows = self.rows if known else None
+        anywhere = all(one.region is None for one in subjects)  # else it is the host's own outside of regions
+        if empty and rows and anywhere and attends_in_parts(q, k, rows, extra_options):
+            return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
+        plain = attend(q, k, v) if empty else None
+        out = self.previous(q, k, v, extra_options) if plain is None else plain
         return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
