@@ -134,13 +134,27 @@ def compare(
 
 
 @app.command()
+def extras(
+    number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
+) -> None:
+    """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
+    from .evaluation.extras import report as measured
+
+    try:
+        measured(number, typer.echo)
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
+
+
+@app.command()
 def report() -> None:
     """Put the committed figures into the small world's card."""
     from .avatars.tokenizer import WEIGHTS
-    from .evaluation.report import insert, read
+    from .evaluation.report import insert, read, read_alternatives
 
     card = WEIGHTS / "README.md"
-    card.write_text(insert(card.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    page = insert(card.read_text(encoding="utf-8"), read(), read_alternatives())
+    card.write_text(page, encoding="utf-8")
     typer.echo(f"The card: {card}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplySubject, MarkPrompt
-from .demo import DemoWorld
+from .demo import DemoPose, DemoWorld
 from .encode import EncodeSubject
 from .load import LoadEncoder
 from .prepare import AlignFace, IsolateSubject
@@ -13,6 +13,7 @@ from .subjects import LoadSubject, MixSubjects, SaveSubject
 
 NODES: list[type[io.ComfyNode]] = [
     DemoWorld,
+    DemoPose,
     LoadEncoder,
     AlignFace,
     IsolateSubject,

@@ -1,4 +1,5 @@
-"""Demo World: the small world that comes with the pack, in place of a checkpoint."""
+"""The small world that comes with the pack: Demo World in place of a checkpoint, Demo Pose in place of a pose
+detector, and its ControlNet and LoRA among those that ComfyUI's own loaders list."""
 
 from __future__ import annotations
 
@@ -9,10 +10,24 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..nested_attention.avatars.pose import Pose
+from ..nested_attention.avatars.pose_map import pose_picture
 from ..nested_attention.avatars.references import held_out, reference_picture
 from ..nested_attention.hosts.comfy.world import load_world
 from .common import naming, schema
 from .load import SMALL_WORLD
+
+GAZES = {"left": -1, "ahead": 0, "right": 1}
+"""The viewer's left and right, as `Pose` numbers them."""
+
+
+def register_extras() -> None:
+    """List the small world's ControlNet and LoRA in ComfyUI's own loaders."""
+    for kind in ("controlnet", "loras"):
+        folder_paths.add_model_folder_path(kind, str(SMALL_WORLD / kind))
+
+
+register_extras()
 
 
 class DemoWorld(io.ComfyNode):
@@ -59,3 +74,63 @@ class DemoWorld(io.ComfyNode):
 def _image(kind: str, seed: int) -> Any:
     rgb = reference_picture(held_out(kind, seed)).astype(np.float32) / 255
     return torch.from_numpy(rgb)[None]  # (1, H, W, 3)
+
+
+class DemoPose(io.ComfyNode):
+    """NestedAttentionDemoPose"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "DemoPose",
+            "Demo Pose",
+            description=(
+                "Draws where a figure of the small world is to stand: a pose picture for Apply ControlNet. "
+                "Use it with avatars_pose.safetensors in Load ControlNet Model. Chain it, once a figure, for "
+                "several. On SDXL, a pose detector (OpenPose, DWPose) stands in its place."
+            ),
+            search_aliases=["nested attention", "avatars", "openpose", "skeleton", "controlnet"],
+            inputs=[
+                io.Int.Input(
+                    "x",
+                    default=16,
+                    min=6,
+                    max=26,
+                    step=2,
+                    tooltip="How far right the figure stands, in art pixels of 32 across: 8 is on the left, "
+                    "16 in the middle, 24 on the right.",
+                ),
+                io.Int.Input(
+                    "y",
+                    default=8,
+                    min=4,
+                    max=12,
+                    step=2,
+                    tooltip="How far down the face begins, in art pixels of 32 from the top.",
+                ),
+                io.Combo.Input(
+                    "gaze",
+                    options=list(GAZES),
+                    default="ahead",
+                    tooltip="Where the figure looks, as seen by the viewer.",
+                ),
+                io.Image.Input(
+                    "behind",
+                    optional=True,
+                    tooltip="Another Demo Pose, for a picture of several figures. This one is in front.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "pose", display_name="pose", tooltip="The pose picture, for Apply ControlNet."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, x: int, y: int, gaze: str, behind: Any = None) -> io.NodeOutput:
+        pose = Pose(x, y, GAZES[gaze], "calm")
+        with naming("Demo Pose"):
+            picture = pose_picture([pose], None if behind is None else behind.cpu().numpy())
+        image = torch.from_numpy(picture)
+        return io.NodeOutput(image if image.dim() == 4 else image[None])  # (B, 128, 128, 3)

@@ -77,8 +77,8 @@ class SaveSubject(io.ComfyNode):
             "Save Subject",
             description=(
                 "Keeps a subject as a small file in ComfyUI's output folder, for Load Subject. Neither the "
-                "picture nor its name is kept. A saved person is personal data: treat the file as you would "
-                "the photograph."
+                "reference pictures nor their names are kept; a picture is in the file only if you connect a "
+                "thumbnail. A saved person is personal data: treat the file as you would the photograph."
             ),
             search_aliases=["save embeds", "save face", "nested attention"],
             inputs=[

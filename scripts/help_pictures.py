@@ -1,17 +1,33 @@
 #!/usr/bin/env python3
-"""Draws the pictures of the help pages that come from no model: python scripts/help_pictures.py"""
+"""Draws the pictures of the help pages about the small world: python scripts/help_pictures.py
+
+Demo Pose's is drawn by the shipped weights: run it again when they change.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nested_attention.avatars.references import KINDS, held_out, reference_picture  # noqa: E402
+from nested_attention.avatars.control import Control, load_control  # noqa: E402
+from nested_attention.avatars.picture import enlarge  # noqa: E402
+from nested_attention.avatars.pose import Pose  # noqa: E402
+from nested_attention.avatars.pose_map import pose_map  # noqa: E402
+from nested_attention.avatars.references import (  # noqa: E402
+    KINDS,
+    held_out,
+    reference_crop,
+    reference_picture,
+)
+from nested_attention.avatars.tokenizer import WEIGHTS  # noqa: E402
+from nested_attention.avatars.world import load_world  # noqa: E402
+from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
 
 SIDE, GAP, SEEDS = 80, 8, range(6)
 
@@ -28,6 +44,26 @@ def references() -> Image.Image:
     return sheet
 
 
+POSES = ((8, 6, 1), (16, 8, 0), (20, 12, -1), (26, 8, -1))
+"""Column, row and gaze of the figures in Demo Pose's picture."""
+
+
+def poses() -> Image.Image:
+    """Pose pictures, and one person whom the small world draws in them."""
+    maps = np.stack([pose_map([Pose(x, y, gaze, "calm")]) for x, y, gaze in POSES])
+    world, encoder = load_world(), load_subject_encoder(WEIGHTS / "person_encoder.safetensors").eval()
+    crops = np.stack([reference_crop(held_out("person", 7))] * len(POSES))
+    drawn = world.generate(
+        ["a photo of a person wearing a yellow raincoat at the beach"] * len(POSES),
+        range(len(POSES)),
+        [world.attach(encoder, crops, "person")],
+        control=Control(load_control(), maps),
+    )
+    shown = enlarge(np.concatenate([np.concatenate(list(row), axis=1) for row in (maps, drawn)]), 3)
+    return Image.fromarray(shown)
+
+
 if __name__ == "__main__":
-    place = ROOT / "web" / "docs" / "demo_world.png"
-    references().quantize(64, dither=Image.Dither.NONE).save(place, optimize=True)
+    for name, picture in (("demo_world", references()), ("demo_pose", poses())):
+        place = ROOT / "web" / "docs" / f"{name}.png"
+        picture.quantize(64, dither=Image.Dither.NONE).save(place, optimize=True)

@@ -24,6 +24,7 @@ def test_no_claim_is_made_twice_and_the_promised_ones_are_there(script: Script) 
         "PAG",
         "SAG",
         "HyperTile",
+        "ToMe",
         "FreeU",
         "Deep shrink",
         "Set Area",

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nested_attention.avatars.identity import split_of
 from nested_attention.avatars.prompts import combination_split
 from nested_attention.avatars.tokenizer import WEIGHTS
-from nested_attention.evaluation import acceptance
+from nested_attention.evaluation import acceptance, alternatives
 from nested_attention.evaluation.cases import draw_cases, true_drawings, twins, windows
-from nested_attention.evaluation.report import insert, percent, read
+from nested_attention.evaluation.report import figures, insert, percent, read, read_alternatives
 from nested_attention.evaluation.statistics import rate, top1, wilson
 
 CARD = WEIGHTS / "README.md"
@@ -104,7 +104,28 @@ def test_the_committed_figures_are_of_full_counts() -> None:
 
 def test_the_card_shows_the_committed_figures() -> None:
     page = CARD.read_text()
-    assert page == insert(page, read()), "run `nested-attention report`"
+    assert page == insert(page, read(), read_alternatives()), "run `nested-attention report`"
+
+
+def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> None:
+    judges = acceptance.Judges.load()
+    counts = acceptance.Counts(subjects=2, twins=2)
+    document = alternatives.compare(judges, tmp_path, steps=1, pictures=32, counts=counts, workers=1)
+    results = tmp_path / "alternatives.json"
+    alternatives.write(document, results)
+    assert read_alternatives(results) == json.loads(json.dumps(document))
+    assert document["run"]["steps"] == 1
+    nested, pooled = (
+        torch.load(tmp_path / f"person-{name}" / "state.pt", weights_only=True)
+        for name in ("nested", "global")
+    )
+    assert nested["step"] == pooled["step"] == 1
+    assert any(
+        not torch.equal(one, pooled["modules"]["encoder"][name])
+        for name, one in nested["modules"]["encoder"].items()
+    )
+    assert "Global V" in figures(read(), document)
+    assert read_alternatives(tmp_path / "none.json") is None
 
 
 def test_a_page_without_a_place_for_figures_is_refused() -> None:

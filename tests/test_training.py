@@ -22,7 +22,7 @@ from nested_attention.avatars.train.base import (
     train_base,
 )
 from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
-from nested_attention.avatars.train.device import faster_precision
+from nested_attention.avatars.train.device import faster_precision, unet_pass, vision_pass
 from nested_attention.avatars.train.encoders import encode_data, train_encoder
 from nested_attention.avatars.train.loop import Budget, Run
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
@@ -200,8 +200,10 @@ def test_captions_are_read_as_the_world_reads_them(world: World) -> None:
 
 
 def test_the_precision_is_one_of_two_and_leaves_no_gradient(world: World) -> None:
-    assert faster_precision(world.unet, 1, repetitions=1) in (torch.float32, torch.bfloat16)
-    assert all(parameter.grad is None for parameter in world.unet.parameters())
+    for work in (unet_pass(world.unet, 1), vision_pass(world.vision, 1)):
+        assert faster_precision(work, repetitions=1) in (torch.float32, torch.bfloat16)
+    for module in (world.unet, world.vision):
+        assert all(parameter.grad is None for parameter in module.parameters())
 
 
 def test_the_base_model_trains_from_nothing_and_from_weights(

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
@@ -45,9 +47,49 @@ def test_the_promised_workflows_exist_in_both_formats() -> None:
         "avatar_hires_fix",
         "avatar_grid",
         "avatar_subgraph",
+        "avatar_mixing",
+        "avatar_saved_subject",
+        "avatar_two_people",
+        "avatar_pet_isolated",
         "sdxl_person",
+        "sdxl_align_face",
     } <= set(NAMES)
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
+
+
+def test_every_workflow_has_a_thumbnail(name: str, script: Callable[[str], ModuleType]) -> None:
+    assert name in script("thumbnails.py").workflows()
+    path = ROOT / "workflows" / f"{name}.jpg"
+    assert path.is_file(), f"ComfyUI's list of templates shows none: run python scripts/thumbnails.py {name}"
+    with Image.open(path) as picture:
+        assert picture.size[0] == 512 and 256 <= picture.size[1] <= 512
+
+
+def test_a_thumbnail_without_a_model_is_the_graph_as_it_is_now(script: Callable[[str], ModuleType]) -> None:
+    thumbnails = script("thumbnails.py")
+    for name in (name for name in NAMES if name.startswith("sdxl_")):
+        graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        expected = np.asarray(thumbnails.graph(graph), dtype=float)
+        with Image.open(ROOT / "workflows" / f"{name}.jpg") as picture:
+            shown = np.asarray(picture.convert("RGB"), dtype=float)
+        assert np.abs(shown - expected).mean() < 2, f"stale: run python scripts/thumbnails.py {name}"
+        graph["nodes"].pop()
+        assert np.abs(np.asarray(thumbnails.graph({**graph, "links": []})) - expected).mean() > 2
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, (512, 512)), (2, (512, 256)), (4, (512, 512)), (6, (512, 512))]
+)
+def test_pictures_on_a_thumbnail(
+    script: Callable[[str], ModuleType], tmp_path: Path, count: int, size: tuple[int, int]
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (40 * number + 10, 0, 0)).save(path)
+    sheet = script("thumbnails.py").sheet(paths)
+    assert sheet.size == size
+    corners = {sheet.getpixel((x, y))[0] for x in (0, size[0] - 1) for y in (0, size[1] - 1)}
+    assert corners == {40 * number + 10 for number in range(min(count, 4))}
 
 
 def test_links_join_slots_of_their_type_and_both_ends_know_them(editor: dict[str, Any]) -> None:
@@ -109,6 +151,14 @@ def test_every_node_lies_in_a_group_or_beside_them_and_none_overlap(editor: dict
             gx <= x and gy <= y and x + w <= gx + gw and y + h <= gy + gh
             for gx, gy, gw, gh in (group["bounding"] for group in editor["groups"])
         ), f"{node['type']} ({node['id']}) lies in no group"
+
+
+def test_the_titles_of_groups_fit_their_frames(editor: dict[str, Any]) -> None:
+    for group in editor["groups"]:
+        needed = (
+            0.46 * group["font_size"] * len(group["title"])
+        )  # the editor's font is about half as wide as high
+        assert needed <= group["bounding"][2] - 10, f"{group['title']!r} reaches over its group's frame"
 
 
 def test_editor_and_api_format_have_the_same_nodes_and_links(

@@ -119,6 +119,13 @@ def caption_and_phrases(
     return whole[form], phrases
 
 
+def without_place(text: str) -> str:
+    """A caption that does not say where anybody stands: for pictures whose pose something else decides."""
+    for place in _PLACES.values():
+        text = text.replace(f" {place}", "")
+    return text
+
+
 def prompt(picture: Picture, rng: np.random.Generator) -> str:
     """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity
     fixes."""

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 from ..encoder import SubjectEncoder
 from ..hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
 from . import model
+from .control import Control
 from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
 from .pixels import encode_pictures, ids_for_both, to_rgb, to_vision
 from .storage import read_float, write_half
@@ -117,9 +118,10 @@ class World:
         seeds: Sequence[int],
         attached: Sequence[Attached] = (),
         sampling: Sampling = Sampling(),
+        control: Control | None = None,
     ) -> np.ndarray:
         """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
-        the batch."""
+        the batch. `control`: a ControlNet, with a control picture a prompt."""
         slot = SubjectSlot.install(self.unet) if attached else None
         bounds = slot is not None and any(item.bound_self_attention for item in attached)
         apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
@@ -129,7 +131,8 @@ class World:
             for start in range(0, len(prompts), sampling.batch):
                 rows = slice(start, start + sampling.batch)
                 here = [item.rows(rows) for item in attached]
-                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot))
+                held = control.rows(rows) if control else None
+                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot, held))
             return np.concatenate(parts)
         finally:
             if apart:
@@ -145,6 +148,7 @@ class World:
         negative_text: tuple[Tensor, Tensor, np.ndarray],
         sampling: Sampling,
         slot: SubjectSlot | None,
+        control: Control | None,
     ) -> np.ndarray:
         """One batch of `generate`."""
         batch = len(prompts)
@@ -159,11 +163,14 @@ class World:
         positive = {"text_embeds": pooled, "time_ids": sizes}
         negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
         regions = AutomaticRegions(slot, bindings, len(scheduler.timesteps)) if slot else None
+        nothing = empty.expand(batch, -1, -1)
         for step, t in enumerate(scheduler.timesteps):
+            more = control.residuals(x, t, context) if control else {}
             with slot.bind(*regions.at(step)) if slot and regions else nullcontext():
-                out = self.unet(x, t, context, added_cond_kwargs=positive).sample
+                out = self.unet(x, t, context, added_cond_kwargs=positive, **more).sample
             if sampling.guidance != 1:
-                base = self.unet(x, t, empty.expand(batch, -1, -1), added_cond_kwargs=negative).sample
+                more = control.residuals(x, t, nothing) if control else {}
+                base = self.unet(x, t, nothing, added_cond_kwargs=negative, **more).sample
                 out = base + sampling.guidance * (out - base)
             x = scheduler.step(out, t, x).prev_sample
         return self.decode(x)

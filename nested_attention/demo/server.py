@@ -97,7 +97,8 @@ class ComfyServer:
     def run(self, workflow: Workflow, *, limit_s: float = 600) -> dict[str, list[Path]]:
         """Queue a graph in API format and wait for it: node id → the files its node saved.
 
-        Raises NestedAttentionError with ComfyUI's own messages if it refuses the graph or a node fails.
+        Raises NestedAttentionError with ComfyUI's own messages if it refuses the graph, or a part of it, or a
+        node fails.
         """
         prompt_id = self._queue(workflow)
         end = time.monotonic() + limit_s
@@ -119,16 +120,15 @@ class ComfyServer:
         )
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
-                return str(json.load(answer)["prompt_id"])
+                accepted = json.load(answer)
         except urllib.error.HTTPError as error:
-            answer = json.load(error)
-            problems = [
-                f"{node['class_type']} ({number}): {problem['message']} {problem['details']}"
-                for number, node in answer.get("node_errors", {}).items()
-                for problem in node["errors"]
-            ]
-            detail = "; ".join(problems) or answer.get("error", {}).get("message", str(answer))
+            refused = json.load(error)
+            detail = _problems(refused) or refused.get("error", {}).get("message", str(refused))
             raise NestedAttentionError(f"ComfyUI refuses the workflow: {detail}") from error
+        left_out = _problems(accepted)  # it runs what other output nodes ask for
+        if left_out:
+            raise NestedAttentionError(f"ComfyUI refuses a part of the workflow: {left_out}")
+        return str(accepted["prompt_id"])
 
     def _files(self, entry: Mapping[str, Any]) -> dict[str, list[Path]]:
         for kind, detail in entry["status"]["messages"]:
@@ -170,6 +170,15 @@ class ComfyServer:
     def _log_end(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-15:])
+
+
+def _problems(answer: Mapping[str, Any]) -> str:
+    """What ComfyUI says of the nodes it will not run, in one line; nothing if it runs them all."""
+    return "; ".join(
+        f"{node['class_type']} ({number}): {problem['message']} {problem['details']}"
+        for number, node in answer.get("node_errors", {}).items()
+        for problem in node["errors"]
+    )
 
 
 def _link(pack: Path, place: Path) -> None:

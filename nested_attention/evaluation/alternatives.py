@@ -8,11 +8,14 @@ in which that is not so would have identities too coarse to need nested attentio
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..avatars.tokenizer import WEIGHTS
 from ..avatars.train.data import draw_pictures
@@ -71,6 +74,7 @@ def compare(
         "steps": steps,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(time.monotonic() - started),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     return result
 

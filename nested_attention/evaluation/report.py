@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .acceptance import RESULTS
+from .alternatives import RESULTS as ALTERNATIVES
 from .statistics import Rate
 
 TARGETS = {
@@ -64,8 +65,8 @@ def _subject(word: str, part: dict[str, Any]) -> str:
     )
 
 
-def figures(document: dict[str, Any]) -> str:
-    """All tables of an acceptance run, as Markdown."""
+def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
+    """All tables of an acceptance run, as Markdown; with those of `nested-attention compare`, if given."""
     ran = document["run"]
     pair = document["pair"]
     names = [name for name in _ROWS if name in pair]
@@ -99,8 +100,29 @@ def figures(document: dict[str, Any]) -> str:
             "### Attention to the subject's word",
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
             _table(["word", "inside the subject", "peak inside", "outside"], attention),
+            *(_alternatives(alternatives) if alternatives else ()),
         ]
     )
+
+
+def _alternatives(document: dict[str, Any]) -> list[str]:
+    ran = document["run"]
+    rows = [
+        [
+            label,
+            percent(document[name]["identity"]["top1"]),
+            percent(document[name]["identity"]["among_twins"]),
+            percent(document[name]["prompt"]["all"]),
+        ]
+        for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
+    ]
+    return [
+        "### Nested values against one value a subject",
+        f"Measured by `nested-attention compare` on {ran['date']} ({ran['machine']}; {ran['seconds']} s): "
+        f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
+        f"{ran['steps']} steps each.",
+        _table(["values", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+    ]
 
 
 def _people(rows: list[list[str]]) -> list[str]:
@@ -117,14 +139,19 @@ def read(path: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def read_alternatives(path: Path = ALTERNATIVES) -> dict[str, Any] | None:
+    """The committed comparison, if there is one."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 BEGIN, END = "<!-- figures: written by `nested-attention report` -->\n", "\n<!-- end of figures -->"
 
 
-def insert(page: str, document: dict[str, Any]) -> str:
+def insert(page: str, document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
     """A page with its figures replaced. Raises ValueError if it has no place for them."""
     if BEGIN not in page or END not in page:
         raise ValueError(
             f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
         )
     before, rest = page.split(BEGIN, 1)
-    return before + BEGIN + "\n" + figures(document) + "\n" + END + rest.split(END, 1)[1]
+    return before + BEGIN + "\n" + figures(document, alternatives) + "\n" + END + rest.split(END, 1)[1]

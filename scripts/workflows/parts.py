@@ -22,6 +22,15 @@ class Context:
         return Draft(name, heading, note, self.definitions, self.version, self.core_version)
 
 
+def on_sdxl(pictures: str = "the reference", more: str = "") -> str:
+    """The line of a note that says how the workflow is run on SDXL."""
+    return (
+        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
+        f"Subject Encoder, and Load Image in place of {pictures}. {more}Draw at 1024 × 1024 (Empty Latent "
+        "Image) in 30 steps at cfg 5, and leave out the node that shows art pixels larger."
+    )
+
+
 def prompt(group: Group, clip: Slot, text: str, title: str = "Prompt") -> Node:
     return group.add("CLIPTextEncode", title, clip=clip, text=text)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from draft import Draft, Group, Node, Slot, into_subgraph
+from extra_recipes import pose, style_lora
 from formats import Graph
-from parts import Context, apply, demo_world, draw, encode, prompt, sample, show
+from parts import Context, apply, demo_world, draw, encode, on_sdxl, prompt, sample, show
 from sdxl_recipes import align_face
 from subject_recipes import mixing, pet_isolated, saved_subject, two_people
 
@@ -22,7 +23,8 @@ def several_pictures(context: Context) -> Draft:
         "as you "
         "have: other light, other angles, other expressions.\n"
         "- More pictures cost memory and a little time for each, and nothing in the prompt.\n"
-        "- Pictures of *different* people in one batch make a mixture of them.",
+        "- Pictures of *different* people in one batch make a mixture of them.\n"
+        + on_sdxl("the reference, its mirror image and the crop"),
     )
     world, group = demo_world(draft)
     group = draft.group("2. More pictures of the same person")
@@ -59,7 +61,7 @@ def img2img(context: Context) -> Draft:
         "- `denoise` of the second sampler: lower keeps more of the first picture, higher takes more of the "
         "style.\n"
         "- For a picture of your own, put **Load Image** in place of the first sampler.\n"
-        "- Styles of the small world: `photo`, `cartoon`, `mosaic`.",
+        "- Styles of the small world: `photo`, `cartoon`, `mosaic`.\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person")
@@ -104,7 +106,8 @@ def inpaint(context: Context) -> Draft:
         "or the "
         "mask editor.\n"
         "- The prompt of the second pass describes the whole picture, so that what is drawn fits in.\n"
-        "- For a picture of your own, put **Load Image** in place of the first sampler.",
+        "- For a picture of your own, put **Load Image** in place of the first sampler.\n"
+        + on_sdxl(more="The mask may stay. "),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person")
@@ -161,7 +164,8 @@ def hires_fix(context: Context) -> Draft:
         "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
         "MODEL "
         "from before **Apply Subject**.\n"
-        "- On SDXL: 1024 × 1024 first, then × 1.5.",
+        "- The small world knows pixels of one size and draws a face into a face when the second pass is "
+        "free to: `denoise` is low here. On SDXL 0.5 is usual.\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person")
@@ -180,7 +184,7 @@ def hires_fix(context: Context) -> Draft:
     first = sample(group, applied["MODEL"], positive, negative, empty.out, "Small")
     group = draft.group("4. Second pass")
     larger = group.add("LatentUpscaleBy", samples=first.out, upscale_method="nearest-exact", scale_by=1.5)
-    second = sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.5)
+    second = sample(group, applied["MODEL"], positive, negative, larger.out, "Large", denoise=0.2)
     picture = group.add("VAEDecode", samples=second.out, vae=world["VAE"])
     group = draft.group("5. The picture")
     show(group, picture.out, "hires_fix")
@@ -197,7 +201,7 @@ def variation(context: Context) -> Draft:
         "is, the reference says who.\n\n"
         "- Change the word after the colon: `<alice:woman>`, `<alice:boy>`, `<alice:girl>`.\n"
         "- The upper picture says `<alice>`, the lower one `<alice:child>`; noise and all settings are "
-        "the same.",
+        "the same.\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person, called alice")
@@ -235,7 +239,8 @@ def grid(context: Context) -> Draft:
         "than the paper's 2, which encoders are trained with.\n\n"
         "- One prompt serves all nine: the CLIP of any **Apply Subject** with the same word marks it for "
         "all.\n"
-        "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing new.",
+        "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing "
+        "new.\n" + on_sdxl(),
     )
     world, group = demo_world(draft)
     group = draft.group("2. The person, and what all pictures share")
@@ -295,7 +300,7 @@ def subgraph(context: Context) -> Draft:
         "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and "
         "CLIP come out. "
         "The icon in its title bar opens it and shows the three nodes inside; copy it to use it again, for a "
-        "second subject.",
+        "second subject.\n\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
     group = draft.group("2. The person, in a subgraph")
@@ -317,6 +322,8 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_saved_subject": saved_subject,
     "avatar_two_people": two_people,
     "avatar_pet_isolated": pet_isolated,
+    "avatar_pose": pose,
+    "avatar_style_lora": style_lora,
     "sdxl_align_face": align_face,
 }
 

@@ -59,7 +59,7 @@ def align_face(context: Context) -> Draft:
     group = draft.group("2. The face, upright")
     aligned = group.add("NestedAttentionAlignFace", image=photograph["IMAGE"])
     group.add("PreviewImage", "All faces, and the one taken", images=aligned["found"])
-    group = draft.group("3. It becomes a subject, and a word carries it")
+    group = draft.group("3. A word carries the subject")
     subject = group.add(
         "NestedAttentionEncodeSubject",
         encoder=encoder["encoder"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from draft import Draft, Group, Node, Slot
-from parts import PET, Context, apply, draw, encode, prompt, sample, show
+from parts import PET, Context, apply, draw, encode, on_sdxl, prompt, sample, show
 
 SOMEBODY, SOMEBODY_ELSE = 7, 10
 """Two people of the small world who are easily told apart."""
@@ -37,8 +37,7 @@ def mixing(context: Context) -> Draft:
         "count alike, as if their pictures had been encoded together.\n"
         "- Chain it for more than two. All have to be made with the same encoder.\n"
         "- Two pictures of *one* person can be mixed as well: one subject that has seen both.\n"
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, and Load Image in place of the two people.",
+        + on_sdxl("the two people"),
     )
     world, one, other = _two_people(draft)
     group = draft.group("2. Each becomes a subject")
@@ -65,9 +64,7 @@ def saved_subject(context: Context) -> Draft:
         "vision is needed any more. **Load Subject Encoder** stays; it has to be the one the subject was "
         "made with.\n\n"
         "- Disconnect `thumbnail`, and no picture is kept: a neutral icon stands for the subject.\n"
-        "- A saved person is personal data. Treat the file as you would the photograph.\n"
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, and Load Image in place of the reference.",
+        "- A saved person is personal data. Treat the file as you would the photograph.\n" + on_sdxl(),
     )
     group = draft.group("1. A world and a reference")
     world = group.add("NestedAttentionDemoWorld", person=SOMEBODY)
@@ -99,8 +96,7 @@ def two_people(context: Context) -> Draft:
         "at one of the two is enough.\n\n"
         "Switch the last two off, or set **region_mode** to *none*, to see what each does. Without masks, "
         "*auto* on both finds the regions in the first steps.\n\n"
-        "**On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, and Load Image in place of the two people. The masks may stay.",
+        + on_sdxl("the two people", "The masks may stay. "),
     )
     world, one, other = _two_people(draft)
     group = draft.group("2. Each becomes a subject")
@@ -174,9 +170,10 @@ def pet_isolated(context: Context) -> Draft:
         "mask, and `invert` takes what is left. Any other mask will do: paint one in the mask editor of Load "
         "Image, or use a segmentation node (where those show the subject, `invert` is off).\n"
         "- `padding` is the room around the subject; `grow` and `feather` are for masks with a rough edge.\n"
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, and Load Image, with its mask, in place of the pet and the colours. The word of "
-        "the prompt is the one your encoder was trained on, or the one in `word`.",
+        + on_sdxl(
+            "the pet, with its mask in place of the colours",
+            "The word of the prompt is the one your encoder was trained on, or the one in `word`. ",
+        ),
     )
     group = draft.group("1. A world and a pet")
     world = group.add("NestedAttentionDemoWorld", pet=3)
@@ -193,7 +190,7 @@ def pet_isolated(context: Context) -> Draft:
         mask = group.add(
             "MaskComposite", "And", destination=mask.out, source=key.out, x=0, y=0, operation="add"
         )
-    group = draft.group("3. The pet on white becomes a subject")
+    group = draft.group("3. The pet becomes a subject")
     isolated = group.add(
         "NestedAttentionIsolateSubject", image=world["pet"], mask=mask.out, padding=0.0, invert=True, size=80
     )

@@ -80,8 +80,38 @@ def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Chromium, name
         assert said == []
     else:  # the user is told which files to fetch, and of nothing else
         assert [text.split("\n")[0] for text in said] == ["Missing Models"]
-    exported = editor.evaluate("app.graphToPrompt().then(prompt => prompt.output)")
-    assert exported == load_workflow(name)
+    assert graph(editor) == load_workflow(name)
+
+
+@pytest.mark.parametrize("bypassed", [{"person"}, {"person", "pet"}], ids="+".join)
+def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Chromium, bypassed: set[str]) -> None:
+    """The server gets the graph without it: what it draws then is in test_server.py, beside strength 0."""
+    load(editor, "avatar_person_and_pet")
+    chain = [n for n, node in load_workflow("avatar_person_and_pet").items() if node["class_type"] == APPLY]
+    encoders = {n: node["inputs"]["encoder"] for n, node in graph(editor).items() if n in chain}
+    names = {n: graph(editor)[encoders[n][0]]["inputs"]["encoder_name"] for n in chain}
+    off = {n for n in chain if any(f"/{kind}_" in names[n] for kind in bypassed)}
+    assert len(off) == len(bypassed)
+    for number in off:
+        editor.evaluate(f"void (app.graph.getNodeById({number}).mode = 4)")
+    left = graph(editor)
+    assert {n for n, node in left.items() if node["class_type"] == APPLY} == set(chain) - off
+    world = next(n for n, node in left.items() if node["class_type"] == "NestedAttentionDemoWorld")
+    last = next((n for n in chain if n not in off), world)
+    for kind, name, output in (("KSampler", "model", 0), ("CLIPTextEncode", "clip", 1)):
+        wires = [node["inputs"][name] for node in left.values() if node["class_type"] == kind]
+        assert wires and all(wire == [last, output] for wire in wires)
+    for number in set(chain) - off:
+        assert left[number]["inputs"]["model"] == [world, 0]
+        assert left[number]["inputs"]["clip"] == [world, 1]
+
+
+APPLY = "NestedAttentionApplySubject"
+
+
+def graph(editor: Chromium) -> dict[str, Any]:
+    """What the editor would send the server."""
+    return dict(editor.evaluate("app.graphToPrompt().then(prompt => prompt.output)"))
 
 
 @pytest.mark.parametrize("name", ["avatar_person", "avatar_person_and_pet"])

@@ -167,6 +167,43 @@ def test_a_compiled_model_before_and_after(world: Any) -> None:
 
 
 @composes(
+    "ToMe (TomePatchModel)",
+    order="both",
+    note="it merges tokens of self-attention at the size of the latent, where SDXL has no attention",
+)
+def test_merged_tokens(world: Any) -> None:
+    """A UNet with attention at the size of the latent, so that there is something to merge."""
+    from comfy_extras.nodes_tomesd import TomePatchModel
+    from tiny import carries, make_encoder, make_model, make_subject, same
+
+    from nested_attention.hosts.comfy import apply_subject
+
+    everywhere = {
+        "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+    }
+    model = make_model(**everywhere)
+    encoder = make_encoder(model, seed=1)
+    settings = {"attention_scale": 3.0, "alpha": 6.0, "strength": 1.0, "start_percent": 0.0}
+    settings |= {"word": "person", "end_percent": 1.0, "when_missing": "error"}
+
+    def applied(model: Any) -> Any:
+        return apply_subject(model, world.clip, encoder, make_subject(encoder, seed=3), **settings)
+
+    def merged(model: Any) -> Any:
+        return TomePatchModel.execute(model, 0.5)[0]
+
+    subjected, clip = applied(model)
+    after = drawn(merged(subjected), clip)
+    assert same(drawn(applied(merged(model))[0], clip), after)
+    assert carries(after, drawn(merged(model), world.clip))
+    assert carries(after, drawn(subjected, clip))
+
+
+@composes(
     "Partial loading (--lowvram)",
     order="either",
     note="weights of the UNet, of a LoRA on it and of the subject may all stay offloaded",
@@ -423,10 +460,8 @@ def test_a_batch_is_its_pictures(world: Any, cfg: float) -> None:
     assert not carries(batch[:1], alone, threshold=2e-5)
 
 
-@composes(
-    "Off-square and odd sizes", order="sampler", note="among them 912 × 1144, scaled to the model of the test"
-)
-@pytest.mark.parametrize(("height", "width"), [(14, 18), (18, 14), (7, 13), (9, 5)])
+@composes("Off-square and odd sizes", order="sampler", note="among them 912 × 1144")
+@pytest.mark.parametrize(("height", "width"), [(1144 // 8, 912 // 8), (14, 18), (18, 14), (7, 13), (9, 5)])
 def test_sizes(world: Any, height: int, width: int) -> None:
     import comfy.sample
     from tiny import carries, encode

@@ -19,6 +19,7 @@ IDS = {
     f"NestedAttention{name}"
     for name in (
         "DemoWorld",
+        "DemoPose",
         "LoadEncoder",
         "AlignFace",
         "IsolateSubject",

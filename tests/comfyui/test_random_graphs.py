@@ -69,6 +69,11 @@ class Operations:
             when_missing="error",
             name=f"{name}{len(graph.prompts)}",
             apply_to_negative=rng.random() < 0.3,
+            region=rng.choice([None, region(rng)]),
+            region_mode=rng.choice(["mask", "mask", "auto", "none"]),
+            bounded=rng.random() < 0.5,
+            bound_self_attention=rng.random() < 0.5,
+            blocks=rng.choice(["all", "all", "all:0, up:1", "mid:0.5"]),
         )
         return replace(graph, model=model, clip=clip, prompts=(*graph.prompts, f"{name}{len(graph.prompts)}"))
 
@@ -77,7 +82,23 @@ class Operations:
         image = torch.rand(count, 20, 24, 3, generator=torch.Generator().manual_seed(rng.randrange(99)))
         weights = rng.choice(["", ", ".join(str(rng.randint(1, 3)) for _ in range(count))])
         encode = self.ours["EncodeSubject"]
+        if rng.random() < 0.3:  # another subject in each picture
+            return replace(graph, subject=watched(encode, self.encoder, Vision(), image, batch=EACH)[0])
         return replace(graph, subject=watched(encode, self.encoder, Vision(), image, weights=weights)[0])
+
+    def isolate(self, graph: Graph, rng: random.Random) -> Graph:
+        """A picture cut out by a mask, and then encoded."""
+        image = torch.rand(1, 20, 24, 3, generator=torch.Generator().manual_seed(rng.randrange(99)))
+        settings = {
+            "background": rng.choice(["white", "black"]),
+            "padding": 0.1,
+            "grow": rng.choice([-1, 0, 2]),
+        }
+        settings |= {"feather": rng.choice([0.0, 2.0]), "invert": rng.random() < 0.5, "size": 64}
+        isolated, _ = watched(self.ours["IsolateSubject"], image, region(rng)[:1], **settings)
+        return replace(
+            graph, subject=watched(self.ours["EncodeSubject"], self.encoder, Vision(), isolated)[0]
+        )
 
     def mix(self, graph: Graph, rng: random.Random) -> Graph:
         other = in_pack(rng.choice([self.world.alice, self.world.bob]))
@@ -85,7 +106,9 @@ class Operations:
         return replace(graph, subject=watched(mix, graph.subject, other, weight=rng.choice([0, 0.3, 0.5]))[0])
 
     def keep(self, graph: Graph, rng: random.Random) -> Graph:
-        """Saved, and loaded again by the newest name."""
+        """Saved, and loaded again by the newest name. One subject; a batch of them has no file."""
+        if hasattr(graph.subject, "subjects"):
+            return graph
         (subject,) = watched(self.ours["SaveSubject"], graph.subject, filename_prefix="kept/one")
         name = self.ours["LoadSubject"].define_schema().inputs[0].options[-1]
         return replace(graph, subject=watched(self.ours["LoadSubject"], subject_name=name)[0] or subject)
@@ -146,8 +169,17 @@ class Operations:
         return replace(graph, conditions=(*graph.conditions, add))
 
 
+def region(rng: random.Random) -> torch.Tensor:
+    """One mask or one for each of two pictures, hard or soft, of some size."""
+    shape = rng.choice([1, 1, 2]), *rng.choice([(8, 8), (20, 24), (64, 32)])
+    mask = torch.zeros(shape)
+    mask[:, :, : shape[2] // 2] = rng.choice([0.5, 1.0])
+    return mask if rng.random() < 0.5 else mask.flip(2)
+
+
+EACH = "one subject a picture"
 STEPS = (
-    "apply", "apply", "apply", "encode", "mix", "keep", "mark",
+    "apply", "apply", "apply", "encode", "isolate", "mix", "keep", "mark",
     "lora", "guidance", "skip", "replaced", "area", "joined",
 )  # fmt: skip
 
@@ -209,6 +241,7 @@ def test_every_node_of_ours_was_in_a_graph() -> None:
         for name in (
             "ApplySubject",
             "EncodeSubject",
+            "IsolateSubject",
             "MixSubjects",
             "SaveSubject",
             "LoadSubject",

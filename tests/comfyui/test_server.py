@@ -24,14 +24,8 @@ from nested_attention.errors import NestedAttentionError
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 AVATARS = [name for name in NAMES if name.startswith("avatar_")]
-PICTURES = {
-    "avatar_person": 4,
-    "avatar_person_and_pet": 4,
-    "avatar_several_pictures": 4,
-    "avatar_subgraph": 4,
-}
-PICTURES |= {"avatar_grid": 1}
-"""How many pictures a workflow saves, two if it is not named."""
+JOINED = {"avatar_variation": 2}
+"""How many pictures a workflow saves that joins those of several samplers; others save their batch."""
 
 SYNC = "run python scripts/workflows sync"
 
@@ -106,7 +100,8 @@ def test_avatar_workflows_run_as_they_are(server: ComfyServer, name: str) -> Non
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 2
     files = server.run(graph)[node_of(graph, "SaveImage")]
-    assert len(files) == PICTURES.get(name, 2)
+    batch = graph[node_of(graph, "EmptyLatentImage")]["inputs"]["batch_size"]
+    assert len(files) == JOINED.get(name, batch)
     pictures = []
     for file in files:
         with Image.open(file) as picture:
@@ -131,7 +126,8 @@ def test_a_picture_from_comfyui_is_the_picture_from_diffusers(server: ComfyServe
         graph = adapt(load_workflow(workflow), row, case, strength=strength)
         drawn[name] = art_pixels(server.run(graph)[node_of(graph, "SaveImage")][0]).astype(int)
         # Twenty steps of rounding apart; a subject forgotten or misplaced differs by tens.
-        assert np.abs(drawn[name] - getattr(expected, name).astype(int)).max() <= 4, name
+        apart = np.abs(drawn[name] - getattr(expected, name).astype(int))
+        assert apart.max() <= 12 and apart.mean() <= 1, name
     assert np.abs(drawn["alone"] - drawn["base"]).max() > 40
 
 
@@ -197,11 +193,11 @@ def test_a_saved_subject_draws_the_same_picture(server: ComfyServer) -> None:
     (row,) = make_rows(1, seed=5)
     graph = adapt(load_workflow("avatar_person"), row, row.alone)
     save, encode = node_of(graph, "SaveImage"), node_of(graph, "NestedAttentionEncodeSubject")
-    keep = {"subject": [encode, 0], "filename_prefix": "subjects/somebody"}
+    keep = {"subject": [encode, 0], "filename_prefix": "subjects/once_only"}
     files = server.run({**graph, "kept": {"class_type": "NestedAttentionSaveSubject", "inputs": keep}})
-    assert (server.base / "output" / "subjects" / "somebody_00001_.safetensors").is_file()
+    assert (server.base / "output" / "subjects" / "once_only_00001_.safetensors").is_file()
     assert files["kept"][0].parent == server.base / "temp"  # the icon, shown and not kept
-    name = "subjects/somebody_00001_.safetensors [output]"
+    name = "subjects/once_only_00001_.safetensors [output]"
     listed = server.get("/object_info/NestedAttentionLoadSubject")["NestedAttentionLoadSubject"]
     kind, options = listed["input"]["required"]["subject_name"]
     assert name in (options["options"] if kind == "COMBO" else kind)

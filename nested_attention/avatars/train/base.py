@@ -24,7 +24,7 @@ from ..pixels import ids_for_both
 from ..tokenizer import load_tokenizer
 from ..watched import probabilities, watch
 from .data import Pictures
-from .device import autocast, device, faster_precision
+from .device import autocast, device, faster_precision, unet_pass
 from .loop import Budget, Run
 
 LOCALISE = 0.03
@@ -126,7 +126,7 @@ def train_base(
     run = Run(folder, {"unet": unet}, rate=rate, budget=budget, ema=0.999)
     watched = watch(unet)
     scheduler = new_scheduler()
-    precision = faster_precision(unet, batch)
+    precision = faster_precision(unet_pass(unet, batch))
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
     masks = torch.from_numpy(pictures.masks.reshape(len(pictures.masks), 2, LATENT * LATENT))

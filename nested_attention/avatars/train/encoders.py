@@ -22,7 +22,7 @@ from ..tokenizer import load_tokenizer
 from ..world import World
 from .base import TextStates, cell_weights, emphasised, read_captions, sample_timesteps
 from .data import Pictures
-from .device import autocast, device, faster_precision
+from .device import autocast, device, faster_precision, unet_pass
 from .loop import Budget, Run
 
 
@@ -95,7 +95,7 @@ def train_encoder(
     unet = world.unet.to(device())
     run = Run(folder, {"encoder": encoder}, rate=rate, budget=budget, ema=0.998, fixed=[unet])
     scheduler = new_scheduler()
-    precision = faster_precision(unet, batch)
+    precision = faster_precision(unet_pass(unet, batch))
     rng = np.random.default_rng([seed, run.step])
     torch.manual_seed(seed + run.step)
     sizes = torch.tensor([TIME_IDS], dtype=torch.float32, device=device()).expand(batch, -1)

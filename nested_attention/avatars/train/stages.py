@@ -16,7 +16,9 @@ import torch
 
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
+from ..control import load_control, save_control
 from ..identity import Person, Pet
+from ..lora import save_lora
 from ..pixels import encode_pictures
 from ..scorers import save_scorer
 from ..tokenizer import WEIGHTS
@@ -25,6 +27,8 @@ from .base import train_base
 from .clip import train_clip
 from .data import draw_pictures
 from .encoders import encode_data, train_encoder
+from .extras import train_pose, train_style
+from .held import draw_held
 from .loop import Budget
 from .scorers import train_identity_scorer, train_prompt_scorer
 from .text import train_text
@@ -41,6 +45,7 @@ class Recipe:
     weights: Path = WEIGHTS
     pictures: int = 40_000
     encoder_pictures: int = 16_000
+    held_pictures: int = 8_000
     threads: int = 2
     workers: int = 2
     onward: bool = False
@@ -59,7 +64,8 @@ def _decoder(recipe: Recipe, budget: Budget) -> None:
 
 
 def _vision(recipe: Recipe, budget: Budget) -> None:
-    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget))
+    start = load_part(recipe.weights, "vision") if recipe.onward else None
+    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget, start=start))
 
 
 def _text(recipe: Recipe, budget: Budget) -> None:
@@ -109,14 +115,30 @@ def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
     save_scorer(recipe.weights, "scorer_prompt", network)  # type: ignore[arg-type]
 
 
+def _pose(recipe: Recipe, budget: Budget) -> None:
+    held = draw_held(recipe.held_pictures, 5, workers=recipe.workers, cache=recipe.runs / "data")
+    path = recipe.weights / "controlnet" / "avatars_pose.safetensors"
+    start = load_control(path) if recipe.onward else None
+    world = load_world(recipe.weights)
+    save_control(train_pose(recipe.runs / "pose", world, held, budget, start=start), path)
+
+
+def _style(recipe: Recipe, budget: Budget) -> None:
+    held = draw_held(recipe.held_pictures, 6, inked=True, workers=recipe.workers, cache=recipe.runs / "data")
+    layers = train_style(recipe.runs / "style", load_world(recipe.weights), held, budget)
+    save_lora(layers, recipe.weights / "loras" / "avatars_ink.safetensors")
+
+
 STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "vae": (_vae, 11),
-    "vision": (_vision, 4),
+    "vision": (_vision, 25),
     "text": (_text, 7),
     "base": (_base, 90),
-    "person": (_encoder("person"), 20),
-    "pet": (_encoder("pet"), 20),
+    "person": (_encoder("person"), 35),
+    "pet": (_encoder("pet"), 35),
     "decoder": (_decoder, 3),
+    "pose": (_pose, 8),
+    "style": (_style, 5),
     "scorer-person": (_identity_scorer("person"), 3),
     "scorer-pet": (_identity_scorer("pet"), 3),
     "scorer-prompt": (_prompt_scorer, 3),
