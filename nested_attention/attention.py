@@ -73,8 +73,8 @@ def nested_cross_attention(
     unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
     """
 
-    def run(carried: Carried, *text: Tensor) -> Tensor:
-        return unmarked(*text) if unmarked and not carried else _nested(carried, *text, heads=heads)
+    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return unmarked(q, k, v) if unmarked and not carried else _nested(carried, q, k, v, heads)
 
     return by_rows(run, subjects, rows, query, key, value)
 

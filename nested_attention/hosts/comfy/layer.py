@@ -125,21 +125,36 @@ class NestedLayer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, empty = extra_options["n_heads"], self.previous is None
-        attend = partial(
-            comfy_attention.optimized_attention,
-            heads=heads,
-            attn_precision=extra_options["attn_precision"],
-            transformer_options=extra_options,
-        )
+        heads, tokens = extra_options["n_heads"], k.shape[1]
+        known = bool(self.carried) and self.carried[0].mask.shape[1] == tokens
+        rows = self.rows if known else None  # None: another pack changed the context's length
+        if self.previous is None and rows is not None and attends_in_parts(q, k, rows, extra_options):
+            subjects = self._bind(q, tokens, extra_options)
+            if all(one.region is None for one in subjects):  # outside of one it is the host's to the bit
+                attend = partial(
+                    comfy_attention.optimized_attention,
+                    heads=heads,
+                    attn_precision=extra_options["attn_precision"],
+                    transformer_options=extra_options,
+                )
+                return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
+        plain = None
+        if self.previous is None:
+            out = plain = comfy_attention.optimized_attention(
+                q,
+                k,
+                v,
+                heads=heads,
+                attn_precision=extra_options["attn_precision"],
+                transformer_options=extra_options,
+            )
+        else:
+            out = self.previous(q, k, v, extra_options)
         if not self.carried:
-            return attend(q, k, v) if empty else self.previous(q, k, v, extra_options)
-        subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
-        known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
-        rows = self.rows if known else None
-        anywhere = all(one.region is None for one in subjects)  # else it is the host's own outside of regions
-        if empty and rows and anywhere and attends_in_parts(q, k, rows, extra_options):
-            return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
-        plain = attend(q, k, v) if empty else None
-        out = self.previous(q, k, v, extra_options) if plain is None else plain
+            return out
+        # Bound after the attention above: a compiler that breaks off there could not carry them over.
+        subjects = self._bind(q, tokens, extra_options)
         return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
+
+    def _bind(self, query: Tensor, tokens: int, options: dict[str, Any]) -> list[BoundSubject]:
+        return [one.bind(self.site, query, tokens, options) for one in self.carried]
