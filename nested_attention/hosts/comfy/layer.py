@@ -126,28 +126,21 @@ class NestedLayer:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
         heads, tokens = extra_options["n_heads"], k.shape[1]
+        host = {
+            "heads": heads,
+            "attn_precision": extra_options["attn_precision"],
+            "transformer_options": extra_options,
+        }
         known = bool(self.carried) and self.carried[0].mask.shape[1] == tokens
         rows = self.rows if known else None  # None: another pack changed the context's length
         if self.previous is None and rows is not None and attends_in_parts(q, k, rows, extra_options):
             subjects = self._bind(q, tokens, extra_options)
             if all(one.region is None for one in subjects):  # outside of one it is the host's to the bit
-                attend = partial(
-                    comfy_attention.optimized_attention,
-                    heads=heads,
-                    attn_precision=extra_options["attn_precision"],
-                    transformer_options=extra_options,
-                )
+                attend = partial(comfy_attention.optimized_attention, **host)
                 return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
         plain = None
         if self.previous is None:
-            out = plain = comfy_attention.optimized_attention(
-                q,
-                k,
-                v,
-                heads=heads,
-                attn_precision=extra_options["attn_precision"],
-                transformer_options=extra_options,
-            )
+            out = plain = comfy_attention.optimized_attention(q, k, v, **host)
         else:
             out = self.previous(q, k, v, extra_options)
         if not self.carried:

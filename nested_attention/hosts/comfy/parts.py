@@ -33,7 +33,7 @@ def attends_in_parts(q: Tensor, k: Tensor, rows: Rows, options: dict[str, Any]) 
     """
     attend = comfy_attention.optimized_attention
     foreign = attend not in EXACT or "optimized_attention_override" in options
-    if q.device.type != "cpu" or foreign or _compiled():
+    if q.device.type != "cpu" or foreign or torch.compiler.is_compiling():
         return False
     if len(rows.groups) == 1:
         return True
@@ -46,18 +46,6 @@ def attends_in_parts(q: Tensor, k: Tensor, rows: Rows, options: dict[str, Any]) 
         attend, (part.start, part.stop), tuple(q.shape), k.shape[1], options["n_heads"], q.dtype,
         options["attn_precision"], torch.get_num_threads(),
     )  # fmt: skip
-
-
-def _compiled() -> bool:
-    """Whether a compiler follows: also between its graphs, in what it leaves to Python for now.
-
-    That part has no public name: where PyTorch calls it otherwise, a compiled model that breaks into graphs
-    anyway may break into a few more.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    callback = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
-    return callback() is not None
 
 
 @lru_cache(maxsize=256)
