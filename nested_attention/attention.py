@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, Literal
+from functools import reduce
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .rows import Marks, Rows, read_rows
+from .rows import Marks, Rows, by_rows, take
 from .rows import check_subjects as check_subjects
 
 EPSILON = 1e-6  # smallest norm divided by
@@ -63,14 +63,20 @@ class BoundSubject:
 
 
 def nested_cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int, rows: Rows | None = None
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
+    rows: Rows | None = None, unmarked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Text cross-attention with nested values at the marked tokens (Eq. 2 to 4), in the query's dtype.
 
-    (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d). Rows that carry no subject are plain attention.
+    (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d).
     rows: `read_rows(subjects, query.device)`, where several layers have subjects with these masks.
+    unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
     """
-    return _by_rows(partial(_nested, heads=heads), subjects, rows, query, key, value)
+
+    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return unmarked(q, k, v) if unmarked and not carried else _nested(carried, q, k, v, heads)
+
+    return by_rows(run, subjects, rows, query, key, value)
 
 
 def subject_correction(
@@ -90,7 +96,7 @@ def subject_correction(
             return _nested(carried, q, k, v, heads, text=False)  # the softmax is the same: P V cancels
         return _nested(carried, q, k, v, heads) - (_nested([], q, k, v, heads) if text is None else text)
 
-    return _by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
+    return by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
 
 
 def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text: bool = True) -> Tensor:
@@ -130,7 +136,7 @@ def _reweight(x: Tensor, subject: BoundSubject, marks: Marks, at: slice) -> Tens
         index = _columns(marks.tokens, x)
         x = x.scatter_add(-1, index, x.gather(-1, index).relu() * gain)
     if subject.bounded and subject.region is not None:
-        region = _take(subject.region, marks.rows)[:, None, at, None].to(x)  # (1|n, 1, l, 1)
+        region = take(subject.region, marks.rows)[:, None, at, None].to(x)  # (1|n, 1, l, 1)
         logs = torch.where(region > 0, region.clamp_min(1e-30).log(), FAR)
         x = x + marks.word[:, None, None] * logs
     return x
@@ -139,9 +145,9 @@ def _reweight(x: Tensor, subject: BoundSubject, marks: Marks, at: slice) -> Tens
 def _nested_value(q: Tensor, v: Tensor, subject: BoundSubject, marks: Marks) -> tuple[Tensor, Tensor, Tensor]:
     """From q (n, H, L, d) and the text's v (n, H, T, d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
     length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
-    nested = (_take(x, marks.rows).to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
+    nested = (take(x, marks.rows).to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
     k_nested, v_nested = (rearrange(x, "n t (h d) -> n h t d", h=q.shape[1]) for x in nested)
-    bias = _take(subject.token_bias, marks.rows)  # (N,) or (1|n, N) → (1|n, 1, 1, N)
+    bias = take(subject.token_bias, marks.rows)  # (N,) or (1|n, N) → (1|n, 1, 1, N)
     bias = None if bias is None else torch.atleast_2d(bias)[:, None, None].to(q, non_blocking=True)
     star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias).transpose(1, 2)
     text_value = v.transpose(1, 2).take_along_dim(marks.tokens[..., None, None], dim=1)
@@ -169,7 +175,7 @@ def _gate(subject: BoundSubject, marks: Marks, at: slice, like: Tensor, bounded:
     gate = subject.strength * marks.counts[:, None, None].to(like)  # 0 where a row has fewer tokens
     if bounded or subject.region is None:
         return gate
-    return gate * _take(subject.region, marks.rows)[:, at, None, None].to(like)
+    return gate * take(subject.region, marks.rows)[:, at, None, None].to(like)
 
 
 def _columns(tokens: Tensor, like: Tensor) -> Tensor:
@@ -182,19 +188,3 @@ def _norm(x: Tensor, subject: BoundSubject) -> Tensor:
     precise = torch.promote_types(x.dtype, torch.float32)
     x = x if subject.norm == "head" else x.flatten(2)[:, :, None]
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-
-
-def _by_rows(run: Callable[..., Tensor], subjects: Subjects, rows: Rows | None, *tensors: Tensor) -> Tensor:
-    """Calls run(carried, *tensors) on each group of rows that carry the same subjects."""
-    rows = read_rows(subjects, tensors[0].device) if rows is None else rows
-    parts = [
-        run([(subjects[i], marks) for i, marks in group.carried], *(_take(x, group.rows) for x in tensors))
-        for group in rows.groups
-    ]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out if rows.back is None else out[rows.back]
-
-
-def _take(x: Any, rows: slice | Tensor) -> Any:
-    """x[rows]; one row, a vector or None is for every row."""
-    return x if x is None or x.ndim == 1 or len(x) == 1 else x[rows]

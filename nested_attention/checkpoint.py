@@ -1,8 +1,8 @@
 """Subject encoders on disk: our own layout, the official release's and IP-Adapter Plus (SDXL)'s.
 
 What a file is, is decided by its content: the container by its first bytes, the layout by its metadata (ours)
-or by its tensors (`layouts.py`). Weights stay mapped to the file until they are moved or cast, so that
-loading takes no memory beyond the file's own size.
+or by its tensors (`layouts.py`). Weights stay mapped to the file until they are moved or cast: they take
+memory once they are used, not for having been loaded.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from . import __version__, subject
 from .encoder import SubjectEncoder, SubjectEncoderConfig, weight_digests
 from .errors import NestedAttentionError
-from .files import TensorFile, read_tensors, write_tensors
+from .files import TensorFile, map_anew, read_tensors, write_tensors
 from .layouts import Layout, recognise
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject_encoder", "1"
-_CAST_AT_ONCE = 32 * 2**20  # bytes of the file mapped while weights are cast to another dtype
+_READ_AT_ONCE = 32 * 2**20  # bytes of the file in memory while its weights are hashed, and cast
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -166,26 +166,32 @@ def _read_weights(
     file: TensorFile, layout: Layout, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights as `dtype` by their names in SubjectEncoder, and their digests as they are stored."""
-    weights: dict[str, Tensor] = {}
+    cast: dict[str, Tensor] = {}
 
     def stored() -> Iterator[tuple[str, Tensor]]:
-        tensors, mapped = file.tensors, 0
+        nonlocal file
+        read = 0
         for name, name_in_file in layout.names.items():
-            tensor = tensors[name_in_file]
+            tensor = file.tensors[name_in_file]
             # NaN propagates through both; unlike isfinite they need no copy. fp8 has neither.
             extremes = torch.aminmax(tensor.half() if tensor.element_size() < 2 else tensor)
             if not all(map(math.isfinite, map(float, extremes))):
                 raise NestedAttentionError(f"{name_in_file} contains NaN or infinite values; it is damaged")
-            weights[name] = tensor if tensor.dtype == dtype else tensor.to(dtype)
+            if tensor.dtype != dtype:
+                cast[name] = tensor.to(dtype)
             yield name, tensor
-            # Weights that are cast stay in memory beside the part of the file that was read for them: map the
-            # file anew before that part has grown large.
-            mapped += tensor.nbytes if tensor.dtype != dtype else 0
-            if mapped > _CAST_AT_ONCE:
-                file.tensors.clear()
-                tensors, mapped = read_tensors(file.path).tensors, 0
+            read += tensor.nbytes
+            if read > _READ_AT_ONCE:  # or the whole file would stay in memory for having been hashed once
+                del tensor
+                file, read = map_anew(file), 0
 
-    return weights, weight_digests(stored())
+    digests = weight_digests(stored())
+    file = map_anew(file)
+    weights = {
+        name: cast[name] if name in cast else file.tensors[name_in_file]
+        for name, name_in_file in layout.names.items()
+    }
+    return weights, digests
 
 
 def _checksum(digests: Mapping[str, str]) -> str:

@@ -25,6 +25,7 @@ class Part(str, Enum):
     SWEEP = "sweep"
     SLOPES = "slopes"
     SHORTCUTS = "shortcuts"
+    SLOTS = "slots"
     SAMPLING = "sampling"
     LOADING = "loading"
 

@@ -29,11 +29,17 @@ _NOT_TENSORS = {
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """The tensors of a file, mapped into memory (pages are read when used), and its text metadata."""
+    """The tensors of a file, mapped into memory (pages are read when used), and its text metadata.
+
+    mapped: False where the format cannot be mapped, and all of it was read. state: tells another file of that
+    name from this one.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    mapped: bool
+    state: tuple[int, ...]
 
 
 def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False) -> TensorFile:
@@ -44,7 +50,7 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head, state = file.read(64), _state(os.fstat(file.fileno()))
     except FileNotFoundError as error:
         raise NestedAttentionError(f"there is no file {path}; check the name and the folder") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -58,8 +64,9 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
             raise NestedAttentionError(f"{path} is {what}")
     is_torch = head.startswith((_ZIP, _PICKLE)) and not is_safetensors and not safetensors_only
     kind = "a PyTorch file of tensors and nothing else" if is_torch else "safetensors"
+    mapped = not is_torch or head.startswith(_ZIP)  # files of before PyTorch 1.6 cannot be mapped
     try:
-        tensors, metadata = _read_torch(path) if is_torch else _read_safetensors(path)
+        tensors, metadata = (_read_torch(path, mapped), {}) if is_torch else _read_safetensors(path)
     # Damaged files make the parsers raise almost anything, from KeyError to UnicodeDecodeError.
     except Exception as error:
         # PyTorch's own messages advise loading without weights_only, which would run code from the file.
@@ -68,7 +75,26 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
             f"{path} cannot be read as {kind} ({type(error).__name__}{reason}). It is damaged, incomplete or "
             "of another format; download or save it again"
         ) from error
-    return TensorFile(path, tensors, metadata)
+    return TensorFile(path, tensors, metadata, mapped, state)
+
+
+def map_anew(file: TensorFile) -> TensorFile:
+    """The same file with none of its pages read: those that were are let go with the tensors of `file`, which
+    is empty from here on. A file that cannot be mapped comes back as it is.
+
+    Raises NestedAttentionError if there is another file of that name by now.
+    """
+    if not file.mapped:
+        return file
+    file.tensors.clear()
+    again = read_tensors(file.path)
+    if again.state != file.state:
+        raise NestedAttentionError("it was replaced while it was read; load it again")
+    return again
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,11 +103,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: handle.get_tensor(name) for name in names}, handle.metadata() or {}
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with path.open("rb") as file:
-        mapped = file.read(4) == _ZIP  # files of before PyTorch 1.6 cannot be mapped
+def _read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
     content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    return dict(_flatten(content)), {}
+    return dict(_flatten(content))
 
 
 def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -6,9 +6,9 @@ therefore found once, and the layers only compute: they read no tensor on the ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
     kinds = [tuple(i for i, count in enumerate(row) if count) for row in zip(*counts, strict=True)]
     order: list[int] = []
     groups = []
-    for kind in sorted(set(kinds)):
+    for kind in dict.fromkeys(kinds):  # as they come: where equal rows are neighbours, no row has to move
         here = [row for row, other in enumerate(kinds) if other == kind]
         order += here
         rows = _rows(here, device)
@@ -107,6 +107,25 @@ def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
     inverse = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
     back = None if order == sorted(order) else inverse.to(device, non_blocking=True)
     return Rows(tuple(groups or [RowGroup(slice(None), ())]), back)
+
+
+def by_rows(
+    run: Callable[..., Tensor], subjects: Sequence[Marked], rows: Rows | None, *tensors: Tensor
+) -> Tensor:
+    """Calls run(carried, *tensors) on each group of rows, carried being its (subject, Marks) pairs, and joins
+    what comes back in the batch's order. rows: None reads them."""
+    rows = read_rows(subjects, tensors[0].device) if rows is None else rows
+    parts = [
+        run([(subjects[i], marks) for i, marks in group.carried], *(take(x, group.rows) for x in tensors))
+        for group in rows.groups
+    ]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out if rows.back is None else out[rows.back]
+
+
+def take(x: Any, rows: slice | Tensor) -> Any:
+    """x[rows]; one row, a vector or None is for every row."""
+    return x if x is None or x.ndim == 1 or len(x) == 1 else x[rows]
 
 
 def _rows(here: list[int], device: torch.device) -> slice | Tensor:

@@ -85,14 +85,14 @@ class TestRows:
         two.mask[3, 6] = True
         rows = read_rows([one, two, replace(two, strength=0.0)], CPU)
         found = [(group.rows, [number for number, _ in group.carried]) for group in rows.groups]
-        assert [carried for _, carried in found] == [[], [0], [0, 1]]
-        assert torch.equal(found[0][0], torch.tensor([1, 4]))
-        assert found[1][0] == slice(0, 1)
+        assert [carried for _, carried in found] == [[0], [], [0, 1]]
+        assert found[0][0] == slice(0, 1)
+        assert torch.equal(found[1][0], torch.tensor([1, 4]))
         assert found[2][0] == slice(2, 4)
         marks = rows.groups[2].carried[1][1]
         assert marks.tokens.tolist() == [[1, 5], [6, 6]]
         assert marks.counts.tolist() == [[1, 1], [1, 0]]
-        joined = torch.tensor([1, 4, 0, 2, 3])
+        joined = torch.tensor([0, 1, 4, 2, 3])
         assert rows.back is not None
         assert joined[rows.back].tolist() == [0, 1, 2, 3, 4]
 

@@ -1,4 +1,4 @@
-"""Runs what has to run inside ComfyUI (`hosts/comfy/timing.py`) in a process of its own."""
+"""Runs what has to run inside ComfyUI (`hosts/comfy/timing.py`, `slot_timing.py`) in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from comfy.cli_args import args
 args.cpu = not torch.cuda.is_available()
 options = json.loads(options)
 torch.set_num_threads(options.pop("threads"))
-from nested_attention.hosts.comfy import timing
+from nested_attention.hosts.comfy import slot_timing, timing
+run = getattr(slot_timing if task == "slots" else timing, task)
 with open(out, "w") as file:
-    json.dump(getattr(timing, task)(**options), file)
+    json.dump(run(**options), file)
 """
 
 
 def run_in_comfyui(task: str, **options: Any) -> dict[str, Any]:
-    """Calls a function of `hosts/comfy/timing.py` and returns what it found.
+    """Calls a function of `hosts/comfy/timing.py`, or `slots`, and returns what it found.
 
     Raises NestedAttentionError, with the end of its output, if there is no ComfyUI or the process fails.
     """
@@ -78,3 +80,26 @@ def sampling_table(found: dict[str, Any]) -> str:
     return table(
         [f"{found['steps']} steps, {found['tokens']} tokens", "s (quartiles)", "of no subject"], rows
     )
+
+
+def run_slots(*, size: int, tokens: Sequence[int], repeats: int, threads: int, clock: str) -> dict[str, Any]:
+    """SDXL's layers with a subject in their slots, under ComfyUI's attention as it is on a CPU by default and
+    with --use-pytorch-cross-attention."""
+    return run_in_comfyui(
+        "slots", size=size, tokens=tokens, functions=("sub_quad", "pytorch"), repeats=repeats,
+        threads=threads, clock=clock,
+    )  # fmt: skip
+
+
+def slots_table(found: dict[str, Any]) -> str:
+    header = ["layer", "N", "rows", "ComfyUI's attention", "plain", "floor", "empty slot", "occupied slot"]
+    rows = []
+    for one in found["layers"]:
+        ms = {form: timing["median"] for form, timing in one["ms"].items()}
+        base = ms["plain"] + ms["floor"]
+        rows.append(
+            [one["layer"], str(one["tokens"]), str(one["rows"]), one["function"]]
+            + [f"{t['median']:.1f} ({t['low']:.1f}–{t['high']:.1f})" for t in one["ms"].values()]
+            + [f"{ms['empty slot'] / base:.2f}", f"{ms['occupied slot'] / base:.2f}"]
+        )
+    return table([*header, "empty / (plain + floor)", "occupied / (plain + floor)"], rows)

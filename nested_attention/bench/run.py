@@ -19,7 +19,7 @@ from .timing import Clock
 
 @dataclass(frozen=True)
 class Settings:
-    """parts: of layers, sweep, slopes, shortcuts, sampling, loading. threads: of the CPU."""
+    """parts: of layers, sweep, slopes, shortcuts, slots, sampling, loading. threads: of the CPU."""
 
     parts: tuple[str, ...]
     grid: Grid
@@ -110,6 +110,14 @@ def _shortcuts(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
     return [asdict(one) for one in found], shortcuts_table(found)
 
 
+def _slots(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
+    from .in_comfyui import run_slots, slots_table
+
+    threads, size = torch.get_num_threads(), grid.sizes[0]
+    found = run_slots(size=size, tokens=grid.tokens, repeats=grid.repeats, threads=threads, clock=grid.clock)
+    return found, slots_table(found)
+
+
 def _sampling(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
     from .in_comfyui import run_sampling, sampling_table
 
@@ -129,6 +137,7 @@ _PARTS: dict[str, Callable[[Grid, Callable[[str], None]], tuple[Any, str]]] = {
     "sweep": _sweep,
     "slopes": _slopes,
     "shortcuts": _shortcuts,
+    "slots": _slots,
     "sampling": _sampling,
     "loading": _loading,
 }

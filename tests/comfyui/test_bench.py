@@ -37,6 +37,23 @@ def test_pictures_are_timed_with_and_without_subjects(comfyui: Path) -> None:
     assert "| 2 subjects |" in sampling_table(found)
 
 
+@pytest.mark.slow
+def test_the_slots_of_a_layer_keep_close_to_the_floor(comfyui: Path) -> None:
+    from nested_attention.bench.in_comfyui import run_slots, slots_table
+
+    found = run_slots(size=256, tokens=[1024], repeats=3, threads=1, clock="cpu")
+    assert [(one["layer"], one["function"], one["rows"]) for one in found["layers"]] == [
+        (layer, function, rows)
+        for function in ("sub_quad", "pytorch")
+        for rows in (1, 2)
+        for layer in ("256×640", "64×1280")
+    ]
+    for one in found["layers"]:
+        ms = {form: timing["median"] for form, timing in one["ms"].items()}
+        assert ms["empty slot"] <= 1.6 * (ms["plain"] + ms["floor"]), one
+    assert "| 256×640 | 1024 | 1 | sub_quad |" in slots_table(found)
+
+
 def test_a_failure_is_told_with_its_reason(comfyui: Path) -> None:
     from nested_attention.bench.in_comfyui import run_in_comfyui
     from nested_attention.errors import NestedAttentionError

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
 from ...attention import BoundSubject
-from ...backend import correction
+from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
 from .marks import fit, mark_of
+from .parts import attends_in_parts
 from .regions import PassRegion, SubjectRegion, grid_of
 
 
@@ -110,6 +112,9 @@ class NestedLayer:
     """What stands in a layer's slot for one forward pass: what was there before, plus the subjects'
     correction.
 
+    In an empty slot it is the nested attention as a whole, which costs less, where that changes no bit of the
+    rows that carry no subject (`attends_in_parts`).
+
     rows: `read_rows(carried, …)`, so that the layers need not read the masks again; None: they read them.
     """
 
@@ -120,21 +125,29 @@ class NestedLayer:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """(B, L, inner), (B, T, inner), (B, T, inner) → (B, L, inner)"""
-        heads, plain = extra_options["n_heads"], None
+        heads, tokens = extra_options["n_heads"], k.shape[1]
+        host = {
+            "heads": heads,
+            "attn_precision": extra_options["attn_precision"],
+            "transformer_options": extra_options,
+        }
+        known = bool(self.carried) and self.carried[0].mask.shape[1] == tokens
+        rows = self.rows if known else None  # None: another pack changed the context's length
+        if self.previous is None and rows is not None and attends_in_parts(q, k, rows, extra_options):
+            subjects = self._bind(q, tokens, extra_options)
+            if all(one.region is None for one in subjects):  # outside of one it is the host's to the bit
+                attend = partial(comfy_attention.optimized_attention, **host)
+                return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
+        plain = None
         if self.previous is None:
-            out = plain = comfy_attention.optimized_attention(
-                q,
-                k,
-                v,
-                heads=heads,
-                attn_precision=extra_options["attn_precision"],
-                transformer_options=extra_options,
-            )
+            out = plain = comfy_attention.optimized_attention(q, k, v, **host)
         else:
             out = self.previous(q, k, v, extra_options)
         if not self.carried:
             return out
-        subjects = [one.bind(self.site, q, k.shape[1], extra_options) for one in self.carried]
-        known = k.shape[1] == self.carried[0].mask.shape[1]  # else another pack changed the context's length
-        rows = self.rows if known else None
+        # Bound after the attention above: a compiler that breaks off there could not carry them over.
+        subjects = self._bind(q, tokens, extra_options)
         return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
+
+    def _bind(self, query: Tensor, tokens: int, options: dict[str, Any]) -> list[BoundSubject]:
+        return [one.bind(self.site, query, tokens, options) for one in self.carried]
