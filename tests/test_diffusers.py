@@ -41,7 +41,11 @@ def unet(bare_unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
 
 
 def run(
-    unet: UNet2DConditionModel, batch: int = 3, size: tuple[int, int] = (16, 16), rows: Any = slice(None)
+    unet: UNet2DConditionModel,
+    batch: int = 3,
+    size: tuple[int, int] = (16, 16),
+    rows: Any = slice(None),
+    timestep: int = 500,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0)
 
@@ -50,7 +54,7 @@ def run(
 
     sample, text = randn(4, *size), randn(TOKENS, sum(TEXT_WIDTHS))
     added = {"text_embeds": randn(TEXT_WIDTHS[1]), "time_ids": randn(6)}
-    return unet(sample, 500, text, added_cond_kwargs=added).sample
+    return unet(sample, timestep, text, added_cond_kwargs=added).sample
 
 
 def project(unet: UNet2DConditionModel, rows: int = 1, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -231,6 +235,21 @@ class TestSlot:
         assert torch.allclose(nearly, exact, atol=1e-4)
         assert torch.allclose(nothing, base, atol=1e-4)
         assert 0 < (roughly - exact).abs().mean() < (base - exact).abs().mean()
+
+    @torch.no_grad()
+    def test_what_a_subject_changes_can_be_kept_for_the_next_step(self, unet: UNet2DConditionModel) -> None:
+        binding = SubjectBinding(projections=project(unet), mask=mark((1, 4), (2, 2)))
+        pictures = []
+        for every in (1, 2):
+            slot = SubjectSlot.install(unet, every=every)
+            with slot.bind(binding):
+                pictures.append([run(unet, timestep=timestep) for timestep in (500, 480, 460)])
+            slot.remove()
+        exact, reused = pictures
+        for step in (0, 2):
+            assert torch.allclose(reused[step], exact[step], atol=1e-5)
+        off = (reused[1] - exact[1]).abs().mean()
+        assert 0 < off < 0.3 * (exact[1] - run(unet, timestep=480)).abs().mean()
 
     @torch.no_grad()
     def test_masks_are_read_once_for_all_layers_and_steps(

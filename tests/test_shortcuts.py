@@ -14,6 +14,7 @@ from nested_attention import skipping
 from nested_attention.attention import subject_correction
 from nested_attention.errors import NestedAttentionError
 from nested_attention.pruning import prune_subject, prune_tokens, token_usage
+from nested_attention.reusing import ReusedChanges
 from nested_attention.skipping import change_bound, skipping_correction
 from nested_attention.subject import Subject
 
@@ -126,12 +127,62 @@ class TestPruning:
                 prune_subject(subject, usage, keep)
 
 
+class TestReusing:
+    @staticmethod
+    def steps(reused: ReusedChanges, timesteps: list[float], shape: tuple[int, ...] = (1, 4, 8)) -> list[int]:
+        """Which forward passes compute, by their number; the others get what the last of these left."""
+        computed: list[int] = []
+        for number, timestep in enumerate(timesteps):
+            reused.begin(timestep)
+            for site in ("one", "two"):
+
+                def compute(site: str = site, number: int = number) -> torch.Tensor:
+                    computed.append(number)
+                    return torch.full(shape, float(number))
+
+                found = reused.change(site, torch.zeros(shape), compute)
+                assert float(found.flatten()[0]) == computed[-1]
+        assert computed[0::2] == computed[1::2]  # both sites alike
+        return computed[0::2]
+
+    @pytest.mark.parametrize(
+        ("every", "computed"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (3, [0, 3]), (9, [0])]
+    )
+    def test_it_is_computed_in_every_so_many_steps(self, every: int, computed: list[int]) -> None:
+        assert self.steps(ReusedChanges(every), [999, 800, 600, 400, 200, 0]) == computed
+
+    def test_another_sampling_begins_anew(self) -> None:
+        assert self.steps(ReusedChanges(2), [999, 800, 600, 999, 800, 600]) == [0, 2, 3, 5]
+
+    def test_a_sampler_that_asks_twice_at_a_timestep_gets_two_answers(self) -> None:
+        assert self.steps(ReusedChanges(2), [999, 999, 800, 800]) == [0, 1, 3]
+
+    def test_other_subjects_and_other_sizes_get_their_own(self) -> None:
+        reused, calls = ReusedChanges(4), []
+
+        def ask(*shape: int) -> None:
+            reused.change("site", torch.zeros(shape), lambda: calls.append(shape) or torch.zeros(shape))
+
+        reused.begin(999)
+        ask(1, 4, 8)
+        reused.begin(torch.tensor([800]))
+        ask(1, 4, 8)
+        ask(2, 4, 8)
+        reused.clear()
+        ask(2, 4, 8)
+        assert calls == [(1, 4, 8), (2, 4, 8), (2, 4, 8)]
+
+    def test_every_step_is_the_most(self) -> None:
+        with pytest.raises(NestedAttentionError, match="in every 0th step; expected 1, for all, or more"):
+            ReusedChanges(0)
+
+
 @pytest.mark.slow
 def test_the_shortcuts_are_measured_on_the_small_world() -> None:
-    from nested_attention.bench.shortcuts import KEPT, TOLERANCES, run_shortcuts, shortcuts_table
+    from nested_attention.bench.shortcuts import EVERY, KEPT, TOLERANCES, run_shortcuts, shortcuts_table
 
     found = run_shortcuts(pictures=2, steps=2)
-    assert len(found) == 2 + len(TOLERANCES) + 2 * len(KEPT)
+    assert len(found) == 2 + len(TOLERANCES) + len(EVERY) + 2 * len(KEPT)
     exact, half, finest = found[:3]
     assert exact.difference == 0
     assert half.difference > 0

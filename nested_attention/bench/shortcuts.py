@@ -31,6 +31,7 @@ from .timing import Clock
 WORD = "person"
 TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
 KEPT = (0.75, 0.5, 0.25)
+EVERY = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def run_shortcuts(
     add("UNet in bfloat16", _draw(job, clock=clock, half=True))
     for tolerance in TOLERANCES:
         add(f"queries below {tolerance:g} skipped", _draw(job, clock=clock, negligible=tolerance))
+    for every in EVERY:
+        add(f"computed in every {every}. step", _draw(job, clock=clock, every=every))
     for share in KEPT:
         keep = round(share * tokens.shape[1])
         for merge in (False, True):
@@ -136,6 +139,7 @@ def _draw(
     clock: Clock,
     half: bool = False,
     negligible: float = 0.0,
+    every: int = 1,
     noise: int = 0,
     guidance: float = 3.0,
 ) -> tuple[np.ndarray, float]:
@@ -145,11 +149,17 @@ def _draw(
     context, pooled, ids = world.text([case.prompt for case in job.cases])
     empty, empty_pooled, _ = world.text([""])
     mask = torch.from_numpy(ids.astype(np.int64) == load_tokenizer().encode(WORD)[1])
+    tokens, bias, guided = job.tokens, job.bias, guidance != 1
+    if guided:
+        context = torch.cat([empty.expand(batch, -1, -1), context])
+        pooled = torch.cat([empty_pooled.expand(batch, -1), pooled])
+        mask = torch.cat([torch.zeros_like(mask), mask])
+        tokens, bias = tokens.repeat(2, 1, 1), None if bias is None else bias.repeat(2, 1)
     binding = SubjectBinding(
-        projections=job.encoder.project(job.tokens),
+        projections=job.encoder.project(tokens),
         mask=mask,
         alpha=job.encoder.config.alpha,
-        token_bias=job.bias,
+        token_bias=bias,
         norm=job.encoder.config.norm,
     )
     scheduler = DDIMScheduler(**model.SCHEDULER)
@@ -157,17 +167,17 @@ def _draw(
     shape = (LATENT_CHANNELS, LATENT, LATENT)
     seeds = [noise + number for number in range(batch)]
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-    sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
+    sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(len(context), -1)
+    added = {"text_embeds": pooled, "time_ids": sizes}
     start = now()
-    with _slot(world, negligible) as slot, torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+    precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with _slot(world, negligible, every) as slot, slot.bind(binding), precision:
         for t in scheduler.timesteps:
-            with slot.bind(binding):
-                added = {"text_embeds": pooled, "time_ids": sizes}
-                out = world.unet(x, t, context, added_cond_kwargs=added).sample.float()
-            if guidance != 1:
-                added = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
-                negative = empty.expand(batch, -1, -1)
-                base = world.unet(x, t, negative, added_cond_kwargs=added).sample.float()
+            # Both halves in one pass, as pipelines run them.
+            twice = torch.cat([x, x]) if guided else x
+            out = world.unet(twice, t, context, added_cond_kwargs=added).sample.float()
+            if guided:
+                base, out = out.chunk(2)
                 out = base + guidance * (out - base)
             x = scheduler.step(out, t, x).prev_sample
     seconds = now() - start
@@ -175,8 +185,8 @@ def _draw(
 
 
 @contextmanager
-def _slot(world: World, negligible: float) -> Iterator[SubjectSlot]:
-    slot = SubjectSlot.install(world.unet, negligible=negligible)
+def _slot(world: World, negligible: float, every: int) -> Iterator[SubjectSlot]:
+    slot = SubjectSlot.install(world.unet, negligible=negligible, every=every)
     try:
         yield slot
     finally:

@@ -30,11 +30,14 @@ _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 @contextmanager
-def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[Any]:
+def personalize(
+    pipeline: Any, subjects: Sequence[AppliedSubject], *, negligible: float = 0.0, every: int = 1
+) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects. K̆ and V̆
-    are computed once, on entering.
+    are computed once, on entering. negligible, every: what may be saved at the cost of exactness, as in
+    `SubjectSlot.install`; by default nothing.
 
     Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
     for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
@@ -42,7 +45,7 @@ def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[A
     of text.
     """
     run = _Run(pipeline, tuple(subjects))
-    slot = SubjectSlot.install(pipeline.unet)
+    slot = SubjectSlot.install(pipeline.unet, negligible=negligible, every=every)
     apart = SelfAttentionSlot.install(slot) if any(s.bound_self_attention for s in subjects) else None
     hook = pipeline.unet.register_forward_pre_hook(
         lambda _, args, kwargs: run.before_step(slot, args, kwargs), with_kwargs=True

@@ -19,6 +19,7 @@ from ...attention import BoundSubject, check_subjects
 from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...regions import area_mean
+from ...reusing import ReusedChanges
 from ...rows import Rows, read_rows
 from ...sites import diffusers_sites
 from ...skipping import skipping_correction
@@ -91,8 +92,8 @@ class SubjectSlot:
     previous processor, bit for bit. One slot per UNet, and one thread at a time.
     """
 
-    def __init__(self, unet: nn.Module, negligible: float = 0.0) -> None:
-        self.unet, self.negligible = unet, negligible
+    def __init__(self, unet: nn.Module, negligible: float = 0.0, every: int = 1) -> None:
+        self.unet, self.negligible, self.reused = unet, negligible, ReusedChanges(every)
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
@@ -113,21 +114,23 @@ class SubjectSlot:
         return self._latent_size
 
     @classmethod
-    def install(cls, unet: nn.Module, *, negligible: float = 0.0) -> SubjectSlot:
+    def install(cls, unet: nn.Module, *, negligible: float = 0.0, every: int = 1) -> SubjectSlot:
         """Puts a processor into every cross-attention layer; self-attention is left as it is.
 
         negligible: what a subject may change of a query's output and be left out all the same, the tolerance
-        of `skipping_correction`; 0 leaves nothing out.
+        of `skipping_correction`; 0 leaves nothing out. every: what the subjects change is computed in every
+        n-th step and kept for those between (`ReusedChanges`); 1 computes it in all.
 
-        Raises NestedAttentionError for a UNet that has a slot already, or layers of another kind than SDXL's.
+        Raises NestedAttentionError for a UNet that has a slot already, layers of another kind than SDXL's, or
+        `every` below 1.
         """
-        slot = cls(unet, negligible)
+        slot = cls(unet, negligible, every)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
         for name, layer in layers.items():
             layer.set_processor(NestedAttentionProcessor(name, layer.processor, slot))
-        slot._hook = unet.register_forward_pre_hook(slot._note_size, with_kwargs=True)
+        slot._hook = unet.register_forward_pre_hook(slot._note_pass, with_kwargs=True)
         return slot
 
     def remove(self) -> None:
@@ -163,6 +166,7 @@ class SubjectSlot:
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
         self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
         self._layers, self._rows = {}, {}
+        self.reused.clear()
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
         """The subjects at a layer with that many image queries."""
@@ -186,8 +190,9 @@ class SubjectSlot:
             found = self._rows[active, device] = read_rows([self._bindings[i] for i in active], device)
         return found
 
-    def _note_size(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_pass(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
+        self.reused.begin(args[1] if len(args) > 1 else kwargs["timestep"])
         if self._latent_size != sample.shape[-2:]:
             self._latent_size = (sample.shape[-2], sample.shape[-1])
             self._layers = {}
@@ -244,12 +249,14 @@ class NestedAttentionProcessor:
         if self.slot.watch is not None:
             self.slot.watch(self.site, query, key, attn.heads)
         rows, negligible = self.slot.rows(self.site, query.device), self.slot.negligible
-        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and not negligible:
+        exact = not negligible and self.slot.reused.every == 1
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and exact:
             out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         correct = partial(skipping_correction, tolerance=negligible) if negligible else correction
-        change = correct(query, key, value, subjects, heads=attn.heads, rows=rows)
+        compute = partial(correct, query, key, value, subjects, heads=attn.heads, rows=rows)
+        change = self.slot.reused.change(self.site, query, compute)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
         added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor
