@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from skimage import data
 from snapshot import snapshot
 from test_nodes import encoder_file, folder, nodes, pack  # noqa: F401  fixtures
 from test_subjects import Vision, folders, in_pack  # noqa: F401
+
+from nested_attention.pictures.square import PADDINGS
 
 GRAPHS, OPERATIONS = 16, 7
 NAMES = ("alice", "bob", "carol", "rex")
@@ -36,7 +39,7 @@ class Graph:
 def watched(node: Any, *inputs: Any, **settings: Any) -> Any:
     """A node's outputs, after checking that nothing it received has changed."""
     before = [snapshot(thing) for thing in (*inputs, settings)]
-    output = node.execute(*inputs, **settings).args
+    output = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(*inputs, **settings).args
     name = node.GET_SCHEMA().node_id
     for position, (thing, was) in enumerate(zip((*inputs, settings), before, strict=True)):
         assert snapshot(thing) == was, f"{name} changed its input {position}"
@@ -99,6 +102,26 @@ class Operations:
         return replace(
             graph, subject=watched(self.ours["EncodeSubject"], self.encoder, Vision(), isolated)[0]
         )
+
+    def align(self, graph: Graph, rng: random.Random) -> Graph:
+        """The face of a photograph, and then encoded."""
+        image = torch.from_numpy(data.astronaut()).float()[None] / 255
+        settings = {"which": rng.choice(["largest", "all"]), "index": 0, "size": 64}
+        faces, _, count = watched(
+            self.ours["AlignFace"], image, padding=rng.choice(sorted(PADDINGS)), **settings
+        )
+        assert count == len(faces) == 1
+        encode = self.ours["EncodeSubject"]
+        return replace(graph, subject=watched(encode, self.encoder, Vision(), faces)[0])
+
+    def drawing(self, graph: Graph, rng: random.Random) -> Graph:
+        """Somebody of the small world, on the picture of a pose, and then encoded."""
+        *_, person, pet = watched(self.ours["DemoWorld"], rng.randrange(99), rng.randrange(99))
+        behind = rng.choice([None, watched(self.ours["DemoPose"], 8, 8, "left")[0]])
+        (pose,) = watched(self.ours["DemoPose"], rng.choice([16, 24]), 8, "ahead", behind)
+        image = rng.choice([person, pet, pose])
+        encode = self.ours["EncodeSubject"]
+        return replace(graph, subject=watched(encode, self.encoder, Vision(), image)[0])
 
     def mix(self, graph: Graph, rng: random.Random) -> Graph:
         other = in_pack(rng.choice([self.world.alice, self.world.bob]))
@@ -179,7 +202,7 @@ def region(rng: random.Random) -> torch.Tensor:
 
 EACH = "one subject a picture"
 STEPS = (
-    "apply", "apply", "apply", "encode", "isolate", "mix", "keep", "mark",
+    "apply", "apply", "apply", "encode", "isolate", "align", "drawing", "mix", "keep", "mark",
     "lora", "guidance", "skip", "replaced", "area", "joined",
 )  # fmt: skip
 
@@ -241,6 +264,9 @@ def test_every_node_of_ours_was_in_a_graph() -> None:
         for name in (
             "ApplySubject",
             "EncodeSubject",
+            "AlignFace",
+            "DemoWorld",
+            "DemoPose",
             "IsolateSubject",
             "MixSubjects",
             "SaveSubject",
