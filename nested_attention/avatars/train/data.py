@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..wardrobe import ACCESSORIES, CLOTHES
 
 MIXES: dict[str, dict[str, float]] = {
     "base": {"person": 0.40, "pet": 0.34, "person+pet": 0.20, "person+person": 0.06},
-    "person": {"person": 0.75, "person+pet": 0.25},
+    "person": {"person": 0.6, "person+pet": 0.2, "person+person": 0.2},
     "pet": {"pet": 0.75, "person+pet": 0.25},
 }
 """Which pictures a stage sees, by who is in them."""
@@ -54,6 +54,9 @@ EMPHASIS: dict[Part, float] = {
 }
 """Weight of an art pixel in the loss: faces are small, and what tells two of them apart is smaller."""
 
+UNKNOWN = EMPHASIS[Part.BACKGROUND]
+"""Weight of an art pixel of somebody whom neither the prompt nor the reference describes."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -72,7 +75,8 @@ class Pictures:
     setting_labels: np.ndarray  # (n, 2) int8: SETTING_LABELS
     emphasis: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
     masks: np.ndarray  # (n, 2, 16, 16) bool: which latent cells show each subject
-    reference: np.ndarray  # (n, 20, 20, 3) uint8: a crop of the subject in question, from another picture
+    wanted: np.ndarray  # (n,) int8: which of the figures is the subject in question
+    reference: np.ndarray  # (n, 20, 20, 3) uint8: a crop of it from another picture
 
 
 _NOUNS = tuple(dict.fromkeys(Person.NOUNS + Pet.NOUNS))
@@ -115,7 +119,7 @@ def _setting_labels(picture: Picture) -> list[int]:
 
 _DRAWN = (
     *("rgb", "described", "plain", "described_phrases", "plain_phrases", "figure_labels", "setting_labels"),
-    *("emphasis", "masks", "reference", "figures"),
+    *("emphasis", "masks", "wanted", "reference", "figures"),
 )
 
 
@@ -141,17 +145,23 @@ def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
         labels = [_figure_labels(figure) for figure in picture.figures]
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
         rows["setting_labels"].append(_setting_labels(picture))
-        rows["emphasis"].append(weight[drawn.part].reshape(16, 2, 16, 2).mean((1, 3)))
+        wanted = _wanted(picture, stage, rng)
+        counts = weight[drawn.part]
+        if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
+            counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
+        rows["emphasis"].append(counts.reshape(16, 2, 16, 2).mean((1, 3)))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
-        rows["reference"].append(sample_crop(rng, _wanted(picture, stage)))
+        rows["wanted"].append(wanted)
+        rows["reference"].append(sample_crop(rng, picture.figures[wanted].identity))
         rows["figures"].append(len(picture.figures))
     return rows
 
 
-def _wanted(picture, stage: str):  # type: ignore[no-untyped-def]
-    """The identity that the stage's encoder is to reproduce."""
+def _wanted(picture: Picture, stage: str, rng: np.random.Generator) -> int:
+    """The figure that the stage's encoder is to reproduce: of two people, now the first, now the second."""
     kind = {"person": Person, "pet": Pet}.get(stage, object)
-    return next(figure.identity for figure in picture.figures if isinstance(figure.identity, kind))
+    fitting = [i for i, figure in enumerate(picture.figures) if isinstance(figure.identity, kind)]
+    return int(rng.choice(fitting))
 
 
 def draw_pictures(
@@ -161,7 +171,8 @@ def draw_pictures(
     path = cache / f"{stage}-{number}-{seed}.npz" if cache else None
     if path and path.exists():
         with np.load(path) as stored:
-            return Pictures(**{name: stored[name] for name in stored.files})
+            if set(stored.files) == {field.name for field in fields(Pictures)}:  # else an older version's
+                return Pictures(**{name: stored[name] for name in stored.files})
     chunk = 500
     jobs = [
         (stage, seed * 1_000_003 + start, min(chunk, number - start)) for start in range(0, number, chunk)
@@ -196,6 +207,7 @@ def draw_pictures(
         described_words=np.asarray(words["described"], np.int16),
         plain_words=np.asarray(words["plain"], np.int16),
         masks=np.asarray(rows["masks"]),
+        wanted=np.asarray(rows["wanted"], np.int8),
         reference=np.stack(rows["reference"]),
     )
     if path:

@@ -18,7 +18,6 @@ from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...sites import diffusers_sites
 from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, new_scheduler
-from ..tokenizer import load_tokenizer
 from ..world import World
 from .base import TextStates, cell_weights, emphasised, read_captions, sample_timesteps
 from .data import Pictures
@@ -60,12 +59,13 @@ def encode_data(world: World, pictures: Pictures, word: str, batch: int = 64) ->
         world.features(pictures.reference[start : start + batch]).half()
         for start in range(0, len(pictures.reference), batch)
     ]
-    token = load_tokenizer().encode(word)[1]
+    everyone = np.arange(len(pictures.wanted))
+    where = pictures.plain_words[everyone, pictures.wanted]
     return EncoderData(
         latents=world.encode(pictures.rgb).half(),
         features=torch.cat(features),
         text=read_captions(world.text_encoder, world.text_encoder_2, pictures.plain),
-        mask=torch.from_numpy(pictures.plain.astype(np.int64) == token),
+        mask=torch.from_numpy(np.arange(pictures.plain.shape[1]) == where[:, None]),
         emphasis=cell_weights(pictures),
         word=word,
     )
