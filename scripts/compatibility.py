@@ -30,7 +30,9 @@ HEADER = """# What Apply Subject works with
 
 Every line is shown by a test on a real ComfyUI with a tiny SDXL of random weights: the subject shows in the
 picture, and so does what the other node does. Where it says *with the same picture*, both orders are compared
-bit for bit.
+bit for bit. Most of it is shown again on the small world as it ships, with a person whom its model draws, in
+[`test_small_world_patched.py`](../tests/comfyui/test_small_world_patched.py) and
+[`test_small_world_composed.py`](../tests/comfyui/test_small_world_composed.py).
 
 This file is written by `python scripts/compatibility.py` from the tests; do not edit it.
 

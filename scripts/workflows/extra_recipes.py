@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from draft import Draft
-from parts import SAMPLING, Context, apply, draw, encode, prompt, show
+from parts import SAMPLING, Context, apply, draw, encode, on_sdxl, prompt, show
 
 SOMEBODY = 7
 
@@ -20,9 +20,10 @@ def pose(context: Context) -> Draft:
         "- The prompt does not say where the person stands. Where prompt and pose disagree, `strength` and "
         "`end_percent` of Apply ControlNet say how far the pose goes.\n"
         "- `avatars_pose.safetensors` comes with the pack, for the small world.\n"
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, Load Image in place of the reference, an OpenPose ControlNet in Load ControlNet "
-        "Model, and a pose detector's picture in place of Demo Pose.",
+        + on_sdxl(
+            more="An OpenPose ControlNet goes into Load ControlNet Model, a pose detector's picture in place "
+            "of Demo Pose. "
+        ),
     )
     group = draft.group("1. A world and a reference")
     world = group.add("NestedAttentionDemoWorld", person=SOMEBODY)
@@ -73,9 +74,7 @@ def style_lora(context: Context) -> Draft:
         "- `avatars_ink.safetensors` comes with the pack, for the small world: ink and wash on paper. It has "
         "no trigger word; `strength_model` says how much of it.\n"
         "- The encoder has never seen the style: what it says of the person is drawn as the model now "
-        "draws.\n"
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        "Subject Encoder, Load Image in place of the reference, and any SDXL LoRA in Load LoRA.",
+        "draws.\n" + on_sdxl(more="Any SDXL LoRA goes into Load LoRA. "),
     )
     group = draft.group("1. A world and a reference")
     world = group.add("NestedAttentionDemoWorld", person=SOMEBODY)
