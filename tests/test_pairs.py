@@ -52,7 +52,7 @@ def test_each_person_has_its_occurrence_and_its_half(judges: Judges) -> None:
 def test_every_measure_is_drawn_and_differs(judges: Judges) -> None:
     lines: list[str] = []
     found = people(judges, Counts(pairs=2), lines.append, QUICK)
-    assert list(found) == [*MEASURES, "floor", "ceiling"] and len(lines) == len(found)
+    assert list(found) == [*MEASURES, "floor", "described", "ceiling"] and len(lines) == len(found)
     for row in found.values():
         assert list(row) == ["first", "second", "both", "swapped", "own"]
     page = figures({**read(), "people": found})

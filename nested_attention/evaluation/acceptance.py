@@ -169,6 +169,7 @@ def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[st
     pictures = {
         "personalised": _generate(judges, cases, [attach(judges, cases, word) for word in ("person", "pet")]),
         "floor": _generate(judges, cases, []),
+        "described": _generate(judges, cases, [], described=True),
         "ceiling": judges.world.decode(judges.world.encode(true_drawings(cases))),
     }
     for name, rgb in pictures.items():

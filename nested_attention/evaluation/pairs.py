@@ -50,7 +50,8 @@ MEASURES = {
 def people(
     judges: Judges, counts: Counts, say: Callable[[str], None], sampling: Sampling | None = None
 ) -> dict[str, Any]:
-    """The figures under each measure, beside those of the base model and of the true drawing.
+    """The figures under each measure, beside those of the base model, also when it is told of both people in
+    words, and of the true drawing.
 
     first, second: the person that the prompt names first or second is recognised in its place, among all of
     them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all
@@ -66,6 +67,8 @@ def people(
         rgb = world.generate(prompts, seeds, place(subjects, cases, measure), sampling)
         result[name] = score_slots(judges, rgb, cases)
     result["floor"] = score_slots(judges, world.generate(prompts, seeds, [], sampling), cases)
+    described = [case.described for case in cases]
+    result["described"] = score_slots(judges, world.generate(described, seeds, [], sampling), cases)
     result["ceiling"] = score_slots(judges, world.decode(world.encode(true_drawings(cases))), cases)
     for name, figures in result.items():
         say(f"people {name:30} " + "  ".join(f"{key} {v['rate']:.2f}" for key, v in figures.items()))
