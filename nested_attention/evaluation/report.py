@@ -112,6 +112,7 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
             label,
             percent(document[name]["identity"]["top1"]),
             percent(document[name]["identity"]["among_twins"]),
+            f"{_mean(document[name]['identity']['attributes']):.1%}".replace("%", " %"),
             percent(document[name]["prompt"]["all"]),
         ]
         for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
@@ -121,8 +122,21 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         f"Measured by `nested-attention compare` on {ran['date']} ({ran['machine']}; {ran['seconds']} s): "
         f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
         f"{ran['steps']} steps each.",
-        _table(["values", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+        _table(
+            [
+                "values",
+                "identity, top-1 of 100",
+                "top-1 of 20 near-twins",
+                "attributes right, on average",
+                "prompt",
+            ],
+            rows,
+        ),
     ]
+
+
+def _mean(rates: dict[str, float]) -> float:
+    return sum(rates.values()) / len(rates)
 
 
 def _people(rows: list[list[str]]) -> list[str]:
