@@ -6,7 +6,8 @@ Each test says in `composes` what it shows; docs/compatibility.md is written fro
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -203,15 +204,33 @@ def test_merged_tokens(world: Any) -> None:
     assert carries(after, drawn(subjected, clip))
 
 
+@contextmanager
+def loaded_in_part(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever there is room for, one byte of its weights is loaded and the rest cast at each use."""
+    import comfy.model_management
+    from comfy.model_patcher import ModelPatcher
+
+    load = ModelPatcher.load
+
+    def partly(self: Any, device_to: Any = None, force_patch_weights: bool = False, **_: Any) -> Any:
+        return load(self, device_to, 1, force_patch_weights, False)
+
+    with torch.inference_mode(False):
+        comfy.model_management.unload_all_models()
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelPatcher, "load", partly)
+        yield
+        with torch.inference_mode(False):
+            comfy.model_management.unload_all_models()
+
+
 @composes(
     "Partial loading (--lowvram)",
     order="either",
     note="weights of the UNet, of a LoRA on it and of the subject may all stay offloaded",
 )
 def test_a_model_that_is_loaded_in_part(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import comfy.model_management
     import comfy.sd
-    from comfy.model_patcher import ModelPatcher
     from test_text_nodes import lora_for
     from tiny import carries
 
@@ -226,20 +245,9 @@ def test_a_model_that_is_loaded_in_part(world: Any, monkeypatch: pytest.MonkeyPa
         return sample(model, encode(clip, PROMPT), encode(clip, "bad"), steps=2)
 
     expected = small()
-    load = ModelPatcher.load
-
-    def partly(self: Any, device_to: Any = None, force_patch_weights: bool = False, **_: Any) -> Any:
-        """Whatever there is room for, one byte of weights is loaded and the rest cast at each use."""
-        return load(self, device_to, 1, force_patch_weights, False)
-
-    with torch.inference_mode(False):
-        comfy.model_management.unload_all_models()
-    with monkeypatch.context() as patched:
-        patched.setattr(ModelPatcher, "load", partly)
+    with loaded_in_part(monkeypatch):
         picture = small()
         assert world.model.model.model_lowvram
-        with torch.inference_mode(False):
-            comfy.model_management.unload_all_models()
     assert not carries(picture, expected, threshold=1e-4)
     assert not carries(small(), expected, threshold=2e-5)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_compatibility import loaded_in_part
 from test_small_world_patched import PROMPT, applied, shipped  # noqa: F401  a fixture
 from torch import Tensor
 
@@ -172,25 +173,12 @@ def test_over_a_picture_into_a_picture_and_in_two_passes(both: Any) -> None:
 
 
 def test_loaded_in_part(both: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte of the UNet's weights is loaded, the rest is cast at each use."""
-    import comfy.model_management
-    from comfy.model_patcher import ModelPatcher
     from tiny import carries
 
     expected, plain = pictures(both, steps=1)
-    load = ModelPatcher.load
-
-    def partly(self: Any, device_to: Any = None, force_patch_weights: bool = False, **_: Any) -> Any:
-        return load(self, device_to, 1, force_patch_weights, False)
-
-    with torch.inference_mode(False):
-        comfy.model_management.unload_all_models()
-    with monkeypatch.context() as patched:
-        patched.setattr(ModelPatcher, "load", partly)
-        found = pictures(both[:1], steps=1)[0]
+    with loaded_in_part(monkeypatch):
+        (found,) = pictures(both[:1], steps=1)
         assert both[0].model.model.model_lowvram
-        with torch.inference_mode(False):
-            comfy.model_management.unload_all_models()
     assert not carries(found, expected, NOT_THERE)
     assert carries(found, plain, THERE)
 
