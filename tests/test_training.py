@@ -93,6 +93,33 @@ def test_pictures_are_repeatable_and_cached(tmp_path: Path, pictures: Pictures) 
     assert pictures.rgb.shape == (24, SIZE, SIZE, 3)
 
 
+def test_pictures_of_an_older_version_are_drawn_anew(tmp_path: Path, pictures: Pictures) -> None:
+    path = tmp_path / "base-24-5.npz"
+    np.savez(path, **{name: value for name, value in vars(pictures).items() if name != "wanted"})
+    assert np.array_equal(draw_pictures("base", 24, 5, workers=1, cache=tmp_path).rgb, pictures.rgb)
+    with np.load(path) as stored:
+        assert "wanted" in stored.files
+
+
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_an_encoder_learns_one_figure_of_a_picture_and_nobody_else(world: World, word: str) -> None:
+    """Of two people now the first, now the second: its word carries the subject, its face counts."""
+    drawn = draw_pictures(word, 60, 6, workers=1)
+    data = encode_data(world, drawn, word)
+    noun, pairs = load_tokenizer().encode(word)[1], 0
+    for row, wanted in enumerate(drawn.wanted):
+        (at,) = data.mask[row].nonzero().view(-1).tolist()
+        assert at == drawn.plain_words[row, wanted] and int(drawn.plain[row, at]) == noun
+        own, other = drawn.masks[row, wanted], drawn.masks[row, 1 - wanted]
+        assert drawn.emphasis[row][own].max() > 2
+        if other.any():
+            alone = other & ~own
+            assert drawn.emphasis[row][alone].mean() < 0.8  # a cell on the edge shows both
+            pairs += 1
+    assert pairs > 5
+    assert set(drawn.wanted) == {0, 1}
+
+
 def test_word_positions_point_at_the_subjects(pictures: Pictures) -> None:
     nouns = {load_tokenizer().encode(noun)[1] for noun in Person.NOUNS + Pet.NOUNS}
     for ids, words, masks in zip(pictures.described, pictures.described_words, pictures.masks, strict=True):
