@@ -456,6 +456,30 @@ class TestPersonalize:
         assert len(calls) == 1
         assert torch.equal(first, again)
 
+    def test_a_pipeline_may_compute_a_subject_in_every_second_step(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[Tensor] = []
+        original: Callable[..., Any] = processors.correction
+        monkeypatch.setattr(
+            processors, "correction", lambda q, *args, **kw: calls.append(q) or original(q, *args, **kw)
+        )
+        applied, plain = [AppliedSubject(make_subject(encoder), encoder)], draw(pipeline)
+        with personalize(pipeline, applied):
+            exact = draw(pipeline)
+        assert not calls
+        with personalize(pipeline, applied, every=2) as reusing:
+            reused, again = draw(reusing), draw(reusing)
+        sites = len(encoder.config.sites)
+        assert len(calls) == 2 * sites * 2  # two of three steps, in each of two pictures
+        assert torch.equal(reused, again)
+        assert 0 < (reused - exact).abs().mean() < 0.3 * (plain - exact).abs().mean()
+        with (
+            pytest.raises(NestedAttentionError, match="every 0th step"),
+            personalize(pipeline, applied, every=0),
+        ):
+            pass
+
     def test_weights_of_pictures_count(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
     ) -> None:
