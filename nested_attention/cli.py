@@ -120,7 +120,7 @@ def acceptance(
 
 @app.command()
 def compare(
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 1000,
     runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
 ) -> None:
     """Train nested values and one global value a subject alike, and compare who is recognised."""

@@ -61,15 +61,16 @@ def test_a_full_size_file_loads_in_place_and_drives_a_layer(
     path = LAYOUTS[layout](tmp_path)
     size = path.stat().st_size
     costs = cost_of_loading([(path, "dict()"), (path, "dict(dtype=torch.bfloat16)")], tmp_path)
-    for peak, seconds in costs:
-        assert 0.3 * size < peak < 1.3 * size
-        assert seconds < 20
+    as_it_is, cast = costs
+    assert 0.02 * size < as_it_is[0] < 0.3 * size  # the part that is being hashed; the rest stays on disk
+    assert 0.5 * size < cast[0] < 1.3 * size
+    assert max(seconds for _, seconds in costs) < 20
     encoder = load_subject_encoder(path)
     assert encoder.config == SubjectEncoderConfig()  # the paper's sizes and SDXL's sites, all recognised
     assert {p.dtype for p in encoder.parameters()} == {torch.float16}
     drive_a_layer(encoder)
     path.unlink()
-    (peak, seconds), _ = costs
+    peak, seconds = as_it_is
     cost = f"read in {seconds:.1f} s of one core, peak {peak / size:.2f} × the file"
     more = "" if ALL else "; NESTED_ATTENTION_FULL_SIZE=1 tries the other layouts"
     closing_line(f"Full-size encoder, {layout}: {size / 1e9:.2f} GB {cost}{more}.")

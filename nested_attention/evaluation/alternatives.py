@@ -36,7 +36,7 @@ def compare(
     runs: Path,
     *,
     word: str = "person",
-    steps: int = 500,
+    steps: int = 1000,
     pictures: int = 8_000,
     counts: Counts | None = None,
     workers: int = 2,
@@ -66,6 +66,7 @@ def compare(
         result[name] = {
             "identity": score_identity(mine, rgb, cases, word, counts),
             "prompt": score_prompt(mine, rgb, cases),
+            "losses": losses(runs / f"{word}-{name}"),
         }
         identity, prompt = result[name]["identity"]["top1"]["rate"], result[name]["prompt"]["all"]["rate"]
         say(f"{word:6} {name:8} identity {identity:.2f}  prompt {prompt:.3f}")
@@ -77,6 +78,12 @@ def compare(
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     return result
+
+
+def losses(folder: Path) -> list[float]:
+    """The training loss of each 50 steps: on the same pictures and noise in both, so in pairs."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return list({line["step"]: line["loss"] for line in lines}.values())  # resumed steps stand there twice
 
 
 def write(document: dict[str, Any], path: Path = RESULTS) -> None:

@@ -117,6 +117,10 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         ]
         for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
     ]
+    nested, pooled = (document[name]["losses"] for name in ("nested", "global"))
+    lower = sum(a < b for a, b in zip(nested, pooled, strict=True))
+    half = len(nested) // 2
+    means = [sum(values[half:]) / len(values[half:]) for values in (nested, pooled)]
     return [
         "### Nested values against one value a subject",
         f"Measured by `nested-attention compare` on {ran['date']} ({ran['machine']}; {ran['seconds']} s): "
@@ -132,6 +136,9 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
             ],
             rows,
         ),
+        f"The training loss, on the same pictures and noise: {means[0]:.4f} with nested values and "
+        f"{means[1]:.4f} with one, over the second half; nested values have the lower one in {lower} of "
+        f"{len(nested)} stretches of 50 steps.",
     ]
 
 

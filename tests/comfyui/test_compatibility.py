@@ -305,7 +305,7 @@ def test_a_prompt_in_an_area(world: Any) -> None:
 
 @composes("Conditioning (Combine)", order="prompt", note="each prompt carries its own subjects")
 def test_two_people_in_two_prompts(world: Any) -> None:
-    from tiny import carries, encode, same, sample
+    from tiny import carries, encode, sample
 
     chain = world.apply(world.model, world.clip, name="alice", when_missing="warn")
     model, clip = world.apply(*chain, world.bob, name="bob", when_missing="warn")
@@ -316,8 +316,9 @@ def test_two_people_in_two_prompts(world: Any) -> None:
 
     alice, bob, nobody = "<alice> by the sea", "<bob> by the sea", "a house by the sea"
     both = picture(alice, bob)
-    assert same(both[..., :4], picture(alice, nobody)[..., :4])
-    assert same(both[..., 4:], picture(nobody, bob)[..., 4:])
+    # Not to the bit: which rows are computed together depends on who is in them.
+    assert not carries(both[..., :4], picture(alice, nobody)[..., :4], threshold=1e-5)
+    assert not carries(both[..., 4:], picture(nobody, bob)[..., 4:], threshold=1e-5)
     swapped = picture(bob, alice)
     assert carries(both[..., :4], swapped[..., :4])
     assert carries(both[..., 4:], swapped[..., 4:])
