@@ -113,7 +113,7 @@ def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text:
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         values = [_nested_value(q, v, subject, marks) for subject, marks in carried]
         k = k.mT.to(precise) * q.shape[-1] ** -0.5  # (n, H, d, T)
-        text_value = v.to(precise) if device == "cpu" and v.dtype == torch.float16 else v  # slow in fp16
+        v_text = v.to(precise) if device == "cpu" and v.dtype == torch.float16 else v  # slow in fp16
         size, limit = q[..., 0].numel() * k.shape[-1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
         step = -(-q.shape[2] // -(-size // limit))  # even chunks of queries
         chunks = []
@@ -124,7 +124,7 @@ def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text:
             probs = x.softmax(dim=-1)  # shared by the text and all subjects
             changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
             if text:
-                changes.append((probs.to(text_value.dtype) @ text_value).transpose(1, 2))
+                changes.append((probs.to(v_text.dtype) @ v_text).transpose(1, 2))
             chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
