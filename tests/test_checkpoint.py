@@ -529,6 +529,6 @@ def test_loading_takes_no_second_copy(tmp_path: Path) -> None:
     costs = cost_of_loading([(path, how) for path in paths for how in (as_it_is, cast)], tmp_path)
     assert min(sizes) > 150e6
     for (peak, _), size in zip(costs[0::2], sizes[0::2], strict=True):
-        assert 0.1 * size < peak < 0.5 * size  # as it is: the part that is being hashed
+        assert peak < 0.5 * size  # as it is: the part that is being hashed, or what the system leaves of it
     for (peak, _), size in zip(costs[1::2], sizes[1::2], strict=True):
-        assert 0.5 * size < peak < size  # cast to half: that part beside the copy
+        assert 0.5 * size < peak < size  # cast to half: that part beside the copy, so it is measured at all
