@@ -510,7 +510,10 @@ def cost_of_loading(loads: list[tuple[Path, str]], tmp_path: Path) -> list[tuple
         sites=TINY_SITES,
         loads=[(str(path), arguments) for path, arguments in loads],
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    # So that what one load leaves free is the system's again, and not what the next one takes unseen.
+    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     rows = [line.split() for line in result.stdout.splitlines()]
     return [(int(peak), float(seconds)) for peak, seconds in rows]
 
@@ -529,6 +532,6 @@ def test_loading_takes_no_second_copy(tmp_path: Path) -> None:
     costs = cost_of_loading([(path, how) for path in paths for how in (as_it_is, cast)], tmp_path)
     assert min(sizes) > 150e6
     for (peak, _), size in zip(costs[0::2], sizes[0::2], strict=True):
-        assert peak < 0.5 * size  # as it is: the part that is being hashed, or what the system leaves of it
+        assert 0.1 * size < peak < 0.5 * size  # as it is: the part that is being hashed
     for (peak, _), size in zip(costs[1::2], sizes[1::2], strict=True):
-        assert 0.5 * size < peak < size  # cast to half: that part beside the copy, so it is measured at all
+        assert 0.5 * size < peak < size  # cast to half: that part beside the copy
