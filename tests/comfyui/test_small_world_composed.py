@@ -60,9 +60,10 @@ def pictures(both: Any, **settings: Any) -> list[Tensor]:
     return [sampled(one.model, one.positive, one.negative, **settings) for one in both]
 
 
-def half(side: str, height: int = 16, width: int = 16) -> Tensor:
-    mask = torch.zeros(1, height, width)
-    mask[..., : width // 2] = 1
+def half(side: str) -> Tensor:
+    """A mask (1, 16, 16) of the left or right half."""
+    mask = torch.zeros(1, 16, 16)
+    mask[..., :8] = 1
     return mask if side == "left" else 1 - mask
 
 
