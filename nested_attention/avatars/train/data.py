@@ -19,9 +19,9 @@ from ..tokenizer import TOKENS, load_tokenizer
 from ..wardrobe import ACCESSORIES, CLOTHES
 
 MIXES: dict[str, dict[str, float]] = {
-    "base": {"person": 0.40, "pet": 0.34, "person+pet": 0.20, "person+person": 0.06},
-    "person": {"person": 0.6, "person+pet": 0.2, "person+person": 0.2},
-    "pet": {"pet": 0.75, "person+pet": 0.25},
+    "base": {"person": 0.28, "pet": 0.24, "person+pet": 0.26, "person+person": 0.22},
+    "person": {"person": 0.5, "person+pet": 0.2, "person+person": 0.3},
+    "pet": {"pet": 0.7, "person+pet": 0.3},
 }
 """Which pictures a stage sees, by who is in them."""
 

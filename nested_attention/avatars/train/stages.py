@@ -43,8 +43,8 @@ class Recipe:
 
     runs: Path = Path("runs/world")
     weights: Path = WEIGHTS
-    pictures: int = 40_000
-    encoder_pictures: int = 16_000
+    pictures: int = 48_000
+    encoder_pictures: int = 20_000
     held_pictures: int = 8_000
     threads: int = 2
     workers: int = 2
@@ -80,7 +80,8 @@ def _base(recipe: Recipe, budget: Budget) -> None:
     latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
     text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
-    unet = train_base(recipe.runs / "base", pictures, latents, text, budget, start=start)
+    rate = 5e-4 if recipe.onward else 1e-3
+    unet = train_base(recipe.runs / "base", pictures, latents, text, budget, start=start, rate=rate)
     save_part(recipe.weights, "unet", unet)
 
 
