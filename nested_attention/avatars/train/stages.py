@@ -65,7 +65,8 @@ def _decoder(recipe: Recipe, budget: Budget) -> None:
 
 def _vision(recipe: Recipe, budget: Budget) -> None:
     start = load_part(recipe.weights, "vision") if recipe.onward else None
-    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget, start=start))
+    seed = int(recipe.onward)  # other crops than the first time
+    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget, start=start, seed=seed))
 
 
 def _text(recipe: Recipe, budget: Budget) -> None:
