@@ -96,8 +96,7 @@ def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
         data = encode_data(world, pictures, word)
         path = recipe.weights / f"{word}_encoder.safetensors"
         start = load_subject_encoder(path) if recipe.onward else None
-        rate = 5e-4 if recipe.onward else 1e-3
-        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start, rate=rate)
+        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start)
         save_subject_encoder(encoder.half(), path)
 
     return stage
