@@ -308,6 +308,19 @@ def test_bad_regions_and_blocks_are_refused(world: Any, settings: dict[str, Any]
         world.apply(world.model, world.clip, **settings)
 
 
+def test_an_empty_region_is_the_base_model_with_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tiny import same
+
+    from nested_attention.hosts.comfy.marks import warn_once
+
+    warn_once.cache_clear()
+    base = draw(world.model, world.clip)
+    assert same(draw(*world.apply(world.model, world.clip, region=torch.zeros(1, 8, 8))), base)
+    assert "Apply Subject: the region of 'person' is empty" in caplog.text
+
+
 def test_blocks(world: Any) -> None:
     from tiny import carries, same
 
