@@ -99,13 +99,13 @@ def test_saved_and_loaded_again(nodes: dict[str, Any], alice: Any, folders: dict
     assert torch.equal(shown(saved, folders), ICON)
     assert save.GET_SCHEMA().is_output_node
     names = load.define_schema().inputs[0].options
-    assert names == ["subjects/alice_00001_.safetensors [output]"]
-    assert load.validate_inputs(names[0]) is True
-    loaded = load.execute(names[0])
+    assert names == ["avatars/somebody.safetensors", "subjects/alice_00001_.safetensors [output]"]
+    assert load.validate_inputs(names[1]) is True
+    loaded = load.execute(names[1])
     assert equal(loaded.args[0], alice)
     assert torch.equal(shown(loaded, folders), ICON)
     save.execute(alice, "subjects/alice")
-    assert len(load.define_schema().inputs[0].options) == 2
+    assert len(load.define_schema().inputs[0].options) == 3
 
 
 def test_a_read_only_installation_loads_from_the_input_folder(
@@ -115,8 +115,27 @@ def test_a_read_only_installation_loads_from_the_input_folder(
 ) -> None:
     alice.save(folders["input"] / "friend.safetensors")
     load = nodes["NestedAttentionLoadSubject"]
-    assert load.define_schema().inputs[0].options == ["friend.safetensors"]
+    assert load.define_schema().inputs[0].options[1:] == ["friend.safetensors"]
     assert equal(load.execute("friend.safetensors").args[0], alice)
+
+
+def test_a_subject_comes_with_the_pack(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+) -> None:
+    """What avatar_load_subject loads; a subject of the same name in the input folder goes before it."""
+    load, name = nodes["NestedAttentionLoadSubject"], "avatars/somebody.safetensors"
+    encoder = nodes["NestedAttentionLoadEncoder"].execute("avatars/person_encoder.safetensors").args[0]
+    assert load.validate_inputs(name) is True
+    loaded = load.execute(name)
+    assert loaded.args[0].fingerprint == encoder.fingerprint, "run scripts/saved_subject.py"
+    assert not torch.equal(shown(loaded, folders), ICON)
+    before = load.fingerprint_inputs(name)
+    (folders["input"] / "avatars").mkdir()
+    alice.save(folders["input"] / name)
+    assert equal(load.execute(name).args[0], alice)
+    assert load.fingerprint_inputs(name) != before
 
 
 def test_a_thumbnail_only_on_request(nodes: dict[str, Any], alice: Any, folders: dict[str, Path]) -> None:  # noqa: F811
