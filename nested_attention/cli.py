@@ -148,14 +148,12 @@ def extras(
 
 @app.command()
 def report() -> None:
-    """Put the committed figures into the small world's card."""
-    from .avatars.tokenizer import WEIGHTS
-    from .evaluation.report import insert, read, read_alternatives
+    """Put the committed figures into the small world's card and into the README."""
+    from .evaluation.report import PAGES, insert
 
-    card = WEIGHTS / "README.md"
-    page = insert(card.read_text(encoding="utf-8"), read(), read_alternatives())
-    card.write_text(page, encoding="utf-8")
-    typer.echo(f"The card: {card}")
+    for path, figures in PAGES.items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
+        typer.echo(f"The figures are in {path}")
 
 
 @app.command()
