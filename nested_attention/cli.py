@@ -6,7 +6,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import typer
+try:
+    import typer
+except ImportError as error:  # the nodes do not need it
+    raise SystemExit("nested-attention: the command line needs typer (pip install typer)") from error
 
 from .download_command import download
 from .errors import NestedAttentionError
@@ -127,8 +130,11 @@ def compare(
     from .evaluation import acceptance as measured
     from .evaluation import alternatives
 
-    judges = measured.Judges.load()
-    document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    try:
+        judges = measured.Judges.load()
+        document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
     alternatives.write(document)
     typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
 

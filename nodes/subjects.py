@@ -163,7 +163,9 @@ class LoadSubject(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, subject_name: str) -> Any:
+    def fingerprint_inputs(cls, subject_name: str | None = None) -> Any:
+        if subject_name is None:  # from another node, whose output says it all
+            return "linked"
         status = _find(subject_name).stat()
         return subject_name, status.st_mtime_ns, status.st_size
 

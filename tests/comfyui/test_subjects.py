@@ -138,6 +138,14 @@ def test_a_subject_comes_with_the_pack(
     assert load.fingerprint_inputs(name) != before
 
 
+def test_names_from_other_nodes_leave_caching_alone(nodes: dict[str, Any]) -> None:  # noqa: F811
+    """ComfyUI asks for a fingerprint before it knows a linked value, and passes None for it."""
+    assert nodes["NestedAttentionLoadSubject"].fingerprint_inputs(subject_name=None) == "linked"
+    load = nodes["NestedAttentionLoadEncoder"]
+    assert load.fingerprint_inputs(encoder_name=None) == "linked"
+    assert load.fingerprint_inputs("avatars/pet_encoder.safetensors", clip_vision_name=None) == "linked"
+
+
 def test_a_thumbnail_only_on_request(nodes: dict[str, Any], alice: Any, folders: dict[str, Path]) -> None:  # noqa: F811
     red = torch.zeros(2, 400, 200, 3)
     red[0, ..., 0] = 1
@@ -325,7 +333,7 @@ def test_the_vision_model_comes_out_beside_the_encoder(
 
     load, read = nodes["NestedAttentionLoadEncoder"], []
     monkeypatch.setattr(comfy.clip_vision, "load", lambda path: read.append(path) or "the model")
-    option = load.define_schema().inputs[-1]
+    (option,) = (entry for entry in load.define_schema().inputs if entry.id == "clip_vision_name")
     assert option.options == ["none", "fits.safetensors", "lora.safetensors", "wide.safetensors"]
     assert (option.default, option.optional) == ("none", True)
     assert load.execute("mine.safetensors").args[1] is None
@@ -368,7 +376,7 @@ def test_a_known_file_that_is_missing_says_where_to_get_it(nodes: dict[str, Any]
     for part in (
         "https://huggingface.co/orpatashnik/NestedAttentionEncoder/blob/main/personalization_encoder/model",
         "CC BY-NC-SA 4.0",
-        "`nested-attention download nested-attention-person`",
+        "`python -m nested_attention.cli download nested-attention-person` in ",
         str(folder),
     ):
         assert part in message

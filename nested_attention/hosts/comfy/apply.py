@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...blocks import parse_blocks
+from ...encoder import SubjectEncoderConfig
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import check_word
@@ -80,6 +81,12 @@ def apply_subject(
         placed = subject_region(region, region_mode, bounded, bound_self_attention)
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Apply Subject: {error}") from error
+    trained = encoder.config.alpha
+    if alpha == SubjectEncoderConfig.alpha != trained:  # nobody chose it
+        warn_once(
+            f"Apply Subject: {name!r} is applied with α = {alpha}, and {encoder.source} was trained with "
+            f"{trained or 0}; set alpha to that"
+        )
     if placed.mask is not None and not placed.mask.any():
         warn_once(
             f"Apply Subject: the region of {name!r} is empty (0 everywhere), so the subject is attached "
