@@ -31,7 +31,10 @@ def nested(query: Tensor, key: Tensor, value: Tensor, subjects: Any, *, heads: i
     if run is not nested_cross_attention:
         from .fused import supports
 
-        run = run if supports(query, subjects, heads) else nested_cross_attention
+        if supports(query, subjects, heads, (key, value)):
+            options.pop("unmarked", None)  # the kernels run all rows alike
+        else:
+            run = nested_cross_attention
     return run(query, key, value, subjects, heads=heads, **options)
 
 

@@ -30,6 +30,12 @@ def parse_blocks(text: str, sites: Iterable[str]) -> Mapping[str, float]:
         if name in factors:
             raise NestedAttentionError(f"blocks: {name!r} is given twice, keep one of them")
         factors[name] = factor
+    if factors and ":" not in text and set(factors.values()) == {1.0} and ALL not in factors:
+        only = ", ".join([f"{ALL}:0", *(f"{name}:1" for name in factors)])
+        raise NestedAttentionError(
+            f"blocks: {text.strip()!r} changes nothing, as blocks that are not named count fully; write "
+            f"{only!r} for the subject to count there alone"
+        )
     return {
         site: next((factors[name] for name in reversed(covering) if name in factors), 1.0)
         for site, covering in names.items()

@@ -154,7 +154,8 @@ def _choose_dtype(layout: Layout, tensors: Mapping[str, Tensor], dtype: torch.dt
         return dtype
     if not found <= set(_DTYPES):
         raise NestedAttentionError(
-            f"its weights are stored as {sorted(map(str, found))}, in which they cannot be used; pass dtype="
+            f"its weights are stored as {sorted(map(str, found))}, in which they cannot be used; save "
+            "them as fp16 or, in Python, give load_subject_encoder a dtype="
         )
     widest = torch.float16 if torch.float16 in found else torch.bfloat16
     for other in found:

@@ -6,7 +6,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import typer
+try:
+    import typer
+except ImportError as error:  # the nodes do not need it
+    raise SystemExit("nested-attention: the command line needs typer (pip install typer)") from error
 
 from .download_command import download
 from .errors import NestedAttentionError
@@ -127,8 +130,11 @@ def compare(
     from .evaluation import acceptance as measured
     from .evaluation import alternatives
 
-    judges = measured.Judges.load()
-    document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    try:
+        judges = measured.Judges.load()
+        document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
     alternatives.write(document)
     typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
 
@@ -148,14 +154,12 @@ def extras(
 
 @app.command()
 def report() -> None:
-    """Put the committed figures into the small world's card."""
-    from .avatars.tokenizer import WEIGHTS
-    from .evaluation.report import insert, read, read_alternatives
+    """Put the committed figures into the small world's card and into the README."""
+    from .evaluation.report import PAGES, insert
 
-    card = WEIGHTS / "README.md"
-    page = insert(card.read_text(encoding="utf-8"), read(), read_alternatives())
-    card.write_text(page, encoding="utf-8")
-    typer.echo(f"The card: {card}")
+    for path, figures in PAGES.items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
+        typer.echo(f"The figures are in {path}")
 
 
 @app.command()

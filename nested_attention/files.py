@@ -6,6 +6,7 @@ Nothing in a file is ever executed: PyTorch files are read with `weights_only=Tr
 from __future__ import annotations
 
 import os
+import tarfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head, state = file.read(64), _state(os.fstat(file.fileno()))
+            head, state = file.read(512), _state(os.fstat(file.fileno()))
     except FileNotFoundError as error:
         raise NestedAttentionError(f"there is no file {path}; check the name and the folder") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -63,6 +64,9 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
         if head.lower().startswith(start) and not is_safetensors:
             raise NestedAttentionError(f"{path} is {what}")
     is_torch = head.startswith((_ZIP, _PICKLE)) and not is_safetensors and not safetensors_only
+    if is_torch and not head.startswith(_ZIP) and tarfile.is_tarfile(path):
+        # A form of before PyTorch 0.2, which PyTorch before 2.6 does not read safely with `weights_only`.
+        raise NestedAttentionError(f"{path} is a tar archive; save the weights as safetensors")
     kind = "a PyTorch file of tensors and nothing else" if is_torch else "safetensors"
     mapped = not is_torch or head.startswith(_ZIP)  # files of before PyTorch 1.6 cannot be mapped
     try:

@@ -23,12 +23,15 @@ from .rows import Marks, Rows, read_rows
 QUERIES, TOKENS, TEXT = 64, 64, 128  # in a block; shared memory of any recent GPU holds them for heads of 64
 
 
-def supports(query: Tensor, subjects: Sequence[BoundSubject], heads: int) -> bool:
+def supports(
+    query: Tensor, subjects: Sequence[BoundSubject], heads: int, text: Sequence[Tensor] = ()
+) -> bool:
     """Whether the kernels can do it: no gradients, no regions, heads of a size that blocks can have, and half
     precision, for fp32 takes more shared memory than most GPUs have."""
     size = query.shape[-1] // heads
     needs_grad = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (query, *(s.key for s in subjects), *(s.value for s in subjects))
+        x is not None and x.requires_grad
+        for x in (query, *text, *(x for s in subjects for x in (s.key, s.value, s.token_bias)))
     )
     plain = all(s.region is None for s in subjects)  # `bounded` does nothing without a region
     fits = size in (16, 32, 64, 128) and query.dtype in (torch.float16, torch.bfloat16, torch.float32)
@@ -46,7 +49,9 @@ def fused_correction(
     rows: Rows | None = None,
 ) -> Tensor:
     """`subject_correction`, by the kernels where `supports` says so and λ is 1, else by the reference."""
-    if not supports(query, subjects, heads) or any(s.strength and s.attention_scale != 1 for s in subjects):
+    if not supports(query, subjects, heads, (key, value)) or any(
+        s.strength and s.attention_scale != 1 for s in subjects
+    ):
         return subject_correction(query, key, value, subjects, heads=heads, plain=plain, rows=rows)
     return _by_rows(query, key, value, subjects, heads, rows, text=False)
 

@@ -74,8 +74,8 @@ def recognise(shapes: Shapes, overrides: Mapping[str, Any], *, ignore_unexpected
     if unknown and not ignore_unexpected:
         raise NestedAttentionError(
             f"{len(unknown)} tensors belong to no known layout: {_some(unknown)}. They may change what the "
-            "encoder computes, so the file is not used as it is; pass ignore_unexpected=True if you know "
-            "that they do not"
+            "encoder computes, so the file is not used as it is; set ignore_unexpected if you know that "
+            "they do not"
         )
     return Layout(config, names)
 
@@ -146,8 +146,8 @@ def _split_heads(inner: int, heads: int | None, head_dim: int | None) -> tuple[i
         head_dim = inner // heads
     if heads * head_dim != inner or not inner:
         raise NestedAttentionError(
-            f"the Q-Former's attention is {inner} wide, which is not {heads} heads of {head_dim}; pass "
-            "heads= or head_dim= as the encoder was trained"
+            f"the Q-Former's attention is {inner} wide, which is not {heads} heads of {head_dim}; give "
+            "load_subject_encoder (in Python) heads= or head_dim= as the encoder was trained"
         )
     return heads, head_dim
 
@@ -215,8 +215,8 @@ def _pair_with_sites(
     if len(keys) != len(sites) or (by_path and set(places) != set(keys)):
         raise NestedAttentionError(
             f"projections for {len(keys)} cross-attention layers; expected {len(sites)} (SDXL base has "
-            f"{len(sdxl_sites())}, SD 1.5 has 16). If the encoder was made for another UNet, pass "
-            "sites= from that UNet"
+            f"{len(sdxl_sites())}, SD 1.5 has 16). For another UNet, give "
+            "load_subject_encoder (in Python) sites= from it"
         )
     _check_widths(sites, config.token_dim)
     for site, place in zip(sites, places, strict=True):
@@ -224,8 +224,8 @@ def _pair_with_sites(
             if shapes[name] != (site.inner_dim, config.token_dim):
                 raise NestedAttentionError(
                     f"{name} has shape {shapes[name]}; expected {(site.inner_dim, config.token_dim)} for "
-                    f"{site.name}. Either it was made for another UNet (pass sites= from that UNet), or its "
-                    "layers are not in diffusers' order: down, up, mid"
+                    f"{site.name}. Either it was made for another UNet (in Python, give load_subject_encoder "
+                    "sites= from it), or its layers are not in diffusers' order: down, up, mid"
                 )
     return [(keys[place], values[place]) for place in places]
 
@@ -235,8 +235,8 @@ def _check_widths(sites: Iterable[Site], token_dim: int) -> None:
         if site.context_dim != token_dim:
             raise NestedAttentionError(
                 f"its tokens are {token_dim} wide; expected the UNet's context width {site.context_dim}. "
-                "SD 1.5's encoders have 768, SDXL's 2048; if the encoder was made for another UNet, pass "
-                "sites= from that UNet"
+                "SD 1.5's encoders have 768, SDXL's 2048; for another UNet, give "
+                "load_subject_encoder (in Python) sites= from it"
             )
 
 

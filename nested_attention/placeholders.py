@@ -54,7 +54,8 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
 
     `<name>` becomes the subject's word and `<name:other>` the other word; where a prompt has none for a
     subject, each bare occurrence of its word carries it. Other text in angle brackets and two subjects on one
-    occurrence are reported. Raises NestedAttentionError for a mistyped placeholder.
+    occurrence are reported. Raises NestedAttentionError for a mistyped placeholder of a subject that the
+    prompt calls nowhere else.
     """
     if not subjects:
         return ParsedPrompt(text, ())
@@ -62,6 +63,7 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
     placed: list[Occurrence] = []
     passed: list[Span] = []
     lookalikes: list[str] = []
+    slips: list[tuple[str, str]] = []
     at = length = 0
 
     def append(piece: str) -> Span:
@@ -80,6 +82,9 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
         at = match.end()
         resolved = _resolve(match, subjects, text)
         if resolved is None:
+            near = None if TAG.fullmatch(match[0]) else _nearest(_normal(match[1].split(":")[0]), subjects)
+            if near is not None:
+                slips.append((match[0], near))
             passed.append(append(match[0]))
             lookalikes.append(match[0])
             continue
@@ -102,6 +107,14 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
         if not any(overlap(span, other) for other in taken)
     ]
     occurrences = sorted(placed + bare, key=lambda o: (o.start, o.end))
+    called = {o.subject.name for o in placed}
+    called |= {o.subject.name for o in bare if _normal(o.subject.name) == _normal(o.subject.word)}
+    for written, near in slips:  # where that subject is called properly, it is somebody else's word
+        if near not in called:
+            raise NestedAttentionError(
+                f"the prompt {short(text)!r} has {written}, which is no subject; did you mean <{near}>? "
+                f"{_known(subjects)}"
+            )
     conflicts = _conflicts(occurrences, result)
     free = tuple(o for o in occurrences if o not in conflicts)
     return ParsedPrompt(result, free, tuple(lookalikes), tuple(dict.fromkeys(conflicts.values())))
@@ -117,12 +130,6 @@ def _resolve(
         s for s in subjects if _normal(s.word) == name
     ]
     if not found:
-        near = None if TAG.fullmatch(match[0]) else _nearest(name, subjects)
-        if near is not None:
-            raise NestedAttentionError(
-                f"the prompt {short(text)!r} has {match[0]}, which is no subject; did you mean <{near}>? "
-                f"{_known(subjects)}"
-            )
         return None
     if len(found) > 1:
         raise NestedAttentionError(
@@ -144,7 +151,8 @@ def _resolve(
 
 def _check_unclosed(rest: str, subjects: Sequence[SubjectWord], text: str) -> None:
     for subject in subjects:
-        if re.search(rf"<\s*{re.escape(subject.name)}(?!\w)", rest, re.IGNORECASE):
+        # Not after a letter, _ or >, as in the face >_< person.
+        if re.search(rf"(?<![\w>.])<\s*{re.escape(subject.name)}(?!\w)", rest, re.IGNORECASE):
             raise NestedAttentionError(
                 f"the prompt {short(text)!r} opens the placeholder <{subject.name} and does not close it; "
                 f"write <{subject.name}> or <{subject.name}:another word>"

@@ -8,6 +8,8 @@ and self-attention carries features from one person to the other. Regions answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -123,6 +125,19 @@ class RegionFinder:
     @property
     def empty(self) -> bool:
         return self._sum is None
+
+    @property
+    def unseen(self) -> set[int]:
+        """Subjects whose word drew no attention in any picture so far."""
+        if self._sum is None:
+            return set(range(self._shape[1]))
+        return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
+
+    def of(self, pictures: Sequence[int]) -> RegionFinder:
+        """What was seen so far, of a batch that has these pictures of this one."""
+        other = RegionFinder(len(pictures), self._shape[1])
+        other._sum = None if self._sum is None else self._sum[list(pictures)]
+        return other
 
     def add(self, subject: int, picture: int, attention: Tensor, part: Box) -> None:
         """attention: (h, w), what one layer attended to a subject's word in a part of one picture."""

@@ -33,9 +33,39 @@ def list_subjects(folders: Mapping[str, Path]) -> list[str]:
     return [
         _name(path.relative_to(root).as_posix(), label, folders)
         for label, root in folders.items()
-        for path in sorted(_files(root))
-        if is_subject(path) and _leads_inside(root, path)
+        for path in _listings.setdefault(root, _Listing()).of(root)
     ]
+
+
+class _Listing:
+    """The saved subjects below one folder, looked for again once a folder below it has changed.
+
+    ComfyUI asks for a node's options many times for one picture, and an output folder may be large.
+    """
+
+    def __init__(self) -> None:
+        self._found: tuple[dict[str, int], list[Path]] | None = None
+
+    def of(self, root: Path) -> list[Path]:
+        if self._found is None or {name: _changed(name) for name in self._found[0]} != self._found[0]:
+            folders = {str(folder): _changed(folder) for folder, _, _ in _walk(root)}
+            files = [path for path in sorted(_files(root)) if is_subject(path) and _leads_inside(root, path)]
+            # A change within the clock's grain of the last one would not show.
+            settled = max(folders.values(), default=0) < time.time_ns() - 2 * 10**9
+            self._found = (folders, files) if settled and folders else None
+            return files
+        return self._found[1]
+
+
+_listings: dict[Path, _Listing] = {}
+
+
+def _changed(folder: str | Path) -> int:
+    """When something was last put into or taken out of a folder, in ns; -1 if it is gone."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def find_subject(name: str, folders: Mapping[str, Path]) -> Path:
@@ -117,9 +147,14 @@ def _is_plain(part: str) -> bool:
 
 
 def _files(root: Path) -> Iterator[Path]:
+    for folder, _, names in _walk(root):
+        yield from (Path(folder, name) for name in names if name.endswith(SUFFIX))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if _is_plain(name)]
-        yield from (Path(folder, name) for name in names if name.endswith(SUFFIX))
+        yield folder, subfolders, names
 
 
 def _leads_inside(root: Path, path: Path) -> bool:

@@ -56,8 +56,8 @@ def encoder_path(name: str) -> Path:
         advice = "Install the pack again: the file comes with it"
     elif (known := weights_for(FOLDER, name)) is not None:
         advice += (
-            f". It is {known.page} (licence: {known.licence}); `nested-attention download {known.name}` "
-            "fetches it"
+            f". It is {known.page} (licence: {known.licence}); `python -m nested_attention.cli "
+            f"download {known.name}` in {SMALL_WORLD.parent.parent} fetches it"
         )
     raise NestedAttentionError(
         f"Load Subject Encoder: there is no subject encoder {name!r} in {' or '.join(folders)}. {advice}"
@@ -129,6 +129,15 @@ class LoadEncoder(io.ComfyNode):
                         "Demo World, to Encode Subject instead."
                     ),
                 ),
+                io.Boolean.Input(
+                    "ignore_unexpected",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Load a file of a known layout although it has further weights, without them. They "
+                        "may change what the encoder computes, so such a file is refused otherwise."
+                    ),
+                ),
             ],
             outputs=[
                 SubjectEncoderType.Output(
@@ -154,7 +163,11 @@ class LoadEncoder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str, clip_vision_name: str = NO_VISION, **settings: str) -> Any:
+    def fingerprint_inputs(
+        cls, encoder_name: str | None = None, clip_vision_name: str | None = NO_VISION, **settings: Any
+    ) -> Any:
+        if encoder_name is None or clip_vision_name is None:  # from another node, whose output says it all
+            return "linked"
         paths = [encoder_path(encoder_name)]
         if clip_vision_name != NO_VISION:
             paths.append(vision_path(clip_vision_name))
@@ -168,9 +181,11 @@ class LoadEncoder(io.ComfyNode):
         features: str = AS_STORED,
         norm: str = AS_STORED,
         clip_vision_name: str = NO_VISION,
+        ignore_unexpected: bool = False,
     ) -> io.NodeOutput:
         chosen = {"features": features, "norm": norm}
-        overrides = {name: value for name, value in chosen.items() if value != AS_STORED}
+        overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value != AS_STORED}
+        overrides["ignore_unexpected"] = ignore_unexpected
         known = weights_for(FOLDER, encoder_name)
         if known is not None and known.experimental:
             warn_once(f"Load Subject Encoder: {encoder_name}: {known.note}")

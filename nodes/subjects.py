@@ -8,11 +8,16 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import check_pictures
 from ..nested_attention.shelf import find_subject, list_subjects, new_file
 from ..nested_attention.subject import read_subject
 from ..nested_attention.thumbnail import make_thumbnail, neutral_icon
 from .common import SubjectType, naming, schema
+from .load import SMALL_WORLD
+
+BUNDLED = {"avatars/somebody.safetensors": SMALL_WORLD.parent / "subjects" / "somebody.safetensors"}
+"""The saved subject that comes with the pack: a drawn person, for the encoder of the small world."""
 
 
 def shelves() -> dict[str, Path]:
@@ -131,8 +136,11 @@ class LoadSubject(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "subject_name",
-                    options=list_subjects(shelves()),
-                    tooltip="A saved subject. Press R in the editor after saving or copying one.",
+                    options=[*BUNDLED, *list_subjects(shelves())],
+                    tooltip=(
+                        "A saved subject, or the demo world's (avatars/…). Press R in the editor after "
+                        "saving or copying one."
+                    ),
                 )
             ],
             outputs=[
@@ -155,7 +163,9 @@ class LoadSubject(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, subject_name: str) -> Any:
+    def fingerprint_inputs(cls, subject_name: str | None = None) -> Any:
+        if subject_name is None:  # from another node, whose output says it all
+            return "linked"
         status = _find(subject_name).stat()
         return subject_name, status.st_mtime_ns, status.st_size
 
@@ -168,7 +178,13 @@ class LoadSubject(io.ComfyNode):
 
 def _find(name: str) -> Path:
     with naming("Load Subject"):
-        return find_subject(name, shelves())
+        try:
+            return find_subject(name, shelves())
+        except NestedAttentionError:
+            bundled = BUNDLED.get(name)
+            if bundled is None or not bundled.is_file():
+                raise
+            return bundled
 
 
 def _preview(thumbnail: Any) -> ui.PreviewImage:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from nested_attention.avatars import identity as identities
 from nested_attention.avatars.canvas import SIZE, Part
 from nested_attention.avatars.identity import Person, Pet, near_twins, sample, split_of
-from nested_attention.avatars.picture import CROP, Figure, Picture, crop, enlarge, render
-from nested_attention.avatars.pose import Pose
+from nested_attention.avatars.picture import CROP, STYLES, Figure, Picture, crop, enlarge, render
+from nested_attention.avatars.pose import EXPRESSIONS, PLACEMENTS, Pose
 from nested_attention.avatars.prompts import caption, combination_split, prompt, sample_picture
 from nested_attention.avatars.references import reference_crop, reference_picture
 from nested_attention.avatars.scenes import SCENES
+from nested_attention.avatars.wardrobe import ACCESSORIES, CLOTHES
 
 KINDS = [Person, Pet]
 seeds = st.integers(0, 2**31 - 1)
@@ -63,10 +64,31 @@ def test_pictures_are_deterministic_and_labelled(seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_face_spans_eight_latent_cells(kind):
-    """A close-up must give the finest attention something to attend to."""
-    head = (_portrait(sample(kind, np.random.default_rng(3))).part >= Part.HAIR).nonzero()
-    assert np.ptp(head[0]) + 1 >= 16 - 2 and np.ptp(head[1]) + 1 >= 12
+def test_a_head_spans_six_latent_cells(kind):
+    """A close-up must give the finest attention something to attend to: 6 cells are 12 art pixels."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        head = (_portrait(sample(kind, rng)).part >= Part.HAIR).nonzero()
+        assert np.ptp(head[0]) + 1 >= 12 and np.ptp(head[1]) + 1 >= 12
+
+
+def test_the_world_is_as_wide_as_it_says():
+    assert len(SCENES) >= 6 and len(STYLES) >= 2
+    assert len(ACCESSORIES) + len(CLOTHES) + len(EXPRESSIONS) >= 8 and len(PLACEMENTS) >= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_shows_another_picture_than_the_target(kind):
+    """Pose, expression, scene and clothing are drawn anew, so that copying does not pay."""
+    rng = np.random.default_rng(0)
+    same = []
+    for _ in range(200):
+        identity = sample(kind, rng, "train")
+        target, reference = (sample_picture(rng, (identity,), split=None) for _ in range(2))
+        (a,), (b,) = target.figures, reference.figures
+        shown = [(f.pose, f.clothes, f.accessory, p.scene) for f, p in ((a, target), (b, reference))]
+        same.append(shown[0] == shown[1])
+    assert np.mean(same) <= 0.01
 
 
 def test_styles_are_drawn_differently_not_tinted():

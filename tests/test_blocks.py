@@ -42,7 +42,7 @@ def test_the_most_specific_name_decides_whatever_the_order(
         assert found[site] == expected
 
 
-@pytest.mark.parametrize("text", ["", "all", " all:1 ", "all\n", ";,", "down:1, mid:1, up:1", "up"])
+@pytest.mark.parametrize("text", ["", "all", " all:1 ", "all\n", ";,", "down:1, mid:1, up:1"])
 def test_neutral_texts_leave_every_strength(text: str) -> None:
     assert set(parse_blocks(text, SITES).values()) == {1.0}
 
@@ -67,6 +67,8 @@ def test_the_decoder_alone() -> None:
         ("up:1:1", "expected a number from 0 to 1"),
         ("up 0.5", "'up 0.5' is no block"),
         ("up:1, UP:0", "'up' is given twice"),
+        ("up", "blocks: 'up' changes nothing.*write 'all:0, up:1'"),
+        ("up, mid", "write 'all:0, up:1, mid:1'"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:

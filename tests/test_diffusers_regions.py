@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
-from nested_attention.hosts.diffusers import AppliedSubject, personalize
+from nested_attention.hosts.diffusers import AppliedSubject, SubjectSlot, personalize
 from nested_attention.hosts.diffusers.self_attention import RegionSelfAttentionProcessor
 from nested_attention.subject_batch import SubjectBatch
 
@@ -93,6 +93,79 @@ def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEnco
     assert not differ(late[-1], late_plain[-1], 2e-5)
     early, early_plain = steps({**auto, "end": 0.6}), steps({"end": 0.6})
     assert differ(early[-1], early_plain[-1], 2e-5) and differ(early[-1], found[-1], 2e-5)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_found_regions_outlive_guidance(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """A callback that switches guidance off halves the batch, before regions are found or after."""
+    held: list[list[Any]] = []
+    set_bindings = SubjectSlot.set
+
+    def noted(self: SubjectSlot, *bindings: Any) -> None:
+        held.append([b.region for b in bindings])
+        set_bindings(self, *bindings)
+
+    monkeypatch.setattr(SubjectSlot, "set", noted)
+
+    needed = ["prompt_embeds", "add_text_embeds", "add_time_ids"]
+
+    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step != at:
+            return {}
+        pipe._guidance_scale = 1.0
+        return {name: kwargs[name].chunk(2)[-1] for name in needed}
+
+    auto = {"auto_region": True, "bounded": True}
+    draw(
+        pipeline,
+        two(encoder, auto, auto),
+        num_inference_steps=8,
+        callback_on_step_end=stop_guiding,
+        callback_on_step_end_tensor_inputs=needed,
+    )
+    placed = [regions for regions in held if all(r is not None for r in regions)]
+    assert placed and held[-1] == placed[-1]
+    assert {len(r) for r in held[-1]} == {1}  # of the positive prompt alone
+    if at == 2:
+        assert len(placed) == 2  # with guidance and, the same maps, without
+        for before, after in zip(*placed, strict=True):
+            assert torch.equal(before[-1:], after)
+
+
+def test_another_aspect_ratio_is_kept_apart_anew(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+) -> None:
+    """Latents of 4 × 8 and 8 × 4 cells have as many queries, and their halves lie elsewhere."""
+    from types import SimpleNamespace
+
+    from nested_attention.hosts.diffusers.self_attention import SelfAttentionSlot
+
+    half = torch.tensor([[[1.0, 0.0]]])
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    bindings = tuple(
+        SimpleNamespace(region=region, mask=mask, bound_self_attention=True) for region in (half, 1 - half)
+    )
+    slot = SimpleNamespace(bindings=bindings, latent_size=(4, 8), grid=lambda site, queries: slot.latent_size)
+    kept = SelfAttentionSlot(slot)  # type: ignore[arg-type]
+    wide = kept.bias("site", 32)
+    slot.latent_size = (8, 4)
+    high = kept.bias("site", 32)
+    fresh = SelfAttentionSlot(slot).bias("site", 32)  # type: ignore[arg-type]
+    assert wide is not None and high is not None and fresh is not None
+    assert torch.equal(high[1], fresh[1]) and not torch.equal(high[1], wide[1])
+
+
+def test_what_may_not_be_left_out_is_said_before_anything_runs(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+) -> None:
+    subject = AppliedSubject(make_subject(encoder), encoder, attention_scale=2.0)
+    with (
+        pytest.raises(NestedAttentionError, match="negligible is 0.01, and 'person' has attention_scale 2.0"),
+        personalize(pipeline, [subject], negligible=0.01),
+    ):
+        pass
 
 
 def test_masks_and_subjects_go_with_the_pictures(

@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from nested_attention.avatars.identity import split_of
 from nested_attention.avatars.prompts import combination_split
-from nested_attention.avatars.tokenizer import WEIGHTS
 from nested_attention.evaluation import acceptance, alternatives
-from nested_attention.evaluation.cases import draw_cases, true_drawings, twins, windows
-from nested_attention.evaluation.report import figures, insert, percent, read, read_alternatives
+from nested_attention.evaluation.cases import draw_cases, true_drawings, windows
+from nested_attention.evaluation.likeness import twins
+from nested_attention.evaluation.report import PAGES, figures, insert, percent, read, read_alternatives
 from nested_attention.evaluation.statistics import rate, top1, wilson
-
-CARD = WEIGHTS / "README.md"
 
 
 @given(trials=st.integers(1, 500), share=st.floats(0, 1))
@@ -64,13 +62,11 @@ def test_cases_are_held_out_and_repeatable(words: tuple[str, ...]) -> None:
 
 
 def test_twins_differ_from_the_case_in_one_attribute() -> None:
-    cases = draw_cases(("person",), 5, seed=1)
-    for case, candidates in zip(cases, twins(cases, "person", 20, seed=0), strict=True):
-        own = case.figure("person").identity
+    identities = [case.figure("person").identity for case in draw_cases(("person",), 5, seed=1)]
+    for own, candidates in zip(identities, twins(identities, 20, seed=0), strict=True):
         assert candidates[0] == own and len(set(candidates)) == 20
         for twin in candidates[1:]:
-            differing = [name for name in own.VALUES if getattr(own, name) != getattr(twin, name)]
-            assert 1 <= len(differing) <= 2  # two where canonical form takes another attribute along
+            assert sum(getattr(own, name) != getattr(twin, name) for name in own.VALUES) == 1
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])
@@ -99,12 +95,23 @@ def test_the_committed_figures_are_of_full_counts() -> None:
     counts = read()["run"]["counts"]
     full = acceptance.Counts()
     assert counts["subjects"] >= 100 and counts["pairs"] >= 100 and counts["candidates"] == 100
-    assert counts["curve"] == full.curve
+    assert counts["extras"] == full.extras
 
 
-def test_the_card_shows_the_committed_figures() -> None:
-    page = CARD.read_text()
-    assert page == insert(page, read(), read_alternatives()), "run `nested-attention report`"
+def test_the_committed_comparison_belongs_to_the_shipped_world() -> None:
+    document = read_alternatives()
+    assert document is not None
+    recorded, world = (
+        {name: value for name, value in hashes.items() if name != "code"}
+        for hashes in (document["hashes"], alternatives.world_hashes())
+    )
+    assert recorded == world, "the world changed since `nested-attention compare` ran: run it again"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.parent.name)
+def test_pages_show_the_committed_figures(path: Path) -> None:
+    page = path.read_text()
+    assert page == insert(page, PAGES[path]()), "run `nested-attention report`"
 
 
 def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> None:
@@ -113,7 +120,9 @@ def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> Non
     document = alternatives.compare(judges, tmp_path, steps=1, pictures=32, counts=counts, workers=1)
     results = tmp_path / "alternatives.json"
     alternatives.write(document, results)
-    assert read_alternatives(results) == json.loads(json.dumps(document))
+    written = read_alternatives(results)
+    assert written is not None and written["hashes"] == alternatives.world_hashes(tmp_path)
+    assert {k: v for k, v in written.items() if k != "hashes"} == json.loads(json.dumps(document))
     assert document["run"]["steps"] == 1
     nested, pooled = (
         torch.load(tmp_path / f"person-{name}" / "state.pt", weights_only=True)
@@ -124,13 +133,15 @@ def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> Non
         not torch.equal(one, pooled["modules"]["encoder"][name])
         for name, one in nested["modules"]["encoder"].items()
     )
-    assert "Global V" in figures(read(), document)
+    assert document["error_saved"]["pairs"] == 2
+    assert document["nested"]["error"] != document["global"]["error"]
+    assert "Global V" in figures(read(), json.loads(results.read_text()))
     assert read_alternatives(tmp_path / "none.json") is None
 
 
 def test_a_page_without_a_place_for_figures_is_refused() -> None:
     with pytest.raises(ValueError, match="no lines"):
-        insert("# nothing here", read())
+        insert("# nothing here", "figures")
 
 
 def test_percentages_carry_their_interval() -> None:

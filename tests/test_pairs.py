@@ -25,7 +25,7 @@ def judges() -> Judges:
 def test_true_drawings_are_right_and_exchanged_ones_swapped(judges: Judges) -> None:
     """The judge must see who stands where, or the figures would say nothing."""
     cases = draw_cases(("person", "person"), 40, seed=6)
-    found = score_slots(judges, true_drawings(cases), cases)
+    found = score_slots(judges, true_drawings(cases), cases, 4)
     assert found["both"]["rate"] >= 0.85 and found["own"]["rate"] >= 0.95
     assert found["swapped"]["rate"] <= 0.05 and found["swapped"]["trials"] == 80
     exchanged = []
@@ -33,7 +33,7 @@ def test_true_drawings_are_right_and_exchanged_ones_swapped(judges: Judges) -> N
         a, b = case.picture.figures
         there = replace(a, identity=b.identity), replace(b, identity=a.identity)
         exchanged.append(replace(case, picture=replace(case.picture, figures=there)))
-    found = score_slots(judges, true_drawings(exchanged), cases)
+    found = score_slots(judges, true_drawings(exchanged), cases, 4)
     assert found["both"]["rate"] == 0 and found["swapped"]["rate"] >= 0.85 and found["own"]["rate"] <= 0.05
 
 
@@ -54,7 +54,8 @@ def test_every_measure_is_drawn_and_differs(judges: Judges) -> None:
     found = people(judges, Counts(pairs=2), lines.append, QUICK)
     assert list(found) == [*MEASURES, "floor", "described", "ceiling"] and len(lines) == len(found)
     for row in found.values():
-        assert list(row) == ["first", "second", "both", "swapped", "own"]
+        assert list(row) == ["first", "second", "both", "swapped", "own", "among_twins", "attributes"]
+        assert row["among_twins"]["trials"] == row["attributes"]["hair"]["trials"] == 4
     page = figures({**read(), "people": found})
     assert "### Two people in one picture" in page and "| masks, bounded, self-attention |" in page
 

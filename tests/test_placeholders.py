@@ -84,6 +84,20 @@ def test_a_mistyped_name_is_refused(typed: str) -> None:
         parse_prompt("<re>", [ALICE, REX])
 
 
+def test_what_only_looks_like_a_mistyped_name_passes_beside_the_right_one() -> None:
+    for text in ("<alice> and <alcie>", "a <fog> around a <dog> and a dog", "a <dot> on a dog"):
+        dog = SubjectWord("dog", "dog")
+        parsed = parse_prompt(text, [ALICE, dog])
+        assert parsed.lookalikes in {("<alcie>",), ("<fog>",), ("<dot>",)} and parsed.occurrences
+    with pytest.raises(NestedAttentionError, match="did you mean <alice>"):
+        parse_prompt("<alcie> hugging a person", [ALICE])  # the person is meant to be somebody else
+
+
+def test_a_face_is_no_open_placeholder() -> None:
+    parsed = parse_prompt(">_< person", [SubjectWord("person", "person")])
+    assert parsed.text == ">_< person" and len(parsed.occurrences) == 1
+
+
 def test_short_names_have_no_near_misses() -> None:
     s1 = SubjectWord("s1", "person")
     assert parse_prompt("<s0> <s1>", [s1]).text == "<s0> person"

@@ -69,6 +69,29 @@ def test_subjects_are_listed_by_their_content(subject: Subject, shelves: dict[st
     assert list_subjects({"input": shelves["input"] / "gone"}) == []
 
 
+def test_folders_are_walked_again_only_when_they_changed(
+    subject: Subject, shelves: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_attention import shelf
+
+    read: list[Path] = []
+    monkeypatch.setattr(shelf, "is_subject", lambda path: bool(read.append(path)) or path.stem != "lora")
+    (shelves["output"] / "people").mkdir()
+    subject.save(shelves["output"] / "people" / "a.safetensors")
+    for folder in (shelves["output"], shelves["output"] / "people", shelves["input"]):
+        os.utime(folder, (1e9, 1e9))
+    first = list_subjects(shelves)
+    assert first == ["people/a.safetensors [output]"] and len(read) == 1
+    assert list_subjects(shelves) == first and len(read) == 1
+    subject.save(shelves["output"] / "people" / "b.safetensors")  # changed just now: looked at each time
+    assert list_subjects(shelves) == [*first, "people/b.safetensors [output]"]
+    (shelves["output"] / "people" / "a.safetensors").unlink()
+    assert list_subjects(shelves) == ["people/b.safetensors [output]"]
+    (shelves["output"] / "people" / "b.safetensors").unlink()
+    (shelves["output"] / "people").rmdir()
+    assert list_subjects(shelves) == []
+
+
 def test_the_header_alone_tells_a_subject_from_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
     many = {f"layer.{i}.weight": torch.zeros(1) for i in range(3000)}
     save_file(many, tmp_path / "checkpoint.safetensors", {"format": "nested_attention.subject"})

@@ -100,6 +100,6 @@ def test_subjects_are_kept_and_prompts_followed(judges: Judges, word: str, shown
     kept, floor = (score_identity(judges, drawn, cases, word, counts) for drawn in (rgb, base))
     assert kept["top1"]["rate"] > floor["top1"]["rate"]
     for attribute in shown:
-        assert kept["attributes"][attribute] >= floor["attributes"][attribute] + 0.3
+        assert kept["attributes"][attribute]["rate"] >= floor["attributes"][attribute]["rate"] + 0.3
     followed, alone = (score_prompt(judges, drawn, cases)["all"]["rate"] for drawn in (rgb, base))
     assert followed >= 0.9 * alone

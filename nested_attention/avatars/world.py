@@ -79,6 +79,28 @@ class Attached:
         region = None if self.region is None else self.region[rows]
         return replace(self, tokens=self.tokens[rows], region=region)
 
+    def bind(self, ids: np.ndarray) -> SubjectBinding:
+        """The binding for prompts of these token ids (B, 77). Raises ValueError for one without the word."""
+        token = load_tokenizer().encode(self.word)[1]
+        mask = torch.from_numpy(ids.astype(np.int64) == token)
+        if self.occurrence is not None:
+            mask &= mask.cumsum(dim=1) == self.occurrence + 1
+        missing = int((~mask.any(dim=1)).sum())
+        if missing:
+            raise ValueError(f"every prompt must contain {self.word!r}; {missing} of {len(ids)} do not")
+        return SubjectBinding(
+            projections=self.encoder.project(self.tokens),
+            mask=mask,
+            alpha=self.alpha,
+            attention_scale=self.attention_scale,
+            strength=self.strength,
+            norm=self.encoder.config.norm,
+            region=self.region,
+            bounded=self.bounded,
+            auto_region=self.auto_region,
+            bound_self_attention=self.bound_self_attention,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -154,7 +176,7 @@ class World:
         batch = len(prompts)
         context, pooled, ids = self.text(prompts)
         empty, empty_pooled, _ = negative_text
-        bindings = [_bind(item, ids) for item in attached]
+        bindings = [item.bind(ids) for item in attached]
         scheduler = DDIMScheduler(**model.SCHEDULER)
         scheduler.set_timesteps(sampling.steps)
         shape = (LATENT_CHANNELS, LATENT, LATENT)
@@ -184,29 +206,6 @@ class World:
     def encode(self, rgb: np.ndarray) -> Tensor:
         """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
         return encode_pictures(self.vae, rgb)
-
-
-def _bind(item: Attached, ids: np.ndarray) -> SubjectBinding:
-    token = load_tokenizer().encode(item.word)[1]
-    mask = torch.from_numpy(ids.astype(np.int64) == token)
-    if item.occurrence is not None:
-        mask &= mask.cumsum(dim=1) == item.occurrence + 1
-    if not bool(mask.any(dim=1).all()):
-        raise ValueError(
-            f"every prompt must contain {item.word!r}; {int((~mask.any(dim=1)).sum())} of {len(ids)} do not"
-        )
-    return SubjectBinding(
-        projections=item.encoder.project(item.tokens),
-        mask=mask,
-        alpha=item.alpha,
-        attention_scale=item.attention_scale,
-        strength=item.strength,
-        norm=item.encoder.config.norm,
-        region=item.region,
-        bounded=item.bounded,
-        auto_region=item.auto_region,
-        bound_self_attention=item.bound_self_attention,
-    )
 
 
 def save_part(folder: Path, name: str, module: nn.Module) -> None:

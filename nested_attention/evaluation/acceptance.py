@@ -28,7 +28,9 @@ from ..avatars.watched import watch
 from ..avatars.world import Attached, Sampling, World, load_world
 from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
-from .cases import Case, draw_cases, true_drawings, twins, windows
+from .cases import Case, draw_cases, true_drawings, windows
+from .extras import Judge, measure_pose, measure_style
+from .likeness import likeness
 from .pairs import people
 from .statistics import rate, top1
 
@@ -49,9 +51,9 @@ class Counts:
 
     subjects: int = 100
     pairs: int = 100
-    curve: int = 50
     candidates: int = 100
     twins: int = 20
+    extras: int = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +95,10 @@ def score_identity(
     judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
 ) -> dict[str, Any]:
     """Retrieval among all cases' identities, among near-twins, and each attribute on its own."""
-    scorer = judges.identity[word]
-    seen = windows(rgb, cases, word)
     identities = [case.figure(word).identity for case in cases]
-    hits = identity_hits(judges, rgb, cases, word, counts)
-    near = []
-    for row, candidates in enumerate(twins(cases, word, counts.twins, seed=7)):
-        near.append(top1(scorer.similarity(seen[row : row + 1], candidates), torch.tensor([0])))
     return {
-        "top1": rate(hits),
-        "among_twins": rate(torch.cat(near)),
-        "attributes": {name: rate(ok)["rate"] for name, ok in scorer.correct(seen, identities).items()},
+        "top1": rate(identity_hits(judges, rgb, cases, word, counts)),
+        **likeness(judges.identity[word], windows(rgb, cases, word), identities, counts.twins),
     }
 
 
@@ -123,7 +118,7 @@ def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str
     """Share of the prompt's attributes that the picture shows, and each attribute on its own."""
     correct = judges.prompt.correct(rgb, [case.picture for case in cases])
     everything = torch.cat(list(correct.values()))
-    return {"all": rate(everything), "attributes": {name: rate(ok)["rate"] for name, ok in correct.items()}}
+    return {"all": rate(everything), "attributes": {name: rate(ok) for name, ok in correct.items()}}
 
 
 def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
@@ -150,8 +145,9 @@ def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], 
 
 
 def curve(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Identity against prompt over λ (the paper's Fig. 10)."""
-    cases = draw_cases((word,), counts.curve, seed=2000)
+    """Identity against prompt over λ (the paper's Fig. 10), on the cases of `one_subject`: its floor and
+    ceiling are the curve's."""
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
     points = []
     for scale in LAMBDAS:
         rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
@@ -175,13 +171,12 @@ def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[st
     for name, rgb in pictures.items():
         hits = {word: identity_hits(judges, rgb, cases, word, counts) for word in ("person", "pet")}
         result[name] = {
-            **{word: rate(hit) for word, hit in hits.items()},
+            **{word: score_identity(judges, rgb, cases, word, counts) for word in hits},
             "both": rate(hits["person"] & hits["pet"]),
         }
-        say(
-            f"pair   {name:12} "
-            + "  ".join(f"{key} {value['rate']:.2f}" for key, value in result[name].items())
-        )
+        shares = {word: result[name][word]["top1"]["rate"] for word in hits}
+        shares["both"] = result[name]["both"]["rate"]
+        say(f"pair   {name:12} " + "  ".join(f"{key} {value:.2f}" for key, value in shares.items()))
     return result
 
 
@@ -220,6 +215,18 @@ def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]
     return result
 
 
+def extras(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    """The pose ControlNet and the ink LoRA, with and without."""
+    judge = Judge(judges.world, judges.encoders["person"], judges.identity["person"])
+    scores: dict[str, dict[str, Any]] = {
+        "pose": {**measure_pose(judge, counts.extras)},
+        "style": {**measure_style(judge, counts.extras)},
+    }
+    for name, pair in scores.items():
+        say("\n".join(f"{name:6} {way:12} {value}" for way, value in pair.items()))
+    return {name: {way: asdict(value) for way, value in pair.items()} for name, pair in scores.items()}
+
+
 def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """All figures, as a document for `acceptance.json`."""
     started = time.monotonic()
@@ -229,7 +236,8 @@ def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line
         "pair": pairs(judges, counts, say),
         "people": people(judges, counts, say),
         "attention": attention_to_word(judges, counts, say),
-        "curve": {"person": curve(judges, "person", counts, say)},
+        "curve": {word: curve(judges, word, counts, say) for word in judges.encoders},
+        "extras": extras(judges, counts, say),
     }
     document["run"] = {
         "counts": asdict(counts),
@@ -242,10 +250,13 @@ def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line
 
 
 def hashes(folder: Path = WEIGHTS) -> dict[str, str]:
-    """What the figures belong to: a hash of each weight file, and one of the code they depend on."""
+    """What the figures belong to: a hash of each weight file, by its path under `folder`, and one of the code
+    they depend on."""
     library = Path(__file__).resolve().parents[1]
-    files = sorted(folder.glob("*.safetensors"))
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = sorted(folder.rglob("*.safetensors"))
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
     code = hashlib.sha256()
     for entry in _CODE:
         path = library / entry

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..avatars.identity import KINDS, Identity, near_twins, sample
+from ..avatars.identity import KINDS, Identity, sample
 from ..avatars.picture import Figure, Picture, crop, render
 from ..avatars.pose import window
 from ..avatars.prompts import caption, prompt, sample_picture
@@ -65,13 +65,3 @@ def windows(pictures_rgb: np.ndarray, cases: list[Case], word: str) -> np.ndarra
 def true_drawings(cases: list[Case]) -> np.ndarray:
     """What a perfect model would draw. (n, 32, 32, 3) uint8"""
     return np.stack([render(case.picture).rgb for case in cases])
-
-
-def twins(cases: list[Case], word: str, number: int, seed: int) -> list[list[Identity]]:
-    """For each case its identity, first, and `number` − 1 others that differ from it in one attribute."""
-    rng = np.random.default_rng(seed)
-    lists: list[list[Identity]] = []
-    for case in cases:
-        identity = case.figure(word).identity
-        lists.append([identity, *near_twins(identity, rng, number - 1)])  # type: ignore[type-var]
-    return lists

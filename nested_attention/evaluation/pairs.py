@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..avatars.identity import Identity
 from ..avatars.picture import crop
 from ..avatars.pose import window
 from ..avatars.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
+from .likeness import likeness
 from .statistics import rate, top1
 
 if TYPE_CHECKING:
@@ -40,9 +42,11 @@ MEASURES = {
     "nothing": Measure(),
     "masks": Measure(masks=True),
     "masks, bounded": Measure(masks=True, bounded=True),
+    "masks, self-attention": Measure(masks=True, bound_self_attention=True),
     "masks, bounded, self-attention": Measure(masks=True, bounded=True, bound_self_attention=True),
     "auto": Measure(auto_region=True),
     "auto, bounded": Measure(auto_region=True, bounded=True),
+    "auto, self-attention": Measure(auto_region=True, bound_self_attention=True),
     "auto, bounded, self-attention": Measure(auto_region=True, bounded=True, bound_self_attention=True),
 }
 
@@ -55,7 +59,8 @@ def people(
 
     first, second: the person that the prompt names first or second is recognised in its place, among all of
     them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all
-    places). own: the right one of the two is the more likely (of all places).
+    places). own: the right one of the two is the more likely (of all places). among_twins, attributes: of all
+    places.
     """
     cases = draw_cases((WORD, WORD), counts.pairs, seed=5000)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
@@ -65,13 +70,16 @@ def people(
     result = {}
     for name, measure in MEASURES.items():
         rgb = world.generate(prompts, seeds, place(subjects, cases, measure), sampling)
-        result[name] = score_slots(judges, rgb, cases)
-    result["floor"] = score_slots(judges, world.generate(prompts, seeds, [], sampling), cases)
+        result[name] = score_slots(judges, rgb, cases, counts.twins)
+    result["floor"] = score_slots(judges, world.generate(prompts, seeds, [], sampling), cases, counts.twins)
     described = [case.described for case in cases]
-    result["described"] = score_slots(judges, world.generate(described, seeds, [], sampling), cases)
-    result["ceiling"] = score_slots(judges, world.decode(world.encode(true_drawings(cases))), cases)
+    rgb = world.generate(described, seeds, [], sampling)
+    result["described"] = score_slots(judges, rgb, cases, counts.twins)
+    rgb = world.decode(world.encode(true_drawings(cases)))
+    result["ceiling"] = score_slots(judges, rgb, cases, counts.twins)
     for name, figures in result.items():
-        say(f"people {name:30} " + "  ".join(f"{key} {v['rate']:.2f}" for key, v in figures.items()))
+        shown = {key: value["rate"] for key, value in figures.items() if key != "attributes"}
+        say(f"people {name:30} " + "  ".join(f"{key} {value:.2f}" for key, value in shown.items()))
     return result
 
 
@@ -97,15 +105,19 @@ def halves(cases: list[Case], slot: int) -> Tensor:
     return torch.stack([left if side == "left" else 1 - left for side in sides])
 
 
-def score_slots(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
+def score_slots(judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int) -> dict[str, Any]:
     """rgb (n, 32, 32, 3) uint8 → rates."""
     scorer = judges.identity[WORD]
     rows = torch.arange(len(cases))
     right, swapped, own = [], [], []
+    places: list[np.ndarray] = []
+    standing: list[Identity] = []
     for slot in range(2):
         figures = [case.picture.figures[slot] for case in cases]
         seen = np.stack([crop(x, window(f.placement)) for x, f in zip(rgb, figures, strict=True)])
         everyone = scorer.similarity(seen, [figure.identity for figure in figures])  # (n, n), own: diagonal
+        places.append(seen)
+        standing.extend(figure.identity for figure in figures)
         others = [case.picture.figures[1 - slot].identity for case in cases]
         other = scorer.similarity(seen, others)[rows, rows]
         among = torch.cat([everyone, other[:, None]], dim=1)
@@ -118,4 +130,5 @@ def score_slots(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str,
         "both": rate(right[0] & right[1]),
         "swapped": rate(torch.cat(swapped)),
         "own": rate(torch.cat(own)),
+        **likeness(scorer, np.concatenate(places), standing, twins),
     }

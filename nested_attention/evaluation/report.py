@@ -1,20 +1,16 @@
-"""The figures as a page: `weights/avatars/README.md`, the card of the small world, from `acceptance.json`."""
+"""The figures as pages: the card of the small world and the README's table, from `acceptance.json`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..avatars.tokenizer import WEIGHTS
 from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
 from .statistics import Rate
-
-TARGETS = {
-    "identity": "≥ 80 %",
-    "prompt": "≥ 95 % of the base model's own rate, itself ≥ 85 %",
-    "pair": "≥ 60 %",
-}
 
 _ROWS = {
     "personalised": "with the subject",
@@ -22,6 +18,13 @@ _ROWS = {
     "described": "base model, identity described in words",
     "ceiling": "ceiling: the true drawing through the autoencoder",
 }
+_SHORT = {
+    "personalised": "with the subject",
+    "floor": "floor",
+    "described": "described",
+    "ceiling": "ceiling",
+}
+_SUBJECTS = ("person", "pet")
 
 
 def percent(value: Rate) -> str:
@@ -29,12 +32,25 @@ def percent(value: Rate) -> str:
     return f"{value['rate']:.0%} ({value['low']:.0%}–{value['high']:.0%})".replace("%", " %")
 
 
+def _plain(value: Rate) -> str:
+    return f"{value['rate']:.0%}".replace("%", " %")
+
+
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _subject(word: str, part: dict[str, Any]) -> str:
+def _attributes(columns: dict[str, dict[str, Rate]]) -> str:
+    """One row an attribute, one column a kind of picture."""
+    names = next(iter(columns.values()))
+    return _table(
+        ["attribute", *columns],
+        [[name, *(percent(rates[name]) for rates in columns.values())] for name in names],
+    )
+
+
+def _subject(word: str, part: dict[str, Any]) -> list[str]:
     rows = [
         [
             label,
@@ -44,42 +60,108 @@ def _subject(word: str, part: dict[str, Any]) -> str:
         ]
         for name, label in _ROWS.items()
     ]
-    attributes = [
-        [name, *(f"{part[row]['identity']['attributes'][name]:.0%}".replace("%", " %") for row in _ROWS)]
-        for name in part["personalised"]["identity"]["attributes"]
+    return [
+        f"### One {word}",
+        _table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+        "Each attribute that identity fixes, recognised:",
+        _attributes({label: part[name]["identity"]["attributes"] for name, label in _SHORT.items()}),
+        "Each attribute that the prompt fixes, recognised:",
+        _attributes({label: part[name]["prompt"]["attributes"] for name, label in _SHORT.items()}),
     ]
-    asked = [
-        [name, *(f"{part[row]['prompt']['attributes'][name]:.0%}".replace("%", " %") for row in _ROWS)]
-        for name in part["personalised"]["prompt"]["attributes"]
-    ]
-    short = ["with the subject", "floor", "described", "ceiling"]
-    return "\n\n".join(
+
+
+def _pair(pair: dict[str, Any]) -> list[str]:
+    rows = [
         [
-            f"### One {word}",
-            _table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
-            "Each attribute that identity fixes, recognised:",
-            _table(["attribute", *short], attributes),
-            "Each attribute that the prompt fixes, recognised:",
-            _table(["attribute", *short], asked),
+            label,
+            *(percent(pair[name][word]["top1"]) for word in _SUBJECTS),
+            percent(pair[name]["both"]),
+            *(percent(pair[name][word]["among_twins"]) for word in _SUBJECTS),
         ]
-    )
+        for name, label in _ROWS.items()
+    ]
+    header = ["picture", *(f"{word}, top-1 of 100" for word in _SUBJECTS), "both"]
+    tables = [
+        table
+        for word in _SUBJECTS
+        for table in (
+            f"Each attribute of the {word}, recognised:",
+            _attributes({label: pair[name][word]["attributes"] for name, label in _SHORT.items()}),
+        )
+    ]
+    return [
+        "### A person and a pet in one picture",
+        _table([*header, *(f"{word}, of 20 near-twins" for word in _SUBJECTS)], rows),
+        *tables,
+    ]
+
+
+def _people(people: dict[str, Any]) -> list[str]:
+    keys = ("first", "second", "both", "swapped", "own", "among_twins")
+    rows = [[_ROWS.get(name, name), *(percent(row[key]) for key in keys)] for name, row in people.items()]
+    header = ["measure", "first right", "second right", "both", "the other instead", "own of two"]
+    shown = {"nothing": "nothing", "masks": "masks", "auto": "auto", **_SHORT}
+    return [
+        "### Two people in one picture",
+        "On one word and one encoder, each looked for where the prompt puts it, among 100 people and the "
+        "other of the pair; masks are the picture's halves.",
+        _table([*header, "of 20 near-twins"], rows),
+        "Each attribute of both, recognised:",
+        _attributes({label: people[name]["attributes"] for name, label in shown.items() if name in people}),
+    ]
+
+
+def _curve(document: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{points[0]['attention_scale']}",
+            *(percent(p[key]) for p in points for key in ("identity", "prompt")),
+        ]
+        for points in zip(*(document["curve"][word] for word in _SUBJECTS), strict=True)
+    ]
+    for name in ("floor", "ceiling"):
+        parts = [document[word][name] for word in _SUBJECTS]
+        figures = [(part["identity"]["top1"], part["prompt"]["all"]) for part in parts]
+        rows.append([name, *(percent(rate) for pair in figures for rate in pair)])
+    return [
+        "### Identity against prompt: λ",
+        "Top-1 of 100, and the share of the prompt's attributes that are right.",
+        _table(["λ", *(f"{word}: {key}" for word in _SUBJECTS for key in ("identity", "prompt"))], rows),
+    ]
+
+
+def _extras(extras: dict[str, Any]) -> list[str]:
+    pose = [
+        [
+            f"{way} the ControlNet",
+            f"{score['columns']:.1f}",
+            f"{score['rows']:.1f}",
+            f"{score['there']:.0%}".replace("%", " %"),
+            f"{score['attributes']:.0%}".replace("%", " %"),
+        ]
+        for way, score in extras["pose"].items()
+    ]
+    style = [
+        [
+            f"{way} the LoRA",
+            f"{score['distance']:.2f}",
+            f"{score['attributes']:.0%}".replace("%", " %"),
+        ]
+        for way, score in extras["style"].items()
+    ]
+    return [
+        "### Pose and style",
+        "A person attached to prompts that do not say where it stands: distance from the control picture in "
+        "art pixels, and the share of pictures within 2 both ways.",
+        _table(["picture", "across", "down", "there", "identity's attributes"], pose),
+        "The Fréchet distance of patches of 4×4 art pixels from drawings in ink:",
+        _table(["picture", "distance", "identity's attributes"], style),
+    ]
 
 
 def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
     """All tables of an acceptance run, as Markdown; with those of `nested-attention compare`, if given."""
     ran = document["run"]
-    pair = document["pair"]
-    names = [name for name in _ROWS if name in pair]
-    pairs = [
-        [_ROWS[name], *(percent(pair[name][key]) for key in ("person", "pet", "both"))] for name in names
-    ]
-    people = document.get("people", {})
-    two = [
-        [_ROWS.get(name, name), *(percent(row[key]) for key in ("first", "second", "both", "swapped", "own"))]
-        for name, row in people.items()
-    ]
-    points = document["curve"]["person"]
-    curve = [[f"{p['attention_scale']}", percent(p["identity"]), percent(p["prompt"])] for p in points]
     attention = [
         [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
         for word, values in document["attention"].items()
@@ -90,17 +172,50 @@ def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None
             f"{ran['sampling']['steps']} steps, guidance {ran['sampling']['guidance']}; λ and α at the "
             "nodes' defaults). Every image counts. Held-out subjects in combinations of prompt attributes "
             "that no training picture had. 95 % Wilson intervals in brackets.",
-            *(_subject(word, document[word]) for word in ("person", "pet")),
-            "### A person and a pet in one picture",
-            _table(["picture", "person, top-1 of 100", "pet, top-1 of 100", "both"], pairs),
-            *(_people(two) if two else ()),
-            "### Identity against prompt: λ",
-            f"{points[0]['identity']['trials']} people; retrieval among as many.",
-            _table(["λ", "identity", "prompt"], curve),
+            *(block for word in _SUBJECTS for block in _subject(word, document[word])),
+            *_pair(document["pair"]),
+            *_people(document["people"]),
+            *_curve(document),
             "### Attention to the subject's word",
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
             _table(["word", "inside the subject", "peak inside", "outside"], attention),
+            *_extras(document["extras"]),
             *(_alternatives(alternatives) if alternatives else ()),
+        ]
+    )
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The README's table: what a user wants to know first."""
+    person, pet, pair, people = (document[name] for name in ("person", "pet", "pair", "people"))
+    columns = ("personalised", "floor", "described", "ceiling")
+
+    def row(label: str, rates: list[Rate]) -> list[str]:
+        return [label, *map(_plain, rates)]
+
+    together = [people["nothing"], *(people[name] for name in columns[1:])]
+    rows = [
+        row("person recognised among 100", [person[name]["identity"]["top1"] for name in columns]),
+        row("pet recognised among 100", [pet[name]["identity"]["top1"] for name in columns]),
+        row("person and pet in one picture, both recognised", [pair[name]["both"] for name in columns]),
+        row("two people in one picture, both recognised", [each["both"] for each in together]),
+        row(
+            "a person's hair colour",
+            [person[name]["identity"]["attributes"]["hair_color"] for name in columns],
+        ),
+        row("a pet's fur", [pet[name]["identity"]["attributes"]["fur"] for name in columns]),
+        row("what the prompt asked for, person", [person[name]["prompt"]["all"] for name in columns]),
+        row("what the prompt asked for, pet", [pet[name]["prompt"]["all"] for name in columns]),
+    ]
+    header = ["", "with the subject", "base model, no subject", "base model, subject described in words"]
+    masks, bounded, auto = (_plain(people[name]["both"]) for name in ("masks", "masks, bounded", "auto"))
+    other = max(people[name]["swapped"]["rate"] for name in people if name not in _ROWS)
+    return "\n\n".join(
+        [
+            _table([*header, "true drawing"], rows),
+            "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
+            f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found automatically. "
+            f"The other one of the two is recognised in {round(100 * other)} % of places at most.",
         ]
     )
 
@@ -113,14 +228,15 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
             percent(document[name]["identity"]["top1"]),
             percent(document[name]["identity"]["among_twins"]),
             f"{_mean(document[name]['identity']['attributes']):.1%}".replace("%", " %"),
+            f"{document[name]['error']:.4f}",
             percent(document[name]["prompt"]["all"]),
         ]
         for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
     ]
     nested, pooled = (document[name]["losses"] for name in ("nested", "global"))
     lower = sum(a < b for a, b in zip(nested, pooled, strict=True))
-    half = len(nested) // 2
-    means = [sum(values[half:]) / len(values[half:]) for values in (nested, pooled)]
+    saved = document["error_saved"]
+    trials = document["nested"]["identity"]["top1"]["trials"]
     return [
         "### Nested values against one value a subject",
         f"Measured by `nested-attention compare` on {ran['date']} ({ran['machine']}; {ran['seconds']} s): "
@@ -129,30 +245,24 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         _table(
             [
                 "values",
-                "identity, top-1 of 100",
+                f"identity, top-1 of {trials}",
                 "top-1 of 20 near-twins",
                 "attributes right, on average",
+                "error of the prediction",
                 "prompt",
             ],
             rows,
         ),
-        f"The training loss, on the same pictures and noise: {means[0]:.4f} with nested values and "
-        f"{means[1]:.4f} with one, over the second half; nested values have the lower one in {lower} of "
-        f"{len(nested)} stretches of 50 steps.",
+        "The error of the prediction is the training loss on the true drawings of the same held-out "
+        "subjects. On the same picture, noise and timesteps nested values save "
+        f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
+        f"closer in {round(100 * saved['above'])} % of {saved['pairs']} pictures; in training they had the "
+        f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
     ]
 
 
-def _mean(rates: dict[str, float]) -> float:
-    return sum(rates.values()) / len(rates)
-
-
-def _people(rows: list[list[str]]) -> list[str]:
-    return [
-        "### Two people in one picture",
-        "On one word and one encoder, each looked for where the prompt puts it, among 100 people and the "
-        "other of the pair; masks are the picture's halves.",
-        _table(["measure", "first right", "second right", "both", "the other instead", "own of two"], rows),
-    ]
+def _mean(rates: dict[str, Rate]) -> float:
+    return sum(value["rate"] for value in rates.values()) / len(rates)
 
 
 def read(path: Path = RESULTS) -> dict[str, Any]:
@@ -168,11 +278,18 @@ def read_alternatives(path: Path = ALTERNATIVES) -> dict[str, Any] | None:
 BEGIN, END = "<!-- figures: written by `nested-attention report` -->\n", "\n<!-- end of figures -->"
 
 
-def insert(page: str, document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
+def insert(page: str, figures: str) -> str:
     """A page with its figures replaced. Raises ValueError if it has no place for them."""
     if BEGIN not in page or END not in page:
         raise ValueError(
             f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
         )
     before, rest = page.split(BEGIN, 1)
-    return before + BEGIN + "\n" + figures(document, alternatives) + "\n" + END + rest.split(END, 1)[1]
+    return before + BEGIN + "\n" + figures + "\n" + END + rest.split(END, 1)[1]
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    WEIGHTS / "README.md": lambda: figures(read(), read_alternatives()),
+    Path(__file__).resolve().parents[2] / "README.md": lambda: summary(read()),
+}
+"""The card and the README, with what stands in each."""

@@ -34,6 +34,26 @@ def rate(hits: Tensor) -> Rate:
     return wilson(int(hits.sum()), len(hits))
 
 
+class Difference(TypedDict):
+    """A mean of paired differences, its 95 % interval, the share of pairs above zero, the number of pairs."""
+
+    mean: float
+    low: float
+    high: float
+    above: float
+    pairs: int
+
+
+def paired(differences: Tensor, z: float = 1.96) -> Difference:
+    """The mean of paired differences (n,) with a normal interval. Raises ValueError for fewer than 2."""
+    if len(differences) < 2:
+        raise ValueError(f"an interval needs at least two pairs; found {len(differences)}")
+    values = differences.double()
+    mean, half = float(values.mean()), z * float(values.std()) / math.sqrt(len(values))
+    above = float((values > 0).double().mean())
+    return {"mean": mean, "low": mean - half, "high": mean + half, "above": above, "pairs": len(values)}
+
+
 def top1(similarity: Tensor, truth: Tensor) -> Tensor:
     """Whether the true candidate beats every other one. similarity (n, candidates), truth (n,) → (n,) bool
 

@@ -8,6 +8,7 @@ from draft import Draft, Group, Node, Slot
 from formats import Definitions
 
 PERSON = "avatars/person_encoder.safetensors"
+SAVED = "avatars/somebody.safetensors"
 PET = "avatars/pet_encoder.safetensors"
 SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
 

@@ -9,7 +9,7 @@ from extra_recipes import pose, style_lora
 from formats import Graph
 from parts import Context, apply, demo_world, draw, encode, on_sdxl, prompt, sample, show
 from sdxl_recipes import align_face
-from subject_recipes import mixing, pet_isolated, saved_subject, two_people
+from subject_recipes import load_subject, mixing, pet_isolated, saved_subject, two_people
 
 
 def several_pictures(context: Context) -> Draft:
@@ -320,6 +320,7 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_subgraph": subgraph,
     "avatar_mixing": mixing,
     "avatar_saved_subject": saved_subject,
+    "avatar_load_subject": load_subject,
     "avatar_two_people": two_people,
     "avatar_pet_isolated": pet_isolated,
     "avatar_pose": pose,

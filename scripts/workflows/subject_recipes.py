@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from draft import Draft, Group, Node, Slot
-from parts import PET, Context, apply, draw, encode, on_sdxl, prompt, sample, show
+from parts import PERSON, PET, SAVED, Context, apply, draw, encode, on_sdxl, prompt, sample, show
 
 SOMEBODY, SOMEBODY_ELSE = 7, 10
 """Two people of the small world who are easily told apart."""
@@ -56,7 +56,7 @@ def saved_subject(context: Context) -> Draft:
         "A subject kept for later",
         "**Save Subject** writes the subject to `output/subjects`, as a small file, and hands it on: the "
         "pictures are drawn with what was saved. Another seed or prompt writes no second file.\n\n"
-        "To load it, in this workflow or any other:\n\n"
+        "To load it, in this workflow or any other (as *avatar_load_subject* does):\n\n"
         "1. Press **R**, so that the editor sees the new file, and add **Load Subject**.\n"
         "2. Choose `subjects/somebody_00001_.safetensors [output]` in it, and connect it to `subject` of "
         "**Apply Subject**.\n"
@@ -80,6 +80,33 @@ def saved_subject(context: Context) -> Draft:
     group = draft.group("3. What was saved is used")
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, saved)
     draw(draft, world, applied, "a photo of a person in the middle wearing a striped shirt at the beach", 4)
+    return draft
+
+
+def load_subject(context: Context) -> Draft:
+    draft = context.draft(
+        "avatar_load_subject",
+        "A subject that was kept",
+        "**Load Subject** reads a subject from a file: no picture, no Encode Subject and no CLIP vision any "
+        "more, and the same person whenever it is loaded.\n\n"
+        "- This file came with the pack. Yours are those that **Save Subject** wrote to `output`, and those "
+        "you put into `input`; press **R** after saving or copying one, and choose it.\n"
+        "- **Load Subject Encoder** has to be the encoder the subject was made with. Another one is refused, "
+        "because its tokens mean something else.\n"
+        "- What the node shows is the picture in the file, if one was kept with it; otherwise an icon.\n"
+        "- **On SDXL**: Load Checkpoint in place of Demo World, your encoder in Load Subject Encoder, and a "
+        "subject that was saved with it. Draw at 1024 × 1024 (Empty Latent Image) in 30 steps at cfg 5, and "
+        "leave out the node that shows art pixels larger.",
+    )
+    group = draft.group("1. A world and its encoder")
+    world = group.add("NestedAttentionDemoWorld")
+    encoder = group.add("NestedAttentionLoadEncoder", encoder_name=PERSON)
+    group = draft.group("2. A subject that was saved")
+    subject = group.add("NestedAttentionLoadSubject", subject_name=SAVED)
+    group = draft.group("3. It is attached")
+    applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
+    text = "a photo of a person in the middle wearing a striped shirt and a hat in the snow"
+    draw(draft, world, applied, text, 4)
     return draft
 
 

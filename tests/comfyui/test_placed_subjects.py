@@ -270,6 +270,16 @@ class TestFound:
 
         assert carries(heun(*two(world, self.AUTO, self.AUTO)), heun(*two(world, {}, {})))
 
+    def test_a_region_that_cannot_be_found_is_said(
+        self, world: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from nested_attention.hosts.comfy.marks import warn_once
+
+        warn_once.cache_clear()
+        draw(*two(world, self.AUTO, {**self.AUTO, "start_percent": 0.6}), TWO, steps=4)
+        assert "Apply Subject: no region was found for 'bob'" in caplog.text
+        assert "'alice'" not in caplog.text
+
     def test_what_is_found_ends_with_the_sampling(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from nested_attention.hosts.comfy import model as hosts_model
 
@@ -306,6 +316,19 @@ def test_bad_regions_and_blocks_are_refused(world: Any, settings: dict[str, Any]
 
     with pytest.raises(NestedAttentionError, match=message):
         world.apply(world.model, world.clip, **settings)
+
+
+def test_an_empty_region_is_the_base_model_with_a_warning(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tiny import same
+
+    from nested_attention.hosts.comfy.marks import warn_once
+
+    warn_once.cache_clear()
+    base = draw(world.model, world.clip)
+    assert same(draw(*world.apply(world.model, world.clip, region=torch.zeros(1, 8, 8))), base)
+    assert "Apply Subject: the region of 'person' is empty" in caplog.text
 
 
 def test_blocks(world: Any) -> None:

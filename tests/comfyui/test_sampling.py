@@ -152,7 +152,10 @@ def test_the_word_in_the_negative_prompt_changes_nothing(world: Any, base: dict[
     expected = sample(model, positive, encode(world.clip, "an ugly person"))
     assert same(sample(model, positive, encode(clip, "an ugly person")), expected)
 
-    negative_too, _ = world.apply(world.model, world.clip, apply_to_negative=True)
+    negative_too, clip_too = world.apply(world.model, world.clip, apply_to_negative=True)
+    plain = encode(world.clip, "a house")
+    away = sample(negative_too, plain, encode(clip_too, "an ugly person"))  # in the negative prompt alone
+    assert carries(away, sample(world.model, plain, encode(world.clip, "an ugly person")))
     assert carries(sample(negative_too, positive, encode(clip, "an ugly person")), expected)
     assert same(sample(negative_too, positive, encode(world.clip, "an ugly person")), expected)
 

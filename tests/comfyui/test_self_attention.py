@@ -103,10 +103,15 @@ def test_other_packs_in_the_slot_and_attention_overrides(world: Any) -> None:
         return 0.1 * q + optimized_attention(q, k, v, heads=4, transformer_options=extra_options)
 
     torch.testing.assert_close(layer(world, passes_its_options)(q, k, v, OPTIONS), expected + 0.1 * q)
+
+    def by_place(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        return optimized_attention(q, k, v, 4, None, transformer_options=extra_options)
+
+    torch.testing.assert_close(layer(world, by_place)(q, k, v, OPTIONS), expected)
     calls: list[Any] = []
 
     def override(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        calls.append(kwargs.get("mask"))
+        calls.append(args[4] if len(args) > 4 else kwargs.get("mask"))
         return func(*args, **kwargs)
 
     overridden = {**OPTIONS, "optimized_attention_override": override}

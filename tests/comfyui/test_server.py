@@ -68,9 +68,10 @@ def test_every_input_output_and_widget_exists(
         assert not lacking, f"{node['class_type']} ({number}) lacks {lacking}"
 
 
-def test_sdxl_workflow_lacks_nothing_but_the_users_files(server: ComfyServer) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sdxl_")])
+def test_sdxl_workflows_lack_nothing_but_the_users_files(server: ComfyServer, name: str) -> None:
     with pytest.raises(NestedAttentionError) as refused:
-        server.run(load_workflow("sdxl_person"))
+        server.run(load_workflow(name))
     message = str(refused.value)
     assert message.count("Value not in list") == 2  # the checkpoint and the vision model
     assert "sd_xl_base_1.0.safetensors" in message
@@ -86,10 +87,12 @@ def test_sdxl_workflow_lacks_nothing_but_the_users_files(server: ComfyServer) ->
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(b"not a model")
     Image.new("RGB", (64, 64)).save(server.base / "input" / "example.png")
-    with pytest.raises(
-        NestedAttentionError, match="ComfyUI stopped at"
-    ):  # accepted: only the files are no models
-        server.run(load_workflow("sdxl_person"))
+    try:
+        with pytest.raises(NestedAttentionError, match="ComfyUI stopped at"):
+            server.run(load_workflow(name))  # accepted: only the files are no models
+    finally:
+        for place in (server.base / "models").rglob("*.safetensors"):
+            place.unlink()
 
 
 @pytest.mark.parametrize("name", AVATARS)
@@ -153,6 +156,26 @@ def test_queued_again_the_same_picture_comes_out(server: ComfyServer) -> None:
     one, other = (art_pixels(server.run(g)[save][0]) for g in (off, bare))
     assert np.array_equal(one, other)
     assert not np.array_equal(one, pictures[0])
+
+
+def test_one_of_two_subjects_bypassed(server: ComfyServer) -> None:
+    """ComfyUI takes a bypassed node out and joins its wires: bit for bit that subject at strength 0."""
+    (row,) = make_rows(1, seed=4)
+    graph = adapt(load_workflow("avatar_person_and_pet"), row, row.together)
+    graph[node_of(graph, "KSampler")]["inputs"]["steps"] = 3
+    save = node_of(graph, "SaveImage")
+    both = art_pixels(server.run(graph)[save][0])
+    for number in [n for n, node in graph.items() if node["class_type"] == "NestedAttentionApplySubject"]:
+        off, bypassed = json.loads(json.dumps(graph)), json.loads(json.dumps(graph))
+        off[number]["inputs"]["strength"] = 0.0
+        ends = bypassed.pop(number)["inputs"]
+        for node in bypassed.values():
+            for name, value in node["inputs"].items():
+                if isinstance(value, list) and value[0] == number:
+                    node["inputs"][name] = ends[("model", "clip")[value[1]]]
+        one, other = (art_pixels(server.run(g)[save][0]) for g in (off, bypassed))
+        assert np.array_equal(one, other)
+        assert not np.array_equal(one, both)
 
 
 @pytest.mark.parametrize(

@@ -99,13 +99,13 @@ def test_saved_and_loaded_again(nodes: dict[str, Any], alice: Any, folders: dict
     assert torch.equal(shown(saved, folders), ICON)
     assert save.GET_SCHEMA().is_output_node
     names = load.define_schema().inputs[0].options
-    assert names == ["subjects/alice_00001_.safetensors [output]"]
-    assert load.validate_inputs(names[0]) is True
-    loaded = load.execute(names[0])
+    assert names == ["avatars/somebody.safetensors", "subjects/alice_00001_.safetensors [output]"]
+    assert load.validate_inputs(names[1]) is True
+    loaded = load.execute(names[1])
     assert equal(loaded.args[0], alice)
     assert torch.equal(shown(loaded, folders), ICON)
     save.execute(alice, "subjects/alice")
-    assert len(load.define_schema().inputs[0].options) == 2
+    assert len(load.define_schema().inputs[0].options) == 3
 
 
 def test_a_read_only_installation_loads_from_the_input_folder(
@@ -115,8 +115,35 @@ def test_a_read_only_installation_loads_from_the_input_folder(
 ) -> None:
     alice.save(folders["input"] / "friend.safetensors")
     load = nodes["NestedAttentionLoadSubject"]
-    assert load.define_schema().inputs[0].options == ["friend.safetensors"]
+    assert load.define_schema().inputs[0].options[1:] == ["friend.safetensors"]
     assert equal(load.execute("friend.safetensors").args[0], alice)
+
+
+def test_a_subject_comes_with_the_pack(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+) -> None:
+    """What avatar_load_subject loads; a subject of the same name in the input folder goes before it."""
+    load, name = nodes["NestedAttentionLoadSubject"], "avatars/somebody.safetensors"
+    encoder = nodes["NestedAttentionLoadEncoder"].execute("avatars/person_encoder.safetensors").args[0]
+    assert load.validate_inputs(name) is True
+    loaded = load.execute(name)
+    assert loaded.args[0].fingerprint == encoder.fingerprint, "run scripts/saved_subject.py"
+    assert not torch.equal(shown(loaded, folders), ICON)
+    before = load.fingerprint_inputs(name)
+    (folders["input"] / "avatars").mkdir()
+    alice.save(folders["input"] / name)
+    assert equal(load.execute(name).args[0], alice)
+    assert load.fingerprint_inputs(name) != before
+
+
+def test_names_from_other_nodes_leave_caching_alone(nodes: dict[str, Any]) -> None:  # noqa: F811
+    """ComfyUI asks for a fingerprint before it knows a linked value, and passes None for it."""
+    assert nodes["NestedAttentionLoadSubject"].fingerprint_inputs(subject_name=None) == "linked"
+    load = nodes["NestedAttentionLoadEncoder"]
+    assert load.fingerprint_inputs(encoder_name=None) == "linked"
+    assert load.fingerprint_inputs("avatars/pet_encoder.safetensors", clip_vision_name=None) == "linked"
 
 
 def test_a_thumbnail_only_on_request(nodes: dict[str, Any], alice: Any, folders: dict[str, Path]) -> None:  # noqa: F811
@@ -306,7 +333,7 @@ def test_the_vision_model_comes_out_beside_the_encoder(
 
     load, read = nodes["NestedAttentionLoadEncoder"], []
     monkeypatch.setattr(comfy.clip_vision, "load", lambda path: read.append(path) or "the model")
-    option = load.define_schema().inputs[-1]
+    (option,) = (entry for entry in load.define_schema().inputs if entry.id == "clip_vision_name")
     assert option.options == ["none", "fits.safetensors", "lora.safetensors", "wide.safetensors"]
     assert (option.default, option.optional) == ("none", True)
     assert load.execute("mine.safetensors").args[1] is None
@@ -349,7 +376,7 @@ def test_a_known_file_that_is_missing_says_where_to_get_it(nodes: dict[str, Any]
     for part in (
         "https://huggingface.co/orpatashnik/NestedAttentionEncoder/blob/main/personalization_encoder/model",
         "CC BY-NC-SA 4.0",
-        "`nested-attention download nested-attention-person`",
+        "`python -m nested_attention.cli download nested-attention-person` in ",
         str(folder),
     ):
         assert part in message

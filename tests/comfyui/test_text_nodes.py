@@ -258,7 +258,7 @@ def test_clip_set_last_layer_before_and_after(world: Any) -> None:
 def test_clip_hooks(world: Any, schedule: bool) -> None:
     import comfy.hooks
     from comfy_extras.nodes_hooks import SetClipHooks
-    from tiny import carries, encode, sample, tokens_marked
+    from tiny import carries, encode, same, sample, tokens_marked
 
     model, clip = world.apply(world.model, world.clip)
     hooks = comfy.hooks.create_hook_lora(lora_for(world.model, world.clip), 0.0, 1.0)
@@ -267,7 +267,11 @@ def test_clip_hooks(world: Any, schedule: bool) -> None:
     assert tokens_marked(positive) == [2]
     plain = [[context, {"pooled_output": entries["pooled_output"]}] for context, entries in positive]
     negative = encode(world.clip, "bad")
-    assert carries(sample(model, positive, negative), sample(world.model, plain, negative))
+    drawn = sample(model, positive, negative)
+    assert carries(drawn, sample(world.model, plain, negative))
+    (before,) = SetClipHooks().apply_hooks(world.clip, schedule, False, hooks)
+    model, clip = world.apply(world.model, before)
+    assert same(sample(model, encode(clip, "a person"), negative), drawn)
 
 
 def test_another_packs_clip_class_stays_itself(world: Any) -> None:

@@ -58,6 +58,16 @@ UNKNOWN = EMPHASIS[Part.BACKGROUND]
 """Weight of an art pixel of somebody whom neither the prompt nor the reference describes."""
 
 
+def emphasis_of(part: np.ndarray) -> np.ndarray:
+    """The weight of each art pixel in the loss, by the part that it shows. (32, 32) → (32, 32) float32"""
+    return np.asarray([EMPHASIS[each] for each in Part], np.float32)[part]
+
+
+def by_cell(pixels: np.ndarray) -> np.ndarray:
+    """The mean over each latent cell. (32, 32) → (16, 16)"""
+    return pixels.reshape(16, 2, 16, 2).mean((1, 3))
+
+
 @dataclass(frozen=True)
 class Pictures:
     """A set of pictures as arrays; the first axis counts pictures."""
@@ -129,7 +139,6 @@ def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
     rng = np.random.default_rng(seed)
     mix = MIXES[stage]
     rows: dict[str, list] = {name: [] for name in _DRAWN}
-    weight = np.asarray([EMPHASIS[part] for part in Part], np.float32)
     for _ in range(number):
         kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds))
@@ -146,10 +155,10 @@ def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
         rows["setting_labels"].append(_setting_labels(picture))
         wanted = _wanted(picture, stage, rng)
-        counts = weight[drawn.part]
+        counts = emphasis_of(drawn.part)
         if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
             counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
-        rows["emphasis"].append(counts.reshape(16, 2, 16, 2).mean((1, 3)))
+        rows["emphasis"].append(by_cell(counts))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
         rows["wanted"].append(wanted)
         rows["reference"].append(sample_crop(rng, picture.figures[wanted].identity))

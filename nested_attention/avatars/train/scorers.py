@@ -101,6 +101,8 @@ def _train(
             for index, logits in enumerate(answers.values())
         ]
         run.update(torch.stack(losses).sum())
+        if run.step % 250 == 0:
+            run.save()
     run.save()
     average: Classifier = run.average["network"]  # type: ignore[assignment]
     for kept, current in zip(average.buffers(), network.buffers(), strict=True):

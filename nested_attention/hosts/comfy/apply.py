@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...blocks import parse_blocks
+from ...encoder import SubjectEncoderConfig
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...prompt import check_word
@@ -16,6 +17,7 @@ from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
 from .clip import SubjectCLIP, with_subject
 from .layer import AppliedSubject
+from .marks import warn_once
 from .memory import SubjectEncoderHandle, subject_values
 from .model import SubjectChain
 from .regions import RegionMode, subject_region
@@ -72,10 +74,25 @@ def apply_subject(
     try:
         subject.check_encoder(encoder)
         addresses = _addresses(model, encoder)
+    except NestedAttentionError as error:
+        raise NestedAttentionError(f"Apply Subject: {error}. The encoder is {encoder.source}") from error
+    try:
         factors = parse_blocks(blocks, [site for _, site in addresses])
         placed = subject_region(region, region_mode, bounded, bound_self_attention)
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Apply Subject: {error}") from error
+    trained = encoder.config.alpha
+    if alpha == SubjectEncoderConfig.alpha != trained:  # nobody chose it
+        warn_once(
+            f"Apply Subject: {name!r} is applied with α = {alpha}, and {encoder.source} was trained with "
+            f"{trained or 0}; set alpha to that"
+        )
+    if placed.mask is not None and not placed.mask.any():
+        warn_once(
+            f"Apply Subject: the region of {name!r} is empty (0 everywhere), so the subject is attached "
+            "nowhere. Load Image gives such a mask for a picture without transparency: paint the region in "
+            "its mask editor, invert the mask, or disconnect region"
+        )
     clip = with_subject(clip, called)
     subjects = subjects_of(subject)
     managed: list[Any] = [None]

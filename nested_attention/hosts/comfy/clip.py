@@ -43,7 +43,10 @@ class SubjectCLIP(comfy.sd.CLIP):
 
         if not isinstance(text, str):
             return plain(text, return_word_ids)
-        parsed = parse_prompt(text, self.subjects)
+        try:
+            parsed = parse_prompt(text, self.subjects)
+        except NestedAttentionError as error:
+            raise NestedAttentionError(f"Apply Subject: {error}") from error
         for lookalike in parsed.lookalikes:
             warn_once(
                 f"Nested Attention: {lookalike} in a prompt calls none of the subjects "

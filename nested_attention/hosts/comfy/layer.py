@@ -44,6 +44,9 @@ class AppliedSubject:
     blocks: Mapping[str, float] = field(default_factory=dict)
     batch: tuple[tuple[Any, Tensor], ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AppliedSubject:
+        return self  # other packs copy model_options while sampling; ours are values, and large
+
     @property
     def mark(self) -> int:
         return mark_of(self.called.name)

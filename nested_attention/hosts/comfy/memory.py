@@ -1,10 +1,10 @@
 """What subjects keep in memory, in ComfyUI's hands: the encoder's weights, and each subject's keys and
 values.
 
-K̆ and V̆ do not depend on the timestep. They are computed once, when a subject is first applied, with the
-encoder on the device only for that long, and are from then on a small model of their own next to the MODEL,
-which ComfyUI loads, offloads and counts like any other. Changing word, λ, α, strength or start and end
-computes nothing again.
+K̆ and V̆ do not depend on the timestep. They are computed once, when a subject is first applied, and are from
+then on a small model of their own next to the MODEL. ComfyUI loads, offloads and counts them and the encoder
+like any other model; the encoder stays on the device until something else needs the place. Changing word, λ,
+α, strength or start and end computes nothing again.
 """
 
 from __future__ import annotations

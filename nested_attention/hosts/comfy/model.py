@@ -48,6 +48,9 @@ class SubjectChain:
     subjects: tuple[AppliedSubject, ...]
     addresses: tuple[tuple[ComfyAddress, str], ...]  # ComfyUI's address of each layer, and the site's name
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SubjectChain:
+        return self  # other packs copy model_options while sampling; ours are values, and large
+
     @classmethod
     def of(cls, model: Any) -> SubjectChain | None:
         return model.attachments.get(KEY)
@@ -80,11 +83,13 @@ class SubjectChain:
         Raises NestedAttentionError if no prompt carries a subject, unless it is to warn only.
         """
         guider = executor.class_obj
-        prompts = [
-            cond for role, conds in guider.conds.items() for cond in conds or () if not _negative(role, cond)
-        ]
-        self._check(prompts)
-        for cond in prompts:
+        positive: list[dict[str, Any]] = []
+        negative: list[dict[str, Any]] = []
+        for role, conds in guider.conds.items():
+            for cond in conds or ():
+                (negative if _negative(role, cond) else positive).append(cond)
+        self._check(positive, negative)
+        for cond in positive:
             warn_of_lost_words(cond)
         guider.conds = {
             role: conds if conds is None else [self._claim(cond, _negative(role, cond)) for cond in conds]
@@ -149,16 +154,20 @@ class SubjectChain:
         options["patches_replace"] = fill_slots(there, self.addresses, carried, x.device)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
-    def _check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
-        found = [marks for cond in prompts if (marks := marks_in(cond)) is not None]
+    def _check(self, positive: Sequence[Mapping[str, Any]], negative: Sequence[Mapping[str, Any]]) -> None:
+        found, driven_away = (
+            [marks for cond in prompts if (marks := marks_in(cond)) is not None]
+            for prompts in (positive, negative)
+        )
         names = {name for marks in found for name in marks.names}
-        carried = {mark_of(name) for name in names}
         conflicts = [conflict for marks in found for conflict in marks.conflicts]
         for subject in self.subjects:
+            read = found + driven_away if subject.apply_to_negative else found
+            carried = {mark_of(name) for marks in read for name in marks.names}
             if subject.strength == 0 or subject.mark in carried:
                 continue
             called = subject.called
-            reason = conflicts[0] if conflicts else _why_missing(called, found)
+            reason = conflicts[0] if conflicts else _why_missing(called, read)
             who = f"the subject {called.name!r} (word {called.word!r})"
             message = f"Apply Subject: no prompt carries {who}: {reason}"
             if subject.when_missing == "error":

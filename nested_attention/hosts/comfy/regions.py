@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...regions import RegionFinder, area_mean, watched, watched_steps, word_attention
-from .marks import KEY
+from .marks import KEY, warn_once
 from .places import Pass
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class SamplingRun:
         active = [s for s in subjects if s.strength > 0]
         self.needs_places = any(not s.region.anywhere or s.batch for s in active)
         self._numbers = {s.mark: i for i, s in enumerate(s for s in active if s.region.automatic)}
+        self._called = {s.called.name: self._numbers[s.mark] for s in active if s.mark in self._numbers}
         self._finder = RegionFinder(batch, len(self._numbers)) if self._numbers else None
         # Steps are told by their noise: samplers may evaluate the model several times a step.
         steps = len(sigmas) - 1
@@ -106,6 +107,9 @@ class SamplingRun:
         self._empty: dict[Any, Tensor] = {}
         self._biases: tuple[Any, dict[Any, Tensor]] = (None, {})  # of the last pass, by grid
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SamplingRun:
+        return self  # other packs copy model_options while sampling; there is one run, whoever asks
 
     @staticmethod
     def of(transformer_options: Mapping[str, Any]) -> SamplingRun | None:
@@ -119,7 +123,17 @@ class SamplingRun:
     def step(self, timestep: Tensor) -> None:
         """At each step: settles the regions that are found once the first steps are over."""
         if self._finder is not None and float(timestep.flatten()[0]) <= self._until * (1 + 1e-4):
+            self._warn_of_unseen(self._finder)
             self._found, self._finder = self._finder.settle(), None
+
+    def _warn_of_unseen(self, finder: RegionFinder) -> None:
+        for name, number in self._called.items():
+            if len(self._called) > 1 and number in finder.unseen:
+                warn_once(
+                    f"Apply Subject: no region was found for {name!r}, whose word nothing attended in the "
+                    "first third of the steps, so it counts in the whole picture. Start it with the "
+                    "sampling (start_percent 0), or give it a mask"
+                )
 
     def watch(self, subject: AppliedSubject, rows: Sequence[int], attention: Tensor, where: Pass) -> None:
         """attention (rows, h, w): what a layer attends to the subject's word in some rows of a pass."""

@@ -131,12 +131,12 @@ def _with_bias(extra_options: dict[str, Any], bias: Tensor) -> dict[str, Any]:
     """Options whose attention function adds the bias, in front of the override that was there."""
     there = extra_options.get("optimized_attention_override")
 
-    def override(
-        func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, mask: Any = None, **kwargs: Any
+    def override(  # packs pass the mask by its place or by its name, as ComfyUI's own layers do
+        func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if q.shape[0] == bias.shape[0] or bias.shape[0] == 1:
             mask = bias if mask is None else mask + bias
         run = func if there is None else lambda *a, **k: there(func, *a, **k)
-        return run(q, k, v, *args, mask=mask, **kwargs)
+        return run(q, k, v, heads, mask, *args, **kwargs)
 
     return {**extra_options, "optimized_attention_override": override}

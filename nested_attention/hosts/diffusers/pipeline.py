@@ -39,12 +39,20 @@ def personalize(
     are computed once, on entering. negligible, every: what may be saved at the cost of exactness, as in
     `SubjectSlot.install`; by default nothing.
 
-    Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
-    for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
+    Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet, for
+    two subjects of one name, and for `negligible` with a subject that is bounded or whose attention_scale is
+    not 1; and when the pipeline is called, if no prompt carries one of the subjects
     (naming it, its word and the prompt's words), if two subjects claim one word, and for embeddings in place
     of text.
     """
     run = _Run(pipeline, tuple(subjects))
+    odd = [s for s in subjects if s.attention_scale != 1 or s.bounded]
+    if negligible and odd:
+        raise NestedAttentionError(
+            f"personalize: negligible is {negligible}, and {odd[0].called.name!r} has attention_scale "
+            f"{odd[0].attention_scale} and bounded {odd[0].bounded}; what is left out is known to be small "
+            "for 1 and False only. Set negligible to 0"
+        )
     slot = SubjectSlot.install(pipeline.unet, negligible=negligible, every=every)
     apart = SelfAttentionSlot.install(slot) if any(s.bound_self_attention for s in subjects) else None
     hook = pipeline.unet.register_forward_pre_hook(
@@ -113,8 +121,14 @@ class _Run:
         active = self._active(timestep)
         if self._regions is None or self._regions[0] != batch:
             bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
-            steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
-            self._regions = batch, AutomaticRegions(slot, bindings, steps)
+            if self._regions is None:
+                steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
+                regions = AutomaticRegions(slot, bindings, steps)
+            else:  # guidance was switched on or off; the positive prompts' rows are the last ones
+                before, pictures = self._regions[0], len(self._masks[0][0])
+                rows = [before - pictures + row % pictures for row in range(batch)]
+                regions = self._regions[1].moved(bindings, rows)
+            self._regions = batch, regions
         regions = self._regions[1]
         bindings_now = regions.at(self._step(timestep), active)
         wanted = active, batch, regions.watching

@@ -28,7 +28,29 @@ class AutomaticRegions:
         self._watched = watched_steps(steps) if self._numbers else 0
         rows = len(self._bindings[0].mask) if self._bindings else 0
         self._finder: RegionFinder | None = RegionFinder(rows, len(self._numbers)) if self._numbers else None
+        self._found: Tensor | None = None
         self._active: Sequence[int] = range(len(self._bindings))
+
+    def moved(self, bindings: Sequence[SubjectBinding], rows: Sequence[int]) -> AutomaticRegions:
+        """The same sampling gone on with another batch, whose row i is this one's row `rows[i]`: a pipeline
+        that stops guiding halves its batch. What was seen, and what was found, is kept."""
+        other = AutomaticRegions(self._slot, bindings, 0)
+        other._watched = self._watched
+        if self._finder is None:
+            other._finder = None
+            other._hold(None if self._found is None else self._found[list(rows)])
+        else:
+            other._finder = self._finder.of(rows)
+        return other
+
+    def _hold(self, found: Tensor | None) -> None:
+        self._found = found
+        if found is not None:
+            regions = {number: found[:, i] for i, number in enumerate(self._numbers)}
+            self._bindings = tuple(
+                replace(binding, region=regions[i]) if i in regions else binding
+                for i, binding in enumerate(self._bindings)
+            )
 
     @property
     def watching(self) -> bool:
@@ -42,12 +64,7 @@ class AutomaticRegions:
         self._active = range(len(self._bindings)) if active is None else active
         if self._finder is not None and step >= self._watched:
             found, self._finder = self._finder.settle(), None
-            if found is not None:
-                regions = {number: found[:, i] for i, number in enumerate(self._numbers)}
-                self._bindings = tuple(
-                    replace(binding, region=regions[i]) if i in regions else binding
-                    for i, binding in enumerate(self._bindings)
-                )
+            self._hold(found)
         self._slot.watch = None if self._finder is None else self._watch
         return tuple(self._bindings[i] for i in self._active)
 

@@ -22,7 +22,7 @@ class SelfAttentionSlot:
     def __init__(self, slot: SubjectSlot) -> None:
         self._slot = slot
         self._bindings: tuple[SubjectBinding, ...] = ()
-        self._biases: dict[int, tuple[list[int], Tensor] | None] = {}  # by number of queries
+        self._biases: dict[Any, tuple[list[int], Tensor] | None] = {}  # by latent size, number of queries
 
     @classmethod
     def install(cls, slot: SubjectSlot) -> SelfAttentionSlot:
@@ -44,9 +44,10 @@ class SelfAttentionSlot:
         """Rows, and what is added to their logits (rows, L, L); None if nothing is kept apart."""
         if self._bindings is not self._slot.bindings:
             self._bindings, self._biases = self._slot.bindings, {}
-        if queries not in self._biases:
-            self._biases[queries] = self._bias(site, queries)
-        return self._biases[queries]
+        key = self._slot.latent_size, queries
+        if key not in self._biases:
+            self._biases[key] = self._bias(site, queries)
+        return self._biases[key]
 
     def _bias(self, site: str, queries: int) -> tuple[list[int], Tensor] | None:
         placed = [b for b in self._bindings if b.region is not None]
