@@ -133,11 +133,11 @@ def _style(recipe: Recipe, budget: Budget) -> None:
 
 STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
     "vae": (_vae, 11),
-    "vision": (_vision, 25),
+    "vision": (_vision, 55),
     "text": (_text, 7),
-    "base": (_base, 90),
-    "person": (_encoder("person"), 120),
-    "pet": (_encoder("pet"), 120),
+    "base": (_base, 130),
+    "person": (_encoder("person"), 150),
+    "pet": (_encoder("pet"), 150),
     "decoder": (_decoder, 3),
     "pose": (_pose, 8),
     "style": (_style, 5),
