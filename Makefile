@@ -28,6 +28,7 @@ test: install
 ## make acceptance  measures every figure of the small world's card at full counts
 acceptance: install
 	@$(RUN) acceptance $(ARGS)
+	@$(RUN) references
 
 ## make train       trains the small world from scratch, or goes on where it was interrupted
 train: install

@@ -122,6 +122,20 @@ def acceptance(
 
 
 @app.command()
+def references() -> None:
+    """Measure what the reference decides: a calm close-up, two pictures, four."""
+    from .evaluation import acceptance as measured
+    from .evaluation import references as kinds
+
+    try:
+        judges = measured.Judges.load()
+    except (NestedAttentionError, FileNotFoundError) as error:
+        _stop(str(error))
+    kinds.write(kinds.measure(judges, measured.Counts(), typer.echo))
+    typer.echo(f"The figures: {kinds.RESULTS.resolve()}")
+
+
+@app.command()
 def compare(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 1000,
     runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),

@@ -23,7 +23,7 @@ HELP = ROOT / "web" / "docs"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
 
 from chromium import Chromium, find_chromium  # noqa: E402
-from parts import Context, apply  # noqa: E402
+from parts import Context  # noqa: E402
 
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
@@ -54,23 +54,12 @@ EDITOR: Mapping[str, Shown] = {
     ),
     "mix_subjects": Shown("avatar_mixing", ("2. Each becomes a subject", "3. One subject of both")),
     "save_subject": Shown("avatar_saved_subject", ("2. The subject is saved",), run=True),
-    "load_subject": Shown("load_subject", ("A subject from its file",)),
+    "load_subject": Shown(
+        "avatar_load_subject", ("2. A subject that was saved", "3. It is attached"), run=True
+    ),
     "apply_subject": Shown("avatar_two_people", ("4. Each is attached to a name, in a place",)),
     "mark_prompt": Shown("mark_prompt", ("The words of a prompt are marked",)),
 }
-
-
-def load_subject(context: Context) -> Any:
-    draft = context.draft("load_subject", "", "")
-    group = draft.group("A subject from its file")
-    world = group.add("NestedAttentionDemoWorld")
-    encoder = group.add("NestedAttentionLoadEncoder")
-    subject = group.add(
-        "NestedAttentionLoadSubject", subject_name="subjects/somebody_00001_.safetensors [output]"
-    )
-    group.column()
-    apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    return draft.editor()
 
 
 def mark_prompt(context: Context) -> Any:
@@ -84,7 +73,7 @@ def mark_prompt(context: Context) -> Any:
     return draft.editor()
 
 
-DRAFTS: Mapping[str, Callable[[Context], Any]] = {"load_subject": load_subject, "mark_prompt": mark_prompt}
+DRAFTS: Mapping[str, Callable[[Context], Any]] = {"mark_prompt": mark_prompt}
 
 
 def photographs(names: list[str]) -> None:

@@ -311,7 +311,10 @@ def reshaped(name: str, *shape: int) -> Change:
             "layers.0.0.to_out.weight contains NaN",
         ),
         (lambda t: {n: v.to(torch.int8) for n, v in t.items()}, "stored as torch.int8"),
-        (lambda t: {n: v.to(torch.float8_e4m3fn) for n, v in t.items()}, "float8_e4m3fn.*give load_subject_encoder a dtype="),
+        (
+            lambda t: {n: v.to(torch.float8_e4m3fn) for n, v in t.items()},
+            "float8_e4m3fn.*give load_subject_encoder a dtype=",
+        ),
     ],
 )
 def test_refusals_say_what_was_found_and_expected(tmp_path: Path, change: Change, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from nested_attention.avatars.identity import split_of
 from nested_attention.avatars.prompts import combination_split
-from nested_attention.evaluation import acceptance, alternatives
+from nested_attention.evaluation import acceptance, alternatives, references
 from nested_attention.evaluation.cases import draw_cases, true_drawings, windows
 from nested_attention.evaluation.likeness import twins
-from nested_attention.evaluation.report import PAGES, figures, insert, percent, read, read_alternatives
+from nested_attention.evaluation.report import PAGES, figures, insert, percent, read, read_if_there
 from nested_attention.evaluation.statistics import rate, top1, wilson
 
 
@@ -91,6 +92,30 @@ def test_the_committed_figures_belong_to_the_shipped_weights() -> None:
     assert recorded == weights, "weights changed since `make acceptance` ran: run it again"
 
 
+def test_the_committed_figures_of_references_belong_to_the_shipped_weights() -> None:
+    document = read_if_there(references.RESULTS)
+    assert document is not None
+    recorded, found = (
+        {name: value for name, value in hashes.items() if name != "code"}
+        for hashes in (document["hashes"], acceptance.hashes())
+    )
+    assert recorded == found, "weights changed since `nested-attention references` ran: run it again"
+    for word in ("person", "pet"):
+        assert list(document[word]) == [references.CLOSE_UP, *references.SEVERAL]
+        assert {kind["identity"]["top1"]["trials"] for kind in document[word].values()} == {100}
+
+
+def test_references_are_measured(tmp_path: Path) -> None:
+    """Two pictures are both in the subject, and another reference draws another picture."""
+    judges = acceptance.Judges.load()
+    pets = dataclasses.replace(judges, encoders={"pet": judges.encoders["pet"]})
+    document = references.measure(pets, acceptance.Counts(subjects=2, twins=2))
+    results = tmp_path / "references.json"
+    references.write(document, results)
+    assert set(document["pet"]) == {references.CLOSE_UP, *references.SEVERAL}
+    assert json.loads(results.read_text())["hashes"]["code"] and list(tmp_path.iterdir()) == [results]
+
+
 def test_the_committed_figures_are_of_full_counts() -> None:
     counts = read()["run"]["counts"]
     full = acceptance.Counts()
@@ -99,7 +124,7 @@ def test_the_committed_figures_are_of_full_counts() -> None:
 
 
 def test_the_committed_comparison_belongs_to_the_shipped_world() -> None:
-    document = read_alternatives()
+    document = read_if_there(alternatives.RESULTS)
     assert document is not None
     recorded, world = (
         {name: value for name, value in hashes.items() if name != "code"}
@@ -120,7 +145,7 @@ def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> Non
     document = alternatives.compare(judges, tmp_path, steps=1, pictures=32, counts=counts, workers=1)
     results = tmp_path / "alternatives.json"
     alternatives.write(document, results)
-    written = read_alternatives(results)
+    written = read_if_there(results)
     assert written is not None and written["hashes"] == alternatives.world_hashes(tmp_path)
     assert {k: v for k, v in written.items() if k != "hashes"} == json.loads(json.dumps(document))
     assert document["run"]["steps"] == 1
@@ -135,8 +160,8 @@ def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> Non
     )
     assert document["error_saved"]["pairs"] == 2
     assert document["nested"]["error"] != document["global"]["error"]
-    assert "Global V" in figures(read(), json.loads(results.read_text()))
-    assert read_alternatives(tmp_path / "none.json") is None
+    assert "Global V" in figures(read(), None, json.loads(results.read_text()))
+    assert read_if_there(tmp_path / "none.json") is None
 
 
 def test_a_page_without_a_place_for_figures_is_refused() -> None:

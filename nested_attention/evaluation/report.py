@@ -10,6 +10,7 @@ from typing import Any
 from ..avatars.tokenizer import WEIGHTS
 from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
+from .references import RESULTS as REFERENCES
 from .statistics import Rate
 
 _ROWS = {
@@ -159,8 +160,39 @@ def _extras(extras: dict[str, Any]) -> list[str]:
     ]
 
 
-def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
-    """All tables of an acceptance run, as Markdown; with those of `nested-attention compare`, if given."""
+def _references(document: dict[str, Any], references: dict[str, Any]) -> list[str]:
+    ran = references["run"]
+    rows = []
+    for word in _SUBJECTS:
+        kinds = {"any picture (as above)": document[word]["personalised"], **references[word]}
+        rows += [
+            [
+                word,
+                name,
+                percent(part["identity"]["top1"]),
+                percent(part["identity"]["among_twins"]),
+                f"{_mean(part['identity']['attributes']):.1%}".replace("%", " %"),
+                percent(part["prompt"]["all"]),
+            ]
+            for name, part in kinds.items()
+        ]
+    header = ["subject", "reference", "identity, top-1 of 100", "of 20 near-twins", "attributes, on average"]
+    return [
+        "### What the reference decides",
+        "The same subjects, prompts and seeds with other references. *Any picture* may show a crown over the "
+        "hair or closed eyes, and what it hides no encoder can hand over; several are of that kind too. "
+        f"Measured by `nested-attention references` on {ran['date']} ({ran['machine']}; {ran['seconds']} s).",
+        _table([*header, "prompt"], rows),
+    ]
+
+
+def figures(
+    document: dict[str, Any],
+    references: dict[str, Any] | None = None,
+    alternatives: dict[str, Any] | None = None,
+) -> str:
+    """All tables of an acceptance run, as Markdown; with those of `nested-attention references` and
+    `compare`, if given."""
     ran = document["run"]
     attention = [
         [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
@@ -173,6 +205,7 @@ def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None
             "nodes' defaults). Every image counts. Held-out subjects in combinations of prompt attributes "
             "that no training picture had. 95 % Wilson intervals in brackets.",
             *(block for word in _SUBJECTS for block in _subject(word, document[word])),
+            *(_references(document, references) if references else ()),
             *_pair(document["pair"]),
             *_people(document["people"]),
             *_curve(document),
@@ -270,8 +303,8 @@ def read(path: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def read_alternatives(path: Path = ALTERNATIVES) -> dict[str, Any] | None:
-    """The committed comparison, if there is one."""
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """Further figures, if there are any."""
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -289,7 +322,7 @@ def insert(page: str, figures: str) -> str:
 
 
 PAGES: dict[Path, Callable[[], str]] = {
-    WEIGHTS / "README.md": lambda: figures(read(), read_alternatives()),
+    WEIGHTS / "README.md": lambda: figures(read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)),
     Path(__file__).resolve().parents[2] / "README.md": lambda: summary(read()),
 }
 """The card and the README, with what stands in each."""
