@@ -119,9 +119,9 @@ def two_people(context: Context) -> Draft:
         "- a **region**: the left half of the picture, and the right. Masks of any size do; paint your own "
         "in the mask editor of Load Image, roughly around where each is to be;\n"
         "- **bounded**: the word is attended inside its region only, so nobody appears twice;\n"
-        "- **bound_self_attention**: looks are not carried from one to the other through self-attention. On "
-        "at one of the two is enough.\n\n"
-        "Switch the last two off, or set **region_mode** to *none*, to see what each does. Without masks, "
+        "- **bound_self_attention** is off. On at one of the two, it stops looks from being carried from one "
+        "to the other through self-attention; it costs some likeness, so switch it on only if they mix.\n\n"
+        "Switch **bounded** off, or set **region_mode** to *none*, to see what each does. Without masks, "
         "*auto* on both finds the regions in the first steps.\n\n"
         + on_sdxl("the two people", "The masks may stay. "),
     )
@@ -154,7 +154,6 @@ def two_people(context: Context) -> Draft:
             name=name,
             region=region.out,
             bounded=True,
-            bound_self_attention=True,
         )
         model, clip = applied["MODEL"], applied["CLIP"]
         group.column()
