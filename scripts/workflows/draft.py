@@ -34,6 +34,7 @@ PREVIEWS = {
     "NestedAttentionAlignFace": 280,
     "NestedAttentionIsolateSubject": 280,
     "NestedAttentionSaveSubject": 250,
+    "NestedAttentionLoadSubject": 250,
 }
 """Pixels a node takes for the pictures it shows."""
 WIDE = {"SaveImage": 420}
