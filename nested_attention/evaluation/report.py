@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,13 @@ def summary(document: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             _table([*header, "true drawing"], rows),
-            "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
-            f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found automatically. "
-            f"The other one of the two is recognised in {round(100 * other)} % of places at most.",
+            textwrap.fill(
+                "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
+                f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
+                f"automatically. The other one of the two is recognised in {100 * other:.1f} % of places at "
+                "most.",
+                width=118,
+            ),
         ]
     )
 

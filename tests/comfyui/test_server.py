@@ -82,8 +82,8 @@ def test_sdxl_workflows_lack_nothing_but_the_users_files(server: ComfyServer, na
     folder = server.base / "models" / "nested_attention"
     assert str(folder) in message
     files = {"checkpoints": "sd_xl_base_1.0", "clip_vision": "CLIP-ViT-H-14-laion2B-s32B-b79K"}
-    for kind, name in {**files, "nested_attention": "nested_attention_person"}.items():
-        place = server.base / "models" / kind / f"{name}.safetensors"
+    for kind, file in {**files, "nested_attention": "nested_attention_person"}.items():
+        place = server.base / "models" / kind / f"{file}.safetensors"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(b"not a model")
     Image.new("RGB", (64, 64)).save(server.base / "input" / "example.png")
