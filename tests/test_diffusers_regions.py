@@ -18,6 +18,7 @@ from nested_attention.subject_batch import SubjectBatch
 
 PROMPT = "a photo of <alice> and <bob:man>"
 LEFT = torch.tensor([[1.0, 0.0]])
+NEEDED = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,20 @@ def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEnco
     assert differ(early[-1], early_plain[-1], 2e-5) and differ(early[-1], found[-1], 2e-5)
 
 
+def test_guidance_may_end_without_any_subject(pipeline: StableDiffusionXLPipeline) -> None:
+    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0
+        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED if len(kwargs[name]) == 2}
+
+    draw(
+        pipeline,
+        [],
+        prompt="a house",
+        callback_on_step_end=stop_guiding,
+        callback_on_step_end_tensor_inputs=list(NEEDED),
+    )
+
+
 @pytest.mark.parametrize("at", [0, 2])
 def test_found_regions_outlive_guidance(
     pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch, at: int
@@ -109,13 +124,11 @@ def test_found_regions_outlive_guidance(
 
     monkeypatch.setattr(SubjectSlot, "set", noted)
 
-    needed = ["prompt_embeds", "add_text_embeds", "add_time_ids"]
-
     def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if step != at:
             return {}
         pipe._guidance_scale = 1.0
-        return {name: kwargs[name].chunk(2)[-1] for name in needed}
+        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
 
     auto = {"auto_region": True, "bounded": True}
     draw(
@@ -123,7 +136,7 @@ def test_found_regions_outlive_guidance(
         two(encoder, auto, auto),
         num_inference_steps=8,
         callback_on_step_end=stop_guiding,
-        callback_on_step_end_tensor_inputs=needed,
+        callback_on_step_end_tensor_inputs=list(NEEDED),
     )
     placed = [regions for regions in held if all(r is not None for r in regions)]
     assert placed and held[-1] == placed[-1]

@@ -127,8 +127,9 @@ class SamplingRun:
             self._found, self._finder = self._finder.settle(), None
 
     def _warn_of_unseen(self, finder: RegionFinder) -> None:
+        unseen = finder.unseen if len(self._called) > 1 else set()
         for name, number in self._called.items():
-            if len(self._called) > 1 and number in finder.unseen:
+            if number in unseen:
                 warn_once(
                     f"Apply Subject: no region was found for {name!r}, whose word nothing attended in the "
                     "first third of the steps, so it counts in the whole picture. Start it with the "

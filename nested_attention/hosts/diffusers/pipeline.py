@@ -125,7 +125,8 @@ class _Run:
                 steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
                 regions = AutomaticRegions(slot, bindings, steps)
             else:  # guidance was switched on or off; the positive prompts' rows are the last ones
-                before, pictures = self._regions[0], len(self._masks[0][0])
+                before = self._regions[0]
+                pictures = len(self._masks[0][0]) if self._masks else 1
                 rows = [before - pictures + row % pictures for row in range(batch)]
                 regions = self._regions[1].moved(bindings, rows)
             self._regions = batch, regions
