@@ -30,7 +30,7 @@ def parse_blocks(text: str, sites: Iterable[str]) -> Mapping[str, float]:
         if name in factors:
             raise NestedAttentionError(f"blocks: {name!r} is given twice, keep one of them")
         factors[name] = factor
-    if factors and ":" not in text and set(factors.values()) == {1.0} and ALL not in factors:
+    if factors and ":" not in text and ALL not in factors:  # names alone, which count fully as it is
         only = ", ".join([f"{ALL}:0", *(f"{name}:1" for name in factors)])
         raise NestedAttentionError(
             f"blocks: {text.strip()!r} changes nothing, as blocks that are not named count fully; write "

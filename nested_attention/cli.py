@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -67,10 +69,8 @@ def demo(
         _stop(f"ComfyUI was not found: {where}")
     if host is not Host.DIFFUSERS:
         typer.echo(f"ComfyUI: {comfyui or 'not found, so diffusers draws'} ({where})")
-    try:
+    with _stopping():
         lines = run_demo(out, rows=rows, seed=seed, comfyui=None if host is Host.DIFFUSERS else comfyui)
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
     typer.echo("\n".join(lines))
 
 
@@ -97,10 +97,8 @@ def train(
     from .avatars.train.stages import train as run_stages
 
     recipe = Recipe(runs=runs, weights=weights or WEIGHTS, threads=threads, onward=onward)
-    try:
+    with _stopping():
         run_stages(stages or list(STAGES), recipe, minutes=minutes, say=typer.echo)
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
 
 
 @app.command()
@@ -111,13 +109,12 @@ def acceptance(
 ) -> None:
     """Measure the small world on held-out subjects at full counts, and write the figures as JSON."""
     from .evaluation import acceptance as measured
+    from .evaluation import records
 
-    try:
+    with _stopping():
         judges = measured.Judges.load()
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
     path = out or measured.RESULTS
-    measured.write(measured.run(judges, measured.Counts(), typer.echo), path)
+    records.write(measured.run(judges, measured.Counts(), typer.echo), path)
     typer.echo(f"The figures: {path.resolve()}")
 
 
@@ -125,13 +122,12 @@ def acceptance(
 def references() -> None:
     """Measure what the reference decides: a calm close-up, two pictures, four."""
     from .evaluation import acceptance as measured
+    from .evaluation import records
     from .evaluation import references as kinds
 
-    try:
+    with _stopping():
         judges = measured.Judges.load()
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
-    kinds.write(kinds.measure(judges, measured.Counts(), typer.echo))
+    records.write(kinds.measure(judges, measured.Counts(), typer.echo), kinds.RESULTS)
     typer.echo(f"The figures: {kinds.RESULTS.resolve()}")
 
 
@@ -144,11 +140,9 @@ def compare(
     from .evaluation import acceptance as measured
     from .evaluation import alternatives
 
-    try:
+    with _stopping():
         judges = measured.Judges.load()
         document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
     alternatives.write(document)
     typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
 
@@ -160,10 +154,8 @@ def extras(
     """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
     from .evaluation.extras import report as measured
 
-    try:
+    with _stopping():
         measured(number, typer.echo)
-    except (NestedAttentionError, FileNotFoundError) as error:
-        _stop(str(error))
 
 
 @app.command()
@@ -199,7 +191,7 @@ def bench(
     """Time nested attention against its floor, its explicit form and decoupled cross-attention."""
     from .bench.run import Settings, run
 
-    try:
+    with _stopping():
         settings = Settings.parse(
             [part.value for part in parts or [Part.LAYERS]],
             {"tokens": tokens, "subjects": subjects, "batches": batches, "sizes": sizes},
@@ -212,9 +204,16 @@ def bench(
             clock=clock.value,
         )
         typer.echo(run(settings, out, say=lambda line: typer.echo(line, err=True)))
+    typer.echo(f"The figures: {out.resolve()}")
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """What the user can mend is said in a line, without a stack trace."""
+    try:
+        yield
     except (NestedAttentionError, FileNotFoundError) as error:
         _stop(str(error))
-    typer.echo(f"The figures: {out.resolve()}")
 
 
 def _stop(message: str) -> NoReturn:

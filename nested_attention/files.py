@@ -51,7 +51,7 @@ def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head, state = file.read(512), _state(os.fstat(file.fileno()))
+            head, state = file.read(64), _state(os.fstat(file.fileno()))
     except FileNotFoundError as error:
         raise NestedAttentionError(f"there is no file {path}; check the name and the folder") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from unicodedata import category
 
@@ -48,8 +48,13 @@ class _Listing:
 
     def of(self, root: Path) -> list[Path]:
         if self._found is None or {name: _changed(name) for name in self._found[0]} != self._found[0]:
-            folders = {str(folder): _changed(folder) for folder, _, _ in _walk(root)}
-            files = [path for path in sorted(_files(root)) if is_subject(path) and _leads_inside(root, path)]
+            folders: dict[str, int] = {}
+            seen: list[Path] = []
+            for folder, subfolders, names in os.walk(root):
+                subfolders[:] = [name for name in subfolders if _is_plain(name)]
+                folders[folder] = _changed(folder)
+                seen += [Path(folder, name) for name in names if name.endswith(SUFFIX)]
+            files = [path for path in sorted(seen) if is_subject(path) and _leads_inside(root, path)]
             # A change within the clock's grain of the last one would not show.
             settled = max(folders.values(), default=0) < time.time_ns() - 2 * 10**9
             self._found = (folders, files) if settled and folders else None
@@ -60,7 +65,7 @@ class _Listing:
 _listings: dict[Path, _Listing] = {}
 
 
-def _changed(folder: str | Path) -> int:
+def _changed(folder: str) -> int:
     """When something was last put into or taken out of a folder, in ns; -1 if it is gone."""
     try:
         return os.stat(folder).st_mtime_ns
@@ -144,17 +149,6 @@ def _is_plain(part: str) -> bool:
     if not part or len(part.encode(errors="replace")) > _LONGEST or part[0] == "." or part[-1] in ". ":
         return False
     return not any(letter in _REFUSED or category(letter) in _INVISIBLE for letter in part)
-
-
-def _files(root: Path) -> Iterator[Path]:
-    for folder, _, names in _walk(root):
-        yield from (Path(folder, name) for name in names if name.endswith(SUFFIX))
-
-
-def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if _is_plain(name)]
-        yield folder, subfolders, names
 
 
 def _leads_inside(root: Path, path: Path) -> bool:

@@ -7,9 +7,6 @@ through the autoencoder), and the base model given the identity in words.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,17 +29,12 @@ from .cases import Case, draw_cases, true_drawings, windows
 from .extras import Judge, measure_pose, measure_style
 from .likeness import likeness
 from .pairs import people
+from .records import circumstances
 from .statistics import rate, top1
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = WEIGHTS / "acceptance.json"
 """Where the committed figures are."""
-
-_CODE = (
-    *("attention.py", "rows.py", "regions.py", "qformer.py", "encoder.py"),
-    *("avatars", "evaluation", "hosts/diffusers"),
-)
-"""What a figure depends on beside the weights, relative to the library."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +136,20 @@ def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], 
     return result
 
 
-def curve(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def curve(
+    judges: Judges, word: str, counts: Counts, say: Callable[[str], None], kept: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Identity against prompt over λ (the paper's Fig. 10), on the cases of `one_subject`: its floor and
-    ceiling are the curve's."""
+    ceiling are the curve's, and what it kept at the default λ is not drawn again."""
     cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
     points = []
     for scale in LAMBDAS:
-        rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
-        identity = rate(identity_hits(judges, rgb, cases, word, counts))
-        prompt = score_prompt(judges, rgb, cases)["all"]
+        if scale == BoundSubject.attention_scale:
+            identity, prompt = kept["identity"]["top1"], kept["prompt"]["all"]
+        else:
+            rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
+            identity = rate(identity_hits(judges, rgb, cases, word, counts))
+            prompt = score_prompt(judges, rgb, cases)["all"]
         points.append({"attention_scale": scale, "identity": identity, "prompt": prompt})
         say(f"{word:6} λ = {scale:3}      identity {identity['rate']:.2f}  prompt {prompt['rate']:.3f}")
     return points
@@ -236,38 +233,14 @@ def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line
         "pair": pairs(judges, counts, say),
         "people": people(judges, counts, say),
         "attention": attention_to_word(judges, counts, say),
-        "curve": {word: curve(judges, word, counts, say) for word in judges.encoders},
         "extras": extras(judges, counts, say),
+    }
+    document["curve"] = {
+        word: curve(judges, word, counts, say, document[word]["personalised"]) for word in judges.encoders
     }
     document["run"] = {
         "counts": asdict(counts),
         "sampling": asdict(Sampling()),
-        "seconds": round(time.monotonic() - started),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **circumstances(started),
     }
     return document
-
-
-def hashes(folder: Path = WEIGHTS) -> dict[str, str]:
-    """What the figures belong to: a hash of each weight file, by its path under `folder`, and one of the code
-    they depend on."""
-    library = Path(__file__).resolve().parents[1]
-    files = sorted(folder.rglob("*.safetensors"))
-    found = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
-    code = hashlib.sha256()
-    for entry in _CODE:
-        path = library / entry
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            code.update(source.relative_to(library).as_posix().encode() + b"\0" + source.read_bytes())
-    found["code"] = code.hexdigest()
-    return found
-
-
-def write(document: dict[str, Any], path: Path = RESULTS) -> None:
-    """Write the figures with the hashes of what they were measured on, in one piece."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**document, "hashes": hashes(path.parent)}, indent=1) + "\n")
-    temporary.replace(path)

@@ -11,7 +11,6 @@ timestep, and who is recognised in what is drawn from noise alone.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +29,8 @@ from ..avatars.train.encoders import encode_data, train_encoder
 from ..avatars.train.loop import Budget
 from ..avatars.world import PARTS, Attached, Sampling, World
 from ..hosts.diffusers import SubjectSlot
-from .acceptance import Counts, Judges, attach, hashes, score_identity, score_prompt
+from . import records
+from .acceptance import Counts, Judges, attach, score_identity, score_prompt
 from .cases import Case, draw_cases, true_drawings
 from .statistics import paired
 
@@ -92,9 +92,7 @@ def compare(
     result["run"] = {
         "word": word,
         "steps": steps,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "seconds": round(time.monotonic() - started),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **records.circumstances(started),
     }
     return result
 
@@ -141,11 +139,9 @@ def losses(folder: Path) -> list[float]:
 def world_hashes(folder: Path = WEIGHTS) -> dict[str, str]:
     """A hash of each file of the world and the judges; the shipped encoders play no part here."""
     names = {f"{part}.safetensors" for part in PARTS}
-    return {k: v for k, v in hashes(folder).items() if k in names or k.startswith("scorer_")}
+    return {k: v for k, v in records.hashes(folder).items() if k in names or k.startswith("scorer_")}
 
 
 def write(document: dict[str, Any], path: Path = RESULTS) -> None:
     """Write the comparison with the hashes of the world it was made in, in one piece."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**document, "hashes": world_hashes(path.parent)}, indent=1) + "\n")
-    temporary.replace(path)
+    records.write(document, path, world_hashes(path.parent))

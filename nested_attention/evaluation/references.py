@@ -8,12 +8,9 @@ do without it.
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,9 @@ import torch
 from ..avatars.references import reference_crop, sample_crop
 from ..avatars.tokenizer import WEIGHTS
 from ..avatars.world import Attached, Sampling
-from .acceptance import Counts, Judges, hashes, score_identity, score_prompt
+from .acceptance import Counts, Judges, score_identity, score_prompt
 from .cases import Case, draw_cases
+from .records import circumstances
 
 RESULTS = WEIGHTS / "references.json"
 """Where the committed figures are."""
@@ -49,11 +47,7 @@ def measure(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda 
             found = result[word][name]
             identity, prompt = found["identity"]["top1"]["rate"], found["prompt"]["all"]["rate"]
             say(f"{word:6} {name:16} identity {identity:.2f}  prompt {prompt:.3f}")
-    result["run"] = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "seconds": round(time.monotonic() - started),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-    }
+    result["run"] = circumstances(started)
     return result
 
 
@@ -74,10 +68,3 @@ def _attached(judges: Judges, cases: list[Case], word: str) -> dict[str, Attache
         for name, number in SEVERAL.items()  # of equal weight, so that no token has a bias
     }
     return {CLOSE_UP: attach([reference_crop(identity) for identity in identities]), **together}
-
-
-def write(document: dict[str, Any], path: Path = RESULTS) -> None:
-    """Write the figures with the hashes of what they were measured on, in one piece."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**document, "hashes": hashes(path.parent)}, indent=1) + "\n")
-    temporary.replace(path)

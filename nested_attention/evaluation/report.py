@@ -31,11 +31,12 @@ _SUBJECTS = ("person", "pet")
 
 def percent(value: Rate) -> str:
     """A rate with its 95 % interval."""
-    return f"{value['rate']:.0%} ({value['low']:.0%}–{value['high']:.0%})".replace("%", " %")
+    return f"{_share(value['rate'])} ({_share(value['low'])}–{_share(value['high'])})"
 
 
-def _plain(value: Rate) -> str:
-    return f"{value['rate']:.0%}".replace("%", " %")
+def _share(value: float, digits: int = 0) -> str:
+    """0.512 → 51 %"""
+    return f"{100 * value:.{digits}f} %"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -138,8 +139,8 @@ def _extras(extras: dict[str, Any]) -> list[str]:
             f"{way} the ControlNet",
             f"{score['columns']:.1f}",
             f"{score['rows']:.1f}",
-            f"{score['there']:.0%}".replace("%", " %"),
-            f"{score['attributes']:.0%}".replace("%", " %"),
+            _share(score["there"]),
+            _share(score["attributes"]),
         ]
         for way, score in extras["pose"].items()
     ]
@@ -147,7 +148,7 @@ def _extras(extras: dict[str, Any]) -> list[str]:
         [
             f"{way} the LoRA",
             f"{score['distance']:.2f}",
-            f"{score['attributes']:.0%}".replace("%", " %"),
+            _share(score["attributes"]),
         ]
         for way, score in extras["style"].items()
     ]
@@ -172,7 +173,7 @@ def _references(document: dict[str, Any], references: dict[str, Any]) -> list[st
                 name,
                 percent(part["identity"]["top1"]),
                 percent(part["identity"]["among_twins"]),
-                f"{_mean(part['identity']['attributes']):.1%}".replace("%", " %"),
+                _share(_mean(part["identity"]["attributes"]), 1),
                 percent(part["prompt"]["all"]),
             ]
             for name, part in kinds.items()
@@ -225,7 +226,7 @@ def summary(document: dict[str, Any]) -> str:
     columns = ("personalised", "floor", "described", "ceiling")
 
     def row(label: str, rates: list[Rate]) -> list[str]:
-        return [label, *map(_plain, rates)]
+        return [label, *(_share(value["rate"]) for value in rates)]
 
     together = [people["nothing"], *(people[name] for name in columns[1:])]
     rows = [
@@ -242,7 +243,9 @@ def summary(document: dict[str, Any]) -> str:
         row("what the prompt asked for, pet", [pet[name]["prompt"]["all"] for name in columns]),
     ]
     header = ["", "with the subject", "base model, no subject", "base model, subject described in words"]
-    masks, bounded, auto = (_plain(people[name]["both"]) for name in ("masks", "masks, bounded", "auto"))
+    masks, bounded, auto = (
+        _share(people[name]["both"]["rate"]) for name in ("masks", "masks, bounded", "auto")
+    )
     other = max(people[name]["swapped"]["rate"] for name in people if name not in _ROWS)
     return "\n\n".join(
         [
@@ -250,7 +253,7 @@ def summary(document: dict[str, Any]) -> str:
             textwrap.fill(
                 "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
                 f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
-                f"automatically. The other one of the two is recognised in {100 * other:.1f} % of places at "
+                f"automatically. The other one of the two is recognised in {_share(other, 1)} of places at "
                 "most.",
                 width=118,
             ),
@@ -265,7 +268,7 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
             label,
             percent(document[name]["identity"]["top1"]),
             percent(document[name]["identity"]["among_twins"]),
-            f"{_mean(document[name]['identity']['attributes']):.1%}".replace("%", " %"),
+            _share(_mean(document[name]["identity"]["attributes"]), 1),
             f"{document[name]['error']:.4f}",
             percent(document[name]["prompt"]["all"]),
         ]
@@ -294,7 +297,7 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         "The error of the prediction is the training loss on the true drawings of the same held-out "
         "subjects. On the same picture, noise and timesteps nested values save "
         f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
-        f"closer in {round(100 * saved['above'])} % of {saved['pairs']} pictures; in training they had the "
+        f"closer in {_share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
         f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
     ]
 

@@ -15,13 +15,14 @@ from ...backend import correction, nested
 from ...errors import NestedAttentionError
 from ...placeholders import SubjectWord
 from ...rows import Rows
+from .copies import Shared
 from .marks import fit, mark_of
 from .parts import attends_in_parts
 from .regions import PassRegion, SubjectRegion, grid_of
 
 
 @dataclass(frozen=True, eq=False)
-class AppliedSubject:
+class AppliedSubject(Shared):
     """A subject as Apply Subject put it on a MODEL.
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
@@ -43,9 +44,6 @@ class AppliedSubject:
     region: SubjectRegion = SubjectRegion()
     blocks: Mapping[str, float] = field(default_factory=dict)
     batch: tuple[tuple[Any, Tensor], ...] = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AppliedSubject:
-        return self  # other packs copy model_options while sampling; ours are values, and large
 
     @property
     def mark(self) -> int:

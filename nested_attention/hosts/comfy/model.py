@@ -22,6 +22,7 @@ from ...placeholders import SubjectWord
 from ...prompt import describe_words
 from ...sites import ComfyAddress
 from .batches import row_values
+from .copies import Shared
 from .layer import AppliedSubject, CarriedSubject
 from .marks import (
     COND,
@@ -41,15 +42,12 @@ from .slots import fill_slots
 
 
 @dataclass(frozen=True, eq=False)
-class SubjectChain:
+class SubjectChain(Shared):
     """All subjects of one MODEL and where its cross-attention is. Immutable: a longer chain is another
     one."""
 
     subjects: tuple[AppliedSubject, ...]
     addresses: tuple[tuple[ComfyAddress, str], ...]  # ComfyUI's address of each layer, and the site's name
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SubjectChain:
-        return self  # other packs copy model_options while sampling; ours are values, and large
 
     @classmethod
     def of(cls, model: Any) -> SubjectChain | None:

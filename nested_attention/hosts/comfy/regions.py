@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...regions import RegionFinder, area_mean, watched, watched_steps, word_attention
+from .copies import Shared
 from .marks import KEY, warn_once
 from .places import Pass
 
@@ -86,7 +87,7 @@ def _check_mask(mask: Any) -> Tensor:
     return mask.clamp(0, 1) if mask.dim() == 3 else mask.clamp(0, 1)[None]
 
 
-class SamplingRun:
+class SamplingRun(Shared):
     """What is kept from the start of one sampling to its end.
 
     batch: how many pictures are sampled. sigmas: noise levels of its steps.
@@ -96,8 +97,9 @@ class SamplingRun:
         self.batch = batch
         active = [s for s in subjects if s.strength > 0]
         self.needs_places = any(not s.region.anywhere or s.batch for s in active)
-        self._numbers = {s.mark: i for i, s in enumerate(s for s in active if s.region.automatic)}
-        self._called = {s.called.name: self._numbers[s.mark] for s in active if s.mark in self._numbers}
+        automatic = [s for s in active if s.region.automatic]
+        self._names = [s.called.name for s in automatic]
+        self._numbers = {s.mark: i for i, s in enumerate(automatic)}
         self._finder = RegionFinder(batch, len(self._numbers)) if self._numbers else None
         # Steps are told by their noise: samplers may evaluate the model several times a step.
         steps = len(sigmas) - 1
@@ -107,9 +109,6 @@ class SamplingRun:
         self._empty: dict[Any, Tensor] = {}
         self._biases: tuple[Any, dict[Any, Tensor]] = (None, {})  # of the last pass, by grid
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SamplingRun:
-        return self  # other packs copy model_options while sampling; there is one run, whoever asks
 
     @staticmethod
     def of(transformer_options: Mapping[str, Any]) -> SamplingRun | None:
@@ -127,14 +126,14 @@ class SamplingRun:
             self._found, self._finder = self._finder.settle(), None
 
     def _warn_of_unseen(self, finder: RegionFinder) -> None:
-        unseen = finder.unseen if len(self._called) > 1 else set()
-        for name, number in self._called.items():
-            if number in unseen:
-                warn_once(
-                    f"Apply Subject: no region was found for {name!r}, whose word nothing attended in the "
-                    "first third of the steps, so it counts in the whole picture. Start it with the "
-                    "sampling (start_percent 0), or give it a mask"
-                )
+        if len(self._names) < 2:  # one alone has the whole picture anyway
+            return
+        for number in sorted(finder.unseen):
+            warn_once(
+                f"Apply Subject: no region was found for {self._names[number]!r}, whose word nothing "
+                "attended in the first third of the steps, so it counts in the whole picture. Start it with "
+                "the sampling (start_percent 0), or give it a mask"
+            )
 
     def watch(self, subject: AppliedSubject, rows: Sequence[int], attention: Tensor, where: Pass) -> None:
         """attention (rows, h, w): what a layer attends to the subject's word in some rows of a pass."""
