@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,15 @@ from nested_attention.avatars.train.base import (
 )
 from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.device import faster_precision, unet_pass, vision_pass
-from nested_attention.avatars.train.encoders import encode_data, train_encoder
+from nested_attention.avatars.train.encoders import (
+    Aids,
+    encode_data,
+    new_encoder,
+    train_encoder,
+    train_naming,
+)
 from nested_attention.avatars.train.loop import Budget, Run
+from nested_attention.avatars.train.naming import ATTRIBUTES, AttributeHeads, columns_of
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
@@ -268,6 +276,81 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
     pooled = train_encoder(tmp_path / "b", world, data, budget, batch=4, queries=16, global_value=True)
     pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_an_encoder_is_asked_for_the_attributes_of_its_own_subject(world: World, word: str) -> None:
+    drawn = draw_pictures(word, 30, 6, workers=1)
+    labels = encode_data(world, drawn, word).attributes
+    kind = {"person": Person, "pet": Pet}[word]
+    assert list(ATTRIBUTES)[columns_of(word)] == [
+        name if kind is Person else f"pet_{name}" for name in attributes(kind)
+    ]
+    assert labels.shape == (30, len(attributes(kind))) and bool((labels >= 0).all())
+    for row, wanted in enumerate(drawn.wanted):
+        assert labels[row].tolist() == drawn.figure_labels[row, wanted, columns_of(word)].tolist()
+
+
+def test_heads_name_what_applies_and_ask_for_nothing_else() -> None:
+    heads = AttributeHeads(4, [2, 3])
+    tokens = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    first, second = heads(tokens)
+    assert first.shape == (5, 2) and second.shape == (5, 3)
+    labels = torch.tensor([[0, 2], [1, -1], [-1, 0], [1, 1], [0, -1]])
+    certain = [
+        torch.nn.functional.cross_entropy(logits[labels[:, i] >= 0], labels[labels[:, i] >= 0, i])
+        for i, logits in enumerate((first, second))
+    ]
+    torch.testing.assert_close(heads.loss(tokens, labels), sum(certain))
+
+
+def test_reading_is_learned_before_drawing(tmp_path: Path, world: World) -> None:
+    """On a few pictures the Q-Former learns their attributes by heart; the nested layers stay untouched."""
+    data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
+    start = new_encoder(world, "person", queries=16)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    encoder, _ = train_naming(tmp_path, start, data, Budget(steps=100, warmup=10), batch=8)
+    first, last = log_of(tmp_path)
+    assert last["loss"] < 0.5 * first["loss"]
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("projections."), name
+
+
+def test_the_target_is_what_words_make_of_the_same_noise(tmp_path: Path, world: World) -> None:
+    """Nothing is left to learn where the prompt tells as much as the caption and no word carries a subject;
+    a caption that tells more leaves something."""
+    data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
+    aids = Aids(AttributeHeads(256, list(attributes(Person).values())), told=1.0)
+    unmarked = replace(data, mask=torch.zeros_like(data.mask))
+    budget = Budget(steps=2, warmup=1)
+    for name, each in {"same": replace(unmarked, told=unmarked.text), "more": unmarked}.items():
+        train_encoder(tmp_path / name, world, each, budget, batch=4, queries=16, aids=copy.deepcopy(aids))
+    (same,), (more,) = log_of(tmp_path / "same"), log_of(tmp_path / "more")
+    assert same["denoise"] < 1e-6 and more["denoise"] > 0.01
+    assert same["plain"] > 0.1 and same["named"] > 1.0
+
+
+def test_heads_and_the_told_target_reach_the_encoder(tmp_path: Path, world: World) -> None:
+    data = encode_data(world, draw_pictures("pet", 8, 6, workers=1), "pet")
+    heads = AttributeHeads(256, list(attributes(Pet).values()))
+    aids = {"none": None, "heads": Aids(copy.deepcopy(heads)), "told": Aids(told=0.75)}
+    budget = Budget(steps=2, warmup=1)
+    weights = [
+        torch.cat(
+            [
+                p.detach().flatten()
+                for p in train_encoder(
+                    tmp_path / name, world, data, budget, batch=4, queries=16, aids=each
+                ).parameters()
+            ]
+        )
+        for name, each in aids.items()
+    ]
+    assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:

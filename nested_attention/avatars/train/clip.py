@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ..identity import Person, Pet, attributes
 from ..model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..pixels import ids_for_both, to_vision
 from ..tokenizer import load_tokenizer
@@ -23,6 +22,7 @@ from ..vocabulary import compact, used_tokens
 from .data import draw_crops
 from .device import autocast, device, faster_precision, vision_pass
 from .loop import Budget, Run
+from .naming import ATTRIBUTES, AttributeHeads
 
 LENGTH = 40
 """Tokens a description may take; the pooled state sits at its end, so padding beyond is not needed."""
@@ -33,10 +33,9 @@ class _Heads(nn.Module):
 
     def __init__(self, patch: int) -> None:
         super().__init__()
-        sizes = [*attributes(Person).values(), *attributes(Pet).values()]
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.pixels = nn.Linear(VISION_WIDTH, 3 * patch * patch)
-        self.attributes = nn.ModuleList(nn.Linear(VISION_WIDTH, size) for size in sizes)
+        self.attributes = AttributeHeads(VISION_WIDTH, list(ATTRIBUTES.values()))
 
 
 def _contrast(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -83,13 +82,7 @@ def train_clip(
         contrast = _contrast(out.image_embeds.float(), said.text_embeds.float(), heads.temperature)
         patches = functional.unfold(pixels, patch, stride=patch).transpose(1, 2)  # (B, 196, 48)
         kept = functional.mse_loss(heads.pixels(tokens), patches)
-        mean = tokens.mean(dim=1)
-        answers = [head(mean) for head in heads.attributes]
-        errors = [
-            functional.cross_entropy(logits, targets[rows, index], ignore_index=-1)
-            for index, logits in enumerate(answers)
-        ]
-        named = torch.stack(errors).sum()
+        named = heads.attributes.loss(tokens, targets[rows])
         run.update(
             contrast + kept + NAMED * named,
             contrast=contrast.detach(),

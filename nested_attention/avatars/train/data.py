@@ -17,6 +17,7 @@ from ..references import sample_crop
 from ..scenes import SCENES
 from ..tokenizer import TOKENS, load_tokenizer
 from ..wardrobe import ACCESSORIES, CLOTHES
+from .naming import ATTRIBUTES, columns_of
 
 MIXES: dict[str, dict[str, float]] = {
     "base": {"person": 0.28, "pet": 0.24, "person+pet": 0.26, "person+person": 0.22},
@@ -33,8 +34,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
 }
 
 FIGURE_LABELS: dict[str, int] = {
-    **attributes(Person),
-    **{f"pet_{name}": number for name, number in attributes(Pet).items()},
+    **ATTRIBUTES,
     **{name: len(values) for name, values in _SHOWN.items()},
 }
 """What can be said of a figure, with the number of values: its identity (of either kind), then the rest."""
@@ -230,14 +230,11 @@ def draw_pictures(
 def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Crops of random identities, their descriptions, and their attributes (−1 where another kind's)."""
     rng = np.random.default_rng(seed)
-    names = [*attributes(Person), *(f"pet_{name}" for name in attributes(Pet))]
-    crops, texts, labels = [], [], np.full((number, len(names)), -1, np.int64)
+    crops, texts, labels = [], [], np.full((number, len(ATTRIBUTES)), -1, np.int64)
     for row in range(number):
         kind: type[Person] | type[Pet] = Person if rng.integers(2) == 0 else Pet
         identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
         crops.append(sample_crop(rng, identity))
         texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
-        offset = 0 if kind is Person else len(attributes(Person))
-        for index, name in enumerate(attributes(kind)):
-            labels[row, offset + index] = getattr(identity, name)
+        labels[row, columns_of(kind.WORD)] = [getattr(identity, name) for name in attributes(kind)]
     return np.stack(crops), texts, labels

@@ -26,7 +26,7 @@ from ..world import load_part, load_world, save_part
 from .base import train_base
 from .clip import train_clip
 from .data import draw_pictures
-from .encoders import encode_data, train_encoder
+from .encoders import Aids, encode_data, new_encoder, train_encoder, train_naming
 from .extras import train_pose, train_style
 from .held import draw_held
 from .loop import Budget
@@ -86,6 +86,15 @@ def _base(recipe: Recipe, budget: Budget) -> None:
     save_part(recipe.weights, "unet", unet)
 
 
+TOLD = 0.75
+"""How far the encoders' target moves to what the base model draws when words tell it who the subject is."""
+
+
+def _naming(budget: Budget) -> Budget:
+    """Of the minutes of a subject encoder, a tenth goes to reading before drawing."""
+    return Budget(steps=1_500, minutes=budget.minutes / 10)
+
+
 def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
     def stage(recipe: Recipe, budget: Budget) -> None:
         world = load_world(recipe.weights)
@@ -95,8 +104,10 @@ def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
         )
         data = encode_data(world, pictures, word)
         path = recipe.weights / f"{word}_encoder.safetensors"
-        start = load_subject_encoder(path) if recipe.onward else None
-        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start)
+        start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
+        start, heads = train_naming(recipe.runs / f"{word}-naming", start, data, _naming(budget))
+        aids = Aids(heads, told=TOLD)
+        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start, aids=aids)
         save_subject_encoder(encoder.half(), path)
 
     return stage
