@@ -106,15 +106,21 @@ def acceptance(
     out: Annotated[
         Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many parts are measured at once, with the threads shared out.")
+    ] = 1,
 ) -> None:
     """Measure the small world on held-out subjects at full counts, and write the figures as JSON."""
+    import torch
+
     from .evaluation import acceptance as measured
     from .evaluation import records
 
-    with _stopping():
-        judges = measured.Judges.load()
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     path = out or measured.RESULTS
-    records.write(measured.run(judges, measured.Counts(), typer.echo), path)
+    with _stopping():
+        document = measured.run(measured.Counts(), typer.echo, workers=workers)
+    records.write(document, path)
     typer.echo(f"The figures: {path.resolve()}")
 
 

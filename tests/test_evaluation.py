@@ -175,3 +175,14 @@ def test_results_are_written_whole(tmp_path: Path) -> None:
     records.write({"person": {}}, path)
     assert json.loads(path.read_text())["hashes"]["code"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_measured_at_once_give_what_they_give_one_after_the_other(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    counts = acceptance.Counts(subjects=2, pairs=2, candidates=2, twins=2)
+    parts: dict[str, acceptance.Part] = {"attention": acceptance.attention_to_word, "pair": acceptance.pairs}
+    alone, together = (acceptance.measure(parts, counts, print, workers=workers) for workers in (1, 2))
+    assert list(together) == list(alone) == list(parts)
+    assert together == alone
+    assert capfd.readouterr().out.count("pair   personalised") == 2

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from .pairs import people
 from .records import circumstances
 from .statistics import rate, top1
 
+SUBJECTS = ("person", "pet")
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = WEIGHTS / "acceptance.json"
 """Where the committed figures are."""
@@ -60,11 +64,12 @@ class Judges:
     @classmethod
     def load(cls, folder: Path = WEIGHTS) -> Judges:
         """Everything from the shipped files."""
-        words = ("person", "pet")
         return cls(
             world=load_world(folder),
-            encoders={word: load_subject_encoder(folder / f"{word}_encoder.safetensors") for word in words},
-            identity={word: load_identity_scorer(word, folder) for word in words},
+            encoders={
+                word: load_subject_encoder(folder / f"{word}_encoder.safetensors") for word in SUBJECTS
+            },
+            identity={word: load_identity_scorer(word, folder) for word in SUBJECTS},
             prompt=load_prompt_scorer(folder),
         )
 
@@ -224,23 +229,76 @@ def extras(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[s
     return {name: {way: asdict(value) for way, value in pair.items()} for name, pair in scores.items()}
 
 
-def run(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """All figures, as a document for `acceptance.json`."""
+def _one_subject_and_curve(
+    judges: Judges, counts: Counts, say: Callable[[str], None], *, word: str
+) -> dict[str, Any]:
+    figures = one_subject(judges, word, counts, say)
+    return {"figures": figures, "curve": curve(judges, word, counts, say, figures["personalised"])}
+
+
+Part = Callable[[Judges, Counts, Callable[[str], None]], dict[str, Any]]
+
+PARTS: dict[str, Part] = {
+    "people": people,
+    "person": partial(_one_subject_and_curve, word="person"),
+    "pet": partial(_one_subject_and_curve, word="pet"),
+    "pair": pairs,
+    "attention": attention_to_word,
+    "extras": extras,
+}
+"""What is measured, the longest first; no part needs another."""
+
+
+def _measured(
+    part: Part, folder: Path, counts: Counts, say: Callable[[str], None], threads: int
+) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    return part(Judges.load(folder), counts, say)
+
+
+def measure(
+    parts: dict[str, Part],
+    counts: Counts,
+    say: Callable[[str], None],
+    *,
+    folder: Path = WEIGHTS,
+    workers: int = 1,
+) -> dict[str, dict[str, Any]]:
+    """The figures of each part, for the weights in `folder`.
+
+    workers: how many parts at once, each in a process with as many threads as this one, which loads the
+    weights for itself; `say` and the parts are sent there, so that they must be functions of a module.
+    """
+    if workers == 1:
+        judges = Judges.load(folder)
+        return {name: part(judges, counts, say) for name, part in parts.items()}
+    threads = torch.get_num_threads()
+    # A fork would inherit the locks of torch's threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        asked = {
+            name: pool.submit(_measured, part, folder, counts, say, threads) for name, part in parts.items()
+        }
+        return {name: future.result() for name, future in asked.items()}
+
+
+def run(
+    counts: Counts,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    folder: Path = WEIGHTS,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """All figures, as a document for `acceptance.json`. folder, workers: as in `measure`."""
     started = time.monotonic()
-    document: dict[str, Any] = {
-        "person": one_subject(judges, "person", counts, say),
-        "pet": one_subject(judges, "pet", counts, say),
-        "pair": pairs(judges, counts, say),
-        "people": people(judges, counts, say),
-        "attention": attention_to_word(judges, counts, say),
-        "extras": extras(judges, counts, say),
+    parts = measure(PARTS, counts, say, folder=folder, workers=workers)
+    return {
+        **{word: parts[word]["figures"] for word in SUBJECTS},
+        **{name: figures for name, figures in parts.items() if name not in SUBJECTS},
+        "curve": {word: parts[word]["curve"] for word in SUBJECTS},
+        "run": {
+            "counts": asdict(counts),
+            "sampling": asdict(Sampling()),
+            "workers": workers,
+            **circumstances(started),
+        },
     }
-    document["curve"] = {
-        word: curve(judges, word, counts, say, document[word]["personalised"]) for word in judges.encoders
-    }
-    document["run"] = {
-        "counts": asdict(counts),
-        "sampling": asdict(Sampling()),
-        **circumstances(started),
-    }
-    return document

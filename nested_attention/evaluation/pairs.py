@@ -59,8 +59,8 @@ def people(
 
     first, second: the person that the prompt names first or second is recognised in its place, among all of
     them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all
-    places). own: the right one of the two is the more likely (of all places). among_twins, attributes: of all
-    places.
+    places). own: the right one of the two is the more likely (of all places); own_both: in both places of a
+    picture. among_twins, attributes: of all places.
     """
     cases = draw_cases((WORD, WORD), counts.pairs, seed=5000)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
@@ -130,5 +130,6 @@ def score_slots(judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int) 
         "both": rate(right[0] & right[1]),
         "swapped": rate(torch.cat(swapped)),
         "own": rate(torch.cat(own)),
+        "own_both": rate(own[0] & own[1]),
         **likeness(scorer, np.concatenate(places), standing, twins),
     }

@@ -100,15 +100,24 @@ def _pair(pair: dict[str, Any]) -> list[str]:
 
 
 def _people(people: dict[str, Any]) -> list[str]:
-    keys = ("first", "second", "both", "swapped", "own", "among_twins")
+    keys = ("first", "second", "both", "swapped", "own", "own_both", "among_twins")
     rows = [[_ROWS.get(name, name), *(percent(row[key]) for key in keys)] for name, row in people.items()]
-    header = ["measure", "first right", "second right", "both", "the other instead", "own of two"]
+    header = [
+        "measure",
+        "first right",
+        "second right",
+        "both",
+        "the other instead",
+        "own of two",
+    ]
     shown = {"nothing": "nothing", "masks": "masks", "auto": "auto", **_SHORT}
     return [
         "### Two people in one picture",
         "On one word and one encoder, each looked for where the prompt puts it, among 100 people and the "
-        "other of the pair; masks are the picture's halves.",
-        _table([*header, "of 20 near-twins"], rows),
+        "other of the pair; masks are the picture's halves. *Own of two*: the share of places that look more "
+        "like the person who belongs there than like the other one; *own in both places*: the share of "
+        "pictures in which both do.",
+        _table([*header, "own in both places", "of 20 near-twins"], rows),
         "Each attribute of both, recognised:",
         _attributes({label: people[name]["attributes"] for name, label in shown.items() if name in people}),
     ]
@@ -202,10 +211,11 @@ def figures(
     ]
     return "\n\n".join(
         [
-            f"Measured by `make acceptance` on {ran['date']} ({ran['machine']}; {ran['seconds']} s; "
-            f"{ran['sampling']['steps']} steps, guidance {ran['sampling']['guidance']}; λ and α at the "
-            "nodes' defaults). Every image counts. Held-out subjects in combinations of prompt attributes "
-            "that no training picture had. 95 % Wilson intervals in brackets.",
+            f"Measured by `make acceptance` on {ran['date']} ({ran['machine']}, {ran['workers']} parts at "
+            f"once; {ran['seconds']} s; {ran['sampling']['steps']} steps, guidance "
+            f"{ran['sampling']['guidance']}; λ and α at the nodes' defaults). Every image counts. Held-out "
+            "subjects in combinations of prompt attributes that no training picture had. 95 % Wilson "
+            "intervals in brackets.",
             *(block for word in _SUBJECTS for block in _subject(word, document[word])),
             *(_references(document, references) if references else ()),
             *_pair(document["pair"]),
@@ -246,15 +256,18 @@ def summary(document: dict[str, Any]) -> str:
     masks, bounded, auto = (
         _share(people[name]["both"]["rate"]) for name in ("masks", "masks, bounded", "auto")
     )
-    other = max(people[name]["swapped"]["rate"] for name in people if name not in _ROWS)
+    subjects = [people[name] for name in people if name not in _ROWS]
+    other = max(each["swapped"]["rate"] for each in subjects)
+    own = min(each["own_both"]["rate"] for each in subjects)
     return "\n\n".join(
         [
             _table([*header, "true drawing"], rows),
             textwrap.fill(
                 "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
                 f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
-                f"automatically. The other one of the two is recognised in {_share(other, 1)} of places at "
-                "most.",
+                f"automatically. Whatever is set, each of the two looks more like itself than like the "
+                f"other in {_share(own)} of pictures or more, and the other one is recognised in "
+                f"{_share(other, 1)} of places at most.",
                 width=118,
             ),
         ]
