@@ -165,6 +165,25 @@ def extras(
 
 
 @app.command()
+def probe(
+    encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
+    number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
+) -> None:
+    """Read a subject's attributes from an encoder's tokens and from what the vision encoder offers it."""
+    from .avatars.world import load_world
+    from .checkpoint import load_subject_encoder
+    from .evaluation.probe import probe as read
+
+    with _stopping():
+        loaded = load_subject_encoder(encoder)
+        rates = read(load_world(), loaded, trained=number, held=max(1, number // 4))
+    for name in rates["subject tokens"]:
+        typer.echo(
+            f"{name:12} " + "  ".join(f"{source} {each[name]['rate']:.3f}" for source, each in rates.items())
+        )
+
+
+@app.command()
 def report() -> None:
     """Put the committed figures into the small world's card and into the README."""
     from .evaluation.report import PAGES, insert
