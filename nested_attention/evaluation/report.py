@@ -265,8 +265,8 @@ def summary(document: dict[str, Any]) -> str:
             textwrap.fill(
                 "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
                 f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
-                f"automatically. Whatever is set, in at least {_share(own)} of pictures each of the two looks "
-                "more like itself than like the other, and the other one is recognised in "
+                f"automatically. Whatever is set, in at least {_share(own)} of pictures each of the two "
+                "looks more like itself than like the other, and the other one is recognised in "
                 f"{_share(other, 1)} of places at most.",
                 width=118,
             ),

@@ -114,7 +114,7 @@ def train_naming(
 ) -> tuple[SubjectEncoder, AttributeHeads]:
     """Teach the Q-Former to read: attributes are named from its tokens, and nothing is drawn.
 
-    A step costs a tenth of one through the UNet, and what the tokens hold the nested layers then only have to
+    A step costs a fifth of one through the UNet, and what the tokens hold the nested layers then only have to
     place. Returns the averaged encoder, whose nested layers are as they were, and the heads.
     """
     torch.manual_seed(seed)
