@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from nested_attention.avatars.canvas import SIZE
 from nested_attention.avatars.identity import Person, Pet, attributes
 from nested_attention.avatars.pixels import encode_pictures
-from nested_attention.avatars.tokenizer import load_tokenizer
+from nested_attention.avatars.tokenizer import WEIGHTS, load_tokenizer
+from nested_attention.avatars.train import stages
 from nested_attention.avatars.train.base import (
     attention_loss,
     cell_weights,
@@ -38,6 +40,7 @@ from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
 from nested_attention.avatars.watched import WatchedAttention, watch
 from nested_attention.avatars.world import World, load_world
+from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.errors import NestedAttentionError
 
 
@@ -351,6 +354,28 @@ def test_heads_and_the_told_target_reach_the_encoder(tmp_path: Path, world: Worl
         for name, each in aids.items()
     ]
     assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_the_stage_of_an_encoder_reads_draws_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Onward: from the weights that are there, which two small steps of each part do not take far."""
+    monkeypatch.setattr(stages, "Budget", lambda **_: Budget(steps=2, warmup=1))  # of reading, and of drawing
+    weights = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, weights)
+    path = weights / "pet_encoder.safetensors"
+    shipped = load_subject_encoder(path)
+    recipe = Recipe(runs=tmp_path / "runs", weights=weights, encoder_pictures=8, threads=2, onward=True)
+    train(["pet"], recipe, say=lambda line: None)
+    trained = load_subject_encoder(path)
+    assert trained.config == shipped.config and trained.fingerprint != shipped.fingerprint
+    assert "named" in log_of(recipe.runs / "pet")[-1] and (recipe.runs / "pet-naming" / "state.pt").is_file()
+    moved = max(
+        float((a.float() - b.float()).detach().abs().max())
+        for a, b in zip(trained.parameters(), shipped.parameters(), strict=True)
+    )
+    assert 0 < moved < 0.01
+    assert load_subject_encoder(weights / "person_encoder.safetensors").config.word == "person"
 
 
 def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:
