@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +179,10 @@ def test_results_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_parts_measured_at_once_give_what_they_give_one_after_the_other(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The processes import the library by name, which conftest.py does not need.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).resolve().parent.parent)])
     counts = acceptance.Counts(subjects=2, pairs=2, candidates=2, twins=2)
     parts: dict[str, acceptance.Part] = {"attention": acceptance.attention_to_word, "pair": acceptance.pairs}
     alone, together = (acceptance.measure(parts, counts, print, workers=workers) for workers in (1, 2))

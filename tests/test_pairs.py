@@ -54,7 +54,9 @@ def test_every_measure_is_drawn_and_differs(judges: Judges) -> None:
     found = people(judges, Counts(pairs=2), lines.append, QUICK)
     assert list(found) == [*MEASURES, "floor", "described", "ceiling"] and len(lines) == len(found)
     for row in found.values():
-        assert list(row) == ["first", "second", "both", "swapped", "own", "among_twins", "attributes"]
+        slots = ["first", "second", "both", "swapped", "own", "own_both"]
+        assert list(row) == [*slots, "among_twins", "attributes"]
+        assert row["both"]["rate"] <= row["own_both"]["rate"] <= row["own"]["rate"]
         assert row["among_twins"]["trials"] == row["attributes"]["hair"]["trials"] == 4
     page = figures({**read(), "people": found})
     assert "### Two people in one picture" in page and "| masks, bounded, self-attention |" in page
