@@ -54,6 +54,10 @@ def pictures() -> Pictures:
     return draw_pictures("base", 24, 5, workers=1)
 
 
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def test_the_rate_rises_holds_and_falls() -> None:
     budget = Budget(steps=1000, warmup=100, decay=0.2)
     rates = [budget.factor(step, 0.0) for step in range(1000)]
@@ -90,7 +94,7 @@ def test_the_log_is_readable(tmp_path: Path) -> None:
     run = Run(tmp_path, {"net": torch.nn.Linear(2, 2)}, rate=0.1, budget=Budget(steps=50))
     while not run.done:
         run.update(run.modules["net"](torch.ones(1, 2)).square().sum())
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == [50] and lines[0]["loss"] > 0
 
 
@@ -225,7 +229,7 @@ def test_eyes_weigh_more_than_skies(pictures: Pictures) -> None:
 def test_the_text_encoders_learn_to_read(tmp_path: Path, pictures: Pictures) -> None:
     """On a handful of captions a minute of nothing but reading must bring the loss down."""
     modules = train_text(tmp_path, pictures, Budget(steps=100, warmup=20), batch=8)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = log_of(tmp_path)
     assert set(modules) == {"text_l", "text_g"} and log[-1]["loss"] < 0.8 * log[0]["loss"]
 
 
@@ -279,10 +283,6 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
     pooled = train_encoder(tmp_path / "b", world, data, budget, batch=4, queries=16, global_value=True)
     pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])

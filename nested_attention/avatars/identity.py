@@ -160,6 +160,11 @@ def attributes(kind: type[Person] | type[Pet]) -> dict[str, int]:
     return {field.name: len(kind.VALUES[field.name]) for field in fields(kind)}
 
 
+def values_of(identity: Identity) -> list[int]:
+    """The value of each attribute, in the order of `attributes`."""
+    return [getattr(identity, name) for name in attributes(type(identity))]
+
+
 def count(kind: type[Person] | type[Pet]) -> int:
     """How many distinguishable identities there are."""
     if kind is Person:

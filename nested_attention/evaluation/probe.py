@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..avatars.identity import KINDS, attributes, sample
+from ..avatars.identity import KINDS, attributes, sample, values_of
 from ..avatars.references import sample_crop
+from ..avatars.train.encoders import image_features
 from ..avatars.train.naming import AttributeHeads
 from ..avatars.world import World
 from ..encoder import SubjectEncoder
@@ -49,9 +50,7 @@ def _crops(world: World, word: str, number: int, seed: int, split: Any) -> tuple
     rng = np.random.default_rng(seed)
     identities = [sample(KINDS[word], rng, split) for _ in range(number)]  # type: ignore[type-var]
     crops = np.stack([sample_crop(rng, identity) for identity in identities])
-    features = [world.features(crops[start : start + 64]).half() for start in range(0, number, 64)]
-    names = list(attributes(KINDS[word]))
-    return torch.cat(features), torch.tensor([[getattr(i, name) for name in names] for i in identities])
+    return image_features(world, crops), torch.tensor([values_of(identity) for identity in identities])
 
 
 def _accuracy(
@@ -62,7 +61,7 @@ def _accuracy(
     mean, deviation = seen.float().mean(0), seen.float().std(0) + 1e-5
     seen, asked = ((x.float() - mean) / deviation for x in (seen, asked))
     sizes = attributes(KINDS[word])
-    heads = AttributeHeads(seen.shape[1], list(sizes.values()))
+    heads = AttributeHeads(seen.shape[1], sizes.values())
     optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
     for _ in range(epochs):
         for rows in torch.randperm(len(seen)).split(250):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..avatars.tokenizer import WEIGHTS
-from .acceptance import RESULTS
+from .acceptance import RESULTS, SUBJECTS
 from .alternatives import RESULTS as ALTERNATIVES
 from .references import RESULTS as REFERENCES
 from .statistics import Rate
@@ -26,7 +26,6 @@ _SHORT = {
     "described": "described",
     "ceiling": "ceiling",
 }
-_SUBJECTS = ("person", "pet")
 
 
 def percent(value: Rate) -> str:
@@ -77,16 +76,16 @@ def _pair(pair: dict[str, Any]) -> list[str]:
     rows = [
         [
             label,
-            *(percent(pair[name][word]["top1"]) for word in _SUBJECTS),
+            *(percent(pair[name][word]["top1"]) for word in SUBJECTS),
             percent(pair[name]["both"]),
-            *(percent(pair[name][word]["among_twins"]) for word in _SUBJECTS),
+            *(percent(pair[name][word]["among_twins"]) for word in SUBJECTS),
         ]
         for name, label in _ROWS.items()
     ]
-    header = ["picture", *(f"{word}, top-1 of 100" for word in _SUBJECTS), "both"]
+    header = ["picture", *(f"{word}, top-1 of 100" for word in SUBJECTS), "both"]
     tables = [
         table
-        for word in _SUBJECTS
+        for word in SUBJECTS
         for table in (
             f"Each attribute of the {word}, recognised:",
             _attributes({label: pair[name][word]["attributes"] for name, label in _SHORT.items()}),
@@ -94,7 +93,7 @@ def _pair(pair: dict[str, Any]) -> list[str]:
     ]
     return [
         "### A person and a pet in one picture",
-        _table([*header, *(f"{word}, of 20 near-twins" for word in _SUBJECTS)], rows),
+        _table([*header, *(f"{word}, of 20 near-twins" for word in SUBJECTS)], rows),
         *tables,
     ]
 
@@ -129,16 +128,16 @@ def _curve(document: dict[str, Any]) -> list[str]:
             f"{points[0]['attention_scale']}",
             *(percent(p[key]) for p in points for key in ("identity", "prompt")),
         ]
-        for points in zip(*(document["curve"][word] for word in _SUBJECTS), strict=True)
+        for points in zip(*(document["curve"][word] for word in SUBJECTS), strict=True)
     ]
     for name in ("floor", "ceiling"):
-        parts = [document[word][name] for word in _SUBJECTS]
+        parts = [document[word][name] for word in SUBJECTS]
         figures = [(part["identity"]["top1"], part["prompt"]["all"]) for part in parts]
         rows.append([name, *(percent(rate) for pair in figures for rate in pair)])
     return [
         "### Identity against prompt: λ",
         "Top-1 of 100, and the share of the prompt's attributes that are right.",
-        _table(["λ", *(f"{word}: {key}" for word in _SUBJECTS for key in ("identity", "prompt"))], rows),
+        _table(["λ", *(f"{word}: {key}" for word in SUBJECTS for key in ("identity", "prompt"))], rows),
     ]
 
 
@@ -174,7 +173,7 @@ def _extras(extras: dict[str, Any]) -> list[str]:
 def _references(document: dict[str, Any], references: dict[str, Any]) -> list[str]:
     ran = references["run"]
     rows = []
-    for word in _SUBJECTS:
+    for word in SUBJECTS:
         kinds = {"any picture (as above)": document[word]["personalised"], **references[word]}
         rows += [
             [
@@ -216,7 +215,7 @@ def figures(
             f"{ran['sampling']['guidance']}; λ and α at the nodes' defaults). Every image counts. Held-out "
             "subjects in combinations of prompt attributes that no training picture had. 95 % Wilson "
             "intervals in brackets.",
-            *(block for word in _SUBJECTS for block in _subject(word, document[word])),
+            *(block for word in SUBJECTS for block in _subject(word, document[word])),
             *(_references(document, references) if references else ()),
             *_pair(document["pair"]),
             *_people(document["people"]),

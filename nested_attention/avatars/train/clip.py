@@ -35,7 +35,7 @@ class _Heads(nn.Module):
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.pixels = nn.Linear(VISION_WIDTH, 3 * patch * patch)
-        self.attributes = AttributeHeads(VISION_WIDTH, list(ATTRIBUTES.values()))
+        self.attributes = AttributeHeads(VISION_WIDTH, ATTRIBUTES.values())
 
 
 def _contrast(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..canvas import Part
-from ..identity import Identity, Person, Pet, attributes, sample
+from ..identity import Identity, Person, Pet, attributes, sample, values_of
 from ..picture import STYLES, Figure, Picture, render
 from ..pose import EXPRESSIONS, PLACEMENTS
 from ..prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
@@ -115,9 +115,9 @@ def _figure_labels(figure: Figure) -> list[int]:
     """The values of FIGURE_LABELS for one figure; −1 for the attributes of the other kind."""
     identity = figure.identity
     values = [
-        getattr(identity, name) if isinstance(identity, kind) else -1
+        value
         for kind in (Person, Pet)
-        for name in attributes(kind)
+        for value in (values_of(identity) if isinstance(identity, kind) else [-1] * len(attributes(kind)))
     ]
     shown = (figure.clothes, figure.accessory, figure.pose.expression, figure.placement)
     return values + [names.index(value) for names, value in zip(_SHOWN.values(), shown, strict=True)]
@@ -236,5 +236,5 @@ def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarra
         identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
         crops.append(sample_crop(rng, identity))
         texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
-        labels[row, columns_of(kind.WORD)] = [getattr(identity, name) for name in attributes(kind)]
+        labels[row, columns_of(kind.WORD)] = values_of(identity)
     return np.stack(crops), texts, labels

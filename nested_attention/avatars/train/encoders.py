@@ -66,18 +66,21 @@ def new_encoder(world: World, word: str, *, queries: int = 32, seed: int = 0) ->
     return SubjectEncoder(encoder_config(world, word, queries))
 
 
-def encode_data(world: World, pictures: Pictures, word: str, batch: int = 64) -> EncoderData:
+def image_features(world: World, crops: np.ndarray, batch: int = 64) -> Tensor:
+    """What the frozen vision encoder says of crops. (n, 20, 20, 3) uint8 → (n, 197, vision width) float16"""
+    return torch.cat(
+        [world.features(crops[start : start + batch]).half() for start in range(0, len(crops), batch)]
+    )
+
+
+def encode_data(world: World, pictures: Pictures, word: str) -> EncoderData:
     """Run the frozen autoencoder, text encoders and vision encoder over a data set."""
-    features = [
-        world.features(pictures.reference[start : start + batch]).half()
-        for start in range(0, len(pictures.reference), batch)
-    ]
     everyone = np.arange(len(pictures.wanted))
     where = pictures.plain_words[everyone, pictures.wanted]
     labels = pictures.figure_labels[everyone, pictures.wanted]  # (n, FIGURE_LABELS), attributes first
     return EncoderData(
         latents=world.encode(pictures.rgb).half(),
-        features=torch.cat(features),
+        features=image_features(world, pictures.reference),
         text=read_captions(world.text_encoder, world.text_encoder_2, pictures.plain),
         told=read_captions(world.text_encoder, world.text_encoder_2, pictures.described),
         attributes=torch.from_numpy(labels[:, columns_of(word)].astype(np.int64)),
@@ -118,7 +121,7 @@ def train_naming(
     place. Returns the averaged encoder, whose nested layers are as they were, and the heads.
     """
     torch.manual_seed(seed)
-    heads = AttributeHeads(CONTEXT, list(attributes(KINDS[data.word]).values())).to(device())
+    heads = AttributeHeads(CONTEXT, attributes(KINDS[data.word]).values()).to(device())
     encoder = encoder.float().requires_grad_(True).train().to(device())
     run = Run(folder, {"encoder": encoder, "heads": heads}, rate=rate, budget=budget, ema=0.995)
     rng = np.random.default_rng([seed, run.step])

@@ -7,6 +7,8 @@ as a face recogniser's embedding does where subjects are photographed people.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class AttributeHeads(nn.Module):
     width: of the tokens. sizes: the number of values of each attribute.
     """
 
-    def __init__(self, width: int, sizes: list[int]) -> None:
+    def __init__(self, width: int, sizes: Iterable[int]) -> None:
         super().__init__()
         self.each = nn.ModuleList(nn.Linear(width, size) for size in sizes)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..identity import KINDS, Identity, sample
+from ..identity import KINDS, Identity, sample, values_of
 from ..picture import crop, render
 from ..pixels import to_rgb, to_tensor
 from ..pose import window
@@ -23,7 +23,6 @@ from ..prompts import sample_identities, sample_picture
 from ..scorers import (
     PROMPT_ATTRIBUTES,
     Classifier,
-    attributes,
     new_identity_network,
     new_prompt_network,
     prompt_labels,
@@ -64,7 +63,7 @@ def _identity_examples(
         x, y = window(figure.placement)
         rgb.append(render(picture).rgb)
         corners.append((x + int(rng.integers(-1, 2)), y + int(rng.integers(-1, 2))))
-        labels.append([getattr(identity, name) for name in attributes(kind)])
+        labels.append(values_of(identity))
     seen = _through(vae, np.stack(rgb), seed)
     windows = np.stack([crop(picture, corner) for picture, corner in zip(seen, corners, strict=True)])
     return windows, np.asarray(labels)
