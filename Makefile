@@ -27,12 +27,12 @@ test: install
 
 ## make acceptance  measures every figure of the small world's card at full counts
 acceptance: install
-	@$(RUN) acceptance $(ARGS)
-	@$(RUN) references
+	@$(RUN) world acceptance $(ARGS)
+	@$(RUN) world references
 
 ## make train       trains the small world from scratch, or goes on where it was interrupted
 train: install
-	@$(RUN) train $(ARGS)
+	@$(RUN) world train $(ARGS)
 
 ## make lint        checks style and types
 lint: install

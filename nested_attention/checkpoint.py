@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from . import __version__, subject
 from .encoder import SubjectEncoder, SubjectEncoderConfig, weight_digests
 from .errors import NestedAttentionError
-from .files import TensorFile, map_anew, read_tensors, write_tensors
-from .layouts import Layout, recognise
+from .storage.layouts import Layout, recognise
+from .storage.tensors import TensorFile, map_anew, read_tensors, write_tensors
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject_encoder", "1"
 _READ_AT_ONCE = 32 * 2**20  # bytes of the file in memory while its weights are hashed, and cast

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from . import __version__
 from .errors import NestedAttentionError
-from .files import read_tensors, write_tensors
-from .thumbnail import check_thumbnail
+from .storage.tensors import read_tensors, write_tensors
+from .storage.thumbnail import check_thumbnail
 
 if TYPE_CHECKING:
     from .encoder import SubjectEncoder, SubjectEncoderConfig

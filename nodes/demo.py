@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..nested_attention.avatars.pose import Pose
-from ..nested_attention.avatars.pose_map import pose_picture
-from ..nested_attention.avatars.references import held_out, reference_picture
-from ..nested_attention.hosts.comfy.world import load_world
+from ..nested_attention.avatars.comfy.world import load_world
+from ..nested_attention.avatars.drawing.pose import Pose
+from ..nested_attention.avatars.drawing.pose_map import pose_picture
+from ..nested_attention.avatars.drawing.references import held_out, reference_picture
+from ..nested_attention.paths import SMALL_WORLD
 from .common import naming, schema
-from .load import SMALL_WORLD
 
 GAZES = {"left": -1, "ahead": 0, "right": 1}
 """The viewer's left and right, as `Pose` numbers them."""

@@ -12,20 +12,19 @@ from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
-from ..nested_attention.hosts.comfy.marks import warn_once
-from ..nested_attention.registry import weights_for
+from ..nested_attention.hosts.comfy.prompts.marks import warn_once
+from ..nested_attention.paths import PACK, SMALL_WORLD
+from ..nested_attention.storage.registry import weights_for
 from .common import SubjectEncoderType, naming, schema
 
 FOLDER = "nested_attention"
 """Name of the model folder, in ComfyUI/models and in extra_model_paths.yaml."""
 
-SMALL_WORLD = Path(__file__).resolve().parent.parent / "weights" / "avatars"
-"""The models that come with the pack."""
-
 BUNDLED = {
     f"avatars/{kind}_encoder.safetensors": SMALL_WORLD / f"{kind}_encoder.safetensors"
     for kind in ("person", "pet")
 }
+"""The encoders that come with the pack."""
 
 AS_STORED = "as stored"
 NO_VISION = "none"
@@ -57,7 +56,7 @@ def encoder_path(name: str) -> Path:
     elif (known := weights_for(FOLDER, name)) is not None:
         advice += (
             f". It is {known.page} (licence: {known.licence}); `python -m nested_attention.cli "
-            f"download {known.name}` in {SMALL_WORLD.parent.parent} fetches it"
+            f"download {known.name}` in {PACK} fetches it"
         )
     raise NestedAttentionError(
         f"Load Subject Encoder: there is no subject encoder {name!r} in {' or '.join(folders)}. {advice}"

@@ -9,6 +9,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.paths import FACE_DETECTOR
 from ..nested_attention.pictures.align import align_faces
 from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_masks, check_pictures
@@ -19,11 +20,6 @@ from ..nested_attention.pictures.isolate import BACKGROUNDS, Isolation, isolate_
 from ..nested_attention.pictures.pyramid import TiledFaceDetector
 from ..nested_attention.pictures.square import PADDINGS, Padding
 from .common import schema
-
-FACE_DETECTOR = (
-    Path(__file__).resolve().parent.parent / "weights" / "blazeface" / "face_detection.safetensors"
-)
-"""The face detector that comes with the pack."""
 
 
 class AlignFace(io.ComfyNode):

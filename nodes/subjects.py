@@ -10,13 +10,13 @@ from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import check_pictures
-from ..nested_attention.shelf import find_subject, list_subjects, new_file
+from ..nested_attention.paths import WEIGHTS
+from ..nested_attention.storage.store import find_subject, list_subjects, new_file
+from ..nested_attention.storage.thumbnail import make_thumbnail, neutral_icon
 from ..nested_attention.subject import read_subject
-from ..nested_attention.thumbnail import make_thumbnail, neutral_icon
 from .common import SubjectType, naming, schema
-from .load import SMALL_WORLD
 
-BUNDLED = {"avatars/somebody.safetensors": SMALL_WORLD.parent / "subjects" / "somebody.safetensors"}
+BUNDLED = {"avatars/somebody.safetensors": WEIGHTS / "subjects" / "somebody.safetensors"}
 """The saved subject that comes with the pack: a drawn person, for the encoder of the small world."""
 
 

@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nested_attention.files import write_tensors  # noqa: E402
 from nested_attention.pictures.blazeface import SIDE, BlazeFace, load_blazeface  # noqa: E402
+from nested_attention.storage.tensors import write_tensors  # noqa: E402
 
 TARGET = ROOT / "weights" / "blazeface" / "face_detection.safetensors"
 SHA256 = "3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633"

@@ -15,19 +15,19 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nested_attention.avatars.control import Control, load_control  # noqa: E402
-from nested_attention.avatars.picture import enlarge  # noqa: E402
-from nested_attention.avatars.pose import Pose  # noqa: E402
-from nested_attention.avatars.pose_map import pose_map  # noqa: E402
-from nested_attention.avatars.references import (  # noqa: E402
+from nested_attention.avatars.drawing.picture import enlarge  # noqa: E402
+from nested_attention.avatars.drawing.pose import Pose  # noqa: E402
+from nested_attention.avatars.drawing.pose_map import pose_map  # noqa: E402
+from nested_attention.avatars.drawing.references import (  # noqa: E402
     KINDS,
     held_out,
     reference_crop,
     reference_picture,
 )
-from nested_attention.avatars.tokenizer import WEIGHTS  # noqa: E402
-from nested_attention.avatars.world import load_world  # noqa: E402
+from nested_attention.avatars.models.control import Control, load_control  # noqa: E402
+from nested_attention.avatars.models.world import load_world  # noqa: E402
 from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
+from nested_attention.paths import SMALL_WORLD  # noqa: E402
 
 SIDE, GAP, SEEDS = 80, 8, range(6)
 
@@ -51,7 +51,7 @@ POSES = ((8, 6, 1), (16, 8, 0), (20, 12, -1), (26, 8, -1))
 def poses() -> Image.Image:
     """Pose pictures, and one person whom the small world draws in them."""
     maps = np.stack([pose_map([Pose(x, y, gaze, "calm")]) for x, y, gaze in POSES])
-    world, encoder = load_world(), load_subject_encoder(WEIGHTS / "person_encoder.safetensors").eval()
+    world, encoder = load_world(), load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors").eval()
     crops = np.stack([reference_crop(held_out("person", 7))] * len(POSES))
     drawn = world.generate(
         ["a photo of a person wearing a yellow raincoat at the beach"] * len(POSES),

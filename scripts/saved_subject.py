@@ -15,12 +15,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nested_attention.avatars.references import held_out, reference_crop, reference_picture  # noqa: E402
-from nested_attention.avatars.tokenizer import WEIGHTS  # noqa: E402
-from nested_attention.avatars.world import load_world  # noqa: E402
+from nested_attention.avatars.drawing.references import held_out, reference_crop, reference_picture  # noqa: E402
+from nested_attention.avatars.models.world import load_world  # noqa: E402
 from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
+from nested_attention.paths import SMALL_WORLD  # noqa: E402
+from nested_attention.storage.thumbnail import make_thumbnail  # noqa: E402
 from nested_attention.subject import Subject  # noqa: E402
-from nested_attention.thumbnail import make_thumbnail  # noqa: E402
 
 SOMEBODY = 12
 """The held-out person that the file holds."""
@@ -31,7 +31,7 @@ SAVED = ROOT / "weights" / "subjects" / "somebody.safetensors"
 def main() -> None:
     identity = held_out("person", SOMEBODY)
     features = load_world().features(reference_crop(identity)[None])
-    subject = Subject.from_images(load_subject_encoder(WEIGHTS / "person_encoder.safetensors"), features)
+    subject = Subject.from_images(load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors"), features)
     SAVED.parent.mkdir(exist_ok=True)
     picture = torch.from_numpy(reference_picture(identity)).float() / 255  # (80, 80, 3)
     subject.save(SAVED, thumbnail=make_thumbnail(picture))

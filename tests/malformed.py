@@ -23,15 +23,15 @@ from synthetic_checkpoints import TINY_SITES, encoder_tensors, write
 
 from nested_attention.attention import BoundSubject, check_subjects, nested_cross_attention
 from nested_attention.checkpoint import load_subject_encoder, save_subject_encoder
-from nested_attention.download import check_header
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
 from nested_attention.placeholders import SubjectWord, parse_prompt
 from nested_attention.prompt import find_word
-from nested_attention.registry import REGISTRY, known_weights
-from nested_attention.shelf import find_subject, is_subject, list_subjects, new_file
+from nested_attention.storage.download import check_header
+from nested_attention.storage.registry import REGISTRY, known_weights
+from nested_attention.storage.store import find_subject, is_subject, list_subjects, new_file
+from nested_attention.storage.thumbnail import make_thumbnail
 from nested_attention.subject import Subject, read_subject
-from nested_attention.thumbnail import make_thumbnail
 
 Case = Callable[[random.Random], None]
 

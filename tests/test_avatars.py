@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nested_attention.avatars import identity as identities
-from nested_attention.avatars.canvas import SIZE, Part
-from nested_attention.avatars.identity import Person, Pet, near_twins, sample, split_of
-from nested_attention.avatars.picture import CROP, STYLES, Figure, Picture, crop, enlarge, render
-from nested_attention.avatars.pose import EXPRESSIONS, PLACEMENTS, Pose
-from nested_attention.avatars.prompts import caption, combination_split, prompt, sample_picture
-from nested_attention.avatars.references import reference_crop, reference_picture
-from nested_attention.avatars.scenes import SCENES
-from nested_attention.avatars.wardrobe import ACCESSORIES, CLOTHES
+from nested_attention.avatars.drawing import identity as identities
+from nested_attention.avatars.drawing.canvas import SIZE, Part
+from nested_attention.avatars.drawing.identity import Person, Pet, near_twins, sample, split_of
+from nested_attention.avatars.drawing.picture import CROP, STYLES, Figure, Picture, crop, enlarge, render
+from nested_attention.avatars.drawing.pose import EXPRESSIONS, PLACEMENTS, Pose
+from nested_attention.avatars.drawing.prompts import caption, combination_split, prompt, sample_picture
+from nested_attention.avatars.drawing.references import reference_crop, reference_picture
+from nested_attention.avatars.drawing.scenes import SCENES
+from nested_attention.avatars.drawing.wardrobe import ACCESSORIES, CLOTHES
 
 KINDS = [Person, Pet]
 seeds = st.integers(0, 2**31 - 1)

@@ -199,7 +199,7 @@ class TestBench:
     def test_the_command(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner
 
-        from nested_attention.cli import app
+        from nested_attention.cli.app import app
 
         out, before = tmp_path / "bench.json", torch.get_num_threads()
         small = ["--sizes", "32", "--tokens", "4", "--repeats", "1", "--threads", "1", "--out", str(out)]

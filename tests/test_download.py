@@ -19,10 +19,12 @@ import typer.testing
 from safetensors.torch import save
 from synthetic_checkpoints import NAMING, TINY_SITES, Sizes, encoder_tensors, write
 
-from nested_attention import cli, download, download_command, layouts, registry
 from nested_attention.checkpoint import load_subject_encoder
+from nested_attention.cli import app as cli
+from nested_attention.cli import download as download_command
 from nested_attention.errors import NestedAttentionError
-from nested_attention.registry import find_weights, known_weights, weights_for
+from nested_attention.storage import download, layouts, registry
+from nested_attention.storage.registry import find_weights, known_weights, weights_for
 
 PERSON = "nested-attention-person"
 TARGET = "nested_attention/nested_attention_person.safetensors"

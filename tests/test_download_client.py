@@ -88,7 +88,7 @@ def download(hub: Hub | None, folder: Path) -> tuple[int, str]:
     """The command in a process of its own, whose client knows no other hub."""
     (folder / "ComfyUI" / "models").mkdir(parents=True, exist_ok=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from nested_attention.cli import app; "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from nested_attention.cli.app import app; "
         f"app(['download', 'nested-attention-person', '--accept-licence', '--comfyui', "
         f"{str(folder / 'ComfyUI')!r}])"
     )

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nested_attention.avatars.identity import split_of
-from nested_attention.avatars.prompts import combination_split
-from nested_attention.evaluation import acceptance, alternatives, records, references
-from nested_attention.evaluation.cases import draw_cases, true_drawings, windows
-from nested_attention.evaluation.likeness import twins
-from nested_attention.evaluation.report import PAGES, figures, insert, percent, read, read_if_there
-from nested_attention.evaluation.statistics import rate, top1, wilson
+from nested_attention.avatars.drawing.identity import split_of
+from nested_attention.avatars.drawing.prompts import combination_split
+from nested_attention.avatars.figures import acceptance, alternatives, records, references
+from nested_attention.avatars.figures.cases import draw_cases, true_drawings, windows
+from nested_attention.avatars.figures.likeness import twins
+from nested_attention.avatars.figures.report import PAGES, figures, insert, percent, read, read_if_there
+from nested_attention.avatars.figures.statistics import rate, top1, wilson
 
 
 @given(trials=st.integers(1, 500), share=st.floats(0, 1))
@@ -74,7 +74,7 @@ def test_twins_differ_from_the_case_in_one_attribute() -> None:
 @pytest.mark.parametrize("word", ["person", "pet"])
 def test_judges_know_the_true_drawings(word: str) -> None:
     """The ceiling of every figure: judges that could not tell true drawings apart would measure nothing."""
-    from nested_attention.avatars.scorers import load_identity_scorer, load_prompt_scorer
+    from nested_attention.avatars.models.scorers import load_identity_scorer, load_prompt_scorer
 
     cases = draw_cases((word,), 60, seed=77)
     rgb = true_drawings(cases)
@@ -99,7 +99,7 @@ def test_the_committed_figures_belong_to_the_shipped_weights() -> None:
 def test_the_committed_figures_of_references_belong_to_the_shipped_weights() -> None:
     document = read_if_there(references.RESULTS)
     assert document is not None
-    stale = "weights changed since `nested-attention references` ran: run it again"
+    stale = "weights changed since `nested-attention world references` ran: run it again"
     assert of_weights(document["hashes"]) == of_weights(records.hashes()), stale
     for word in ("person", "pet"):
         assert list(document[word]) == [references.CLOSE_UP, *references.SEVERAL]
@@ -127,14 +127,14 @@ def test_the_committed_figures_are_of_full_counts() -> None:
 def test_the_committed_comparison_belongs_to_the_shipped_world() -> None:
     document = read_if_there(alternatives.RESULTS)
     assert document is not None
-    stale = "the world changed since `nested-attention compare` ran: run it again"
+    stale = "the world changed since `nested-attention world compare` ran: run it again"
     assert of_weights(document["hashes"]) == of_weights(alternatives.world_hashes()), stale
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.parent.name)
 def test_pages_show_the_committed_figures(path: Path) -> None:
     page = path.read_text()
-    assert page == insert(page, PAGES[path]()), "run `nested-attention report`"
+    assert page == insert(page, PAGES[path]()), "run `nested-attention world report`"
 
 
 def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> None:

@@ -13,29 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nested_attention.avatars import pose_map as colours
-from nested_attention.avatars.canvas import Part
-from nested_attention.avatars.control import (
-    Control,
-    control_from,
-    load_control,
-    new_control,
-    save_control,
-    to_hint,
-)
-from nested_attention.avatars.identity import Person, sample
-from nested_attention.avatars.ink import INK, PAPER, ink
-from nested_attention.avatars.lora import add_lora, lora_applied, lora_sites, remove_lora, save_lora
-from nested_attention.avatars.picture import STYLES, Figure, Picture, render
-from nested_attention.avatars.pose import Pose
-from nested_attention.avatars.pose_map import pose_map, pose_picture
-from nested_attention.avatars.prompts import caption, sample_picture, without_place
-from nested_attention.avatars.train.extras import train_pose, train_style
-from nested_attention.avatars.train.held import COLUMNS, TOPS, draw_held, sample_held
-from nested_attention.avatars.train.loop import Budget
-from nested_attention.avatars.world import Sampling, World, load_world
-from nested_attention.errors import NestedAttentionError
-from nested_attention.evaluation.extras import (
+from nested_attention.avatars.drawing import pose_map as colours
+from nested_attention.avatars.drawing.canvas import Part
+from nested_attention.avatars.drawing.identity import Person, sample
+from nested_attention.avatars.drawing.ink import INK, PAPER, ink
+from nested_attention.avatars.drawing.picture import STYLES, Figure, Picture, render
+from nested_attention.avatars.drawing.pose import Pose
+from nested_attention.avatars.drawing.pose_map import pose_map, pose_picture
+from nested_attention.avatars.drawing.prompts import caption, sample_picture, without_place
+from nested_attention.avatars.figures.pose_and_style import (
     Judge,
     find_pose,
     held_pictures,
@@ -43,7 +29,21 @@ from nested_attention.evaluation.extras import (
     measure_style,
     patch_distance,
 )
-from nested_attention.files import read_tensors, write_tensors
+from nested_attention.avatars.models.control import (
+    Control,
+    control_from,
+    load_control,
+    new_control,
+    save_control,
+    to_hint,
+)
+from nested_attention.avatars.models.lora import add_lora, lora_applied, lora_sites, remove_lora, save_lora
+from nested_attention.avatars.models.world import Sampling, World, load_world
+from nested_attention.avatars.train.loop import Budget
+from nested_attention.avatars.train.pose_and_style import train_pose, train_style
+from nested_attention.avatars.train.pose_data import COLUMNS, TOPS, draw_held, sample_held
+from nested_attention.errors import NestedAttentionError
+from nested_attention.storage.tensors import read_tensors, write_tensors
 
 FEW = Sampling(steps=8)
 

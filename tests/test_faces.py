@@ -16,12 +16,12 @@ from skimage import data, transform
 from torch import Tensor
 
 from nested_attention.errors import NestedAttentionError
-from nested_attention.files import read_tensors, write_tensors
 from nested_attention.pictures.align import align_faces
 from nested_attention.pictures.blazeface import SIDE, anchor_centres, load_blazeface
 from nested_attention.pictures.draw import OTHER, TAKEN, draw_faces
 from nested_attention.pictures.faces import ffhq_square
 from nested_attention.pictures.pyramid import TiledFaceDetector, cut_tiles, tile_sides
+from nested_attention.storage.tensors import read_tensors, write_tensors
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "blazeface" / "face_detection.safetensors"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nested_attention.avatars.world import Sampling
-from nested_attention.evaluation.acceptance import Counts, Judges
-from nested_attention.evaluation.cases import draw_cases, true_drawings
-from nested_attention.evaluation.pairs import MEASURES, Measure, halves, people, place, score_slots
-from nested_attention.evaluation.report import figures, read
+from nested_attention.avatars.figures.acceptance import Counts, Judges
+from nested_attention.avatars.figures.cases import draw_cases, true_drawings
+from nested_attention.avatars.figures.pairs import MEASURES, Measure, halves, people, place, score_slots
+from nested_attention.avatars.figures.report import figures, read
+from nested_attention.avatars.models.world import Sampling
 
 QUICK = Sampling(steps=4, batch=16)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nested_attention.avatars.identity import Pet, attributes
-from nested_attention.avatars.tokenizer import WEIGHTS
+from nested_attention.avatars.drawing.identity import Pet, attributes
+from nested_attention.avatars.figures.probe import probe
+from nested_attention.avatars.models.world import World, load_world
 from nested_attention.avatars.train.encoders import new_encoder
-from nested_attention.avatars.world import World, load_world
 from nested_attention.checkpoint import load_subject_encoder
-from nested_attention.cli import app
-from nested_attention.evaluation.probe import probe
+from nested_attention.cli.app import app
+from nested_attention.paths import SMALL_WORLD
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def world() -> World:
 
 def test_the_shipped_tokens_hold_what_the_features_offer(world: World) -> None:
     """Within what 300 crops can tell; the encoders of before were 30 points short in coat and eyes."""
-    read = probe(world, load_subject_encoder(WEIGHTS / "pet_encoder.safetensors"), trained=600, held=300)
+    read = probe(world, load_subject_encoder(SMALL_WORLD / "pet_encoder.safetensors"), trained=600, held=300)
     offered, held = read["image features"], read["subject tokens"]
     assert list(offered) == list(held) == list(attributes(Pet))
     assert {each["trials"] for each in held.values()} == {300}
@@ -42,8 +42,10 @@ def test_a_token_that_is_the_same_for_everybody_holds_nothing(world: World) -> N
 def test_the_command_names_every_attribute(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    said = CliRunner().invoke(app, ["probe", str(WEIGHTS / "pet_encoder.safetensors"), "--number", "40"])
+    said = CliRunner().invoke(
+        app, ["world", "probe", str(SMALL_WORLD / "pet_encoder.safetensors"), "--number", "40"]
+    )
     assert said.exit_code == 0, said.output
     assert [line.split()[0] for line in said.output.splitlines()] == list(attributes(Pet))
-    missing = CliRunner().invoke(app, ["probe", str(tmp_path / "none.safetensors")])
+    missing = CliRunner().invoke(app, ["world", "probe", str(tmp_path / "none.safetensors")])
     assert missing.exit_code == 1 and "none.safetensors" in missing.output

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from nested_attention.errors import NestedAttentionError
-from nested_attention.shelf import find_subject, inside, is_subject, list_subjects, new_file
+from nested_attention.storage.store import find_subject, inside, is_subject, list_subjects, new_file
+from nested_attention.storage.thumbnail import SIZE, make_thumbnail, neutral_icon
 from nested_attention.subject import Subject, read_subject
-from nested_attention.thumbnail import SIZE, make_thumbnail, neutral_icon
 
 TRAVERSALS = [
     "../alice.safetensors",
@@ -72,7 +72,7 @@ def test_subjects_are_listed_by_their_content(subject: Subject, shelves: dict[st
 def test_folders_are_walked_again_only_when_they_changed(
     subject: Subject, shelves: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nested_attention import shelf
+    from nested_attention.storage import store as shelf
 
     read: list[Path] = []
     monkeypatch.setattr(shelf, "is_subject", lambda path: bool(read.append(path)) or path.stem != "lora")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from nested_attention.avatars.references import held_out
-from nested_attention.avatars.tokenizer import WEIGHTS
-from nested_attention.avatars.vocabulary import SIZE, CompactEmbedding, compact
-from nested_attention.avatars.world import Attached, Sampling
-from nested_attention.evaluation.acceptance import Counts, Judges, attach, score_identity, score_prompt
-from nested_attention.evaluation.cases import draw_cases
+from nested_attention.avatars.drawing.references import held_out
+from nested_attention.avatars.figures.acceptance import Counts, Judges, attach, score_identity, score_prompt
+from nested_attention.avatars.figures.cases import draw_cases
+from nested_attention.avatars.models.vocabulary import SIZE, CompactEmbedding, compact
+from nested_attention.avatars.models.world import Attached, Sampling
+from nested_attention.paths import SMALL_WORLD
 
 MEGABYTE = 1_000_000
 SHORT = Sampling(steps=4, batch=4)
@@ -26,7 +26,7 @@ def judges() -> Judges:
 
 
 def test_weights_stay_small() -> None:
-    files = list(WEIGHTS.rglob("*.safetensors"))
+    files = list(SMALL_WORLD.rglob("*.safetensors"))
     assert files and max(path.stat().st_size for path in files) <= 16 * MEGABYTE
     assert sum(path.stat().st_size for path in files) <= 36 * MEGABYTE
 

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from nested_attention.avatars.canvas import SIZE
-from nested_attention.avatars.identity import Person, Pet, attributes
-from nested_attention.avatars.pixels import encode_pictures
-from nested_attention.avatars.tokenizer import WEIGHTS, load_tokenizer
+from nested_attention.avatars.drawing.canvas import SIZE
+from nested_attention.avatars.drawing.identity import Person, Pet, attributes
+from nested_attention.avatars.models.pixels import encode_pictures
+from nested_attention.avatars.models.tokenizer import load_tokenizer
+from nested_attention.avatars.models.watched import WatchedAttention, watch
+from nested_attention.avatars.models.world import World, load_world
 from nested_attention.avatars.train import stages
+from nested_attention.avatars.train.attribute_heads import ATTRIBUTES, AttributeHeads, columns_of
 from nested_attention.avatars.train.base import (
     attention_loss,
     cell_weights,
@@ -34,14 +37,12 @@ from nested_attention.avatars.train.encoders import (
     train_naming,
 )
 from nested_attention.avatars.train.loop import Budget, Run
-from nested_attention.avatars.train.naming import ATTRIBUTES, AttributeHeads, columns_of
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
-from nested_attention.avatars.watched import WatchedAttention, watch
-from nested_attention.avatars.world import World, load_world
 from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.errors import NestedAttentionError
+from nested_attention.paths import SMALL_WORLD
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +363,7 @@ def test_the_stage_of_an_encoder_reads_draws_and_saves(
     """Onward: from the weights that are there, which two small steps of each part do not take far."""
     monkeypatch.setattr(stages, "Budget", lambda **_: Budget(steps=2, warmup=1))  # of reading, and of drawing
     weights = tmp_path / "weights"
-    shutil.copytree(WEIGHTS, weights)
+    shutil.copytree(SMALL_WORLD, weights)
     path = weights / "pet_encoder.safetensors"
     shipped = load_subject_encoder(path)
     recipe = Recipe(runs=tmp_path / "runs", weights=weights, encoder_pictures=8, threads=2, onward=True)

@@ -1,4 +1,4 @@
-"""Runs what has to run inside ComfyUI (`hosts/comfy/timing.py`, `slot_timing.py`) in a process of its own."""
+"""Runs what has to run inside ComfyUI (`bench/comfy/`) in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo.server import PACK
 from ..errors import NestedAttentionError
 from ..find_comfyui import find_comfyui
+from ..paths import PACK
 from .report import table
 
 # ComfyUI's folder comes first and the pack's last: both have a module called nodes.
@@ -28,15 +28,15 @@ from comfy.cli_args import args
 args.cpu = not torch.cuda.is_available()
 options = json.loads(options)
 torch.set_num_threads(options.pop("threads"))
-from nested_attention.hosts.comfy import slot_timing, timing
-run = getattr(slot_timing if task == "slots" else timing, task)
+from nested_attention.bench.comfy import sampling, slots
+run = getattr(slots if task == "slots" else sampling, task)
 with open(out, "w") as file:
     json.dump(run(**options), file)
 """
 
 
 def run_in_comfyui(task: str, **options: Any) -> dict[str, Any]:
-    """Calls a function of `hosts/comfy/timing.py`, or `slots`, and returns what it found.
+    """Calls a function of `bench/comfy/` and returns what it found.
 
     Raises NestedAttentionError, with the end of its output, if there is no ComfyUI or the process fails.
     """

@@ -17,13 +17,14 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ..avatars import model
-from ..avatars.model import LATENT, LATENT_CHANNELS, TIME_IDS
-from ..avatars.tokenizer import WEIGHTS, load_tokenizer
-from ..avatars.world import World, load_world
+from ..avatars.figures.cases import Case, draw_cases
+from ..avatars.models import model
+from ..avatars.models.model import LATENT, LATENT_CHANNELS, TIME_IDS
+from ..avatars.models.tokenizer import load_tokenizer
+from ..avatars.models.world import World, load_world
 from ..checkpoint import load_subject_encoder
-from ..evaluation.cases import Case, draw_cases
 from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from ..paths import SMALL_WORLD
 from ..pruning import prune_tokens, token_usage
 from .report import table
 from .timing import Clock
@@ -67,7 +68,7 @@ def run_shortcuts(
     """The exact pictures first, then bfloat16, then each shortcut."""
     world, encoder = (
         load_world(),
-        load_subject_encoder(WEIGHTS / f"{WORD}_encoder.safetensors", dtype=torch.float32),
+        load_subject_encoder(SMALL_WORLD / f"{WORD}_encoder.safetensors", dtype=torch.float32),
     )
     cases = draw_cases((WORD,), pictures, seed=0)
     crops = np.stack([case.reference(WORD) for case in cases])

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..avatars.identity import Identity
-from ..avatars.prompts import prompt, sample_picture
-from ..avatars.references import held_out, reference_crop
-from ..evaluation.cases import Case
+from ..avatars.drawing.identity import Identity
+from ..avatars.drawing.prompts import prompt, sample_picture
+from ..avatars.drawing.references import held_out, reference_crop
+from ..avatars.figures.cases import Case
 
 
 @dataclass(frozen=True, eq=False)

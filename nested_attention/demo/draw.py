@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation.cases import Case
+from ..avatars.figures.cases import Case
+from ..paths import PACK, SMALL_WORLD
 from .cases import Drawn, Row
-from .server import PACK, ComfyServer
+from .server import ComfyServer
 
 Graph = dict[str, Any]
 
@@ -47,14 +48,13 @@ def draw_with_comfyui(rows: Sequence[Row], comfyui: Path) -> list[Drawn]:
 
 def draw_with_diffusers(rows: Sequence[Row]) -> list[Drawn]:
     """The same with the small world's own modules and the attention processors for diffusers."""
-    from ..avatars.tokenizer import WEIGHTS
-    from ..avatars.world import load_world
+    from ..avatars.models.world import load_world
     from ..checkpoint import load_subject_encoder
 
     world = load_world()
     alone, together = [row.alone for row in rows], [row.together for row in rows]
     encoders = {
-        word: load_subject_encoder(WEIGHTS / f"{word}_encoder.safetensors", dtype=torch.float32)
+        word: load_subject_encoder(SMALL_WORLD / f"{word}_encoder.safetensors", dtype=torch.float32)
         for word in ("person", "pet")
     }
 
@@ -96,7 +96,7 @@ def art_pixels(path: Path) -> np.ndarray:
     """A saved picture of the small world, enlarged any number of times → (32, 32, 3) uint8"""
     from PIL import Image
 
-    from ..avatars.canvas import SIZE
+    from ..avatars.drawing.canvas import SIZE
 
     with Image.open(path) as image:
         rgb = np.asarray(image.convert("RGB"))

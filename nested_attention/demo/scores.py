@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..avatars.references import held_out
-from ..avatars.scorers import load_identity_scorer, load_prompt_scorer
-from ..evaluation.cases import Case, windows
-from ..evaluation.statistics import top1
+from ..avatars.drawing.references import held_out
+from ..avatars.figures.cases import Case, windows
+from ..avatars.figures.statistics import top1
+from ..avatars.models.scorers import load_identity_scorer, load_prompt_scorer
 from .cases import Drawn, Row
 
 CANDIDATES = 100

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import NestedAttentionError
+from ..paths import PACK
 
-PACK = Path(__file__).resolve().parent.parent.parent
 PACK_NAME = "nested-attention"
 """Folder name in custom_nodes, and the pack's id in ComfyUI's registry."""
 

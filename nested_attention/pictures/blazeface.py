@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..errors import NestedAttentionError
-from ..files import read_tensors
+from ..storage.tensors import read_tensors
 
 SIDE = 128
 """Pixels a side of what the network sees."""

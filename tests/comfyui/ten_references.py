@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from tiny import encode, make_clip, make_encoder, make_model, sample  # noqa: E402
 
 from nested_attention.hosts.comfy import apply_subject, encode_subject  # noqa: E402
-from nested_attention.hosts.comfy.model import SubjectChain  # noqa: E402
+from nested_attention.hosts.comfy.sampling.chain import SubjectChain  # noqa: E402
 
 PUBLISHED = {
     "vision_dim": 1280,

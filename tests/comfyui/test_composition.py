@@ -78,8 +78,8 @@ def test_a_layer_is_what_was_there_plus_the_correction(world: Any, scale: float,
     from comfy.ldm.modules.attention import optimized_attention
 
     from nested_attention.attention import nested_cross_attention
-    from nested_attention.hosts.comfy.layer import NestedLayer
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+    from nested_attention.hosts.comfy.sampling.layer import NestedLayer
 
     model, clip = world.apply(world.model, world.clip, attention_scale=scale)
     codes = clip.marks(clip.tokenize("a person")).codes

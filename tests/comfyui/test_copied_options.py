@@ -11,7 +11,7 @@ import torch
 def test_copied_options_are_the_same_subjects(world: Any) -> None:
     from tiny import encode, same, sample
 
-    from nested_attention.hosts.comfy.marks import KEY
+    from nested_attention.hosts.comfy.prompts.marks import KEY
 
     copies: list[Any] = []
 

@@ -21,7 +21,7 @@ def both(world: Any, request: pytest.FixtureRequest) -> SimpleNamespace:
     import tiny
     from diffusers import UNet2DConditionModel
 
-    from nested_attention.hosts.comfy.world import Part, build_model
+    from nested_attention.avatars.comfy.world import Part, build_model
 
     crossed = ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
     layers = [1, 1, 2]
@@ -171,7 +171,7 @@ def test_both_hosts_agree(both: SimpleNamespace, scale: float, occupied: bool, w
 
 def test_the_sites_of_the_converted_unet_are_those_of_diffusers(both: SimpleNamespace) -> None:
     """ComfyUI's addresses reach the layers that the sites name, by their weights."""
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.sites import diffusers_sites
 
     model, _ = apply(both, both.model, ("person",), 1.0)

@@ -13,7 +13,7 @@ from malformed import NASTY, text
 from test_nodes import encoder_file, folder, nodes, pack  # noqa: F401  fixtures
 from test_subjects import Vision, folders  # noqa: F401
 
-from nested_attention.shelf import list_subjects
+from nested_attention.storage.store import list_subjects
 
 CASES = int(os.environ.get("NESTED_ATTENTION_MALFORMED", "10000")) // 20
 

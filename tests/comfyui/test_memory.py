@@ -12,7 +12,7 @@ import torch
 
 
 def values(model: Any) -> list[Any]:
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
 
     return [subject.values for subject in SubjectChain.of(model).subjects]
 
@@ -55,7 +55,7 @@ def test_what_is_projected(world: Any) -> None:
 
 
 def test_a_clone_duplicates_no_tensor(world: Any) -> None:
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
 
     model, _ = world.apply(world.model, world.clip)
     assert SubjectChain.of(model.clone().clone()) is SubjectChain.of(model)
@@ -64,7 +64,7 @@ def test_a_clone_duplicates_no_tensor(world: Any) -> None:
 def test_the_cache_is_bounded_and_lets_go(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny import encode, make_subject, sample
 
-    from nested_attention.hosts.comfy import memory
+    from nested_attention.hosts.comfy.encoding import memory
 
     def run(seed: int) -> Any:
         model, clip = world.apply(world.model, world.clip, make_subject(world.person, seed=seed))
@@ -180,7 +180,7 @@ def test_another_copy_for_another_gpu(world: Any) -> None:
 def test_a_copy_of_the_model_uses_the_values_beside_it(world: Any) -> None:
     from types import SimpleNamespace
 
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
 
     model, _ = world.apply(*world.apply(world.model, world.clip), world.rex)
     chain, copied = SubjectChain.of(model), model.clone()

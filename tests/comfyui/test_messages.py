@@ -79,7 +79,7 @@ def test_a_mistyped_placeholder(world: Any) -> None:
 def test_lookalikes_pass_with_one_warning(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     from tiny import encode, tokens_marked
 
-    from nested_attention.hosts.comfy.marks import warn_once
+    from nested_attention.hosts.comfy.prompts.marks import warn_once
 
     warn_once.cache_clear()
     _, clip = world.apply(world.model, world.clip, name="alice")
@@ -126,7 +126,7 @@ def test_a_model_wire_from_the_middle_of_the_chain_warns(
 ) -> None:
     from tiny import encode, sample
 
-    from nested_attention.hosts.comfy.marks import warn_once
+    from nested_attention.hosts.comfy.prompts.marks import warn_once
 
     warn_once.cache_clear()
     first, clip = world.apply(world.model, world.clip)

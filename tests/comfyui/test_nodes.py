@@ -255,8 +255,8 @@ def test_apply_and_mark_reach_the_library(nodes: dict[str, Any], encoder_file: P
 
 def test_demo_world_references_are_held_out_and_follow_the_seed(pack: ModuleType) -> None:
     demo = sys.modules[f"{PACK}.nodes.demo"]
-    references = sys.modules[f"{PACK}.nested_attention.avatars.references"]
-    identity = sys.modules[f"{PACK}.nested_attention.avatars.identity"]
+    references = sys.modules[f"{PACK}.nested_attention.avatars.drawing.references"]
+    identity = sys.modules[f"{PACK}.nested_attention.avatars.drawing.identity"]
     for kind in references.KINDS:
         pictures = [demo._image(kind, seed) for seed in (0, 1, 2**32 - 1)]
         assert all(p.shape == (1, 80, 80, 3) and p.min() >= 0 and p.max() <= 1 for p in pictures)

@@ -18,7 +18,7 @@ FUNCTIONS = ("pytorch", "sub_quad", "split", "basic")
 @pytest.fixture
 def forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which form each layer ran, in order."""
-    from nested_attention.hosts.comfy import layer
+    from nested_attention.hosts.comfy.sampling import layer
 
     ran: list[str] = []
 
@@ -46,8 +46,8 @@ def run(world: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     import comfy.ldm.modules.attention as comfy_attention
 
     from nested_attention.attention import nested_cross_attention
-    from nested_attention.hosts.comfy.layer import NestedLayer
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+    from nested_attention.hosts.comfy.sampling.layer import NestedLayer
     from nested_attention.rows import read_rows
 
     def layer(
@@ -98,7 +98,7 @@ def test_rows_without_a_subject_keep_their_bits(
 def test_a_batch_whose_parts_round_otherwise_is_attended_as_a_whole(run: Run, forms: list[str]) -> None:
     import comfy.ldm.modules.attention as comfy_attention
 
-    from nested_attention.hosts.comfy import parts
+    from nested_attention.hosts.comfy.sampling import parts
 
     def rounds_by_batch(q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
         return comfy_attention.attention_pytorch(q, k, v, heads=heads, **kwargs) + 1e-6 * len(q)
@@ -123,7 +123,7 @@ def test_rows_that_are_no_neighbours(run: Run, forms: list[str]) -> None:
 def test_without_a_marked_row_there_is_only_comfyui_s_attention(run: Run) -> None:
     import comfy.ldm.modules.attention as comfy_attention
 
-    from nested_attention.hosts.comfy import parts
+    from nested_attention.hosts.comfy.sampling import parts
 
     calls, sub_quad = [], comfy_attention.attention_sub_quad
 
@@ -162,7 +162,7 @@ def test_where_others_have_a_say_theirs_is_run_for_all_rows(run: Run, forms: lis
 def test_outside_of_a_region_it_is_comfyui_s_attention_to_the_bit(
     run: Run, forms: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nested_attention.hosts.comfy.layer import CarriedSubject
+    from nested_attention.hosts.comfy.sampling.layer import CarriedSubject
 
     bind, inside = CarriedSubject.bind, torch.arange(64) % 2 == 0
 
@@ -177,7 +177,7 @@ def test_outside_of_a_region_it_is_comfyui_s_attention_to_the_bit(
 
 
 def test_compiled_it_is_tried_nowhere(run: Run, forms: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from nested_attention.hosts.comfy import parts
+    from nested_attention.hosts.comfy.sampling import parts
 
     monkeypatch.setattr(parts, "_same_bits", lambda *_: pytest.fail("a trial under the compiler"))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -187,7 +187,7 @@ def test_compiled_it_is_tried_nowhere(run: Run, forms: list[str], monkeypatch: p
 
 
 def test_each_shape_is_tried_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nested_attention.hosts.comfy import parts
+    from nested_attention.hosts.comfy.sampling import parts
 
     parts._same_bits.cache_clear()
     for queries in (64, 64, 16):

@@ -68,10 +68,10 @@ def test_region_zero_is_the_base_model_and_region_one_no_region_to_the_bit(
 def test_only_queries_inside_the_region_change_in_a_layer(world: Any) -> None:
     from comfy.ldm.modules.attention import optimized_attention
 
-    from nested_attention.hosts.comfy.layer import NestedLayer
-    from nested_attention.hosts.comfy.model import SubjectChain
-    from nested_attention.hosts.comfy.places import Pass
-    from nested_attention.hosts.comfy.regions import SamplingRun
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+    from nested_attention.hosts.comfy.sampling.layer import NestedLayer
+    from nested_attention.hosts.comfy.sampling.places import Pass
+    from nested_attention.hosts.comfy.sampling.regions import SamplingRun
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 64, generator=generator) for n in (16, 77, 77))
@@ -146,7 +146,7 @@ def test_a_batch_of_masks_goes_with_the_pictures_and_begins_again(world: Any) ->
 
 
 def test_a_mask_is_laid_on_each_grid_once_a_sampling(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nested_attention.hosts.comfy import regions
+    from nested_attention.hosts.comfy.sampling import regions
 
     calls: list[Any] = []
     original = regions.area_mean
@@ -273,7 +273,7 @@ class TestFound:
     def test_a_region_that_cannot_be_found_is_said(
         self, world: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from nested_attention.hosts.comfy.marks import warn_once
+        from nested_attention.hosts.comfy.prompts.marks import warn_once
 
         warn_once.cache_clear()
         draw(*two(world, self.AUTO, {**self.AUTO, "start_percent": 0.6}), TWO, steps=4)
@@ -281,7 +281,7 @@ class TestFound:
         assert "'alice'" not in caplog.text
 
     def test_what_is_found_ends_with_the_sampling(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nested_attention.hosts.comfy import model as hosts_model
+        from nested_attention.hosts.comfy.sampling import chain as hosts_model
 
         runs: list[Any] = []
 
@@ -323,7 +323,7 @@ def test_an_empty_region_is_the_base_model_with_a_warning(
 ) -> None:
     from tiny import same
 
-    from nested_attention.hosts.comfy.marks import warn_once
+    from nested_attention.hosts.comfy.prompts.marks import warn_once
 
     warn_once.cache_clear()
     base = draw(world.model, world.clip)

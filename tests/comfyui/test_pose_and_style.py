@@ -20,14 +20,14 @@ def small(comfyui: Any) -> SimpleNamespace:
     import comfy.controlnet
     import comfy.utils
 
-    from nested_attention.avatars import control, lora
-    from nested_attention.avatars.references import held_out, reference_picture
-    from nested_attention.avatars.tokenizer import WEIGHTS
+    from nested_attention.avatars.comfy.world import load_world
+    from nested_attention.avatars.drawing.references import held_out, reference_picture
+    from nested_attention.avatars.models import control, lora
     from nested_attention.hosts.comfy import encode_subject, load_encoder_for_comfy
-    from nested_attention.hosts.comfy.world import load_world
+    from nested_attention.paths import SMALL_WORLD
 
-    world = load_world(WEIGHTS)
-    encoder = load_encoder_for_comfy(WEIGHTS / "person_encoder.safetensors")
+    world = load_world(SMALL_WORLD)
+    encoder = load_encoder_for_comfy(SMALL_WORLD / "person_encoder.safetensors")
     identity = held_out("person", SEED)
     reference = torch.from_numpy(reference_picture(identity).astype(np.float32) / 255)[None]
     return SimpleNamespace(
@@ -69,8 +69,8 @@ def posed(small: SimpleNamespace, conds: tuple[Any, Any], x: int, strength: floa
     """ControlNetApplyAdvanced with Demo Pose."""
     from nodes import ControlNetApplyAdvanced
 
-    from nested_attention.avatars.pose import Pose
-    from nested_attention.avatars.pose_map import pose_picture
+    from nested_attention.avatars.drawing.pose import Pose
+    from nested_attention.avatars.drawing.pose_map import pose_picture
 
     image = torch.from_numpy(pose_picture([Pose(x, 8, 0, "calm")]))[None]
     return ControlNetApplyAdvanced().apply_controlnet(
@@ -105,9 +105,9 @@ def sample(model: Any, conds: tuple[Any, Any], steps: int = 8) -> Tensor:
 
 def columns(small: SimpleNamespace, latents: Tensor) -> list[int]:
     """Where the person of the subject is found in each picture, in art pixels from the left."""
-    from nested_attention.avatars.picture import Figure
-    from nested_attention.avatars.pose import Pose
-    from nested_attention.evaluation.extras import find_pose
+    from nested_attention.avatars.drawing.picture import Figure
+    from nested_attention.avatars.drawing.pose import Pose
+    from nested_attention.avatars.figures.pose_and_style import find_pose
 
     figure = Figure(small.identity, "middle", Pose(16, 8, 0, "calm"))
     shown = small.world.vae.decode(latents)[:, ::4, ::4]  # (2, 32, 32, 3): one pixel an art pixel
@@ -116,10 +116,10 @@ def columns(small: SimpleNamespace, latents: Tensor) -> list[int]:
 
 def test_the_stock_loader_builds_the_controlnet_that_was_trained(small: SimpleNamespace) -> None:
     """Recognised from its tensors, all of them used: what it adds is what diffusers' network adds."""
-    from nested_attention.avatars.control import load_control, to_hint
-    from nested_attention.avatars.model import CONTEXT, POOLED
-    from nested_attention.avatars.pose import Pose
-    from nested_attention.avatars.pose_map import pose_map
+    from nested_attention.avatars.drawing.pose import Pose
+    from nested_attention.avatars.drawing.pose_map import pose_map
+    from nested_attention.avatars.models.control import load_control, to_hint
+    from nested_attention.avatars.models.model import CONTEXT, POOLED
 
     hint = to_hint(pose_map([Pose(8, 8, 1, "calm")])[None]).expand(2, -1, -1, -1)
     torch.manual_seed(0)
@@ -135,8 +135,8 @@ def test_the_stock_loader_builds_the_controlnet_that_was_trained(small: SimpleNa
 def test_the_stock_loader_puts_every_tensor_of_the_lora_on_the_unet(
     small: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from nested_attention.avatars.lora import lora_applied, lora_sites
-    from nested_attention.avatars.world import load_world
+    from nested_attention.avatars.models.lora import lora_applied, lora_sites
+    from nested_attention.avatars.models.world import load_world
 
     model, clip = styled(small, small.world.model, small.world.clip)
     assert "not loaded" not in caplog.text
@@ -182,7 +182,7 @@ def test_the_controlnet_moves_the_subject(small: SimpleNamespace) -> None:
 def test_the_lora_restyles_the_subject(small: SimpleNamespace) -> None:
     from tiny import carries, same
 
-    from nested_attention.avatars.ink import PAPER
+    from nested_attention.avatars.drawing.ink import PAPER
 
     both = apply(small, *styled(small, small.world.model, small.world.clip))
     before = sample(both[0], encoded(both[1]))

@@ -17,7 +17,7 @@ STEPS = 4
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often what costs something is called from now on."""
     from nested_attention.encoder import SiteProjection
-    from nested_attention.hosts.comfy import layer, slots
+    from nested_attention.hosts.comfy.sampling import layer, slots
 
     counts = {"projections": 0, "layers": 0, "masks read": 0}
 
@@ -75,7 +75,7 @@ def test_off_is_no_work(world: Any, calls: dict[str, int], settings: dict[str, A
 def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny import carries, encode, sample
 
-    from nested_attention.hosts.comfy.layer import NestedLayer
+    from nested_attention.hosts.comfy.sampling.layer import NestedLayer
 
     passes = []
     original = NestedLayer.__call__

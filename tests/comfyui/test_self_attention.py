@@ -78,7 +78,7 @@ def test_rows_without_two_subjects_are_left_alone(world: Any) -> None:
 
 def test_rows_that_do_not_lie_together(world: Any) -> None:
     """Two prompts with both subjects, around one without."""
-    from nested_attention.hosts.comfy.self_attention import SubjectsApart
+    from nested_attention.hosts.comfy.sampling.self_attention import SubjectsApart
 
     together, scattered = layer(world), layer(world)
     apart: SubjectsApart = scattered.apart
@@ -130,7 +130,7 @@ def test_merged_or_tiled_tokens_are_left_to_the_node_that_does_it(
 ) -> None:
     from comfy.ldm.modules.attention import optimized_attention
 
-    from nested_attention.hosts.comfy.marks import warn_once
+    from nested_attention.hosts.comfy.prompts.marks import warn_once
 
     warn_once.cache_clear()
     q, k, v = (x[:, :8] for x in qkv())
@@ -180,10 +180,10 @@ def qkv() -> list[Tensor]:
 
 def layer(world: Any, previous: Any = None) -> Any:
     """What stands in a self-attention's slot: a row without subjects, and one with two in halves."""
-    from nested_attention.hosts.comfy.model import SubjectChain
-    from nested_attention.hosts.comfy.places import Pass
-    from nested_attention.hosts.comfy.regions import SamplingRun
-    from nested_attention.hosts.comfy.self_attention import RegionSelfAttention, SubjectsApart
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+    from nested_attention.hosts.comfy.sampling.places import Pass
+    from nested_attention.hosts.comfy.sampling.regions import SamplingRun
+    from nested_attention.hosts.comfy.sampling.self_attention import RegionSelfAttention, SubjectsApart
 
     model, clip = two(world, {**HERE, **APART}, THERE)
     chain = SubjectChain.of(model)

@@ -46,13 +46,13 @@ def lora(model: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def shipped(comfyui: Any) -> SimpleNamespace:
-    from nested_attention.avatars.references import held_out, reference_picture
-    from nested_attention.avatars.tokenizer import WEIGHTS
+    from nested_attention.avatars.comfy.world import load_world
+    from nested_attention.avatars.drawing.references import held_out, reference_picture
     from nested_attention.hosts.comfy import encode_subject, load_encoder_for_comfy
-    from nested_attention.hosts.comfy.world import load_world
+    from nested_attention.paths import SMALL_WORLD
 
-    world = load_world(WEIGHTS)
-    encoder = load_encoder_for_comfy(WEIGHTS / "person_encoder.safetensors")
+    world = load_world(SMALL_WORLD)
+    encoder = load_encoder_for_comfy(SMALL_WORLD / "person_encoder.safetensors")
     picture = torch.from_numpy(reference_picture(held_out("person", 7)).copy())[None].float() / 255
     with torch.inference_mode():
         subject = encode_subject(encoder, world.clip_vision, picture)

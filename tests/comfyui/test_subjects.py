@@ -16,7 +16,7 @@ from PIL import Image
 from test_nodes import PACK, encoder_file, folder, nodes, pack  # noqa: F401  fixtures
 
 from nested_attention.errors import NestedAttentionError
-from nested_attention.thumbnail import neutral_icon
+from nested_attention.storage.thumbnail import neutral_icon
 
 ICON = neutral_icon()
 
@@ -233,7 +233,7 @@ def test_a_loaded_subject_is_projected_into_tensors_comfyui_can_move(
     world: Any,
 ) -> None:
     """Nodes run in inference mode, and ComfyUI's clean-up outside of it."""
-    from nested_attention.hosts.comfy.model import SubjectChain
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.subject import Subject
 
     nodes["NestedAttentionSaveSubject"].execute(alice, "alice")
@@ -409,7 +409,7 @@ def test_files_of_every_layout_are_found_through_extra_model_paths(
     assert spec is not None and spec.loader is not None
     extra_config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extra_config)
-    layouts = sys.modules[f"{PACK}.nested_attention.layouts"]
+    layouts = sys.modules[f"{PACK}.nested_attention.storage.layouts"]
     sites = sys.modules[f"{PACK}.nested_attention.sites"]
     tiny_sites = tuple(sites.Site(**vars(site)) for site in TINY_SITES)
     monkeypatch.setattr(layouts, "sdxl_sites", lambda: tiny_sites)

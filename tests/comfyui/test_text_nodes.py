@@ -49,7 +49,7 @@ def test_marks_are_where_the_text_encoder_reads_the_word(world: Any, text: str) 
 def test_words_of_several_tokens_are_carried_by_the_last(world: Any) -> None:
     from tiny import encode
 
-    from nested_attention.hosts.comfy.marks import KEY, mark_of
+    from nested_attention.hosts.comfy.prompts.marks import KEY, mark_of
 
     _, clip = world.apply(world.model, world.clip, word="Xylophonist   woman")
     ids = [t[0] for t in world.clip.tokenize("an xylophonist woman")["g"][0]]
@@ -137,7 +137,7 @@ def test_clip_text_encode_sdxl(world: Any) -> None:
 
 
 def test_different_texts_are_told_once(world: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from nested_attention.hosts.comfy.marks import warn_once
+    from nested_attention.hosts.comfy.prompts.marks import warn_once
 
     warn_once.cache_clear()
     _, clip = world.apply(world.model, world.clip)
@@ -300,7 +300,7 @@ def test_mark_prompt(world: Any) -> None:
     from tiny import encode, same, sample, tokens_marked
 
     from nested_attention.hosts.comfy import mark_prompt
-    from nested_attention.hosts.comfy.marks import COND
+    from nested_attention.hosts.comfy.prompts.marks import COND
 
     model, clip = world.apply(world.model, world.clip, name="alice")
     negative = encode(clip, "bad")

@@ -20,9 +20,9 @@ TEXT = "a photo of a person on the beach"
 def both(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
     """The small world with random weights: its own modules, its files, and the same files loaded in
     ComfyUI."""
-    from nested_attention.avatars import model
-    from nested_attention.avatars.vocabulary import compact
-    from nested_attention.hosts.comfy.world import load_world
+    from nested_attention.avatars.comfy.world import load_world
+    from nested_attention.avatars.models import model
+    from nested_attention.avatars.models.vocabulary import compact
 
     torch.manual_seed(0)
     vae_config = {**model.VAE, "scaling_factor": 0.7, "mid_block_add_attention": request.param}
@@ -144,8 +144,8 @@ def test_samples_a_picture_with_stock_parts(both: Any) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_missing_and_foreign_files_are_refused_by_name(both: Any, tmp_path: Path, name: str) -> None:
+    from nested_attention.avatars.comfy.world import load_world
     from nested_attention.errors import NestedAttentionError
-    from nested_attention.hosts.comfy.world import load_world
 
     for file in both.folder.iterdir():
         (tmp_path / file.name).symlink_to(file)

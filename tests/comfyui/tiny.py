@@ -202,7 +202,7 @@ def carries(one: Tensor, other: Tensor, threshold: float = 1e-3) -> bool:
 
 def tokens_marked(conditioning: Sequence[Any]) -> list[int]:
     """Positions that carry a subject in the first entry of a conditioning."""
-    from nested_attention.hosts.comfy.marks import KEY
+    from nested_attention.hosts.comfy.prompts.marks import KEY
 
     codes = conditioning[0][1][KEY].codes[0]
     return [at for at, code in enumerate(codes.tolist()) if code and code % 2 == 0]

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..model import LATENT, TIME_IDS, encode_text, new_scheduler, new_unet
-from ..pixels import ids_for_both
-from ..tokenizer import load_tokenizer
-from ..watched import probabilities, watch
+from ..models.model import LATENT, TIME_IDS, encode_text, new_scheduler, new_unet
+from ..models.pixels import ids_for_both
+from ..models.tokenizer import load_tokenizer
+from ..models.watched import probabilities, watch
 from .data import Pictures
 from .device import autocast, device, faster_precision, unet_pass
 from .loop import Budget, Run

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ..model import VISION, VISION_WIDTH, new_text_g, new_vision
-from ..pixels import ids_for_both, to_vision
-from ..tokenizer import load_tokenizer
-from ..vocabulary import compact, used_tokens
+from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
+from ..models.pixels import ids_for_both, to_vision
+from ..models.tokenizer import load_tokenizer
+from ..models.vocabulary import compact, used_tokens
+from .attribute_heads import ATTRIBUTES, AttributeHeads
 from .data import draw_crops
 from .device import autocast, device, faster_precision, vision_pass
 from .loop import Budget, Run
-from .naming import ATTRIBUTES, AttributeHeads
 
 LENGTH = 40
 """Tokens a description may take; the pooled state sits at its end, so padding beyond is not needed."""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..canvas import Part
-from ..identity import Identity, Person, Pet, attributes, sample, values_of
-from ..picture import STYLES, Figure, Picture, render
-from ..pose import EXPRESSIONS, PLACEMENTS
-from ..prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
-from ..references import sample_crop
-from ..scenes import SCENES
-from ..tokenizer import TOKENS, load_tokenizer
-from ..wardrobe import ACCESSORIES, CLOTHES
-from .naming import ATTRIBUTES, columns_of
+from ..drawing.canvas import Part
+from ..drawing.identity import Identity, Person, Pet, attributes, sample, values_of
+from ..drawing.picture import STYLES, Figure, Picture, render
+from ..drawing.pose import EXPRESSIONS, PLACEMENTS
+from ..drawing.prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
+from ..drawing.references import sample_crop
+from ..drawing.scenes import SCENES
+from ..drawing.wardrobe import ACCESSORIES, CLOTHES
+from ..models.tokenizer import TOKENS, load_tokenizer
+from .attribute_heads import ATTRIBUTES, columns_of
 
 MIXES: dict[str, dict[str, float]] = {
     "base": {"person": 0.28, "pet": 0.24, "person+pet": 0.26, "person+person": 0.22},

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..model import CONTEXT, LATENT, LATENT_CHANNELS, POOLED, VISION_SIZE
+from ..models.model import CONTEXT, LATENT, LATENT_CHANNELS, POOLED, VISION_SIZE
 
 
 def device() -> torch.device:

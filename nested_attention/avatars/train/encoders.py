@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...sites import diffusers_sites
-from ..identity import KINDS, attributes
-from ..model import CONTEXT, TIME_IDS, VISION_WIDTH, new_scheduler
-from ..world import World
+from ..drawing.identity import KINDS, attributes
+from ..models.model import CONTEXT, TIME_IDS, VISION_WIDTH, new_scheduler
+from ..models.world import World
+from .attribute_heads import AttributeHeads, columns_of
 from .base import TextStates, cell_weights, emphasised, read_captions, sample_timesteps
 from .data import Pictures
 from .device import autocast, device, faster_precision, unet_pass
 from .loop import Budget, Run
-from .naming import AttributeHeads, columns_of
 
 
 @dataclass(frozen=True)

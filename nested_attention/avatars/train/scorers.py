@@ -15,12 +15,12 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ..identity import KINDS, Identity, sample, values_of
-from ..picture import crop, render
-from ..pixels import to_rgb, to_tensor
-from ..pose import window
-from ..prompts import sample_identities, sample_picture
-from ..scorers import (
+from ..drawing.identity import KINDS, Identity, sample, values_of
+from ..drawing.picture import crop, render
+from ..drawing.pose import window
+from ..drawing.prompts import sample_identities, sample_picture
+from ..models.pixels import to_rgb, to_tensor
+from ..models.scorers import (
     PROMPT_ATTRIBUTES,
     Classifier,
     new_identity_network,

@@ -16,20 +16,20 @@ import torch
 
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
-from ..control import load_control, save_control
-from ..identity import Person, Pet
-from ..lora import save_lora
-from ..pixels import encode_pictures
-from ..scorers import save_scorer
-from ..tokenizer import WEIGHTS
-from ..world import load_part, load_world, save_part
+from ...paths import SMALL_WORLD
+from ..drawing.identity import Person, Pet
+from ..models.control import load_control, save_control
+from ..models.lora import save_lora
+from ..models.pixels import encode_pictures
+from ..models.scorers import save_scorer
+from ..models.world import load_part, load_world, save_part
 from .base import train_base
 from .clip import train_clip
 from .data import draw_pictures
 from .encoders import Aids, encode_data, new_encoder, train_encoder, train_naming
-from .extras import train_pose, train_style
-from .held import draw_held
 from .loop import Budget
+from .pose_and_style import train_pose, train_style
+from .pose_data import draw_held
 from .scorers import train_identity_scorer, train_prompt_scorer
 from .text import train_text
 from .vae import train_vae
@@ -42,7 +42,7 @@ class Recipe:
     """Folders, and how much of everything. Minutes are those of the shipped weights, on 2 CPU cores."""
 
     runs: Path = Path("runs/world")
-    weights: Path = WEIGHTS
+    weights: Path = SMALL_WORLD
     pictures: int = 48_000
     encoder_pictures: int = 20_000
     held_pictures: int = 8_000

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
-from ..pixels import ids_for_both
-from ..tokenizer import TOKENS, load_tokenizer
-from ..vocabulary import compact, used_tokens
+from ..models.model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
+from ..models.pixels import ids_for_both
+from ..models.tokenizer import TOKENS, load_tokenizer
+from ..models.vocabulary import compact, used_tokens
 from .data import FIGURE_LABELS, SETTING_LABELS, Pictures
 from .device import device
 from .loop import Budget, Run

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from ..model import new_vae
-from ..pixels import encode_pictures, to_tensor
+from ..models.model import new_vae
+from ..models.pixels import encode_pictures, to_tensor
 from .data import Pictures
 from .loop import Budget, Run
 

@@ -1,11 +1,11 @@
 """ComfyUI: subjects in MODEL and CLIP, and everything the nodes call. The only part that imports comfy."""
 
 from .apply import apply_subject
-from .batches import encode_batch
-from .clip import SubjectCLIP, mark_prompt
-from .memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
-from .pictures import check_pictures, encode_subject
-from .vision import load_vision
+from .encoding.memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
+from .encoding.pictures import check_pictures, encode_subject
+from .encoding.vision import load_vision
+from .prompts.clip import SubjectCLIP, mark_prompt
+from .sampling.batches import encode_batch
 
 __all__ = [
     "SubjectCLIP",

@@ -15,12 +15,12 @@ from ...prompt import check_word
 from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
-from .clip import SubjectCLIP, with_subject
-from .layer import AppliedSubject
-from .marks import warn_once
-from .memory import SubjectEncoderHandle, subject_values
-from .model import SubjectChain
-from .regions import RegionMode, subject_region
+from .encoding.memory import SubjectEncoderHandle, subject_values
+from .prompts.clip import SubjectCLIP, with_subject
+from .prompts.marks import warn_once
+from .sampling.chain import SubjectChain
+from .sampling.layer import AppliedSubject
+from .sampling.regions import RegionMode, subject_region
 
 
 def apply_subject(

@@ -1,0 +1,352 @@
+"""The figures as pages: the card of the small world and the README's table, from `acceptance.json`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...paths import PACK, SMALL_WORLD
+from .acceptance import RESULTS, SUBJECTS
+from .alternatives import RESULTS as ALTERNATIVES
+from .references import RESULTS as REFERENCES
+from .statistics import Rate
+
+_ROWS = {
+    "personalised": "with the subject",
+    "floor": "floor: base model, no subject",
+    "described": "base model, identity described in words",
+    "ceiling": "ceiling: the true drawing through the autoencoder",
+}
+_SHORT = {
+    "personalised": "with the subject",
+    "floor": "floor",
+    "described": "described",
+    "ceiling": "ceiling",
+}
+
+
+def percent(value: Rate) -> str:
+    """A rate with its 95 % interval."""
+    return f"{_share(value['rate'])} ({_share(value['low'])}–{_share(value['high'])})"
+
+
+def _share(value: float, digits: int = 0) -> str:
+    """0.512 → 51 %"""
+    return f"{100 * value:.{digits}f} %"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _attributes(columns: dict[str, dict[str, Rate]]) -> str:
+    """One row an attribute, one column a kind of picture."""
+    names = next(iter(columns.values()))
+    return _table(
+        ["attribute", *columns],
+        [[name, *(percent(rates[name]) for rates in columns.values())] for name in names],
+    )
+
+
+def _subject(word: str, part: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            label,
+            percent(part[name]["identity"]["top1"]),
+            percent(part[name]["identity"]["among_twins"]),
+            percent(part[name]["prompt"]["all"]),
+        ]
+        for name, label in _ROWS.items()
+    ]
+    return [
+        f"### One {word}",
+        _table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+        "Each attribute that identity fixes, recognised:",
+        _attributes({label: part[name]["identity"]["attributes"] for name, label in _SHORT.items()}),
+        "Each attribute that the prompt fixes, recognised:",
+        _attributes({label: part[name]["prompt"]["attributes"] for name, label in _SHORT.items()}),
+    ]
+
+
+def _pair(pair: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            label,
+            *(percent(pair[name][word]["top1"]) for word in SUBJECTS),
+            percent(pair[name]["both"]),
+            *(percent(pair[name][word]["among_twins"]) for word in SUBJECTS),
+        ]
+        for name, label in _ROWS.items()
+    ]
+    header = ["picture", *(f"{word}, top-1 of 100" for word in SUBJECTS), "both"]
+    tables = [
+        table
+        for word in SUBJECTS
+        for table in (
+            f"Each attribute of the {word}, recognised:",
+            _attributes({label: pair[name][word]["attributes"] for name, label in _SHORT.items()}),
+        )
+    ]
+    return [
+        "### A person and a pet in one picture",
+        _table([*header, *(f"{word}, of 20 near-twins" for word in SUBJECTS)], rows),
+        *tables,
+    ]
+
+
+def _people(people: dict[str, Any]) -> list[str]:
+    keys = ("first", "second", "both", "swapped", "own", "own_both", "among_twins")
+    rows = [[_ROWS.get(name, name), *(percent(row[key]) for key in keys)] for name, row in people.items()]
+    header = [
+        "measure",
+        "first right",
+        "second right",
+        "both",
+        "the other instead",
+        "own of two",
+    ]
+    shown = {"nothing": "nothing", "masks": "masks", "auto": "auto", **_SHORT}
+    return [
+        "### Two people in one picture",
+        "On one word and one encoder, each looked for where the prompt puts it, among 100 people and the "
+        "other of the pair; masks are the picture's halves. *Own of two*: the share of places that look more "
+        "like the person who belongs there than like the other one; *own in both places*: the share of "
+        "pictures in which both do.",
+        _table([*header, "own in both places", "of 20 near-twins"], rows),
+        "Each attribute of both, recognised:",
+        _attributes({label: people[name]["attributes"] for name, label in shown.items() if name in people}),
+    ]
+
+
+def _curve(document: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{points[0]['attention_scale']}",
+            *(percent(p[key]) for p in points for key in ("identity", "prompt")),
+        ]
+        for points in zip(*(document["curve"][word] for word in SUBJECTS), strict=True)
+    ]
+    for name in ("floor", "ceiling"):
+        parts = [document[word][name] for word in SUBJECTS]
+        figures = [(part["identity"]["top1"], part["prompt"]["all"]) for part in parts]
+        rows.append([name, *(percent(rate) for pair in figures for rate in pair)])
+    return [
+        "### Identity against prompt: λ",
+        "Top-1 of 100, and the share of the prompt's attributes that are right.",
+        _table(["λ", *(f"{word}: {key}" for word in SUBJECTS for key in ("identity", "prompt"))], rows),
+    ]
+
+
+def _extras(extras: dict[str, Any]) -> list[str]:
+    pose = [
+        [
+            f"{way} the ControlNet",
+            f"{score['columns']:.1f}",
+            f"{score['rows']:.1f}",
+            _share(score["there"]),
+            _share(score["attributes"]),
+        ]
+        for way, score in extras["pose"].items()
+    ]
+    style = [
+        [
+            f"{way} the LoRA",
+            f"{score['distance']:.2f}",
+            _share(score["attributes"]),
+        ]
+        for way, score in extras["style"].items()
+    ]
+    return [
+        "### Pose and style",
+        "A person attached to prompts that do not say where it stands: distance from the control picture in "
+        "art pixels, and the share of pictures within 2 both ways.",
+        _table(["picture", "across", "down", "there", "identity's attributes"], pose),
+        "The Fréchet distance of patches of 4×4 art pixels from drawings in ink:",
+        _table(["picture", "distance", "identity's attributes"], style),
+    ]
+
+
+def _references(document: dict[str, Any], references: dict[str, Any]) -> list[str]:
+    ran = references["run"]
+    rows = []
+    for word in SUBJECTS:
+        kinds = {"any picture (as above)": document[word]["personalised"], **references[word]}
+        rows += [
+            [
+                word,
+                name,
+                percent(part["identity"]["top1"]),
+                percent(part["identity"]["among_twins"]),
+                _share(_mean(part["identity"]["attributes"]), 1),
+                percent(part["prompt"]["all"]),
+            ]
+            for name, part in kinds.items()
+        ]
+    header = ["subject", "reference", "identity, top-1 of 100", "of 20 near-twins", "attributes, on average"]
+    return [
+        "### What the reference decides",
+        "The same subjects, prompts and seeds with other references. *Any picture* may show a crown over the "
+        "hair or closed eyes, and what it hides no encoder can hand over; several are of that kind too. "
+        f"Measured by `nested-attention world references` on {ran['date']} "
+        f"({ran['machine']}; {ran['seconds']} s).",
+        _table([*header, "prompt"], rows),
+    ]
+
+
+def figures(
+    document: dict[str, Any],
+    references: dict[str, Any] | None = None,
+    alternatives: dict[str, Any] | None = None,
+) -> str:
+    """All tables of an acceptance run, as Markdown; with those of `nested-attention world references` and
+    `compare`, if given."""
+    ran = document["run"]
+    attention = [
+        [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
+        for word, values in document["attention"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"Measured by `make acceptance` on {ran['date']} ({ran['machine']}, {ran['workers']} parts at "
+            f"once; {ran['seconds']} s; {ran['sampling']['steps']} steps, guidance "
+            f"{ran['sampling']['guidance']}; λ and α at the nodes' defaults). Every image counts. Held-out "
+            "subjects in combinations of prompt attributes that no training picture had. 95 % Wilson "
+            "intervals in brackets.",
+            *(block for word in SUBJECTS for block in _subject(word, document[word])),
+            *(_references(document, references) if references else ()),
+            *_pair(document["pair"]),
+            *_people(document["people"]),
+            *_curve(document),
+            "### Attention to the subject's word",
+            "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
+            _table(["word", "inside the subject", "peak inside", "outside"], attention),
+            *_extras(document["extras"]),
+            *(_alternatives(alternatives) if alternatives else ()),
+        ]
+    )
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The README's table: what a user wants to know first."""
+    person, pet, pair, people = (document[name] for name in ("person", "pet", "pair", "people"))
+    columns = ("personalised", "floor", "described", "ceiling")
+
+    def row(label: str, rates: list[Rate]) -> list[str]:
+        return [label, *(_share(value["rate"]) for value in rates)]
+
+    together = [people["nothing"], *(people[name] for name in columns[1:])]
+    rows = [
+        row("person recognised among 100", [person[name]["identity"]["top1"] for name in columns]),
+        row("pet recognised among 100", [pet[name]["identity"]["top1"] for name in columns]),
+        row("person and pet in one picture, both recognised", [pair[name]["both"] for name in columns]),
+        row("two people in one picture, both recognised", [each["both"] for each in together]),
+        row(
+            "a person's hair colour",
+            [person[name]["identity"]["attributes"]["hair_color"] for name in columns],
+        ),
+        row("a pet's fur", [pet[name]["identity"]["attributes"]["fur"] for name in columns]),
+        row("what the prompt asked for, person", [person[name]["prompt"]["all"] for name in columns]),
+        row("what the prompt asked for, pet", [pet[name]["prompt"]["all"] for name in columns]),
+    ]
+    header = ["", "with the subject", "base model, no subject", "base model, subject described in words"]
+    masks, bounded, auto = (
+        _share(people[name]["both"]["rate"]) for name in ("masks", "masks, bounded", "auto")
+    )
+    subjects = [people[name] for name in people if name not in _ROWS]
+    other = max(each["swapped"]["rate"] for each in subjects)
+    own = min(each["own_both"]["rate"] for each in subjects)
+    return "\n\n".join(
+        [
+            _table([*header, "true drawing"], rows),
+            textwrap.fill(
+                "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
+                f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
+                f"automatically. Whatever is set, in at least {_share(own)} of pictures each of the two "
+                "looks more like itself than like the other, and the other one is recognised in "
+                f"{_share(other, 1)} of places at most.",
+                width=118,
+            ),
+        ]
+    )
+
+
+def _alternatives(document: dict[str, Any]) -> list[str]:
+    ran = document["run"]
+    rows = [
+        [
+            label,
+            percent(document[name]["identity"]["top1"]),
+            percent(document[name]["identity"]["among_twins"]),
+            _share(_mean(document[name]["identity"]["attributes"]), 1),
+            f"{document[name]['error']:.4f}",
+            percent(document[name]["prompt"]["all"]),
+        ]
+        for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
+    ]
+    nested, pooled = (document[name]["losses"] for name in ("nested", "global"))
+    lower = sum(a < b for a, b in zip(nested, pooled, strict=True))
+    saved = document["error_saved"]
+    trials = document["nested"]["identity"]["top1"]["trials"]
+    return [
+        "### Nested values against one value a subject",
+        f"Measured by `nested-attention world compare` on {ran['date']} "
+        f"({ran['machine']}; {ran['seconds']} s): "
+        f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
+        f"{ran['steps']} steps each.",
+        _table(
+            [
+                "values",
+                f"identity, top-1 of {trials}",
+                "top-1 of 20 near-twins",
+                "attributes right, on average",
+                "error of the prediction",
+                "prompt",
+            ],
+            rows,
+        ),
+        "The error of the prediction is the training loss on the true drawings of the same held-out "
+        "subjects. On the same picture, noise and timesteps nested values save "
+        f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
+        f"closer in {_share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
+        f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
+    ]
+
+
+def _mean(rates: dict[str, Rate]) -> float:
+    return sum(value["rate"] for value in rates.values()) / len(rates)
+
+
+def read(path: Path = RESULTS) -> dict[str, Any]:
+    """The committed figures."""
+    return json.loads(path.read_text())
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """Further figures, if there are any."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+BEGIN, END = "<!-- figures: written by `nested-attention world report` -->\n", "\n<!-- end of figures -->"
+
+
+def insert(page: str, figures: str) -> str:
+    """A page with its figures replaced. Raises ValueError if it has no place for them."""
+    if BEGIN not in page or END not in page:
+        raise ValueError(
+            f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
+        )
+    before, rest = page.split(BEGIN, 1)
+    return before + BEGIN + "\n" + figures + "\n" + END + rest.split(END, 1)[1]
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    SMALL_WORLD / "README.md": lambda: figures(
+        read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)
+    ),
+    PACK / "README.md": lambda: summary(read()),
+}
+"""The card and the README, with what stands in each."""

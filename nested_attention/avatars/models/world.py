@@ -1,0 +1,238 @@
+"""The small world as torch modules: load, draw from prompts, encode references; the diffusers side of the
+demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from ...encoder import SubjectEncoder
+from ...hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
+from ...paths import SMALL_WORLD
+from . import model
+from .control import Control
+from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
+from .pixels import encode_pictures, ids_for_both, to_rgb, to_vision
+from .storage import read_float, write_half
+from .tokenizer import load_tokenizer
+from .vocabulary import CompactEmbedding
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "vision")
+"""The files of the world, as diffusers names its folders: each `.safetensors` with a `.json` of its sizes."""
+
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "unet": model.UNET,
+    "vae": model.VAE,
+    "text_encoder": model.TEXT_L,
+    "text_encoder_2": model.TEXT_G,
+    "vision": model.VISION,
+}
+_MAKERS = {
+    "unet": model.new_unet,
+    "vae": model.new_vae,
+    "text_encoder": model.new_text_l,
+    "text_encoder_2": model.new_text_g,
+    "vision": model.new_vision,
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled: the settings of the shipped workflows."""
+
+    steps: int = 20
+    guidance: float = 3.0
+    batch: int = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """A subject for each of a batch's prompts, attached to one word of every prompt.
+
+    occurrence: which of the word's occurrences, from 0; None: all. region, bounded, auto_region and
+    bound_self_attention are SubjectBinding's.
+    """
+
+    encoder: SubjectEncoder
+    tokens: Tensor  # (B, N, token_dim): a subject a row
+    word: str
+    attention_scale: float = 1.0
+    alpha: float | None = 2.0
+    strength: float = 1.0
+    occurrence: int | None = None
+    region: Tensor | None = None  # (B, h, w)
+    bounded: bool = False
+    auto_region: bool = False
+    bound_self_attention: bool = False
+
+    def rows(self, rows: slice) -> Attached:
+        """The same for some of the prompts."""
+        region = None if self.region is None else self.region[rows]
+        return replace(self, tokens=self.tokens[rows], region=region)
+
+    def bind(self, ids: np.ndarray) -> SubjectBinding:
+        """The binding for prompts of these token ids (B, 77). Raises ValueError for one without the word."""
+        token = load_tokenizer().encode(self.word)[1]
+        mask = torch.from_numpy(ids.astype(np.int64) == token)
+        if self.occurrence is not None:
+            mask &= mask.cumsum(dim=1) == self.occurrence + 1
+        missing = int((~mask.any(dim=1)).sum())
+        if missing:
+            raise ValueError(f"every prompt must contain {self.word!r}; {missing} of {len(ids)} do not")
+        return SubjectBinding(
+            projections=self.encoder.project(self.tokens),
+            mask=mask,
+            alpha=self.alpha,
+            attention_scale=self.attention_scale,
+            strength=self.strength,
+            norm=self.encoder.config.norm,
+            region=self.region,
+            bounded=self.bounded,
+            auto_region=self.auto_region,
+            bound_self_attention=self.bound_self_attention,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The frozen modules of the small world."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    vision: CLIPVisionModelWithProjection
+
+    @torch.no_grad()
+    def features(self, crops: np.ndarray) -> Tensor:
+        """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197,
+        width)."""
+        return self.vision(to_vision(crops)).last_hidden_state
+
+    @torch.no_grad()
+    def attach(
+        self, encoder: SubjectEncoder, crops: np.ndarray, word: str, attention_scale: float = 1.0
+    ) -> Attached:
+        """The subjects of reference crops (n, 20, 20, 3), one a prompt, with the α of their encoder."""
+        tokens = encoder(self.features(crops))
+        return Attached(encoder, tokens, word, attention_scale, encoder.config.alpha)
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Prompts → context (B, 77, 256), pooled (B, 160), token ids (B, 77)."""
+        ids = load_tokenizer().encode_all(list(prompts))
+        context, pooled = encode_text(self.text_encoder, self.text_encoder_2, *ids_for_both(ids))
+        return context, pooled, ids
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        attached: Sequence[Attached] = (),
+        sampling: Sampling = Sampling(),
+        control: Control | None = None,
+    ) -> np.ndarray:
+        """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
+        the batch. `control`: a ControlNet, with a control picture a prompt."""
+        slot = SubjectSlot.install(self.unet) if attached else None
+        bounds = slot is not None and any(item.bound_self_attention for item in attached)
+        apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
+        try:
+            empty = self.text([""])
+            parts = []
+            for start in range(0, len(prompts), sampling.batch):
+                rows = slice(start, start + sampling.batch)
+                here = [item.rows(rows) for item in attached]
+                held = control.rows(rows) if control else None
+                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot, held))
+            return np.concatenate(parts)
+        finally:
+            if apart:
+                apart.remove()
+            if slot:
+                slot.remove()
+
+    def _draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        attached: Sequence[Attached],
+        negative_text: tuple[Tensor, Tensor, np.ndarray],
+        sampling: Sampling,
+        slot: SubjectSlot | None,
+        control: Control | None,
+    ) -> np.ndarray:
+        """One batch of `generate`."""
+        batch = len(prompts)
+        context, pooled, ids = self.text(prompts)
+        empty, empty_pooled, _ = negative_text
+        bindings = [item.bind(ids) for item in attached]
+        scheduler = DDIMScheduler(**model.SCHEDULER)
+        scheduler.set_timesteps(sampling.steps)
+        shape = (LATENT_CHANNELS, LATENT, LATENT)
+        x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
+        positive = {"text_embeds": pooled, "time_ids": sizes}
+        negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
+        regions = AutomaticRegions(slot, bindings, len(scheduler.timesteps)) if slot else None
+        nothing = empty.expand(batch, -1, -1)
+        for step, t in enumerate(scheduler.timesteps):
+            more = control.residuals(x, t, context) if control else {}
+            with slot.bind(*regions.at(step)) if slot and regions else nullcontext():
+                out = self.unet(x, t, context, added_cond_kwargs=positive, **more).sample
+            if sampling.guidance != 1:
+                more = control.residuals(x, t, nothing) if control else {}
+                base = self.unet(x, t, nothing, added_cond_kwargs=negative, **more).sample
+                out = base + sampling.guidance * (out - base)
+            x = scheduler.step(out, t, x).prev_sample
+        return self.decode(x)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (n, 8, 16, 16) → pictures (n, 32, 32, 3) uint8."""
+        return to_rgb(self.vae.decode(latents).sample)
+
+    @torch.no_grad()
+    def encode(self, rgb: np.ndarray) -> Tensor:
+        """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
+        return encode_pictures(self.vae, rgb)
+
+
+def save_part(folder: Path, name: str, module: nn.Module) -> None:
+    """Write one part of the world as fp16 safetensors with its sizes beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_half(module, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(_CONFIGS[name], indent=2) + "\n")
+
+
+def load_part(folder: Path, name: str) -> nn.Module:
+    """Read one part back, in fp32 and evaluation mode."""
+    config = json.loads((folder / f"{name}.json").read_text())
+    module = _MAKERS[name](config)
+    state = read_float(folder / f"{name}.safetensors")
+    ids = next((value for key, value in state.items() if key.endswith("token_embedding.token_ids")), None)
+    if ids is not None:
+        inner = getattr(module, "text_model", module)
+        width = inner.embeddings.token_embedding.weight.shape[1]
+        inner.embeddings.token_embedding = CompactEmbedding(ids.tolist(), torch.zeros(len(ids), width))
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    wrong = [key for key in [*missing, *unexpected] if not key.endswith("position_ids")]
+    if wrong:
+        raise ValueError(f"{folder / name}.safetensors does not fit {name}.json: {wrong[:5]}")
+    return module.eval().requires_grad_(False)
+
+
+def load_world(folder: Path = SMALL_WORLD) -> World:
+    """The shipped world. Raises FileNotFoundError naming the file if a part is missing."""
+    return World(*(load_part(folder, name) for name in PARTS))

@@ -1,0 +1,1 @@
+"""`nested-attention …`: the library's work from the command line."""

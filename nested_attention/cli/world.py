@@ -1,0 +1,131 @@
+"""`nested-attention world …`: the small world is trained, measured and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .stopping import stopping
+
+world = typer.Typer(help="The small world: train it, measure it, report its figures.", no_args_is_help=True)
+
+
+@world.command()
+def train(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Which stages; all, in order, if none is named.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for each stage, in place of the recipe's own.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Where checkpoints are kept; an interrupted run goes on.")
+    ] = Path("runs/world"),
+    weights: Annotated[Path | None, typer.Option(help="Where the weights go, instead of the pack's.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    onward: Annotated[
+        bool, typer.Option(help="Begin with the weights that are there, with a new schedule.")
+    ] = False,
+) -> None:
+    """Train the small world from scratch, stage by stage, or go on where a run was interrupted."""
+    from ..avatars.train.stages import STAGES, Recipe
+    from ..avatars.train.stages import train as run_stages
+    from ..paths import SMALL_WORLD
+
+    recipe = Recipe(runs=runs, weights=weights or SMALL_WORLD, threads=threads, onward=onward)
+    with stopping():
+        run_stages(stages or list(STAGES), recipe, minutes=minutes, say=typer.echo)
+
+
+@world.command()
+def acceptance(
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many parts are measured at once, with the threads shared out.")
+    ] = 1,
+) -> None:
+    """Measure the small world on held-out subjects at full counts, and write the figures as JSON."""
+    import torch
+
+    from ..avatars.figures import acceptance as measured
+    from ..avatars.figures import records
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    path = out or measured.RESULTS
+    with stopping():
+        document = measured.run(measured.Counts(), typer.echo, workers=workers)
+    records.write(document, path)
+    typer.echo(f"The figures: {path.resolve()}")
+
+
+@world.command()
+def references() -> None:
+    """Measure what the reference decides: a calm close-up, two pictures, four."""
+    from ..avatars.figures import acceptance as measured
+    from ..avatars.figures import records
+    from ..avatars.figures import references as kinds
+
+    with stopping():
+        judges = measured.Judges.load()
+    records.write(kinds.measure(judges, measured.Counts(), typer.echo), kinds.RESULTS)
+    typer.echo(f"The figures: {kinds.RESULTS.resolve()}")
+
+
+@world.command()
+def compare(
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 1000,
+    runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
+) -> None:
+    """Train nested values and one global value a subject alike, and compare who is recognised."""
+    from ..avatars.figures import acceptance as measured
+    from ..avatars.figures import alternatives
+
+    with stopping():
+        judges = measured.Judges.load()
+        document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+    alternatives.write(document)
+    typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
+
+
+@world.command()
+def extras(
+    number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
+) -> None:
+    """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
+    from ..avatars.figures.pose_and_style import report as measured
+
+    with stopping():
+        measured(number, typer.echo)
+
+
+@world.command()
+def probe(
+    encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
+    number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
+) -> None:
+    """Read a subject's attributes from an encoder's tokens and from what the vision encoder offers it."""
+    from ..avatars.figures.probe import probe as read
+    from ..avatars.models.world import load_world
+    from ..checkpoint import load_subject_encoder
+
+    with stopping():
+        loaded = load_subject_encoder(encoder)
+        rates = read(load_world(), loaded, trained=number, held=max(1, number // 4))
+    for name in rates["subject tokens"]:
+        typer.echo(
+            f"{name:12} " + "  ".join(f"{source} {each[name]['rate']:.3f}" for source, each in rates.items())
+        )
+
+
+@world.command()
+def report() -> None:
+    """Put the committed figures into the small world's card and into the README."""
+    from ..avatars.figures.report import PAGES, insert
+
+    for path, figures in PAGES.items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
+        typer.echo(f"The figures are in {path}")

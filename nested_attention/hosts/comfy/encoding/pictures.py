@@ -1,0 +1,104 @@
+"""Reference pictures → a subject, with ComfyUI's CLIP vision models."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....errors import NestedAttentionError
+from ....pictures.check import check_pictures
+from ....prompt import short
+from ....subject import Subject
+from .memory import SubjectEncoderHandle
+
+
+def encode_subject(
+    handle: SubjectEncoderHandle,
+    clip_vision: Any,
+    image: Tensor,
+    weights: Sequence[float] | str | None = None,
+) -> Subject:
+    """A subject from an IMAGE batch (pictures, height, width, channels): several pictures are of one subject.
+
+    weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
+    if left out. Pictures are cropped to a square around their middle, as the vision model reads them. Raises
+    NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
+    that do not fit them and a vision model of another width than the encoder's.
+    """
+    pictures = check_pictures(image)
+    if isinstance(weights, str):
+        weights = read_weights(weights, len(pictures))
+    features = _features(handle, clip_vision, pictures)
+    device = handle.load()
+    try:
+        # A subject outlives the node's inference mode, and is saved, mixed and projected outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            subject = Subject.from_images(
+                handle.encoder, features.to(device, torch.float32, copy=True), weights
+            )
+            return replace(subject, tokens=subject.tokens.cpu(), token_bias=subject.token_bias.cpu())
+    except NestedAttentionError as error:
+        raise NestedAttentionError(f"Encode Subject: {error}") from error
+
+
+def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:
+    """What a user typed for the pictures' weights, such as `1, 0.5, 2`: one number ≥ 0 a picture.
+
+    None, for equal weights, if nothing was typed. Numbers are separated by commas, semicolons, spaces or
+    lines. Raises NestedAttentionError, naming Encode Subject, for anything else and for another count.
+    """
+    typed = [part for part in re.split(r"[\s,;]+", text) if part]
+    if not typed:
+        return None
+    advice = f"expected one number of 0 or more a picture, {pictures} in all, such as {_example(pictures)}"
+    try:
+        weights = tuple(map(float, typed))
+    except ValueError as error:
+        raise NestedAttentionError(f"Encode Subject: the weights are {short(text)!r}; {advice}") from error
+    if len(weights) != pictures:
+        raise NestedAttentionError(
+            f"Encode Subject: there are {len(weights)} weights and {pictures} pictures in the batch; {advice}"
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise NestedAttentionError(
+            f"Encode Subject: the weights are {short(text)!r}; {advice}, at least one of them above 0"
+        )
+    return weights
+
+
+def _example(pictures: int) -> str:
+    return repr(", ".join(("1", "0.5", "2", *["1"] * pictures)[: min(pictures, 5)]))
+
+
+def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) -> Tensor:
+    """(pictures, patches, vision_dim)"""
+    config = handle.config
+    needed = (
+        f"the subject encoder {handle.source} reads {config.features} of width {config.vision_dim} from the "
+        "CLIP vision model it was trained with. Load that one (its name is in the encoder's description"
+        + ("; for SDXL's it is CLIP ViT-H)" if config.vision_dim == 1280 else ")")
+    )
+    if clip_vision is None:
+        raise NestedAttentionError(
+            "Encode Subject: there is no CLIP vision model. Choose one in Load Subject Encoder, or connect "
+            f"Load CLIP Vision: {needed}"
+        )
+    try:
+        features = clip_vision.encode_image(pictures)[config.features]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise NestedAttentionError(
+            f"Encode Subject: the CLIP vision model {type(clip_vision).__name__} gives no {config.features} "
+            f"({error}); {needed}"
+        ) from error
+    if features.dim() != 3 or features.shape[-1] != config.vision_dim:
+        raise NestedAttentionError(
+            f"Encode Subject: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "
+            f"{needed}"
+        )
+    return features

@@ -1,0 +1,260 @@
+"""A CLIP that knows which words of a prompt carry subjects.
+
+It replaces placeholders, finds the words and marks their tokens; every text-encode node then works as it is,
+because the marks ride on what those nodes pass around (`marks.py`).
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import count
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ....errors import NestedAttentionError
+from ....placeholders import ParsedPrompt, SubjectWord, parse_prompt
+from ....prompt import Tokenize, describe_words, token_positions, words_in
+from .marks import KEY, PromptMarks, PromptNote, SubjectNote, fit, noted, warn_once
+
+TOWERS = ("l", "g")
+"""The two CLIP text models of SDXL, as their token lists are called. Other text models do not carry
+subjects."""
+
+Tokens = Mapping[str, Sequence[Sequence[Any]]]
+
+
+class SubjectCLIP(comfy.sd.CLIP):
+    """Mixed in front of a CLIP's own class by `with_subject`; immutable apart from what CLIP itself
+    changes."""
+
+    subjects: tuple[SubjectWord, ...] = ()
+
+    def clone(self, *args: Any, **kwargs: Any) -> SubjectCLIP:
+        return _dress(super().clone(*args, **kwargs), self.subjects)
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
+        def plain(prompt: str, word_ids: bool = False) -> dict[str, Any]:
+            return super(SubjectCLIP, self).tokenize(prompt, word_ids, **kwargs)
+
+        if not isinstance(text, str):
+            return plain(text, return_word_ids)
+        try:
+            parsed = parse_prompt(text, self.subjects)
+        except NestedAttentionError as error:
+            raise NestedAttentionError(f"Apply Subject: {error}") from error
+        for lookalike in parsed.lookalikes:
+            warn_once(
+                f"Nested Attention: {lookalike} in a prompt calls none of the subjects "
+                f"{', '.join(f'<{s.name}>' for s in self.subjects)} and is left in the text as it is"
+            )
+        return _note(plain(parsed.text, return_word_ids), parsed, plain)
+
+    def encode_from_tokens(
+        self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False, **kwargs: Any
+    ) -> Any:
+        out = super().encode_from_tokens(
+            tokens, return_pooled=return_pooled, return_dict=return_dict, **kwargs
+        )
+        marks = self.marks(tokens)
+        if return_dict:
+            setattr(out["cond"], KEY, marks)
+            out.update(marks.in_conditioning(out))
+        else:  # a node that builds the conditioning's dict itself still passes this very tensor on
+            setattr(out[0] if isinstance(out, tuple) else out, KEY, marks)
+        return out
+
+    def encode_from_tokens_scheduled(
+        self,
+        tokens: Tokens,
+        unprojected: bool = False,
+        add_dict: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        add = dict(add_dict or {})
+        marks = self.marks(tokens)
+        add.update(marks.in_conditioning(add))
+        conditioning = super().encode_from_tokens_scheduled(
+            tokens, unprojected=unprojected, add_dict=add, **kwargs
+        )
+        for context, _ in conditioning:  # with hooks they do not come from encode_from_tokens
+            setattr(context, KEY, marks)
+        return conditioning
+
+    def marks(self, tokens: Tokens) -> PromptMarks:
+        """The marks that ride on tokens, in the positions their rows will have in the text context.
+
+        Where the two text models read different texts, both their positions carry the subject, and a warning
+        says so once.
+        """
+        towers = {t: list(_notes(tokens[t], self._width(t))) for t in TOWERS if t in tokens}
+        length = min(map(len, towers.values()), default=0)
+        codes, owners = [0] * length, [""] * length
+        conflicts: list[str] = []
+        words: dict[str, None] = {}
+        for notes in towers.values():
+            for at, note in enumerate(notes[:length]):
+                if isinstance(note, PromptNote):
+                    words.update(dict.fromkeys(note.words))
+                    conflicts += note.conflicts
+                elif isinstance(note, SubjectNote):
+                    if owners[at] not in ("", note.name):
+                        conflicts.append(
+                            f"token {at} would carry two subjects, {owners[at]!r} and {note.name!r}: one is "
+                            "in the text for the first text model (text_l), the other in the text for the "
+                            "second (text_g). Give both the same text"
+                        )
+                    elif not codes[at] or note.last:
+                        codes[at], owners[at] = note.code, note.name
+        _warn_different(towers)
+        return PromptMarks(
+            torch.tensor([codes], dtype=torch.int64),
+            frozenset(name for name in owners if name),
+            tuple(words),
+            tuple(dict.fromkeys(conflicts)),
+        )
+
+    def _width(self, tower: str) -> int | None:
+        """Width of a text model's embeddings, None if it cannot be told."""
+        model = getattr(self.cond_stage_model, f"clip_{tower}", None)
+        return None if model is None else model.transformer.get_input_embeddings().weight.shape[-1]
+
+
+def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord) -> SubjectCLIP:
+    """A clone of `clip` whose prompts can carry one more subject.
+
+    Raises NestedAttentionError if a subject bound before has the same name, or if `clip` is not one of SDXL.
+    """
+    if not all(hasattr(getattr(clip, "cond_stage_model", None), f"clip_{tower}") for tower in TOWERS):
+        raise NestedAttentionError(
+            f"Apply Subject: the CLIP is {type(getattr(clip, 'cond_stage_model', clip)).__name__}; expected "
+            "the two text models of SDXL. Connect the CLIP output of an SDXL checkpoint"
+        )
+    bound = tuple(getattr(clip, "subjects", ()))
+    for other in bound:
+        if _same(other.name, subject.name):
+            raise NestedAttentionError(
+                f"Apply Subject: two subjects are called {subject.name!r}, so no prompt could tell them "
+                "apart. Give one of them another name (or another word) and write <name> in the prompt"
+            )
+    return _dress(clip.clone(), (*bound, subject))
+
+
+def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
+    """The conditioning with the subjects that `text` carries, for text nodes whose work no CLIP can see.
+
+    `text` is what the conditioning was encoded from, in ComfyUI's syntax. Raises NestedAttentionError if the
+    CLIP carries no subject, if the text has none of their words, or if it does not fit the conditioning.
+    """
+    if not isinstance(clip, SubjectCLIP) or not clip.subjects:
+        raise NestedAttentionError(
+            "Mark Prompt: the CLIP carries no subject; connect the CLIP output of Apply Subject"
+        )
+    marks = clip.marks(clip.tokenize(text))
+    if marks.conflicts:
+        raise NestedAttentionError(f"Mark Prompt: {marks.conflicts[0]}")
+    if not marks.names:
+        wanted = ", ".join(f"{s.word!r} (or <{s.name}>)" for s in clip.subjects)
+        raise NestedAttentionError(
+            f"Mark Prompt: the text carries no subject: {describe_words(marks.words)}. Expected {wanted}"
+        )
+    marked = []
+    for context, entries in conditioning:
+        codes = fit(marks.codes, context.shape[1])
+        if int((codes > 0).sum()) != int((marks.codes > 0).sum()):
+            raise NestedAttentionError(
+                f"Mark Prompt: the text takes {marks.codes.shape[1]} tokens and a subject is past the "
+                f"{context.shape[1]} of the conditioning; connect the conditioning that was encoded from "
+                "this text"
+            )
+        fitted = PromptMarks(codes, marks.names, marks.words)
+        alias = context.view(context.shape)  # another tensor object on the same data: ours to set marks on
+        setattr(alias, KEY, fitted)
+        marked.append([alias, {**entries, **fitted.in_conditioning(entries)}])
+    return marked
+
+
+def _dress(clip: comfy.sd.CLIP, subjects: tuple[SubjectWord, ...]) -> SubjectCLIP:
+    """`clip` itself, a fresh clone, made into a SubjectCLIP with all its attributes."""
+    if not isinstance(clip, SubjectCLIP):
+        clip.__class__ = _subject_class(type(clip))
+    clip.subjects = subjects
+    return clip
+
+
+_classes: dict[type, type] = {comfy.sd.CLIP: SubjectCLIP}
+
+
+def _subject_class(base: type) -> type:
+    """SubjectCLIP in front of another pack's CLIP, so that it stays what it is. One class each, for good."""
+    if base not in _classes:
+        _classes[base] = type(f"Subject{base.__name__}", (SubjectCLIP, base), {})
+    return _classes[base]
+
+
+def _note(
+    tokens: dict[str, Any], parsed: ParsedPrompt, tokenize: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
+    """The tokens with notes on them; their lists are rebuilt, so that nobody else's are written to."""
+    tokenize = lru_cache(maxsize=None)(tokenize)
+    return {
+        tower: _note_tower(chunks, parsed, partial(_ids_of, tokenize, tower)) if tower in TOWERS else chunks
+        for tower, chunks in tokens.items()
+    }
+
+
+def _note_tower(chunks: Sequence[Sequence[Any]], parsed: ParsedPrompt, ids: Tokenize) -> list[list[Any]]:
+    notes: dict[int, SubjectNote | PromptNote] = {0: PromptNote(words_in(parsed.text), parsed.conflicts)}
+    for occurrence in parsed.occurrences:
+        positions = token_positions(ids, parsed.text, occurrence.start, occurrence.end)
+        for at in positions:
+            notes[at] = SubjectNote(occurrence.subject.name, at == positions[-1])
+    place = count()
+    return [
+        [(noted(e[0], notes[i]), *e[1:]) if (i := next(place)) in notes else e for e in chunk]
+        for chunk in chunks
+    ]
+
+
+def _ids_of(tokenize: Callable[[str], dict[str, Any]], tower: str, text: str) -> list[int]:
+    """Ids of all chunks in a row; what is no id, an embedding's vector, counts as -1."""
+    chunks = tokenize(text)[tower]
+    return [int(e[0]) if isinstance(e[0], numbers.Integral) else -1 for chunk in chunks for e in chunk]
+
+
+def _notes(chunks: Sequence[Sequence[Any]], width: int | None) -> Iterator[SubjectNote | PromptNote | None]:
+    """The note of each row that the text model will make of the tokens.
+
+    It drops an embedding's vectors if they have another width, moves what follows up and pads the chunk.
+    """
+    for chunk in chunks:
+        dropped = 0
+        for entry in chunk:
+            token = entry[0]
+            if isinstance(token, Tensor) and width is not None and token.shape[-1] != width:
+                dropped += 1
+            else:
+                yield getattr(token, "note", None)
+        yield from (None for _ in range(dropped))
+
+
+def _warn_different(towers: Mapping[str, list[SubjectNote | PromptNote | None]]) -> None:
+    places = {
+        tower: [(at, note.name) for at, note in enumerate(notes) if isinstance(note, SubjectNote)]
+        for tower, notes in towers.items()
+    }
+    if len({tuple(place) for place in places.values()}) > 1:
+        names = sorted({name for place in places.values() for _, name in place})
+        warn_once(
+            f"Nested Attention: the two text models of SDXL read different texts (text_g, text_l), and "
+            f"{', '.join(map(repr, names))} does not stand at the same place in both; every place carries "
+            "the subject"
+        )
+
+
+def _same(a: str, b: str) -> bool:
+    return " ".join(a.split()).casefold() == " ".join(b.split()).casefold()

@@ -1,0 +1,142 @@
+"""Self-attention that is kept apart between the regions of the subjects in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.ldm.modules.attention as comfy_attention
+import torch
+from torch import Tensor
+
+from ....regions import self_attention_bias
+from ..prompts.marks import warn_once
+from .regions import Grid, PassRegion
+
+if TYPE_CHECKING:
+    from .layer import CarriedSubject
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectsApart:
+    """The subjects of a forward pass whose regions are kept apart.
+
+    carries: (S, B) bool on the CPU, which rows carry which subject. bounding: those that ask for it; a pair
+    is kept apart if one of the two does. rows: those with a pair to keep apart.
+    """
+
+    regions: Sequence[PassRegion]
+    carries: Tensor
+    bounding: Tensor
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, placed: Sequence[CarriedSubject]) -> SubjectsApart | None:
+        """placed: those with regions. None if no row has two of them, one of which asks for it."""
+        regions = [one.region for one in placed if one.region is not None]
+        if len(regions) < 2:
+            return None
+        bounding = torch.tensor([one.subject.region.bounds_self_attention for one in regions])
+        carried = torch.stack([one.mask.any(dim=1) for one in placed])
+        pairs = (carried.sum(dim=0) >= 2) & (carried & bounding[:, None]).any(dim=0)
+        rows = tuple(pairs.nonzero().flatten().tolist())
+        return cls(regions, carried, bounding, rows) if rows else None
+
+    def bias(self, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits of self-attention in `rows`: (1 or their number, 1, L, L)."""
+        run, marks = self.regions[0].run, tuple(one.subject.mark for one in self.regions)
+        rows = marks, self.regions[0].where, self.rows, device, dtype
+        return run.bias(rows, grid, lambda: self._bias(grid, device).to(dtype))
+
+    def _bias(self, grid: Grid, device: torch.device) -> Tensor:
+        rows = list(self.rows)
+        carries = self.carries[:, rows]  # (S, n)
+        regions = [self._region(one, grid, device) for one in self.regions]  # (1|B, L) each
+        if all(len(region) == 1 for region in regions) and bool((carries == carries[:, :1]).all()):
+            carries, rows = carries[:, :1], [0]  # the same in all rows
+        taken = [region if len(region) == 1 else region[rows] for region in regions]
+        stacked = torch.stack([x.expand(len(rows), -1) for x in taken], dim=1)  # (n, S, L)
+        here = carries.mT[..., None].to(device, non_blocking=True)
+        return self_attention_bias(stacked * here, self.bounding.to(device, non_blocking=True))
+
+    def _region(self, one: PassRegion, grid: Grid, device: torch.device) -> Tensor:
+        found = one.at(grid, device)
+        return torch.ones(1, grid[0] * grid[1], device=device) if found is None else found
+
+
+@dataclass(frozen=True, eq=False)
+class RegionSelfAttention:
+    """What stands in a self-attention's slot for one forward pass.
+
+    In an empty slot, the rows with subjects to keep apart get the bias and the others run as they would
+    without it (where they do not lie together, with a bias of 0). What another pack has put there is called
+    as it is, with the bias added to what it computes with ComfyUI's attention function, if it passes its
+    options on; else it is left to itself.
+    """
+
+    previous: Any
+    apart: SubjectsApart
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        """(B, L, inner) three times → (B, L, inner)"""
+        grid = tuple(extra_options["activations_shape"][-2:])
+        batch, queries = self.apart.carries.shape[1], grid[0] * grid[1]
+        if not q.shape[:2] == k.shape[:2] == (batch, queries):
+            warn_once(
+                "Nested Attention: another node (HyperTile, token merging, a reference) changes the queries "
+                "or keys of self-attention, and where it does, self-attention is not kept apart between the "
+                "subjects' regions"
+            )
+            return self._through(q, k, v, extra_options)
+        bias = self.apart.bias(grid, q.device, q.dtype)
+        rows = self.apart.rows
+        start, stop = rows[0], rows[-1] + 1
+        if self.previous is not None:
+            return self.previous(q, k, v, _with_bias(extra_options, self._for_all_rows(bias, batch)))
+        if stop - start != len(rows):  # scattered: a device would wait for each list of them
+            return _attention(q, k, v, extra_options, self._for_all_rows(bias, batch))
+        parts = [(slice(0, start), None), (slice(start, stop), bias), (slice(stop, batch), None)]
+        return torch.cat(
+            [_attention(q[at], k[at], v[at], extra_options, m) for at, m in parts if at.start < at.stop]
+        )
+
+    def _through(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        run = _attention if self.previous is None else self.previous
+        return run(q, k, v, extra_options)
+
+    def _for_all_rows(self, bias: Tensor, batch: int) -> Tensor:
+        if len(self.apart.rows) == batch:
+            return bias
+        full = bias.new_zeros(batch, *bias.shape[1:])
+        full[list(self.apart.rows)] = bias
+        return full
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], mask: Tensor | None = None
+) -> Tensor:
+    return comfy_attention.optimized_attention(
+        q,
+        k,
+        v,
+        heads=extra_options["n_heads"],
+        mask=mask,
+        attn_precision=extra_options["attn_precision"],
+        transformer_options=extra_options,
+    )
+
+
+def _with_bias(extra_options: dict[str, Any], bias: Tensor) -> dict[str, Any]:
+    """Options whose attention function adds the bias, in front of the override that was there."""
+    there = extra_options.get("optimized_attention_override")
+
+    def override(  # packs pass the mask by its place or by its name, as ComfyUI's own layers do
+        func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if q.shape[0] == bias.shape[0] or bias.shape[0] == 1:
+            mask = bias if mask is None else mask + bias
+        run = func if there is None else lambda *a, **k: there(func, *a, **k)
+        return run(q, k, v, heads, mask, *args, **kwargs)
+
+    return {**extra_options, "optimized_attention_override": override}

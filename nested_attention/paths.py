@@ -1,0 +1,14 @@
+"""Where the files are that come with the pack: in a clone of the repository, or in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+PACK = PACKAGE.parent
+"""The folder that ComfyUI loads as a custom node: the repository's root. A wheel does not contain it."""
+
+WEIGHTS = PACK / "weights" if (PACK / "weights" / "registry.json").is_file() else PACKAGE / "weights"
+REGISTRY = WEIGHTS / "registry.json"
+SMALL_WORLD = WEIGHTS / "avatars"
+FACE_DETECTOR = WEIGHTS / "blazeface" / "face_detection.safetensors"

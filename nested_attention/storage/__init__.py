@@ -1,0 +1,1 @@
+"""Files: tensors on disk, layouts of encoder files, saved subjects, known weights and their sources."""
