@@ -183,11 +183,16 @@ def comfy_block_to_site(block: tuple[str, int], transformer_index: int, layout: 
     return site
 
 
+def uncompiled(unet: Any) -> Any:
+    """The module itself, where `torch.compile` has wrapped it in another."""
+    return getattr(unet, "_orig_mod", unet)
+
+
 def diffusers_sites(unet: Any) -> tuple[Site, ...]:
     """The cross-attention layers of a diffusers UNet2DConditionModel, in diffusers' order: down, up, mid."""
     found = [
         Site(name, module.inner_dim, module.heads, module.cross_attention_dim)
-        for name, module in unet.named_modules()
+        for name, module in uncompiled(unet).named_modules()
         if name.endswith(".attn2") and hasattr(module, "cross_attention_dim")
     ]
     if not found:

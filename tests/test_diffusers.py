@@ -17,6 +17,7 @@ from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import (
     AppliedSubject,
+    SelfAttentionSlot,
     SubjectBinding,
     SubjectSlot,
     personalize,
@@ -352,6 +353,68 @@ class TestPersonalize:
         assert "encode_prompt" not in vars(pipeline)
         assert all(pipeline.unet.attn_processors[name] is before[name] for name in before)
         assert not pipeline.unet._forward_pre_hooks
+
+    def test_what_a_call_binds_ends_with_it(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    ) -> None:
+        """Another pipeline on the same UNet, and the UNet by itself, draw without the subject."""
+        other = StableDiffusionXLPipeline(**pipeline.components, add_watermarker=False)
+        other.set_progress_bar_config(disable=True)
+        base = draw(pipeline)
+
+        def stop(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder)]):
+            assert isinstance(pipeline, StableDiffusionXLPipeline)
+            subject = draw(pipeline)
+            assert torch.equal(draw(other), base)
+            with pytest.raises(KeyboardInterrupt):
+                draw(pipeline, callback_on_step_end=stop)
+            assert torch.equal(draw(other), base)
+            assert torch.equal(draw(pipeline), subject)
+        assert type(pipeline) is StableDiffusionXLPipeline
+        assert not torch.equal(subject, base)
+
+    def test_processors_that_are_exchanged_within_are_refused(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    ) -> None:
+        base = draw(pipeline)
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder)]):
+            pipeline.unet.set_attn_processor(AttnProcessor2_0())
+            with pytest.raises(
+                NestedAttentionError, match="attn2 runs AttnProcessor2_0, which was set after"
+            ):
+                draw(pipeline)
+        assert torch.equal(draw(pipeline), base)
+
+    def test_what_fails_on_entering_leaves_nothing_behind(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subjects = [AppliedSubject(make_subject(encoder), encoder, bound_self_attention=True)]
+        before = pipeline.unet.attn_processors
+        with monkeypatch.context() as patch:
+            patch.setattr(SelfAttentionSlot, "install", lambda slot: 1 / 0)
+            with pytest.raises(ZeroDivisionError), personalize(pipeline, subjects):
+                pass
+        assert all(pipeline.unet.attn_processors[name] is before[name] for name in before)
+        with personalize(pipeline, subjects):
+            draw(pipeline)
+
+    def test_a_compiled_unet_carries_subjects(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    ) -> None:
+        applied = [AppliedSubject(make_subject(encoder), encoder)]
+        with personalize(pipeline, applied):
+            expected = draw(pipeline)
+        plain, pipeline.unet = pipeline.unet, torch.compile(pipeline.unet, backend="eager")
+        try:
+            with personalize(pipeline, applied):
+                compiled = draw(pipeline)
+        finally:
+            pipeline.unet = plain
+            torch.compiler.reset()
+        torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
     @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ with personalize(pipeline, [AppliedSubject(alice, encoder, name="alice"), Applie
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def personalize(
 ) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
+    Only calls of this pipeline do: another one on the same UNet draws without them.
+
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects. K̆ and V̆
     are computed once, on entering. negligible, every: what may be saved at the cost of exactness, as in
     `SubjectSlot.install`; by default nothing.
@@ -53,24 +56,46 @@ def personalize(
             f"{odd[0].attention_scale} and bounded {odd[0].bounded}; what is left out is known to be small "
             "for 1 and False only. Set negligible to 0"
         )
-    slot = SubjectSlot.install(pipeline.unet, negligible=negligible, every=every)
-    apart = SelfAttentionSlot.install(slot) if any(s.bound_self_attention for s in subjects) else None
-    hook = pipeline.unet.register_forward_pre_hook(
-        lambda _, args, kwargs: run.before_step(slot, args, kwargs), with_kwargs=True
-    )
+    with ExitStack() as undo:
+        slot = SubjectSlot.install(pipeline.unet, negligible=negligible, every=every)
+        undo.callback(slot.remove)
+        if any(s.bound_self_attention for s in subjects):
+            undo.callback(SelfAttentionSlot.install(slot).remove)
+        hook = slot.unet.register_forward_pre_hook(
+            lambda _, args, kwargs: run.before_step(slot, args, kwargs), with_kwargs=True
+        )
+        undo.callback(hook.remove)
+        undo.enter_context(_intercepted(pipeline, run, slot))
+        yield pipeline
+
+
+@contextmanager
+def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
+    """Within the context, `run` encodes the pipeline's prompts, and what a call binds ends with the call.
+
+    Python looks `__call__` up on the class, so the instance gets a subclass of its own for the time.
+    """
+    kind = type(pipeline)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return kind.__call__(self, *args, **kwargs)
+        finally:
+            run.end()
+            slot.set()
+
+    body = {"__call__": functools.wraps(kind.__call__)(call), "__module__": kind.__module__}
     original = vars(pipeline).get("encode_prompt")  # an instance's own, where someone else replaced it
+    pipeline.__class__ = type(kind.__name__, (kind,), body)
     pipeline.encode_prompt = run.encode_prompt
     try:
-        yield pipeline
+        yield
     finally:
+        pipeline.__class__ = kind
         if original is None:
             del pipeline.encode_prompt
         else:
             pipeline.encode_prompt = original
-        hook.remove()
-        if apart is not None:
-            apart.remove()
-        slot.remove()
 
 
 class _Run:
@@ -111,6 +136,10 @@ class _Run:
             if given.get(name) is not None:
                 given[name] = self._replaced(given[name])
         return self._encode(*bound.args, **bound.kwargs)
+
+    def end(self) -> None:
+        """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
+        self._masks = self._bound = self._regions = None
 
     def before_step(self, slot: SubjectSlot, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Binds the subjects that count at this step. Reads the timestep only if that depends on it."""

@@ -21,7 +21,7 @@ from ...errors import NestedAttentionError
 from ...regions import area_mean
 from ...reusing import ReusedChanges
 from ...rows import Rows, read_rows
-from ...sites import diffusers_sites
+from ...sites import diffusers_sites, uncompiled
 from ...skipping import skipping_correction
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
@@ -100,6 +100,7 @@ class SubjectSlot:
         self._rows: dict[tuple[tuple[int, ...], torch.device], Rows] = {}
         self._latent_size = (0, 0)
         self._hook: Any = None
+        self._processors: dict[str, NestedAttentionProcessor] = {}
         self.watch: Callable[[str, Tensor, Tensor, int], None] | None = None
         """Called with site, projected queries and keys, and heads of each layer subjects are bound to."""
 
@@ -124,12 +125,14 @@ class SubjectSlot:
         Raises NestedAttentionError for a UNet that has a slot already, layers of another kind than SDXL's, or
         `every` below 1.
         """
+        unet = uncompiled(unet)
         slot = cls(unet, negligible, every)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
         for name, layer in layers.items():
             layer.set_processor(NestedAttentionProcessor(name, layer.processor, slot))
+        slot._processors = {name: layer.processor for name, layer in layers.items()}
         slot._hook = unet.register_forward_pre_hook(slot._note_pass, with_kwargs=True)
         return slot
 
@@ -191,11 +194,23 @@ class SubjectSlot:
         return found
 
     def _note_pass(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._bindings:
+            self._check_processors()
         sample = args[0] if args else kwargs["sample"]
         self.reused.begin(args[1] if len(args) > 1 else kwargs["timestep"])
         if self._latent_size != sample.shape[-2:]:
             self._latent_size = (sample.shape[-2], sample.shape[-1])
             self._layers = {}
+
+    def _check_processors(self) -> None:
+        for name, ours in self._processors.items():
+            layer: Any = self.unet.get_submodule(name)
+            if layer.processor is not ours:
+                raise NestedAttentionError(
+                    f"{name} runs {type(layer.processor).__name__}, which was set after the subjects were "
+                    "put into the UNet's layers, so the picture would be drawn without them. Set attention "
+                    "processors first (set_attn_processor, load_ip_adapter), then attach the subjects"
+                )
 
     def _check_projections(self, binding: SubjectBinding) -> None:
         alone = sorted(self.sites.keys() ^ binding.projections.keys())
