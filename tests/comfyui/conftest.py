@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from chromium import find_chromium
+from dynamic import dynamic_memory, start_dynamic_memory
 
 from nested_attention.demo.server import ComfyServer
 
@@ -64,6 +65,7 @@ def comfyui() -> Path:
         pytest.skip(f"ComfyUI was not found: {REASON}")
     if str(COMFYUI) not in sys.path:
         sys.path.insert(0, str(COMFYUI))
+    start_dynamic_memory()
     from comfy.cli_args import args
 
     args.cpu = True
@@ -89,6 +91,13 @@ def world(comfyui: Path):  # noqa: ANN201  its types need ComfyUI
     import tiny
 
     return tiny.World()
+
+
+@pytest.fixture(params=[False, True], ids=["plain memory", "dynamic memory"])
+def either_memory(comfyui: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests of loading: as ComfyUI loads with NVIDIA cards, and as it does without."""
+    with dynamic_memory(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)

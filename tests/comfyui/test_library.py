@@ -84,6 +84,7 @@ def test_widths_and_heads_agree_with_comfyui_modules(comfyui: Path) -> None:
 
 
 @pytest.mark.parametrize("operations", ["manual_cast", "disable_weight_init"])
+@pytest.mark.usefixtures("either_memory")
 def test_comfyui_operations(comfyui: Path, tmp_path: Path, operations: str) -> None:
     """With ComfyUI's layers an encoder computes the same; with manual cast, from fp16 weights in fp32."""
     import comfy.ops

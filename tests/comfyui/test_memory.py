@@ -166,6 +166,7 @@ def test_unloading_everything_and_going_on(world: Any) -> None:
     assert same(sample(model, positive, negative), picture)
 
 
+@pytest.mark.usefixtures("either_memory")
 def test_another_copy_for_another_gpu(world: Any) -> None:
     model, _ = world.apply(world.model, world.clip)
     for patcher in (*values(model), world.person.patcher):
@@ -204,6 +205,7 @@ def test_layers_that_may_stay_offloaded_have_what_newer_versions_look_for(world:
         assert held >= 0.9 * patcher.model_size()
 
 
+@pytest.mark.usefixtures("either_memory")
 def test_an_encoder_from_a_file(world: Any, tmp_path: Path) -> None:
     from tiny import make_subject
 

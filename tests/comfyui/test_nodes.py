@@ -124,6 +124,7 @@ def test_load_encoder_lists_files_and_the_bundled_ones(nodes: dict[str, Any], en
     } == set(options)
 
 
+@pytest.mark.usefixtures("either_memory")
 def test_load_encoder_reads_a_file_and_overrides_what_it_is_told(
     nodes: dict[str, Any], encoder_file: Path, world: Any
 ) -> None:
@@ -162,12 +163,14 @@ def test_a_missing_encoder_names_node_file_and_folder(nodes: dict[str, Any], fol
     [b"", b"not a model", b"PK\x03\x04broken", b"\x10\0\0\0\0\0\0\0{}"],
     ids=["empty", "text", "zip", "cut"],
 )
+@pytest.mark.usefixtures("either_memory")
 def test_a_corrupt_encoder_names_node_and_file(nodes: dict[str, Any], folder: Path, content: bytes) -> None:
     (folder / "bad.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"Load Subject Encoder: .*bad\.safetensors"):
         nodes["NestedAttentionLoadEncoder"].execute("bad.safetensors")
 
 
+@pytest.mark.usefixtures("either_memory")
 def test_a_file_of_another_kind_of_model_says_what_was_expected(nodes: dict[str, Any], folder: Path) -> None:
     from safetensors.torch import save_file
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from dynamic import dynamic_memory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -16,16 +18,23 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "vision")
 TEXT = "a photo of a person on the beach"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["vae attends", "vae without attention"])
-def both(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(
+    scope="module",
+    params=[(True, False), (False, False), (True, True)],
+    ids=["vae attends", "vae without attention", "dynamic memory"],
+)
+def both(
+    comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """The small world with random weights: its own modules, its files, and the same files loaded in
     ComfyUI."""
     from nested_attention.avatars.comfy.world import load_world
     from nested_attention.avatars.models import model
     from nested_attention.avatars.models.vocabulary import compact
 
+    attends, dynamic = request.param
     torch.manual_seed(0)
-    vae_config = {**model.VAE, "scaling_factor": 0.7, "mid_block_add_attention": request.param}
+    vae_config = {**model.VAE, "scaling_factor": 0.7, "mid_block_add_attention": attends}
     modules = dict(
         zip(
             PARTS,
@@ -53,7 +62,8 @@ def both(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
             compact(module, [49406, 49407, 0, 320, 1125, 539, 2533, 525, 518, 2117])
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps(configs[name]))
-    return SimpleNamespace(**modules, folder=folder, world=load_world(folder), design=model)
+    with dynamic_memory(dynamic):
+        yield SimpleNamespace(**modules, folder=folder, world=load_world(folder), design=model)
 
 
 @torch.no_grad()
@@ -159,3 +169,30 @@ def test_missing_and_foreign_files_are_refused_by_name(both: Any, tmp_path: Path
     (tmp_path / f"{name}.json").unlink()
     with pytest.raises(NestedAttentionError, match=f"{name}.json"):
         load_world(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["lacks", "has one of another size", "has one too many"])
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"),
+        ("unet", "time_embedding.linear_1.bias"),
+        ("vision", "visual_projection.weight"),
+        ("vision", "vision_model.embeddings.position_embedding.weight"),
+        ("vision", "vision_model.embeddings.patch_embedding.weight"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(both: Any, part: str, tensor: str, fault: str) -> None:
+    """Also where ComfyUI's layers would take whatever they are given."""
+    from nested_attention.avatars.comfy import world
+    from nested_attention.errors import NestedAttentionError
+
+    config, weights = world.read_part(both.folder, part)
+    weight = weights.pop(tensor)
+    if fault == "has one of another size":
+        weights[tensor] = torch.cat([weight, weight])
+    elif fault == "has one too many":
+        weights |= {tensor: weight, f"{tensor}.odd": weight}
+    build = {"unet": lambda part: world.build_model(part, {"latent_channels": 8}, {})}
+    with pytest.raises(NestedAttentionError, match=": 1 tensors "):
+        build.get(part, world.build_clip_vision)(world.Part(config, weights))

@@ -207,15 +207,28 @@ def _float(tensors: Mapping[str, Tensor]) -> Weights:
 
 
 def _load(module: nn.Module, weights: Weights, name: str) -> None:
-    """Load every tensor, and refuse a file that has others or fewer or of another shape."""
-    own = module.state_dict()
-    missing_or_odd = own.keys() ^ weights.keys()
-    misshapen = {key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape}
-    wrong = sorted(missing_or_odd | misshapen)
+    """Load every tensor, and refuse a file that has others or fewer or of another shape.
+
+    ComfyUI's layers for dynamic memory make their tensors as they are loaded: `state_dict` lacks them before,
+    and such a layer would take one of any shape.
+    """
+    needed = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    biases = {}  # whether a layer has one, is known once it is loaded
+    for key, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            needed[f"{key}.weight"] = (layer.out_features, layer.in_features)
+            biases[f"{key}.bias"] = (layer.out_features,)
+        elif isinstance(layer, nn.Embedding):
+            needed[f"{key}.weight"] = (layer.num_embeddings, layer.embedding_dim)
+    shapes = biases | needed
+    wrong = needed.keys() - weights.keys()
+    wrong |= {key for key, weight in weights.items() if shapes.get(key, weight.shape) != weight.shape}
+    if not wrong:
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        wrong = {*missing, *unexpected}
     if wrong:
         raise NestedAttentionError(
             f"{name}: {len(wrong)} tensors do not fit the model its configuration describes, the first is "
-            f"{wrong[0]}; expected a weights file and a configuration from the same training. Install the "
+            f"{min(wrong)}; expected a weights file and a configuration from the same training. Install the "
             "pack again"
         )
-    module.load_state_dict(weights)
