@@ -1,11 +1,13 @@
 # make demo    draw people and pets that no model has seen, and say where the picture is
 # make test    run the tests; those that need ComfyUI run where it is found
 #
-# Both install into .venv first, on top of what PYTHON already has.
+# Both install first, into environments of their own under .venv that use what ComfyUI's environment, or PYTHON,
+# already has.
 
 PYTHON ?= python3
 VENV ?= .venv
-PY := $(VENV)/bin/python
+# Begins a recipe's line: installs what is missing, and runs what follows with the Python it is installed for.
+PY := py=$$("$(PYTHON)" scripts/install.py --venv "$(VENV)") && "$$py"
 RUN := $(PY) -m nested_attention.cli
 
 .DEFAULT_GOAL := help
@@ -15,32 +17,32 @@ help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
 install:
-	@bash scripts/install.sh "$(VENV)" "$(PYTHON)"
+	@"$(PYTHON)" scripts/install.py --venv "$(VENV)" --every
 
 ## make demo        draws the demo picture with the shipped weights, through ComfyUI where it is found
-demo: install
+demo:
 	@$(RUN) demo $(ARGS)
 
-## make test        runs the tests (ARGS="-k nodes" to choose some)
-test: install
-	@cd tests && "$(abspath $(PY))" -m pytest -c pytest.ini $(ARGS)
+## make test        runs the tests, in each ComfyUI that is found (ARGS="-k nodes" to choose some)
+test:
+	@"$(PYTHON)" scripts/run_tests.py --venv "$(VENV)" $(ARGS)
 
 ## make acceptance  measures every figure of the small world's card at full counts
-acceptance: install
+acceptance:
 	@$(RUN) world acceptance $(ARGS)
 	@$(RUN) world references
 
 ## make train       trains the small world from scratch, or goes on where it was interrupted
-train: install
+train:
 	@$(RUN) world train $(ARGS)
 
 ## make lint        checks style and types
-lint: install
+lint:
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy
 
 ## make format      puts the code in the project's style
-format: install
+format:
 	@$(PY) -m ruff check --fix --quiet .
 	@$(PY) -m ruff format .

@@ -16,7 +16,7 @@ PACK = "nested_attention_pack"
 def load_definitions() -> dict[str, dict[str, Any]]:
     """Node id → its entry in the server's /object_info. Imports ComfyUI, and exits if there is none."""
     if "folder_paths" not in sys.modules:
-        finder = _load("find_comfyui", ROOT / "scripts" / "find_comfyui.py")
+        finder = _load("find_comfyui", ROOT / "nested_attention" / "find_comfyui.py")
         comfyui, reason = finder.find_comfyui()
         if comfyui is None:
             sys.exit(f"ComfyUI was not found: {reason}")

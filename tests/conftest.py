@@ -32,18 +32,20 @@ def _load_library() -> None:
 
 _load_library()
 
-_CLOSING = pytest.StashKey[list[str]]()
+CLOSING = "closing line"
 
 
 @pytest.fixture
-def closing_line(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def closing_line(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """For figures, and for what was left out by default: a line at the end of the whole run."""
-    return request.config.stash.setdefault(_CLOSING, []).append
+    return lambda line: record_property(CLOSING, line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in terminalreporter.config.stash.get(_CLOSING, []):
-        terminalreporter.write_line(line)
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, line in report.user_properties:
+            if name == CLOSING:
+                terminalreporter.write_line(str(line))
 
 
 def load_script(path: str) -> ModuleType:
@@ -70,7 +72,28 @@ def script():  # noqa: ANN201
     return load_script
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    part = config.getoption("--part")
+    if part != "all":
+        inside = [ROOT / "tests" / "comfyui" in item.path.parents for item in items]
+        chosen = [wanted == (part == "comfyui") for wanted in inside]
+        left = [item for item, kept in zip(items, chosen, strict=True) if not kept]
+        items[:] = [item for item, kept in zip(items, chosen, strict=True) if kept]
+        config.hook.pytest_deselected(items=left)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part",
+        choices=("all", "library", "comfyui"),
+        default="all",
+        help="only the tests that need no ComfyUI, or only those that do",
+    )
+    parser.addoption(
+        "--once-on",
+        metavar="COMFYUI",
+        help="leave out the tests marked `once`, which another ComfyUI, named here, has run",
+    )
     parser.addoption(
         "--editor-screenshot",
         action="store_true",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -80,24 +79,6 @@ def test_requirements_are_few_and_stated_once() -> None:
     )  # unrestrictive
     extras = PROJECT[PROJECT.index("[project.optional-dependencies]") : PROJECT.index("[project.scripts]")]
     assert listed(extras) - {"nested-attention"} == required("requirements-dev.txt")
-
-
-def test_missing_requirements_finds_what_is_not_installed() -> None:
-    spec = importlib.util.spec_from_file_location("missing", ROOT / "scripts" / "missing_requirements.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    lines = [
-        "# a comment",
-        "",
-        "pytest>=1",
-        "no-such-package~=2.0",
-        "-r other.txt",
-        "torchaudio",
-        "PyTest  # again",
-    ]
-    assert list(module.missing(lines, ["TorchAudio"])) == ["no-such-package~=2.0"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)

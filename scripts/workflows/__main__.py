@@ -4,8 +4,9 @@
     python scripts/workflows sync           inputs that nodes have gained appear; API files are written anew
     python scripts/workflows draft NAME …   writes a workflow of recipes.py (--force: over the one there is)
 
-A workflow in workflows/ is edited in ComfyUI and saved there; sync does the rest. Node definitions come from
-a ComfyUI that is started for it (scripts/find_comfyui.py), or from a file with the JSON of /object_info.
+A workflow in workflows/ is edited in ComfyUI and saved there; sync does the rest. Node definitions come
+from a ComfyUI that is started for it (nested_attention/find_comfyui.py), or from a file with the JSON of
+/object_info.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ two.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,44 +17,32 @@ from chromium import find_chromium
 from dynamic import dynamic_memory, start_dynamic_memory
 
 from nested_attention.demo.server import ComfyServer
+from nested_attention.find_comfyui import find_comfyui
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-_spec = importlib.util.spec_from_file_location("find_comfyui", ROOT / "scripts" / "find_comfyui.py")
-assert _spec is not None
-assert _spec.loader is not None
-_finder = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_finder)
-COMFYUI, REASON = _finder.find_comfyui()
+COMFYUI, REASON = find_comfyui()
 CHROMIUM, NO_BROWSER = find_chromium()
 
-_left_out: list[str] = []
-_without_browser: list[str] = []
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    once_on = config.getoption("--once-on")
     for item in items:
-        if here in Path(item.path).parents:
-            item.add_marker(pytest.mark.comfy)
-            if COMFYUI is None:
-                _left_out.append(item.nodeid)
-                item.add_marker(pytest.mark.skip(reason=f"ComfyUI was not found: {REASON}"))
-            elif CHROMIUM is None and item.get_closest_marker("browser"):
-                _without_browser.append(item.nodeid)
-                item.add_marker(pytest.mark.skip(reason=f"no browser was found: {NO_BROWSER}"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
-        terminalreporter.write_line(
-            f"{len(_left_out)} tests that run in ComfyUI were left out: {REASON}. Set COMFYUI_PATH to run "
-            "them."
-        )
-    if _without_browser:
-        terminalreporter.write_line(
-            f"{len(_without_browser)} tests that run in a browser were left out: {NO_BROWSER}. Install "
-            "Chromium (apt-get install chromium), or set CHROMIUM_PATH, to run them."
-        )
+        if here not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.comfy)
+        item.user_properties += [("composes", mark.args[0]) for mark in item.iter_markers("composes")]
+        if COMFYUI is None:
+            reason = f"ComfyUI was not found: {REASON}. Set COMFYUI_PATH to run these tests"
+        elif once_on and item.get_closest_marker("once"):
+            reason = f"shown once, on {once_on}; make test ARGS=--full repeats it"
+        elif CHROMIUM is None and item.get_closest_marker("browser"):
+            reason = (
+                f"no browser was found: {NO_BROWSER}. Install Chromium (apt-get install chromium), or set "
+                "CHROMIUM_PATH, to run these tests"
+            )
+        else:
+            continue
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
