@@ -2,15 +2,16 @@
 
     x     = Q Kᵀ / √d                           (B, H, L, T)  text cross-attention
     x[s*] = max(x[s*], λ·x[s*])                               identity–editability control, Section 5.1
-    P     = softmax(x)
-    v*_q  = softmax(Q K̆ᵀ / √d) V̆                (B, H, L, d)  nested attention over a subject's tokens, Eq. 2
-    v*_q  ← α · |V[s*]| · v*_q / |v*_q|                       regularisation, Section 3.2
-    out_q = Σ_{s≠s*} P[s] V[s] + P[s*] v*_q                   Eq. 3 and 4
+    P     = softmax(x)                                        `text_weights`
+    v*_q  = softmax(Q K̆ᵀ / √d) V̆                (B, H, L, d)  `nested_value`, Eq. 2
+    v*_q  ← α · |V[s*]| · v*_q / |v*_q|                       `regularisation`, Section 3.2
+    out_q = Σ_{s≠s*} P[s] V[s] + P[s*] v*_q                   `nested_cross_attention`, Eq. 3 and 4
 
 after Patashnik et al., "Nested Attention: Semantic-aware Attention Values for Concept Personalization",
 SIGGRAPH 2025. Only row s* of V depends on the query, so the mixed values (L, T, d) are never built: a subject
-is the rank-one correction P[s*]·(v*_q − V[s*]) of P V. Letters: B batch, n of its rows, H heads, d head size,
-L image queries, l of them in a chunk, T text tokens, N subject tokens, K marked tokens.
+is the rank-one correction P[s*]·(v*_q − V[s*]) of P V. Hosts run the faster forms in `kernels/`, which the
+tests hold to this file. Letters: B batch, H heads, d head size, L image queries, T text tokens, N subject
+tokens.
 """
 
 from __future__ import annotations
@@ -18,22 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import reduce
-from typing import Literal
+from functools import reduce, wraps
+from typing import Concatenate, Literal, ParamSpec
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .rows import Marks, Rows, by_rows, take
-from .rows import check_subjects as check_subjects
-
 EPSILON = 1e-6  # smallest norm divided by
-FAR = -1e4  # log 0: softmax gives exactly 0 beside any other token, and no NaN where there is none
-CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
-Subjects = Sequence["BoundSubject"]
-Carried = Sequence[tuple["BoundSubject", Marks]]
+LOG_ZERO = -1e4  # softmax gives exactly 0 beside any other token, and no NaN where there is none
+
+Options = ParamSpec("Options")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,131 +58,179 @@ class BoundSubject:
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"A subject's strength must lie in [0, 1], found {self.strength}.")
 
+    @property
+    def reweights(self) -> bool:
+        """Whether P itself changes, and not only the value at s*."""
+        return self.attention_scale != 1 or (self.bounded and self.region is not None)
 
+
+def without_autocast(
+    function: Callable[Concatenate[Tensor, Options], Tensor],
+) -> Callable[Concatenate[Tensor, Options], Tensor]:
+    """Autocast would run the text's logits in half precision; the decorated function chooses precisions."""
+
+    @wraps(function)
+    def run(query: Tensor, *args: Options.args, **options: Options.kwargs) -> Tensor:
+        device = query.device.type
+        known = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if known else nullcontext():
+            return function(query, *args, **options)
+
+    return run
+
+
+@without_autocast
 def nested_cross_attention(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
-    rows: Rows | None = None, unmarked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int
+) -> Tensor:
     """Text cross-attention with nested values at the marked tokens (Eq. 2 to 4), in the query's dtype.
 
-    (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d).
-    rows: `read_rows(subjects, query.device)`, where several layers have subjects with these masks.
-    unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
+    (B, L, H·d), (B, T, H·d), (B, T, H·d) → (B, L, H·d). Rows that carry no subject are plain attention.
     """
+    subjects = [subject for subject in subjects if subject.strength]
+    weights = text_weights(query, key, subjects, heads=heads)  # P, (B, H, L, T)
+    v = per_head(value, heads).to(weights)
+    out = weights @ v
+    for subject in subjects:
+        share = weights * gate(subject, weights, subject.bounded)  # g·P[s*], and 0 at all other tokens
+        star = nested_value(query, subject, heads=heads)  # v*_q, (B, H, L, d)
+        length = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
+        out = out + torch.where(carried([subject], v), length * star, 0.0) - share @ v
+    plain = plain_attention(query, key, value, heads=heads)
+    return torch.where(carried(subjects, v)[:, 0], joined(out).to(query.dtype), plain)
 
-    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return unmarked(q, k, v) if unmarked and not carried else _nested(carried, q, k, v, heads)
 
-    return by_rows(run, subjects, rows, query, key, value)
-
-
+@without_autocast
 def subject_correction(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
-    plain: Tensor | None = None, rows: Rows | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    subjects: Sequence[BoundSubject],
+    *,
+    heads: int,
+    plain: Tensor | None = None,
+) -> Tensor:
     """The nested output minus the plain text attention, so that a host can add it to whatever it already has.
 
     `plain` may be passed when the caller has the plain text attention's output (and nothing else) at hand.
     nested_cross_attention(…) == plain + subject_correction(…). Zero in rows that carry no subject.
     """
-
-    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
-        if not carried:
-            return torch.zeros_like(q)
-        if all(s.attention_scale == 1 and not (s.bounded and s.region is not None) for s, _ in carried):
-            return _nested(carried, q, k, v, heads, text=False)  # the softmax is the same: P V cancels
-        return _nested(carried, q, k, v, heads) - (_nested([], q, k, v, heads) if text is None else text)
-
-    return by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
+    nested = nested_cross_attention(query, key, value, subjects, heads=heads)
+    plain = plain_attention(query, key, value, heads=heads) if plain is None else plain
+    active = [subject for subject in subjects if subject.strength]
+    return torch.where(carried(active, query)[:, 0], nested - plain, 0.0).to(query.dtype)
 
 
-def _nested(carried: Carried, q: Tensor, k: Tensor, v: Tensor, heads: int, text: bool = True) -> Tensor:
-    """Eq. 3 and 4 for rows that carry these subjects; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
-    if q.device.type == "cpu" and len(q) > 1 and q.shape[1] * k.shape[1] * heads > CPU_LOGITS and carried:
-        rows = ([(s, marks.row(i)) for s, marks in carried] for i in range(len(q)))  # to stay in the cache
-        parts = zip(rows, q.split(1), k.split(1), v.split(1), strict=True)
-        return torch.cat([_nested(one, a, b, c, heads, text) for one, a, b, c in parts])
-    q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
-    if not carried:
-        return rearrange(scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
-    device, precise = q.device.type, torch.promote_types(q.dtype, torch.float32)
-    autocast = torch.amp.is_autocast_available(device)  # would run the logits in half precision
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        values = [_nested_value(q, v, subject, marks) for subject, marks in carried]
-        k = k.mT.to(precise) * q.shape[-1] ** -0.5  # (n, H, d, T)
-        v_text = v.to(precise) if device == "cpu" and v.dtype == torch.float16 else v  # slow in fp16
-        size, limit = q[..., 0].numel() * k.shape[-1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
-        step = -(-q.shape[2] // -(-size // limit))  # even chunks of queries
-        chunks = []
-        for at in (slice(start, start + step) for start in range(0, q.shape[2], step)):
-            x = q[:, :, at].to(precise) @ k  # (n, H, l, T)
-            for subject, marks in carried:
-                x = _reweight(x, subject, marks, at)
-            probs = x.softmax(dim=-1)  # shared by the text and all subjects
-            changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
-            if text:
-                changes.append((probs.to(v_text.dtype) @ v_text).transpose(1, 2))
-            chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, *, heads: int) -> Tensor:
+    """softmax(Q Kᵀ/√d) V: (B, L, H·d), (1|B, T, H·d), (1|B, T, H·d) → (B, L, H·d)."""
+    q, k, v = (per_head(x, heads) for x in (query, key, value))
+    k, v = (x.expand(len(query), -1, -1, -1) for x in (k, v))
+    return joined(scaled_dot_product_attention(q, k, v))
 
 
-def _reweight(x: Tensor, subject: BoundSubject, marks: Marks, at: slice) -> Tensor:
-    """The text's logits x (n, H, l, T) under λ and `bounded`."""
-    if subject.attention_scale != 1:
-        # max(x, λ_q·x) = x + (λ_q − 1)·relu(x) for λ_q ≥ 1, and for λ_q < 1 that is min(x, λ_q·x).
-        gain = (subject.attention_scale - 1) * _gate(subject, marks, at, x).transpose(1, 2)  # (n, 1, l, K)
-        index = _columns(marks.tokens, x)
-        x = x.scatter_add(-1, index, x.gather(-1, index).relu() * gain)
-    if subject.bounded and subject.region is not None:
-        region = take(subject.region, marks.rows)[:, None, at, None].to(x)  # (1|n, 1, l, 1)
-        logs = torch.where(region > 0, region.clamp_min(1e-30).log(), FAR)
-        x = x + marks.word[:, None, None] * logs
-    return x
+@without_autocast
+def text_weights(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject] = (), *, heads: int) -> Tensor:
+    """P: what each query attends to of the text, under the subjects' λ and `bounded` (Section 5.1).
+
+    (B, L, H·d), (B, T, H·d) → (B, H, L, T), in at least fp32. Without subjects, the text's own attention.
+    """
+    precise = torch.promote_types(query.dtype, torch.float32)
+    q, k = per_head(query, heads), per_head(key, heads)
+    x = q.to(precise) @ (k.mT.to(precise) * q.shape[-1] ** -0.5)  # (B, H, L, T)
+    for subject in subjects:
+        if subject.attention_scale != 1:
+            # max(x, λ_q·x) = x + (λ_q − 1)·relu(x) for λ_q ≥ 1, and for λ_q < 1 that is min(x, λ_q·x).
+            x = x + x.relu() * ((subject.attention_scale - 1) * gate(subject, x))
+        if subject.bounded and subject.region is not None:
+            region = over_queries(subject.region, x)
+            log = torch.where(region > 0, region.clamp_min(1e-30).log(), LOG_ZERO)
+            word = subject.mask if subject.word is None else subject.word
+            x = x + log * at_tokens(word & subject.mask.any(dim=1, keepdim=True), x)
+    return x.softmax(dim=-1)
 
 
-def _nested_value(q: Tensor, v: Tensor, subject: BoundSubject, marks: Marks) -> tuple[Tensor, Tensor, Tensor]:
-    """From q (n, H, L, d) and the text's v (n, H, T, d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
-    length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
-    nested = (take(x, marks.rows).to(q.dtype).expand(len(q), -1, -1) for x in (subject.key, subject.value))
-    k_nested, v_nested = (rearrange(x, "n t (h d) -> n h t d", h=q.shape[1]) for x in nested)
-    bias = take(subject.token_bias, marks.rows)  # (N,) or (1|n, N) → (1|n, 1, 1, N)
-    bias = None if bias is None else torch.atleast_2d(bias)[:, None, None].to(q, non_blocking=True)
-    star = scaled_dot_product_attention(q, k_nested, v_nested, attn_mask=bias).transpose(1, 2)
-    text_value = v.transpose(1, 2).take_along_dim(marks.tokens[..., None, None], dim=1)
+def nested_weights(query: Tensor, subject: BoundSubject, *, heads: int) -> Tensor:
+    """softmax(Q K̆ᵀ/√d): what each query attends to of the subject's tokens. (B, L, H·d) → (B, H, L, N)."""
+    size = query.shape[-1] // heads
+    x = per_head(query, heads).float() @ (per_head(subject.key, heads).mT.float() * size**-0.5)
+    bias = subject.token_bias
+    return (x if bias is None else x + torch.atleast_2d(bias)[:, None, None].to(x)).softmax(dim=-1)
+
+
+def nested_value(query: Tensor, subject: BoundSubject, *, heads: int) -> Tensor:
+    """v*_q of Eq. 2: `nested_weights` @ V̆, which are never in memory. (B, L, H·d) → (B, H, L, d)."""
+    k, v = (per_head(x.to(query.dtype), heads) for x in (subject.key, subject.value))
+    k, v = (x.expand(len(query), -1, -1, -1) for x in (k, v))
+    bias = subject.token_bias  # (N,) or (1|B, N) → (1|B, 1, 1, N)
+    bias = None if bias is None else torch.atleast_2d(bias)[:, None, None].to(query)
+    return scaled_dot_product_attention(per_head(query, heads), k, v, attn_mask=bias)
+
+
+def regularisation(star: Tensor, v: Tensor, subject: BoundSubject) -> Tensor:
+    """α·|V[s]| / |v*_q|: what gives v*_q the length it has at each token (Section 3.2); 1 without α.
+
+    v*_q (B, H, L, d), V (B, H, T, d) → (B, 1|H, L, T)
+    """
     if subject.alpha is None:
-        return star, star.new_ones(()).expand(len(q), q.shape[2], 1, 1), text_value
-    goal = subject.alpha * _norm(text_value, subject)  # (n, K, 1|H, 1)
-    return star, rearrange(goal, "n k h 1 -> n 1 h k") / _norm(star, subject).clamp_min(EPSILON), text_value
+        return star.new_ones(())
+    return subject.alpha * norm(v, subject).mT / norm(star, subject).clamp_min(EPSILON)
 
 
-def _change(
-    probs: Tensor, subject: BoundSubject, marks: Marks, value: tuple[Tensor, Tensor, Tensor], at: slice
-) -> Tensor:
-    """Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens, (n, l, H, d)."""
-    star, factor, text_value = value
-    weight = probs.gather(-1, _columns(marks.tokens, probs)).transpose(1, 2)  # (n, l, H, K), P[s*]
-    weight = weight * _gate(subject, marks, at, probs, bounded=subject.bounded)
-    change = star[:, at] * (weight * factor[:, at]).sum(dim=-1, keepdim=True)
-    for i in range(weight.shape[-1]):
-        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
-    return change
+def norm(x: Tensor, subject: BoundSubject) -> Tensor:
+    """Over all heads together, or in each: (B, H, ·, d) → (B, 1|H, ·, 1), in at least fp32."""
+    dims, precise = (-1 if subject.norm == "head" else (1, -1)), torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
 
 
-def _gate(subject: BoundSubject, marks: Marks, at: slice, like: Tensor, bounded: bool = False) -> Tensor:
-    """g of each query at each of the subject's tokens, (n, 1|l, 1, K); strength alone if `bounded`."""
-    gate = subject.strength * marks.counts[:, None, None].to(like)  # 0 where a row has fewer tokens
-    if bounded or subject.region is None:
-        return gate
-    return gate * take(subject.region, marks.rows)[:, at, None, None].to(like)
+def gate(subject: BoundSubject, like: Tensor, bounded: bool = False) -> Tensor:
+    """g at the subject's tokens and 0 at all others, (1|B, 1, 1|L, T); strength alone if `bounded`."""
+    at_mask = subject.strength * at_tokens(subject.mask, like)
+    return at_mask if bounded or subject.region is None else at_mask * over_queries(subject.region, like)
 
 
-def _columns(tokens: Tensor, like: Tensor) -> Tensor:
-    """(n, K) positions as an index into the last dimension of (n, H, l, T)."""
-    return tokens[:, None, None].expand(-1, *like.shape[1:3], -1)
+def carried(subjects: Sequence[BoundSubject], like: Tensor) -> Tensor:
+    """Rows in which some subject has a token, (1|B, 1, 1, 1) bool."""
+    rows = [subject.mask.any(dim=1).to(like.device, non_blocking=True) for subject in subjects]
+    none = torch.zeros(1, dtype=torch.bool, device=like.device)
+    return reduce(torch.logical_or, rows, none)[:, None, None, None]
 
 
-def _norm(x: Tensor, subject: BoundSubject) -> Tensor:
-    """(n, ·, H, d) → (n, ·, 1|H, 1), in at least fp32."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    x = x if subject.norm == "head" else x.flatten(2)[:, :, None]
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+def at_tokens(mask: Tensor, like: Tensor) -> Tensor:
+    """(B, T) → (B, 1, 1, T)"""
+    return mask[:, None, None].to(like, non_blocking=True)
+
+
+def over_queries(region: Tensor, like: Tensor) -> Tensor:
+    """(1|B, L) → (1|B, 1, L, 1)"""
+    return region[:, None, :, None].to(like, non_blocking=True)
+
+
+def per_head(x: Tensor, heads: int) -> Tensor:
+    """(B, ·, H·d) → (B, H, ·, d)"""
+    return rearrange(x, "b l (h d) -> b h l d", h=heads)
+
+
+def joined(x: Tensor) -> Tensor:
+    """(B, H, ·, d) → (B, ·, H·d)"""
+    return rearrange(x, "b h l d -> b l (h d)")
+
+
+def check_subjects(subjects: Sequence[BoundSubject], batch: int, tokens: int) -> None:
+    """ValueError for what the layers take for granted; called once, where subjects are bound.
+
+    Masks must be (batch, tokens), two subjects never share a token, a token_bias leaves a token in each row.
+    """
+    taken = torch.zeros(batch, tokens, dtype=torch.bool)
+    for i, subject in enumerate(subjects):
+        mask = subject.mask.cpu()
+        word = mask if subject.word is None else subject.word
+        if not mask.shape == word.shape == taken.shape:
+            found = f"found {tuple(mask.shape)} and {tuple(word.shape)}."
+            raise ValueError(f"Subject {i}: mask and word must be (batch, tokens) {batch, tokens}, {found}")
+        if clash := (taken & mask).nonzero().tolist():
+            found = f"{clash} carry another subject already. Give each a word, or an occurrence, of its own."
+            raise ValueError(f"Subject {i}: the (row, token) {found}")
+        taken |= mask
+        if (bias := subject.token_bias) is not None and not bias.amax(-1).isfinite().all():
+            found = "a row of token_bias has no finite entry, or NaN or +inf. Keep a token, at a finite bias."
+            raise ValueError(f"Subject {i}: {found}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
+
+from .attention import text_weights
 
 Box = tuple[int, int, int, int, int, int]
 """A part of a picture: top, left, height, width of the part, then height and width of the whole, in cells."""
@@ -60,8 +61,7 @@ def word_attention(query: Tensor, key: Tensor, word: Tensor, *, heads: int) -> T
 
     (B, L, H·d), (B, T, H·d), (B, T) bool → (B, L), in [0, 1]
     """
-    query, key = (rearrange(x, "b l (h d) -> b h l d", h=heads).float() for x in (query, key))
-    probs = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, L, T)
+    probs = text_weights(query, key, heads=heads)  # (B, H, L, T)
     return torch.einsum("bhlt,bt->bl", probs, word.to(probs)) / heads
 
 

@@ -169,20 +169,6 @@ def sdxl_sites() -> tuple[Site, ...]:
     return UNetLayout().sites
 
 
-def comfy_block_to_site(block: tuple[str, int], transformer_index: int, layout: UNetLayout) -> Site:
-    """The site that ComfyUI calls `block` (`("input", 4)`, …) and `block_index`.
-
-    Raises NestedAttentionError if the UNet has no cross-attention there.
-    """
-    site = layout.comfy_sites.get((block[0], block[1], transformer_index))
-    if site is None:
-        raise NestedAttentionError(
-            f"this UNet has no cross-attention at block {tuple(block)}, transformer {transformer_index}; "
-            f"it has {len(layout.comfy_sites)} such layers"
-        )
-    return site
-
-
 def uncompiled(unet: Any) -> Any:
     """The module itself, where `torch.compile` has wrapped it in another."""
     return getattr(unet, "_orig_mod", unet)

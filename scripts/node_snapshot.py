@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from definitions import ROOT, load_definitions, slots  # noqa: E402
 
 SNAPSHOT = ROOT / "tests" / "node_snapshot.json"
-REFRESH = "run python scripts/node_snapshot.py"
 
 Snapshot = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from conftest import ROOT  # noqa: F401  makes the library importable
 from explicit import explicit_nested_attention
 from test_attention import make_text, one_subject
 
-from nested_attention import fused
 from nested_attention.attention import nested_cross_attention, subject_correction
+from nested_attention.kernels import chunks, fused
 
 
 def check(name: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     assert not fused.supports(query, [region], heads)
     for subject in (scaled, region):  # by the reference
         found = fused.fused_correction(query, key, value, [subject], heads=heads)
-        assert torch.equal(found, subject_correction(query, key, value, [subject], heads=heads))
+        assert torch.equal(found, chunks.correction(query, key, value, [subject], heads=heads))
     print("all agree")
 
 

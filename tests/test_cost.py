@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from host_reads import NoHostReads
-from test_attention import assert_close, attend, make_case, make_text, one_subject
+from test_attention import CHUNKS, assert_close, attend, make_case, make_text, one_subject
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from nested_attention.attention import nested_cross_attention, subject_correction
-from nested_attention.bench import layers, report, rivals, slopes
+from nested_attention.bench import baselines, layers, report, scaling
 from nested_attention.bench.run import Settings, run
 from nested_attention.bench.shapes import LayerShape, sdxl_layers, sdxl_shapes
 from nested_attention.bench.timing import Timing, interleaved, peak_bytes
 from nested_attention.errors import NestedAttentionError
-from nested_attention.rows import read_rows
+from nested_attention.kernels import chunks
+from nested_attention.kernels.rows import read_rows
 
 CPU = torch.device("cpu")
 
@@ -40,10 +40,10 @@ class TestGuard:
     def test_close_to_the_floor_and_far_from_the_explicit_form(
         self, one_thread: None, shape: tuple[int, int, int], tokens: int
     ) -> None:
-        inputs = rivals.make_inputs(LayerShape(*shape), tokens=tokens)
+        inputs = baselines.make_inputs(LayerShape(*shape), tokens=tokens)
         calls = {
             name: (lambda form=form: form(inputs))
-            for name, form in rivals.FORMS.items()
+            for name, form in baselines.FORMS.items()
             if name in ("plain", "floor", "nested", "corrected", "explicit")
         }
         with torch.inference_mode():
@@ -61,11 +61,11 @@ class TestGuard:
             assert peak_bytes(calls["corrected"]) <= 0.1 * peak_bytes(calls["explicit"])
 
     def test_the_forms_that_are_compared_compute_the_same(self) -> None:
-        inputs = rivals.make_inputs(LayerShape(40, 32, 2), tokens=9, subjects=2, batch=2, guided=True)
-        explicit = rivals.explicit(inputs)
-        assert_close(rivals.nested(inputs), explicit.double())
-        assert_close(rivals.corrected(inputs), explicit.double())
-        assert_close(rivals.plain(inputs)[:2], explicit.double()[:2])
+        inputs = baselines.make_inputs(LayerShape(40, 32, 2), tokens=9, subjects=2, batch=2, guided=True)
+        explicit = baselines.explicit(inputs)
+        assert_close(baselines.nested(inputs), explicit.double())
+        assert_close(baselines.corrected(inputs), explicit.double())
+        assert_close(baselines.plain(inputs)[:2], explicit.double()[:2])
 
 
 class TestRows:
@@ -73,7 +73,7 @@ class TestRows:
     def test_rows_read_before_give_what_rows_read_in_the_layer_give(self, seed: int) -> None:
         query, key, value, heads, subjects = make_case(seed)
         rows = read_rows(subjects, CPU)
-        for function in (nested_cross_attention, subject_correction):
+        for function in CHUNKS:
             expected = function(query, key, value, subjects, heads=heads)
             assert torch.equal(function(query, key, value, subjects, heads=heads, rows=rows), expected)
 
@@ -101,11 +101,11 @@ class TestRows:
         query, key, value, heads, subjects = make_case(seed)
         rows = read_rows(subjects, CPU)
         with NoHostReads():
-            nested_cross_attention(query, key, value, subjects, heads=heads, rows=rows)
-            subject_correction(query, key, value, subjects, heads=heads, rows=rows)
+            chunks.nested(query, key, value, subjects, heads=heads, rows=rows)
+            chunks.correction(query, key, value, subjects, heads=heads, rows=rows)
         if any(s.strength for s in subjects):
             with pytest.raises(AssertionError, match="on the host"), NoHostReads():
-                nested_cross_attention(query, key, value, subjects, heads=heads)
+                chunks.nested(query, key, value, subjects, heads=heads)
 
 
 class TestCompiled:
@@ -115,8 +115,8 @@ class TestCompiled:
         torch._dynamo.reset()
 
         def layer(query: Tensor, key: Tensor, value: Tensor, subjects: list, rows: object) -> Tensor:
-            out = nested_cross_attention(query, key, value, subjects, heads=2, rows=rows)
-            return out + subject_correction(query, key, value, subjects, heads=2, rows=rows)
+            out = chunks.nested(query, key, value, subjects, heads=2, rows=rows)
+            return out + chunks.correction(query, key, value, subjects, heads=2, rows=rows)
 
         compiled = torch.compile(layer, backend=counter, fullgraph=True)
         query, key, value, _ = make_text(2, 9, 7, 2, 8)
@@ -151,7 +151,7 @@ class TestBench:
         torch.set_num_threads(before)
         document = json.loads((tmp_path / "bench.json").read_text())
         forms = [one["form"] for one in document["layers"] if one["layer"] == "4×640"]
-        assert forms == list(rivals.FORMS)
+        assert forms == list(baselines.FORMS)
         assert {one["layer"] for one in document["sweep"]} == {"70 layers"}
         nested = next(one for one in document["layers"] if one["form"] == "nested")
         assert nested["time"]["repeats"] == 2
@@ -170,9 +170,9 @@ class TestBench:
         assert layers.ratios("nested", {"nested": 1.0}, {}) == {}
 
     def test_fits(self) -> None:
-        line = slopes.fit("tokens", "x", (16, 64, 256), (3 + 1.6, 3 + 6.4, 3 + 25.6))
+        line = scaling.fit("tokens", "x", (16, 64, 256), (3 + 1.6, 3 + 6.4, 3 + 25.6))
         assert (line.per_unit, line.start, line.r2) == pytest.approx((0.1, 3, 1))
-        assert slopes.fit("size", "x", (500, 1000), (1.0, 4.0)).exponent == pytest.approx(1)
+        assert scaling.fit("size", "x", (500, 1000), (1.0, 4.0)).exponent == pytest.approx(1)
 
     def test_the_spread_is_in_quartiles(self) -> None:
         assert Timing.of([1.0, 2, 3, 4, 100]) == Timing(3, 2, 4, 5)
@@ -217,13 +217,11 @@ class TestBench:
 
 
 def test_rows_one_by_one_on_a_cpu_are_the_rows_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nested_attention import attention
-
     query, key, value, heads = make_text(5, 9, 7, 2, 8)
     subject = one_subject(key, rows=[0, 3, 4], region=torch.rand(5, 9), token_bias=torch.randn(5, 5))
     wide = replace(subject, key=torch.randn(5, 5, 16), value=torch.randn(5, 5, 16))
-    together = nested_cross_attention(query, key, value, [wide], heads=heads)
-    monkeypatch.setattr(attention, "CPU_LOGITS", 1)
-    apart = nested_cross_attention(query, key, value, [wide], heads=heads)
+    together = chunks.nested(query, key, value, [wide], heads=heads)
+    monkeypatch.setattr(chunks, "CPU_LOGITS", 1)
+    apart = chunks.nested(query, key, value, [wide], heads=heads)
     torch.testing.assert_close(apart, together)
     assert torch.equal(apart[[1, 2]], attend(query, key, value, heads)[[1, 2]])

@@ -223,36 +223,6 @@ class TestSlot:
         assert torch.allclose(outputs[1], outputs[0] + 0.1 * hidden, atol=1e-5)
 
     @torch.no_grad()
-    def test_what_is_negligible_can_be_left_out(self, unet: UNet2DConditionModel) -> None:
-        base, projections = run(unet), project(unet)
-        binding = SubjectBinding(projections=projections, mask=mark((1, 4), (2, 2)))
-        pictures = []
-        for negligible in (0.0, 1e-6, 0.3, 1e6):
-            slot = SubjectSlot.install(unet, negligible=negligible)
-            with slot.bind(binding):
-                pictures.append(run(unet))
-            slot.remove()
-        exact, nearly, roughly, nothing = pictures
-        assert torch.allclose(nearly, exact, atol=1e-4)
-        assert torch.allclose(nothing, base, atol=1e-4)
-        assert 0 < (roughly - exact).abs().mean() < (base - exact).abs().mean()
-
-    @torch.no_grad()
-    def test_what_a_subject_changes_can_be_kept_for_the_next_step(self, unet: UNet2DConditionModel) -> None:
-        binding = SubjectBinding(projections=project(unet), mask=mark((1, 4), (2, 2)))
-        pictures = []
-        for every in (1, 2):
-            slot = SubjectSlot.install(unet, every=every)
-            with slot.bind(binding):
-                pictures.append([run(unet, timestep=timestep) for timestep in (500, 480, 460)])
-            slot.remove()
-        exact, reused = pictures
-        for step in (0, 2):
-            assert torch.allclose(reused[step], exact[step], atol=1e-5)
-        off = (reused[1] - exact[1]).abs().mean()
-        assert 0 < off < 0.3 * (exact[1] - run(unet, timestep=480)).abs().mean()
-
-    @torch.no_grad()
     def test_masks_are_read_once_for_all_layers_and_steps(
         self, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -518,30 +488,6 @@ class TestPersonalize:
             first, again = draw(pipeline), draw(pipeline)
         assert len(calls) == 1
         assert torch.equal(first, again)
-
-    def test_a_pipeline_may_compute_a_subject_in_every_second_step(
-        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls: list[Tensor] = []
-        original: Callable[..., Any] = processors.correction
-        monkeypatch.setattr(
-            processors, "correction", lambda q, *args, **kw: calls.append(q) or original(q, *args, **kw)
-        )
-        applied, plain = [AppliedSubject(make_subject(encoder), encoder)], draw(pipeline)
-        with personalize(pipeline, applied):
-            exact = draw(pipeline)
-        assert not calls
-        with personalize(pipeline, applied, every=2) as reusing:
-            reused, again = draw(reusing), draw(reusing)
-        sites = len(encoder.config.sites)
-        assert len(calls) == 2 * sites * 2  # two of three steps, in each of two pictures
-        assert torch.equal(reused, again)
-        assert 0 < (reused - exact).abs().mean() < 0.3 * (plain - exact).abs().mean()
-        with (
-            pytest.raises(NestedAttentionError, match="every 0th step"),
-            personalize(pipeline, applied, every=0),
-        ):
-            pass
 
     def test_weights_of_pictures_count(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder

@@ -170,17 +170,6 @@ def test_another_aspect_ratio_is_kept_apart_anew(
     assert torch.equal(high[1], fresh[1]) and not torch.equal(high[1], wide[1])
 
 
-def test_what_may_not_be_left_out_is_said_before_anything_runs(
-    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
-) -> None:
-    subject = AppliedSubject(make_subject(encoder), encoder, attention_scale=2.0)
-    with (
-        pytest.raises(NestedAttentionError, match="negligible is 0.01, and 'person' has attention_scale 2.0"),
-        personalize(pipeline, [subject], negligible=0.01),
-    ):
-        pass
-
-
 def test_masks_and_subjects_go_with_the_pictures(
     pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
 ) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_attention import make_text, one_subject
 
-from nested_attention import backend
-from nested_attention.attention import nested_cross_attention, subject_correction
+from nested_attention import kernels
 from nested_attention.errors import NestedAttentionError
+from nested_attention.kernels import chunks
 
 HERE = Path(__file__).parent
 
@@ -22,7 +22,7 @@ import conftest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from nested_attention import fused
+from nested_attention.kernels import fused
 
 half, single = "*fp16", "*fp32"
 pointers = {name: half for name in ("q", "k", "v", "nested_key", "nested_value", "star")}
@@ -72,18 +72,18 @@ def test_the_kernels_compile_for_a_gpu_and_fit_its_shared_memory() -> None:
 class TestBackend:
     @pytest.mark.parametrize("chosen", ["torch", "fused"])
     def test_on_a_cpu_it_is_the_reference(self, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
-        monkeypatch.setattr(backend, "BACKEND", chosen)
+        monkeypatch.setattr(kernels, "BACKEND", chosen)
         query, key, value, heads = make_text(2, 9, 7, 2, 8)
         subjects = [one_subject(key, attention_scale=2.0)]
         for run_, reference in (
-            (backend.nested, nested_cross_attention),
-            (backend.correction, subject_correction),
+            (kernels.nested, chunks.nested),
+            (kernels.correction, chunks.correction),
         ):
             found = run_(query, key, value, subjects, heads=heads)
             assert torch.equal(found, reference(query, key, value, subjects, heads=heads))
 
     def test_another_name_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backend, "BACKEND", "flash")
+        monkeypatch.setattr(kernels, "BACKEND", "flash")
         query, key, value, heads = make_text(2, 9, 7, 2, 8)
         with pytest.raises(NestedAttentionError, match="BACKEND is 'flash'; expected one of torch, fused"):
-            backend.correction(query, key, value, [one_subject(key)], heads=heads)
+            kernels.correction(query, key, value, [one_subject(key)], heads=heads)

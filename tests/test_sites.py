@@ -14,7 +14,6 @@ from nested_attention.sites import (
     Site,
     UNetLayout,
     check_sites,
-    comfy_block_to_site,
     diffusers_sites,
     sdxl_sites,
 )
@@ -51,17 +50,9 @@ def test_sdxl_has_70_sites_in_diffusers_order() -> None:
     ],
 )
 def test_comfy_addresses_of_sdxl(block: tuple[str, int], index: int, name: str) -> None:
-    site = comfy_block_to_site(block, index, UNetLayout())
+    site = UNetLayout().comfy_sites[(*block, index)]
     assert site.name == name
     assert site in sdxl_sites()
-
-
-@pytest.mark.parametrize(
-    "address", [(("input", 1), 0), (("input", 4), 2), (("output", 6), 0), (("middle", 1), 0)]
-)
-def test_an_address_without_cross_attention_is_refused(address: tuple[tuple[str, int], int]) -> None:
-    with pytest.raises(NestedAttentionError, match="no cross-attention"):
-        comfy_block_to_site(*address, UNetLayout())
 
 
 def diffusers_unet(layout: UNetLayout, **kwargs: object) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rivals import FORMS, Inputs, make_inputs
+from .baselines import FORMS, Inputs, make_inputs
 from .shapes import LayerShape, sdxl_layers, sdxl_shapes
 from .timing import Call, Clock, Timing, host_syncs, interleaved, launches, peak_bytes
 

@@ -14,7 +14,7 @@ import torch
 
 from .. import __version__
 from .layers import Measured
-from .slopes import Slope
+from .scaling import Scaling
 
 NOT_MEASURED = "not measured"
 
@@ -75,7 +75,7 @@ def layers_table(found: Iterable[Measured]) -> str:
     return table(header, rows)
 
 
-def slopes_table(found: Iterable[Slope]) -> str:
+def scaling_table(found: Iterable[Scaling]) -> str:
     units = {"tokens": "token", "subjects": "subject", "size": "million pixels", "batch": "picture"}
     header = ["axis", "layer", "values", "ms added", "ms per", "start, ms", "exponent", "R²"]
     rows = [

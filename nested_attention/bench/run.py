@@ -11,15 +11,15 @@ import torch
 
 from ..errors import NestedAttentionError
 from . import report
+from .baselines import FORMS
 from .layers import DTYPES, Grid, run_layers, run_sweep
-from .rivals import FORMS
-from .slopes import run_slopes
+from .scaling import run_scaling
 from .timing import Clock
 
 
 @dataclass(frozen=True)
 class Settings:
-    """parts: of layers, sweep, slopes, shortcuts, slots, sampling, loading. threads: of the CPU."""
+    """parts: of layers, sweep, scaling, slots, sampling, loading. threads: of the CPU."""
 
     parts: tuple[str, ...]
     grid: Grid
@@ -98,16 +98,9 @@ def _sweep(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
     return [one.as_json() for one in found], report.layers_table(found)
 
 
-def _slopes(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
-    found = run_slopes(grid, say=say)
-    return [one.as_json() for one in found], report.slopes_table(found)
-
-
-def _shortcuts(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
-    from .shortcuts import run_shortcuts, shortcuts_table
-
-    found = run_shortcuts(say=say, clock=grid.clock)
-    return [asdict(one) for one in found], shortcuts_table(found)
+def _scaling(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
+    found = run_scaling(grid, say=say)
+    return [one.as_json() for one in found], report.scaling_table(found)
 
 
 def _slots(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
@@ -135,8 +128,7 @@ def _loading(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
 _PARTS: dict[str, Callable[[Grid, Callable[[str], None]], tuple[Any, str]]] = {
     "layers": _layers,
     "sweep": _sweep,
-    "slopes": _slopes,
-    "shortcuts": _shortcuts,
+    "scaling": _scaling,
     "slots": _slots,
     "sampling": _sampling,
     "loading": _loading,

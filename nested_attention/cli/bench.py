@@ -16,8 +16,7 @@ class Part(str, Enum):
 
     LAYERS = "layers"
     SWEEP = "sweep"
-    SLOPES = "slopes"
-    SHORTCUTS = "shortcuts"
+    SCALING = "scaling"
     SLOTS = "slots"
     SAMPLING = "sampling"
     LOADING = "loading"

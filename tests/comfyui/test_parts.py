@@ -48,7 +48,7 @@ def run(world: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     from nested_attention.attention import nested_cross_attention
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
-    from nested_attention.rows import read_rows
+    from nested_attention.kernels.rows import read_rows
 
     def layer(
         marked: list[bool],

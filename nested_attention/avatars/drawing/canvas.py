@@ -10,9 +10,6 @@ import numpy as np
 SIZE = 32
 """Art pixels a side."""
 
-CELL = 2
-"""Art pixels a side of one latent cell: figures are placed on this grid."""
-
 Color = tuple[int, int, int]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+
+from ...attention import joined, per_head, text_weights
 
 
 class WatchedAttention:
@@ -23,21 +24,14 @@ class WatchedAttention:
         attention_mask: Tensor | None = None,
         **_: object,
     ) -> Tensor:
-        batch, length, _inner = hidden_states.shape
         query, key, value = (
             attn.to_q(hidden_states),
             attn.to_k(encoder_hidden_states),
             attn.to_v(encoder_hidden_states),
         )
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(batch, x.shape[1], attn.heads, -1).transpose(1, 2)  # (B, H, L, d)
-
-        query, key, value = split(query), split(key), split(value)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        weights = scores.softmax(dim=-1)
+        weights = text_weights(query, key, heads=attn.heads)
         self.probabilities = weights.mean(dim=1)  # (B, L, T)
-        out = (weights @ value).transpose(1, 2).reshape(batch, length, -1)
+        out = joined(weights.to(value) @ per_head(value, attn.heads))
         return attn.to_out[1](attn.to_out[0](out))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...hosts.comfy.sampling.layer import AppliedSubject, CarriedSubject, NestedLayer
 from ...placeholders import SubjectWord
-from .. import rivals
+from .. import baselines
 from ..shapes import LayerShape, sdxl_shapes
 from ..timing import Call, Clock, interleaved
 
@@ -46,7 +46,7 @@ def slots(
 def _calls(shape: LayerShape, tokens: int, guided: bool) -> Iterator[tuple[str, Call]]:
     """The layer without a slot; the floor; the slot of a subject, in which there was nothing or another
     pack's object (one that only runs ComfyUI's attention)."""
-    inputs = rivals.make_inputs(shape, tokens=tokens, guided=guided)
+    inputs = baselines.make_inputs(shape, tokens=tokens, guided=guided)
     q, k, v = inputs.query, inputs.key, inputs.value
     options = {"n_heads": inputs.heads, "attn_precision": None}
 
@@ -57,12 +57,12 @@ def _calls(shape: LayerShape, tokens: int, guided: bool) -> Iterator[tuple[str, 
     carried = [_carried(inputs)]
     empty, occupied = (NestedLayer(there, "bench", carried, inputs.rows) for there in (None, attend))
     yield "plain", torch.inference_mode()(lambda: attend(q, k, v, options))
-    yield "floor", torch.inference_mode()(lambda: rivals.floor(inputs))
+    yield "floor", torch.inference_mode()(lambda: baselines.floor(inputs))
     yield "empty slot", torch.inference_mode()(lambda: empty(q, k, v, options))
     yield "occupied slot", torch.inference_mode()(lambda: occupied(q, k, v, options))
 
 
-def _carried(inputs: rivals.Inputs) -> CarriedSubject:
+def _carried(inputs: baselines.Inputs) -> CarriedSubject:
     bound = inputs.subjects[0]
     subject = AppliedSubject(
         called=SubjectWord("person", "person"),

@@ -31,33 +31,22 @@ _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 @contextmanager
-def personalize(
-    pipeline: Any, subjects: Sequence[AppliedSubject], *, negligible: float = 0.0, every: int = 1
-) -> Iterator[Any]:
+def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
     Only calls of this pipeline do: another one on the same UNet draws without them.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects. K̆ and V̆
-    are computed once, on entering. negligible, every: what may be saved at the cost of exactness, as in
-    `SubjectSlot.install`; by default nothing.
+    are computed once, on entering.
 
-    Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet, for
-    two subjects of one name, and for `negligible` with a subject that is bounded or whose attention_scale is
-    not 1; and when the pipeline is called, if no prompt carries one of the subjects
+    Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
+    for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
     (naming it, its word and the prompt's words), if two subjects claim one word, and for embeddings in place
     of text.
     """
     run = _Run(pipeline, tuple(subjects))
-    odd = [s for s in subjects if s.attention_scale != 1 or s.bounded]
-    if negligible and odd:
-        raise NestedAttentionError(
-            f"personalize: negligible is {negligible}, and {odd[0].called.name!r} has attention_scale "
-            f"{odd[0].attention_scale} and bounded {odd[0].bounded}; what is left out is known to be small "
-            "for 1 and False only. Set negligible to 0"
-        )
     with ExitStack() as undo:
-        slot = SubjectSlot.install(pipeline.unet, negligible=negligible, every=every)
+        slot = SubjectSlot.install(pipeline.unet)
         undo.callback(slot.remove)
         if any(s.bound_self_attention for s in subjects):
             undo.callback(SelfAttentionSlot.install(slot).remove)

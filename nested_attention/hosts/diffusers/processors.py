@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,11 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from ...attention import BoundSubject, check_subjects
-from ...backend import correction, nested
 from ...errors import NestedAttentionError
+from ...kernels import correction, nested
+from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
-from ...reusing import ReusedChanges
-from ...rows import Rows, read_rows
 from ...sites import diffusers_sites, uncompiled
-from ...skipping import skipping_correction
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
 
@@ -92,8 +89,8 @@ class SubjectSlot:
     previous processor, bit for bit. One slot per UNet, and one thread at a time.
     """
 
-    def __init__(self, unet: nn.Module, negligible: float = 0.0, every: int = 1) -> None:
-        self.unet, self.negligible, self.reused = unet, negligible, ReusedChanges(every)
+    def __init__(self, unet: nn.Module) -> None:
+        self.unet = unet
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
@@ -115,18 +112,14 @@ class SubjectSlot:
         return self._latent_size
 
     @classmethod
-    def install(cls, unet: nn.Module, *, negligible: float = 0.0, every: int = 1) -> SubjectSlot:
+    def install(cls, unet: nn.Module) -> SubjectSlot:
         """Puts a processor into every cross-attention layer; self-attention is left as it is.
 
-        negligible: what a subject may change of a query's output and be left out all the same, the tolerance
-        of `skipping_correction`; 0 leaves nothing out. every: what the subjects change is computed in every
-        n-th step and kept for those between (`ReusedChanges`); 1 computes it in all.
-
-        Raises NestedAttentionError for a UNet that has a slot already, layers of another kind than SDXL's, or
-        `every` below 1.
+        Raises NestedAttentionError for a UNet that has a slot already, and for layers of another kind than
+        SDXL's.
         """
         unet = uncompiled(unet)
-        slot = cls(unet, negligible, every)
+        slot = cls(unet)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
@@ -169,7 +162,6 @@ class SubjectSlot:
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
         self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
         self._layers, self._rows = {}, {}
-        self.reused.clear()
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
         """The subjects at a layer with that many image queries."""
@@ -197,7 +189,6 @@ class SubjectSlot:
         if self._bindings:
             self._check_processors()
         sample = args[0] if args else kwargs["sample"]
-        self.reused.begin(args[1] if len(args) > 1 else kwargs["timestep"])
         if self._latent_size != sample.shape[-2:]:
             self._latent_size = (sample.shape[-2], sample.shape[-1])
             self._layers = {}
@@ -263,15 +254,12 @@ class NestedAttentionProcessor:
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
         if self.slot.watch is not None:
             self.slot.watch(self.site, query, key, attn.heads)
-        rows, negligible = self.slot.rows(self.site, query.device), self.slot.negligible
-        exact = not negligible and self.slot.reused.every == 1
-        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and exact:
+        rows = self.slot.rows(self.site, query.device)
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
             out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        correct = partial(skipping_correction, tolerance=negligible) if negligible else correction
-        compute = partial(correct, query, key, value, subjects, heads=attn.heads, rows=rows)
-        change = self.slot.reused.change(self.site, query, compute)
+        change = correction(query, key, value, subjects, heads=attn.heads, rows=rows)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
         added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor

@@ -11,10 +11,10 @@ import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
 from ....attention import BoundSubject
-from ....backend import correction, nested
 from ....errors import NestedAttentionError
+from ....kernels import correction, nested
+from ....kernels.rows import Rows
 from ....placeholders import SubjectWord
-from ....rows import Rows
 from ..prompts.marks import fit, mark_of
 from .copies import Shared
 from .parts import attends_in_parts

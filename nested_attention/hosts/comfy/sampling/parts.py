@@ -13,7 +13,7 @@ import comfy.ldm.modules.attention as comfy_attention
 import torch
 from torch import Tensor
 
-from ....rows import Rows
+from ....kernels.rows import Rows
 
 EXACT = (
     comfy_attention.attention_pytorch,

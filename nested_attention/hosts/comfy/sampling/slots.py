@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ....rows import Rows, read_rows
+from ....kernels.rows import Rows, read_rows
 from ....sites import ComfyAddress
 from .layer import CarriedSubject, NestedLayer
 from .regions import WatchedLayer

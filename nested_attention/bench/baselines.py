@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
-from ..attention import BoundSubject
-from ..backend import correction
-from ..backend import nested as nested_form
-from ..rows import Rows, read_rows
+from ..attention import BoundSubject, plain_attention, text_weights
+from ..kernels import correction
+from ..kernels import nested as nested_form
+from ..kernels.rows import Rows, read_rows
 from .shapes import TEXT_TOKENS, TEXT_WIDTH, LayerShape
 
 ADAPTER_TOKENS = 16  # IP-Adapter Plus
@@ -74,7 +74,7 @@ def make_inputs(
 
 def plain(x: Inputs) -> Tensor:
     """The layer without any subject."""
-    return _attend(x.query, x.key, x.value, x.heads)
+    return plain_attention(x.query, x.key, x.value, heads=x.heads)
 
 
 def floor(x: Inputs) -> Tensor:
@@ -82,7 +82,9 @@ def floor(x: Inputs) -> Tensor:
     out = x.query
     for group in x.rows.groups:
         for number, _ in group.carried:
-            out = _attend(x.query[group.rows], x.subjects[number].key, x.subjects[number].value, x.heads)
+            out = plain_attention(
+                x.query[group.rows], x.subjects[number].key, x.subjects[number].value, heads=x.heads
+            )
     return out
 
 
@@ -102,12 +104,11 @@ def explicit(x: Inputs) -> Tensor:
     batch, length, inner = x.query.shape
     mixed = x.value[:, None].repeat(1, length, 1, 1)  # (B, L, T, inner)
     for subject in x.subjects:
-        star = _attend(x.query, subject.key, subject.value, x.heads)  # (B, L, inner)
+        star = plain_attention(x.query, subject.key, subject.value, heads=x.heads)  # (B, L, inner)
         for row, token in subject.mask.nonzero().tolist():
             goal = 2.0 * x.value[row, token].norm()
             mixed[row, :, token] = goal * star[row] / star[row].norm(dim=-1, keepdim=True)
-    query, key = (_split(t, x.heads) for t in (x.query, x.key))
-    probs = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, L, T)
+    probs = text_weights(x.query, x.key, heads=x.heads).to(x.query)  # (B, H, L, T)
     values = mixed.view(batch, length, -1, x.heads, inner // x.heads).permute(0, 3, 1, 2, 4)
     out = probs[..., None, :] @ values  # (B, H, L, 1, d)
     return out.squeeze(-2).transpose(1, 2).flatten(2)
@@ -116,13 +117,13 @@ def explicit(x: Inputs) -> Tensor:
 def decoupled(x: Inputs) -> Tensor:
     """Decoupled cross-attention with 16 tokens in all rows, keys and values kept."""
     keys = x.subjects[0].key[:, :ADAPTER_TOKENS]
-    return plain(x) + SCALE * _attend(x.query, keys, keys, x.heads)
+    return plain(x) + SCALE * plain_attention(x.query, keys, keys, heads=x.heads)
 
 
 def decoupled_projected(x: Inputs) -> Tensor:
     """The same with its keys and values projected anew, as IPAdapter_plus does at every step."""
     key, value = linear(x.image_tokens, x.image_weight), linear(x.image_tokens, x.image_weight)
-    return plain(x) + SCALE * _attend(x.query, key, value, x.heads)
+    return plain(x) + SCALE * plain_attention(x.query, key, value, heads=x.heads)
 
 
 def decoupled_as_many(x: Inputs) -> Tensor:
@@ -131,7 +132,9 @@ def decoupled_as_many(x: Inputs) -> Tensor:
     for group in x.rows.groups:
         for number, _ in group.carried:
             subject = x.subjects[number]
-            out[group.rows] += SCALE * _attend(x.query[group.rows], subject.key, subject.value, x.heads)
+            out[group.rows] += SCALE * plain_attention(
+                x.query[group.rows], subject.key, subject.value, heads=x.heads
+            )
     return out
 
 
@@ -145,14 +148,3 @@ FORMS: dict[str, Callable[[Inputs], Tensor]] = {
     "decoupled projected": decoupled_projected,
     "decoupled as many": decoupled_as_many,
 }
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, L, d)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """(B, L, inner), (1|B, N, inner) twice → (B, L, inner)"""
-    key, value = (x.expand(len(query), -1, -1) for x in (key, value))
-    q, k, v = (_split(x, heads) for x in (query, key, value))
-    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,8 +1,8 @@
-"""Which form of the mechanism a host runs: the reference, or the fused kernels where they are asked for.
+"""How the mechanism is run: what hosts call in place of the readable form in `attention.py`.
 
 NESTED_ATTENTION_BACKEND is "torch" (the default) or "fused". The kernels run on CUDA with Triton, for what
-they support; anything else runs as the reference does. They stay off by default until docs/performance.md has
-their figures.
+they support; anything else runs in PyTorch (`chunks.py`). They stay off by default until docs/performance.md
+has their figures.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any
 
 from torch import Tensor
 
-from .attention import nested_cross_attention, subject_correction
-from .errors import NestedAttentionError
+from ..errors import NestedAttentionError
+from . import chunks
 
 BACKENDS = ("torch", "fused")
 BACKEND = os.environ.get("NESTED_ATTENTION_BACKEND", "torch")
 
 
 def correction(query: Tensor, *args: Any, **options: Any) -> Tensor:
-    """`subject_correction` by the chosen backend."""
-    return _chosen(query, "fused_correction", subject_correction)(query, *args, **options)
+    """`attention.subject_correction` by the chosen backend."""
+    return _chosen(query, "fused_correction", chunks.correction)(query, *args, **options)
 
 
 def nested(query: Tensor, key: Tensor, value: Tensor, subjects: Any, *, heads: int, **options: Any) -> Tensor:
-    """`nested_cross_attention` by the chosen backend."""
-    run = _chosen(query, "fused_nested", nested_cross_attention)
-    if run is not nested_cross_attention:
+    """`attention.nested_cross_attention` by the chosen backend."""
+    run = _chosen(query, "fused_nested", chunks.nested)
+    if run is not chunks.nested:
         from .fused import supports
 
         if supports(query, subjects, heads, (key, value)):
             options.pop("unmarked", None)  # the kernels run all rows alike
         else:
-            run = nested_cross_attention
+            run = chunks.nested
     return run(query, key, value, subjects, heads=heads, **options)
 
 

@@ -4,7 +4,7 @@
 block of queries and head: text logits under λ, their softmax, P V without s*, P[s*] times the length that
 v*_q is to have, and the nested attention. The length of v*_q itself is over all heads, which no program sees,
 so it leaves squares behind, and the second kernel adds up. Off until it has been measured on a GPU:
-NESTED_ATTENTION_BACKEND=fused switches it on (`backend.py`).
+NESTED_ATTENTION_BACKEND=fused switches it on (`kernels/__init__.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import EPSILON, BoundSubject, subject_correction
+from ..attention import EPSILON, BoundSubject
+from .chunks import correction
 from .rows import Marks, Rows, read_rows
 
 QUERIES, TOKENS, TEXT = 64, 64, 128  # in a block; shared memory of any recent GPU holds them for heads of 64
@@ -52,7 +53,7 @@ def fused_correction(
     if not supports(query, subjects, heads, (key, value)) or any(
         s.strength and s.attention_scale != 1 for s in subjects
     ):
-        return subject_correction(query, key, value, subjects, heads=heads, plain=plain, rows=rows)
+        return correction(query, key, value, subjects, heads=heads, plain=plain, rows=rows)
     return _by_rows(query, key, value, subjects, heads, rows, text=False)
 
 

@@ -26,9 +26,6 @@ class Marked(Protocol):
     @property
     def strength(self) -> float: ...
 
-    @property
-    def token_bias(self) -> Tensor | None: ...  # (N,) or (1|B, N)
-
 
 @dataclass(frozen=True, eq=False)
 class Marks:
@@ -37,6 +34,7 @@ class Marks:
     rows: slice | Tensor  # which rows; a slice, so that taking them copies nothing, where they are contiguous
     tokens: Tensor  # (n, K) int64, the positions of s*; a row with fewer than K repeats its last
     counts: Tensor  # (n, K) fp32, 1, and 0 for such a repetition
+    mask: Tensor  # (n, T) bool, the positions of s*
     word: Tensor  # (n, T) bool, all tokens of the word
 
     def row(self, i: int) -> Marks:
@@ -44,7 +42,7 @@ class Marks:
         one = slice(i, i + 1)
         here = self.rows
         rows = slice(here.start + i, here.start + i + 1) if isinstance(here, slice) else here[one]
-        return Marks(rows, self.tokens[one], self.counts[one], self.word[one])
+        return Marks(rows, self.tokens[one], self.counts[one], self.mask[one], self.word[one])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,26 +60,6 @@ class Rows:
 
     groups: tuple[RowGroup, ...]
     back: Tensor | None
-
-
-def check_subjects(subjects: Sequence[Marked], batch: int, tokens: int) -> None:
-    """ValueError for what the layers take for granted; called once, where subjects are bound.
-
-    Masks must be (batch, tokens), two subjects never share a token, a token_bias leaves a token in each row.
-    """
-    taken = torch.zeros(batch, tokens, dtype=torch.bool)
-    for i, s in enumerate(subjects):
-        mask, word = s.mask.cpu(), _word(s)
-        if not mask.shape == word.shape == taken.shape:
-            found = f"found {tuple(mask.shape)} and {tuple(word.shape)}."
-            raise ValueError(f"Subject {i}: mask and word must be (batch, tokens) {batch, tokens}, {found}")
-        if clash := (taken & mask).nonzero().tolist():
-            found = f"{clash} carry another subject already. Give each a word, or an occurrence, of its own."
-            raise ValueError(f"Subject {i}: the (row, token) {found}")
-        taken |= mask
-        if (bias := s.token_bias) is not None and not bias.amax(-1).isfinite().all():
-            found = "a row of token_bias has no finite entry, or NaN or +inf. Keep a token, at a finite bias."
-            raise ValueError(f"Subject {i}: {found}")
 
 
 def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
@@ -145,5 +123,4 @@ def _marks(mask: Tensor, word: Tensor, rows: slice | Tensor, device: torch.devic
     wanted = (places + 1).minimum(number[:, -1:])  # (n, K): the first, the second, …
     tokens = (number[:, None] < wanted[..., None]).sum(dim=-1)  # the token at which the count gets there
     counts = (places < number[:, -1:]).float()
-    tokens, counts, word = (x.to(device, non_blocking=True) for x in (tokens, counts, word))
-    return Marks(rows, tokens, counts, word)
+    return Marks(rows, *(x.to(device, non_blocking=True) for x in (tokens, counts, mask, word)))

@@ -21,7 +21,7 @@ _FIELDS = {"tokens": "tokens", "subjects": "subjects", "size": "sizes", "batch":
 
 
 @dataclass(frozen=True)
-class Slope:
+class Scaling:
     """What subjects add to a layer, in ms, along one axis.
 
     added: nested − plain at each value. per_unit: slope of a straight line through them, in ms per token, per
@@ -42,19 +42,19 @@ class Slope:
         return asdict(self)
 
 
-def fit(axis: str, layer: str, values: Sequence[int], added: Sequence[float]) -> Slope:
+def fit(axis: str, layer: str, values: Sequence[int], added: Sequence[float]) -> Scaling:
     """A picture's size counts by its area: x is (size / 1000)² there."""
     xs = [(value / 1000) ** 2 if axis == "size" else float(value) for value in values]
     line = statistics.linear_regression(xs, added)
     logs = [math.log(max(y, 1e-6)) for y in added]
     exponent = statistics.linear_regression([math.log(x) for x in xs], logs).slope
     r2 = statistics.correlation(xs, added) ** 2 if len(set(added)) > 1 else 1.0
-    return Slope(axis, layer, tuple(values), tuple(added), line.slope, line.intercept, exponent, r2)
+    return Scaling(axis, layer, tuple(values), tuple(added), line.slope, line.intercept, exponent, r2)
 
 
-def run_slopes(
+def run_scaling(
     grid: Grid, axes: Sequence[str] = tuple(AXES), say: Callable[[str], None] = lambda line: None
-) -> list[Slope]:
+) -> list[Scaling]:
     """On the layer that most of SDXL's are (1024×1280 at 1024²), from 256 tokens of one subject on."""
     found = []
     for axis in axes:

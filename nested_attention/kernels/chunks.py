@@ -1,0 +1,145 @@
+"""The mechanism in PyTorch as the hosts run it: only in rows that carry a subject, only at its tokens, and in
+chunks of queries.
+
+What it computes is what `attention.py` says. Letters as there; n of the batch's rows, l queries of a chunk,
+K tokens that carry a subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..attention import (
+    EPSILON,
+    BoundSubject,
+    nested_value,
+    norm,
+    per_head,
+    plain_attention,
+    text_weights,
+    without_autocast,
+)
+from .rows import Marks, Rows, by_rows, take
+
+CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
+Subjects = Sequence[BoundSubject]
+Carried = Sequence[tuple[BoundSubject, Marks]]
+
+
+def nested(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
+    rows: Rows | None = None, unmarked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """`attention.nested_cross_attention`.
+
+    rows: `read_rows(subjects, query.device)`, where several layers have subjects with these masks.
+    unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
+    """
+
+    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return unmarked(q, k, v) if unmarked and not carried else _nested(q, k, v, carried, heads)
+
+    return by_rows(run, subjects, rows, query, key, value)
+
+
+def correction(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
+    plain: Tensor | None = None, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """`attention.subject_correction`. rows: as in `nested`."""
+
+    def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
+        if not carried:
+            return torch.zeros_like(q)
+        if not any(subject.reweights for subject, _ in carried):
+            return _nested(q, k, v, carried, heads, text=False)  # P is the same, so P V cancels
+        return _nested(q, k, v, carried, heads) - (_nested(q, k, v, [], heads) if text is None else text)
+
+    return by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
+
+
+def _nested(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, text: bool = True) -> Tensor:
+    """Eq. 3 and 4 for rows that carry these subjects; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
+    if not carried:
+        return plain_attention(q, k, v, heads=heads)
+    if q.device.type == "cpu" and len(q) > 1 and q.shape[1] * k.shape[1] * heads > CPU_LOGITS:
+        rows = ([(s, marks.row(i)) for s, marks in carried] for i in range(len(q)))  # to stay in the cache
+        parts = zip(q.split(1), k.split(1), v.split(1), rows, strict=True)
+        return torch.cat([_in_chunks(a, b, c, one, heads, text) for a, b, c, one in parts])
+    return _in_chunks(q, k, v, carried, heads, text)
+
+
+@without_autocast
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, text: bool) -> Tensor:
+    device, precise = q.device.type, torch.promote_types(q.dtype, torch.float32)
+    values = [_value(q, v, subject, marks, heads) for subject, marks in carried]
+    v_text = per_head(v.to(precise) if device == "cpu" and v.dtype == torch.float16 else v, heads)  # slow
+    size, limit = len(q) * heads * q.shape[1] * k.shape[1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
+    step = -(-q.shape[1] // -(-size // limit))  # even chunks of queries
+    chunks = []
+    for at in (slice(start, start + step) for start in range(0, q.shape[1], step)):
+        reweighting = [_here(subject, marks, at) for subject, marks in carried if subject.reweights]
+        probs = text_weights(q[:, at], k, reweighting, heads=heads)  # shared by the text and all subjects
+        changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
+        if text:
+            changes.append((probs.to(v_text.dtype) @ v_text).transpose(1, 2))
+        chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+
+
+def _here(subject: BoundSubject, marks: Marks, at: slice) -> BoundSubject:
+    """The subject in its rows, for a chunk of queries."""
+    region = take(subject.region, marks.rows)
+    return BoundSubject(
+        key=take(subject.key, marks.rows),
+        value=take(subject.value, marks.rows),
+        mask=marks.mask,
+        word=marks.word,
+        alpha=subject.alpha,
+        attention_scale=subject.attention_scale,
+        strength=subject.strength,
+        token_bias=take(subject.token_bias, marks.rows),
+        region=None if region is None else region[:, at],
+        bounded=subject.bounded,
+        norm=subject.norm,
+    )
+
+
+def _value(
+    q: Tensor, v: Tensor, subject: BoundSubject, marks: Marks, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From q (n, L, H·d) and the text's v (n, T, H·d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
+    length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
+    star = nested_value(q, _here(subject, marks, slice(None)), heads=heads)
+    text_value = v.unflatten(-1, (heads, -1)).take_along_dim(marks.tokens[..., None, None], dim=1)
+    if subject.alpha is None:
+        return star.transpose(1, 2), star.new_ones(()).expand(len(q), q.shape[1], 1, 1), text_value
+    goal = subject.alpha * norm(text_value.transpose(1, 2), subject)  # (n, 1|H, K, 1)
+    length = norm(star, subject).clamp_min(EPSILON)  # (n, 1|H, L, 1)
+    return star.transpose(1, 2), rearrange(goal.mT / length, "n h l k -> n l h k"), text_value
+
+
+def _change(
+    probs: Tensor, subject: BoundSubject, marks: Marks, value: tuple[Tensor, Tensor, Tensor], at: slice
+) -> Tensor:
+    """Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens, (n, l, H, d)."""
+    star, factor, text_value = value
+    index = marks.tokens[:, None, None].expand(-1, *probs.shape[1:3], -1)
+    weight = probs.gather(-1, index).transpose(1, 2) * _gate(subject, marks, at, probs)  # (n, l, H, K)
+    change = star[:, at] * (weight * factor[:, at]).sum(dim=-1, keepdim=True)
+    for i in range(weight.shape[-1]):
+        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
+    return change
+
+
+def _gate(subject: BoundSubject, marks: Marks, at: slice, like: Tensor) -> Tensor:
+    """g of each query at each of the subject's tokens, (n, 1|l, 1, K); strength alone if `bounded`."""
+    gate = subject.strength * marks.counts[:, None, None].to(like)  # 0 where a row has fewer tokens
+    if subject.bounded or subject.region is None:
+        return gate
+    return gate * take(subject.region, marks.rows)[:, at, None, None].to(like)
