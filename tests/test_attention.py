@@ -3,9 +3,12 @@ to 4, and the properties the hosts build on."""
 
 from __future__ import annotations
 
+import ast
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -444,6 +447,16 @@ class TestRefusals:
         with pytest.raises(ValueError, match="Subject 0: a row of token_bias"):
             check_subjects([one_subject(key, token_bias=bias)], 2, 7)
         check_subjects([one_subject(key, token_bias=torch.tensor([0, -torch.inf, 0, 0, 1.0]))], 2, 7)
+
+
+def test_the_readable_form_needs_torch_and_einops_only() -> None:
+    tree = ast.parse(Path(attention.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert not any(node.level for node in imports if isinstance(node, ast.ImportFrom))
+    names = {n.name for node in imports if isinstance(node, ast.Import) for n in node.names}
+    names |= {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
+    outside = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    assert outside == {"torch", "einops"}
 
 
 def make_text(
