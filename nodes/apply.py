@@ -7,7 +7,8 @@ from typing import Any, Literal
 from comfy_api.latest import io
 
 from ..nested_attention.hosts.comfy import apply_subject, mark_prompt
-from .common import SubjectEncoderType, SubjectType, schema
+from ..nested_attention.settings import SubjectSettings
+from .common import SubjectEncoderType, SubjectType, naming, schema
 
 
 class ApplySubject(io.ComfyNode):
@@ -203,26 +204,24 @@ class ApplySubject(io.ComfyNode):
         bound_self_attention: bool = False,
         blocks: str = "all",
     ) -> io.NodeOutput:
-        model, clip = apply_subject(
-            model,
-            clip,
-            encoder,
-            subject,
-            word=word.strip() or encoder.config.word,
-            attention_scale=attention_scale,
-            alpha=alpha or None,
-            strength=strength,
-            start_percent=start_percent,
-            end_percent=end_percent,
-            when_missing=when_missing,
-            name=name.strip() or None,
-            apply_to_negative=apply_to_negative,
-            region=region,
-            region_mode=region_mode,
-            bounded=bounded,
-            bound_self_attention=bound_self_attention,
-            blocks=blocks,
-        )
+        with naming("Apply Subject"):
+            settings = SubjectSettings(
+                word=word.strip() or encoder.config.word,
+                name=name,
+                attention_scale=attention_scale,
+                alpha=alpha or None,
+                strength=strength,
+                start=start_percent,
+                end=end_percent,
+                region=region,
+                region_mode=region_mode,
+                bounded=bounded,
+                bound_self_attention=bound_self_attention,
+                blocks=blocks,
+                when_missing=when_missing,
+                apply_to_negative=apply_to_negative,
+            )
+            model, clip = apply_subject(model, clip, encoder, subject, settings)
         return io.NodeOutput(model, clip)
 
 

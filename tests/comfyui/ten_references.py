@@ -25,9 +25,9 @@ args.cpu = True
 
 import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
-from tiny import encode, make_clip, make_encoder, make_model, sample  # noqa: E402
+from tiny import apply_with, encode, make_clip, make_encoder, make_model, sample  # noqa: E402
 
-from nested_attention.hosts.comfy import apply_subject, encode_subject  # noqa: E402
+from nested_attention.hosts.comfy import encode_subject  # noqa: E402
 from nested_attention.hosts.comfy.sampling.chain import SubjectChain  # noqa: E402
 
 PUBLISHED = {
@@ -52,8 +52,6 @@ SETTINGS = {
     "attention_scale": 1.0,
     "alpha": 2.0,
     "strength": 1.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
     "when_missing": "error",
 }
 
@@ -84,7 +82,7 @@ def one_run(model: Any, clip: Any, number: int, watched: list[Any]) -> torch.Ten
     encoder = make_encoder(model, seed=1, **PUBLISHED)
     picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(number))
     subject = encode_subject(encoder, Vision(), picture)
-    applied, marked = apply_subject(model, clip, encoder, subject, **SETTINGS)
+    applied, marked = apply_with(model, clip, encoder, subject, **SETTINGS)
     latents = sample(applied, encode(marked, "a person at sea"), encode(marked, "bad"), steps=1)
     values = [s.values.model for s in SubjectChain.of(applied).subjects]
     tensors = [*encoder.encoder.parameters(), subject.tokens, *(p for v in values for p in v.parameters())]

@@ -123,9 +123,7 @@ def test_a_patched_model_before_and_after(world: Any, patch: Patch) -> None:
 def test_a_compiled_model_before_and_after(world: Any) -> None:
     """The UNet is traced with the subject's layers in it; a small one, as tracing takes long."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from tiny import carries, encode, make_encoder, make_model, make_subject, sample
-
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with, carries, encode, make_encoder, make_model, make_subject, sample
 
     unet = {
         "channel_mult": [1, 2],
@@ -137,16 +135,15 @@ def test_a_compiled_model_before_and_after(world: Any) -> None:
     model = make_model(**unet)
     encoder = make_encoder(model, seed=1)
     subject = make_subject(encoder, seed=3)
-    settings = {"attention_scale": 3.0, "alpha": 6.0, "strength": 1.0, "start_percent": 0.0}
+    settings = {"attention_scale": 3.0, "alpha": 6.0, "strength": 1.0}
 
     def applied(model: Any) -> Any:
-        return apply_subject(
+        return apply_with(
             model,
             world.clip,
             encoder,
             subject,
             word="person",
-            end_percent=1.0,
             when_missing="error",
             **settings,
         )
@@ -175,9 +172,7 @@ def test_a_compiled_model_before_and_after(world: Any) -> None:
 def test_merged_tokens(world: Any) -> None:
     """A UNet with attention at the size of the latent, so that there is something to merge."""
     from comfy_extras.nodes_tomesd import TomePatchModel
-    from tiny import carries, make_encoder, make_model, make_subject, same
-
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with, carries, make_encoder, make_model, make_subject, same
 
     everywhere = {
         "channel_mult": [1, 2],
@@ -188,11 +183,11 @@ def test_merged_tokens(world: Any) -> None:
     }
     model = make_model(**everywhere)
     encoder = make_encoder(model, seed=1)
-    settings = {"attention_scale": 3.0, "alpha": 6.0, "strength": 1.0, "start_percent": 0.0}
-    settings |= {"word": "person", "end_percent": 1.0, "when_missing": "error"}
+    settings = {"attention_scale": 3.0, "alpha": 6.0, "strength": 1.0}
+    settings |= {"word": "person", "when_missing": "error"}
 
     def applied(model: Any) -> Any:
-        return apply_subject(model, world.clip, encoder, make_subject(encoder, seed=3), **settings)
+        return apply_with(model, world.clip, encoder, make_subject(encoder, seed=3), **settings)
 
     def merged(model: Any) -> Any:
         return TomePatchModel.execute(model, 0.5)[0]

@@ -103,13 +103,13 @@ def binding(both: SimpleNamespace, who: str, word: str, scale: float) -> Any:
 
 
 def apply(both: SimpleNamespace, model: Any, who: tuple[str, ...], scale: float) -> tuple[Any, Any]:
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with
 
     clip = both.clip
     for one in who:
-        model, clip = apply_subject(
+        model, clip = apply_with(
             model, clip, *getattr(both, one), word=one, attention_scale=scale, alpha=6.0, strength=1.0,
-            start_percent=0.0, end_percent=1.0, when_missing="error",
+            when_missing="error",
         )  # fmt: skip
     return model, clip
 

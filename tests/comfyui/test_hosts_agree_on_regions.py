@@ -28,9 +28,7 @@ def passes(
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """What ComfyUI's UNet was given at each of three steps, and what it returned."""
     from comfy.patcher_extension import WrappersMP
-    from tiny import encode, sample
-
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with, encode, sample
 
     calls: list[tuple[dict[str, Tensor], Tensor]] = []
 
@@ -43,9 +41,9 @@ def passes(
 
     model, clip = hosts.model, hosts.clip
     for word in WORDS:
-        model, clip = apply_subject(
+        model, clip = apply_with(
             model, clip, *getattr(hosts, word), word=word, attention_scale=2.0, alpha=6.0, strength=0.9,
-            start_percent=0.0, end_percent=1.0, when_missing="error", **settings[word],
+            when_missing="error", **settings[word],
         )  # fmt: skip
     model = model.clone()
     model.add_wrapper(WrappersMP.DIFFUSION_MODEL, record)

@@ -22,7 +22,7 @@ def test_changing_a_setting_projects_nothing_again(world: Any, monkeypatch: pyte
     monkeypatch.setattr(type(world.person.encoder), "project_each", None)
     for settings in (
         {"word": "woman"}, {"attention_scale": 1.0}, {"alpha": None}, {"strength": 0.5}, {"name": "alice"},
-        {"start_percent": 0.2, "end_percent": 0.7}, {"when_missing": "warn"},
+        {"start": 0.2, "end": 0.7}, {"when_missing": "warn"},
     ):  # fmt: skip
         again, _ = world.apply(world.model, world.clip, **settings)
         assert values(again) == values(model)

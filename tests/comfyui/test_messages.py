@@ -150,8 +150,8 @@ def test_missing_may_warn_instead(world: Any, caplog: pytest.LogCaptureFixture) 
         ({"strength": float("nan")}, "strength is nan"),
         ({"attention_scale": 0.0}, "attention scale .λ. is 0.0"),
         ({"alpha": -1.0}, "alpha is -1.0"),
-        ({"start_percent": 0.8, "end_percent": 0.2}, "start is 0.8 and end is 0.2"),
-        ({"end_percent": 1.2}, "start is 0.0 and end is 1.2"),
+        ({"start": 0.8, "end": 0.2}, "start is 0.8 and end is 0.2"),
+        ({"end": 1.2}, "start is 0.0 and end is 1.2"),
         ({"when_missing": "ignore"}, "when missing is 'ignore'; expected 'error' or 'warn'"),
         ({"word": ""}, "word is ''; expected a word"),
         ({"word": "(person:1.2)"}, r"word is '\(person:1.2\)'.*Weights belong into the prompt"),
@@ -169,26 +169,24 @@ DEFAULTS = {
     "attention_scale": 1.0,
     "alpha": 2.0,
     "strength": 1.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
 }
 
 
 def test_a_subject_of_another_encoder(world: Any) -> None:
+    from tiny import apply_with
+
     from nested_attention.errors import NestedAttentionError
-    from nested_attention.hosts.comfy import apply_subject
 
     with pytest.raises(NestedAttentionError, match="Apply Subject: this subject .*was made with encoder"):
-        apply_subject(
+        apply_with(
             world.model, world.clip, world.pet, world.alice, word="person", when_missing="error", **DEFAULTS
         )
 
 
 def test_a_model_of_another_architecture(world: Any) -> None:
-    from tiny import make_encoder, make_model, make_subject
+    from tiny import apply_with, make_encoder, make_model, make_subject
 
     from nested_attention.errors import NestedAttentionError
-    from nested_attention.hosts.comfy import apply_subject
 
     fewer = make_model(transformer_depth=[0, 0, 2], transformer_depth_output=[0, 0, 0, 0, 2, 2])
     wider = make_model(context_dim=32)
@@ -204,7 +202,7 @@ def test_a_model_of_another_architecture(world: Any) -> None:
         world.apply(fewer, world.clip)
     encoder = make_encoder(fewer, seed=1)
     with pytest.raises(NestedAttentionError, match="^Apply Subject: .*with 8 cross-.*this one has 11"):
-        apply_subject(
+        apply_with(
             world.model, world.clip, encoder, make_subject(encoder, seed=0),
             word="person", when_missing="error", **DEFAULTS,
         )  # fmt: skip

@@ -276,7 +276,7 @@ class TestFound:
         from nested_attention.hosts.comfy.prompts.marks import warn_once
 
         warn_once.cache_clear()
-        draw(*two(world, self.AUTO, {**self.AUTO, "start_percent": 0.6}), TWO, steps=4)
+        draw(*two(world, self.AUTO, {**self.AUTO, "start": 0.6}), TWO, steps=4)
         assert "Apply Subject: no region was found for 'bob'" in caplog.text
         assert "'alice'" not in caplog.text
 

@@ -41,9 +41,9 @@ def small(comfyui: Any) -> SimpleNamespace:
 
 
 def apply(small: SimpleNamespace, model: Any, clip: Any) -> tuple[Any, Any]:
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with
 
-    return apply_subject(
+    return apply_with(
         model,
         clip,
         small.encoder,
@@ -52,8 +52,6 @@ def apply(small: SimpleNamespace, model: Any, clip: Any) -> tuple[Any, Any]:
         attention_scale=1.0,
         alpha=2.0,
         strength=1.0,
-        start_percent=0.0,
-        end_percent=1.0,
         when_missing="error",
     )
 

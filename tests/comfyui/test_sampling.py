@@ -38,8 +38,8 @@ def test_a_subject_shows_and_repeats(world: Any, base: dict[str, Any]) -> None:
     [
         {"strength": 0.0},
         {"strength": 0.0, "when_missing": "error", "attention_scale": 4.0},
-        {"start_percent": 0.0, "end_percent": 0.0},
-        {"start_percent": 1.0, "end_percent": 1.0},
+        {"start": 0.0, "end": 0.0},
+        {"start": 1.0, "end": 1.0},
     ],
 )
 def test_off_is_bit_for_bit_off(world: Any, base: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -73,14 +73,14 @@ def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, A
         return seen
 
     plain = denoised(world.model, base["positive"])
-    late, clip = world.apply(world.model, world.clip, start_percent=0.5)
+    late, clip = world.apply(world.model, world.clip, start=0.5)
     positive = encode(clip, PROMPT)
     steps = denoised(late, positive)
     assert same(steps[0], plain[0])
     assert same(steps[1], plain[1])
     assert not same(steps[2], plain[2])
 
-    early = denoised(world.apply(world.model, world.clip, end_percent=0.5)[0], positive)
+    early = denoised(world.apply(world.model, world.clip, end=0.5)[0], positive)
     full = denoised(world.apply(world.model, world.clip)[0], positive)
     assert same(early[0], full[0])
     assert same(early[1], full[1])

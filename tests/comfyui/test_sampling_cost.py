@@ -57,9 +57,9 @@ def test_a_subject_is_projected_once_and_its_masks_are_read_once_a_pass(
     ("settings", "steps"),
     [
         ({"strength": 0.0}, 0),
-        ({"start_percent": 0.0, "end_percent": 0.0}, 0),
-        ({"start_percent": 0.5}, STEPS - 2),
-        ({"end_percent": 0.5}, 2),
+        ({"start": 0.0, "end": 0.0}, 0),
+        ({"start": 0.5}, STEPS - 2),
+        ({"end": 0.5}, 2),
     ],
 )
 def test_off_is_no_work(world: Any, calls: dict[str, int], settings: dict[str, Any], steps: int) -> None:

@@ -31,7 +31,7 @@ def test_it_changes_the_picture_and_one_of_the_two_is_enough(world: Any) -> None
         ({"region": torch.zeros(1, 8, 8)}, THERE),
         (HERE, {**THERE, "strength": 0.0, "when_missing": "warn"}),
         ({**HERE, "region_mode": "none"}, THERE),
-        (HERE, {**THERE, "start_percent": 1.0}),
+        (HERE, {**THERE, "start": 1.0}),
     ],
     ids=[
         "no regions",

@@ -62,11 +62,11 @@ def shipped(comfyui: Any) -> SimpleNamespace:
 
 
 def applied(world: Any, model: Any) -> tuple[Any, Any]:
-    from nested_attention.hosts.comfy import apply_subject
+    from tiny import apply_with
 
-    settings = {"attention_scale": 1.0, "alpha": 2.0, "strength": 1.0, "start_percent": 0.0}
-    settings |= {"word": "person", "end_percent": 1.0, "when_missing": "error"}
-    return apply_subject(model, world.clip, world.encoder, world.subject, **settings)
+    settings = {"attention_scale": 1.0, "alpha": 2.0, "strength": 1.0}
+    settings |= {"word": "person", "when_missing": "error"}
+    return apply_with(model, world.clip, world.encoder, world.subject, **settings)
 
 
 def drawn(model: Any, clip: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.hosts.comfy import SubjectEncoderHandle, apply_subject, manage_encoder
+from nested_attention.settings import SubjectSettings
 from nested_attention.sites import UNetLayout
 from nested_attention.subject import Subject
 
@@ -73,12 +74,16 @@ class World:
             "attention_scale": 3.0,
             "alpha": 6.0,
             "strength": 1.0,
-            "start_percent": 0.0,
-            "end_percent": 1.0,
-            "when_missing": "error",
             **settings,
         }
-        return apply_subject(model, clip, encoder, subject, **chosen)
+        return apply_with(model, clip, encoder, subject, **chosen)
+
+
+def apply_with(
+    model: Any, clip: Any, encoder: SubjectEncoderHandle, subject: Any, **settings: Any
+) -> tuple[Any, Any]:
+    """Apply Subject with these settings."""
+    return apply_subject(model, clip, encoder, subject, SubjectSettings(**settings))
 
 
 def encode(clip: comfy.sd.CLIP, text: str) -> list[Any]:

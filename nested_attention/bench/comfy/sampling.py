@@ -22,16 +22,8 @@ from ...hosts.comfy.encoding.memory import load_encoder_for_comfy, subject_value
 from ...hosts.comfy.encoding.pictures import encode_subject
 from ...hosts.comfy.sampling.chain import SubjectChain
 from ...paths import SMALL_WORLD
+from ...settings import SubjectSettings
 from ...subject import Subject
-
-_DEFAULTS: dict[str, Any] = {
-    "attention_scale": 1.0,
-    "alpha": 2.0,
-    "strength": 1.0,
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "when_missing": "error",
-}
 
 
 def sampling(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -> dict[str, Any]:
@@ -55,7 +47,7 @@ def sampling(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -
         encoding.append(now() - start)
         for taken in (applying, again):  # the second time, its keys and values are there
             start = now()
-            applied = apply_subject(model, clip, encoder, subjects[-1], word="person", name=name, **_DEFAULTS)
+            applied = apply_subject(model, clip, encoder, subjects[-1], SubjectSettings(name=name))
             taken.append(now() - start)
         model, clip = applied
         models[number + 1] = model

@@ -14,8 +14,9 @@ import comfy.ldm.modules.attention as comfy_attention
 import torch
 from torch import Tensor
 
-from ...hosts.comfy.sampling.layer import AppliedSubject, CarriedSubject, NestedLayer
-from ...placeholders import SubjectWord
+from ...hosts.comfy.sampling.applied import AppliedSubject
+from ...hosts.comfy.sampling.layer import CarriedSubject, NestedLayer
+from ...settings import SubjectSettings
 from .. import baselines
 from ..shapes import LayerShape, sdxl_shapes
 from ..timing import Call, Clock, interleaved
@@ -65,17 +66,16 @@ def _calls(shape: LayerShape, tokens: int, guided: bool) -> Iterator[tuple[str, 
 def _carried(inputs: baselines.Inputs) -> CarriedSubject:
     bound = inputs.subjects[0]
     subject = AppliedSubject(
-        called=SubjectWord("person", "person"),
+        settings=SubjectSettings(
+            word="person",
+            attention_scale=bound.attention_scale,
+            alpha=bound.alpha,
+            norm=bound.norm,
+            strength=bound.strength,
+        ),
         values=None,
         token_bias=None,
-        attention_scale=bound.attention_scale,
-        alpha=bound.alpha,
-        norm=bound.norm,
-        strength=bound.strength,
-        start_percent=0.0,
-        end_percent=1.0,
-        when_missing="error",
-        apply_to_negative=False,
+        factors={"bench": 1.0},
     )
     return CarriedSubject(
         subject, lambda site, device: (bound.key, bound.value), bound.mask, bound.mask, None

@@ -33,9 +33,10 @@ from ..prompts.marks import (
     warn_of_lost_words,
     warn_once,
 )
+from .applied import AppliedSubject
 from .batches import row_values
 from .copies import Shared
-from .layer import AppliedSubject, CarriedSubject
+from .layer import CarriedSubject
 from .places import PLACES, Pass, Places, places_of
 from .regions import PassRegion, SamplingRun
 from .slots import fill_slots
@@ -160,15 +161,15 @@ class SubjectChain(Shared):
         names = {name for marks in found for name in marks.names}
         conflicts = [conflict for marks in found for conflict in marks.conflicts]
         for subject in self.subjects:
-            read = found + driven_away if subject.apply_to_negative else found
+            read = found + driven_away if subject.settings.apply_to_negative else found
             carried = {mark_of(name) for marks in read for name in marks.names}
             if subject.strength == 0 or subject.mark in carried:
                 continue
-            called = subject.called
+            called = subject.settings.called
             reason = conflicts[0] if conflicts else _why_missing(called, read)
             who = f"the subject {called.name!r} (word {called.word!r})"
             message = f"Apply Subject: no prompt carries {who}: {reason}"
-            if subject.when_missing == "error":
+            if subject.settings.when_missing == "error":
                 raise NestedAttentionError(message)
             logger.warning(f"Nested Attention: {message}")
         for conflict in conflicts:
@@ -183,7 +184,9 @@ class SubjectChain(Shared):
     def _claim(self, cond: dict[str, Any], negative: bool) -> dict[str, Any]:
         """The conditioning with the marks that count as plain marks, and no others."""
         marks = marks_in(cond)
-        kept = {s.mark for s in self.subjects if s.strength > 0 and (s.apply_to_negative or not negative)}
+        kept = {
+            s.mark for s in self.subjects if s.strength > 0 and (s.settings.apply_to_negative or not negative)
+        }
         codes = None if marks is None else _only(marks.codes, kept)
         model_conds = {k: v for k, v in cond.get("model_conds", {}).items() if k != COND}
         if codes is not None:
@@ -194,12 +197,14 @@ class SubjectChain(Shared):
         """Marks of the subjects in force at this step. Reads the timestep from the device only where it
         matters."""
         sampling = model.model_sampling
-        sigma = None if all(s.whole_range for s in self.subjects) else float(timestep[0])
+        sigma = None if all(s.settings.always for s in self.subjects) else float(timestep[0])
         return {
             s.mark
             for s in self.subjects
-            if s.whole_range
-            or sampling.percent_to_sigma(s.start_percent) >= sigma >= sampling.percent_to_sigma(s.end_percent)
+            if s.settings.always
+            or sampling.percent_to_sigma(s.settings.start)
+            >= sigma
+            >= sampling.percent_to_sigma(s.settings.end)
         }
 
     def _codes(self, cond: Mapping[str, Any], active: set[int]) -> Tensor | None:
@@ -242,12 +247,12 @@ class SubjectChain(Shared):
                 continue
             word, region = (codes >> 1) == subject.mark, None
             own, bias = values.get(subject.values), subject.token_bias
-            if subject.batch or not subject.region.anywhere:
+            if subject.batch or subject.settings.placed:
                 if run is None or where is None:
                     raise NestedAttentionError(
-                        f"Apply Subject: {subject.called.name!r} differs from picture to picture or place to "
-                        "place, and another node runs the model without telling which pictures it runs. Take "
-                        "it out, or give Apply Subject one subject and no region"
+                        f"Apply Subject: {subject.settings.called.name!r} differs from picture to picture "
+                        "or place to place, and another node runs the model without telling which pictures it "
+                        "runs. Take it out, or give Apply Subject one subject and no region"
                     )
                 if subject.batch:
                     own, bias = row_values(
@@ -255,9 +260,9 @@ class SubjectChain(Shared):
                         [bias for _, bias in subject.batch],
                         where.pictures,
                     )
-                if not subject.region.anywhere:
+                if subject.settings.placed:
                     region = PassRegion(run, subject, where)
-                    if not subject.region.bounded:  # rows it leaves out are the base model's, exactly
+                    if not subject.settings.bounded:  # rows it leaves out are the base model's, exactly
                         mask = mask & ~run.empty(subject, where)[:, None]
                         if not bool(mask.any()):
                             continue

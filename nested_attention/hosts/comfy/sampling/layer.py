@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
@@ -14,47 +14,10 @@ from ....attention import BoundSubject
 from ....errors import NestedAttentionError
 from ....kernels import correction, nested
 from ....kernels.rows import Rows
-from ....placeholders import SubjectWord
-from ..prompts.marks import fit, mark_of
-from .copies import Shared
+from ..prompts.marks import fit
+from .applied import AppliedSubject
 from .parts import attends_in_parts
-from .regions import PassRegion, SubjectRegion, grid_of
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedSubject(Shared):
-    """A subject as Apply Subject put it on a MODEL.
-
-    values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
-    subject instead, where they have different ones. blocks: the factor on its strength at each site, 1 where
-    there is none. The rest: see apply_subject.
-    """
-
-    called: SubjectWord
-    values: Any
-    token_bias: Tensor | None
-    attention_scale: float
-    alpha: float | None
-    norm: Literal["inner", "head"]
-    strength: float
-    start_percent: float
-    end_percent: float
-    when_missing: Literal["error", "warn"]
-    apply_to_negative: bool
-    region: SubjectRegion = SubjectRegion()
-    blocks: Mapping[str, float] = field(default_factory=dict)
-    batch: tuple[tuple[Any, Tensor], ...] = ()
-
-    @property
-    def mark(self) -> int:
-        return mark_of(self.called.name)
-
-    @property
-    def whole_range(self) -> bool:
-        return self.start_percent <= 0 and self.end_percent >= 1
-
-    def strength_at(self, site: str) -> float:
-        return self.strength * self.blocks.get(site, 1.0)
+from .regions import PassRegion, grid_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +53,17 @@ class CarriedSubject:
                 "out, or Apply Subject"
             )
         key, value = self.values(site, query.device)
-        strength, region = self.subject.strength_at(site), None
-        if self.region is not None and options is not None and strength:
+        region = None
+        if self.region is not None and options is not None and self.subject.strength_at(site):
             region = self.region.at(grid_of(site, query.shape[1], options), query.device)
-        return BoundSubject(
-            key=key,
-            value=value,
-            mask=fit(self.mask, tokens),
+        return self.subject.settings.bind(
+            key,
+            value,
+            fit(self.mask, tokens),
             word=self.word_in(tokens),
-            alpha=self.subject.alpha,
-            attention_scale=self.subject.attention_scale,
-            strength=strength,
+            factor=self.subject.factors[site],
             token_bias=self.token_bias,
             region=region,
-            bounded=self.subject.region.bounded and region is not None,
-            norm=self.subject.norm,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from ....regions import self_attention_bias
 from ..prompts.marks import warn_once
+from .layer import CarriedSubject
 from .regions import Grid, PassRegion
-
-if TYPE_CHECKING:
-    from .layer import CarriedSubject
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +35,7 @@ class SubjectsApart:
         regions = [one.region for one in placed if one.region is not None]
         if len(regions) < 2:
             return None
-        bounding = torch.tensor([one.subject.region.bounds_self_attention for one in regions])
+        bounding = torch.tensor([one.subject.settings.bound_self_attention for one in regions])
         carried = torch.stack([one.mask.any(dim=1) for one in placed])
         pairs = (carried.sum(dim=0) >= 2) & (carried & bounding[:, None]).any(dim=0)
         rows = tuple(pairs.nonzero().flatten().tolist())

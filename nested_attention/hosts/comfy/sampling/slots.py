@@ -10,8 +10,8 @@ import torch
 from ....kernels.rows import Rows, read_rows
 from ....sites import ComfyAddress
 from .layer import CarriedSubject, NestedLayer
-from .regions import WatchedLayer
 from .self_attention import RegionSelfAttention, SubjectsApart
+from .watching import WatchedLayer
 
 Slots = dict[str, dict[Any, Any]]
 
