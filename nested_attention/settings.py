@@ -45,7 +45,7 @@ class SubjectSettings:
     when_missing: what happens when no prompt carries the subject.
     apply_to_negative: whether the word in a negative prompt carries it too.
 
-    Raises NestedAttentionError, which names the subject and lists all that is out of range.
+    Raises NestedAttentionError, to be prefixed with who asks, that lists all that is out of range.
     """
 
     word: str | None = None
@@ -68,21 +68,16 @@ class SubjectSettings:
         for field in ("word", "name"):
             given = getattr(self, field)
             if given is not None:
-                given = " ".join(given.split()) if isinstance(given, str) else given
-                object.__setattr__(self, field, given or None)
-        called = self.name or self.word
-        who = "subject" if called is None else f"subject {called!r}"
-        for what, text in (("the word", self.word), ("the name", self.name)):
-            if text is not None:
-                check_word(text, f"{what} of {who}" if what == "the word" else "the name of a subject")
+                check_word(given, field)
+                object.__setattr__(self, field, " ".join(given.split()))
         wrong = self._out_of_range()
         if wrong:
-            raise NestedAttentionError(f"{who}: " + "; ".join(wrong))
+            raise NestedAttentionError("; ".join(wrong))
         if self.region_mode == "none":
             for field, off in (("region", None), ("bounded", False), ("bound_self_attention", False)):
                 object.__setattr__(self, field, off)
         elif self.region is not None:
-            object.__setattr__(self, "region", _check_region(self.region, who))
+            object.__setattr__(self, "region", _check_region(self.region))
 
     def _out_of_range(self) -> list[str]:
         def number(x: Any) -> TypeGuard[float]:
@@ -174,21 +169,21 @@ class SubjectSettings:
         )
 
 
-def _check_region(region: Any, who: str) -> Tensor:
+def _check_region(region: Any) -> Tensor:
     """(h, w), (pictures, h, w) or (pictures, 1, h, w) → (pictures, h, w) in [0, 1]."""
     found = f"shape {tuple(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
     if isinstance(region, Tensor) and region.dim() == 4 and region.shape[1] == 1:
         region = region[:, 0]
     if not isinstance(region, Tensor) or region.dim() not in (2, 3) or 0 in region.shape:
         raise NestedAttentionError(
-            f"{who}: the region has {found}; expected a mask (pictures, height, width). Connect the MASK "
+            f"the region has {found}; expected a MASK (pictures, height, width). Connect the MASK "
             "output of Load Image (as Mask), of a mask editor or of a segmentation node"
         )
     region = region.detach().float()
     if not bool(((region >= -1e-3) & (region <= 1 + 1e-3)).all()):  # false for NaN too
         low, high = region.aminmax()
         raise NestedAttentionError(
-            f"{who}: the region's values go from {float(low):.3g} to {float(high):.3g}; expected 0 (not "
+            f"the region's values go from {float(low):.3g} to {float(high):.3g}; expected 0 (not "
             "here) to 1 (here). Check what made the mask"
         )
     region = region.clamp(0, 1)

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
 from .errors import NestedAttentionError
 from .subject import Fingerprinted, Subject
 
@@ -66,6 +70,23 @@ class SubjectBatch:
 def subjects_of(subject: Subject | SubjectBatch) -> Sequence[Subject]:
     """The subjects of a batch, or the one subject."""
     return subject.subjects if isinstance(subject, SubjectBatch) else (subject,)
+
+
+def padded_tokens(subjects: Sequence[Subject]) -> Tensor:
+    """(subjects, N, token_dim), shorter subjects filled up with zeros, which `padded_bias` switches off."""
+    length = max(len(one.tokens) for one in subjects)
+    return torch.stack([pad(one.tokens, (0, 0, 0, length - len(one.tokens))) for one in subjects])
+
+
+def padded_bias(subjects: Sequence[Subject]) -> Tensor:
+    """(subjects, N), shorter subjects filled up with tokens that are not attended."""
+    return pad_biases([one.token_bias for one in subjects])
+
+
+def pad_biases(biases: Sequence[Tensor]) -> Tensor:
+    """(N₁,), (N₂,), … → (number, the largest N), filled up with tokens that are not attended."""
+    length = max(len(bias) for bias in biases)
+    return torch.stack([pad(bias, (0, length - len(bias)), value=-torch.inf) for bias in biases])
 
 
 def subject_at(subject: Subject | SubjectBatch, row: int) -> Subject:

@@ -206,8 +206,8 @@ class ApplySubject(io.ComfyNode):
     ) -> io.NodeOutput:
         with naming("Apply Subject"):
             settings = SubjectSettings(
-                word=word.strip() or encoder.config.word,
-                name=name,
+                word=word.strip() or None,
+                name=name.strip() or None,
                 attention_scale=attention_scale,
                 alpha=alpha or None,
                 strength=strength,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from nested_attention.hosts.diffusers import (
     personalize,
     processors,
 )
+from nested_attention.settings import SubjectSettings
 from nested_attention.sites import diffusers_sites
 
 TOKENS = 9
@@ -68,6 +70,11 @@ def project(unet: UNet2DConditionModel, rows: int = 1, seed: int = 0) -> dict[st
     return {site.name: (leaf(site.inner_dim, 1.0), leaf(site.inner_dim, 5.0)) for site in sites}
 
 
+def paper(**settings: Any) -> SubjectSettings:
+    """As the paper trains, but for these."""
+    return replace(processors.PAPER, **settings)
+
+
 def mark(*tokens: tuple[int, int], batch: int = 3) -> Tensor:
     mask = torch.zeros(batch, TOKENS, dtype=torch.bool)
     for row, token in tokens:
@@ -98,7 +105,9 @@ class TestSlot:
         assert torch.equal(run(unet), base)
         with slot.bind(SubjectBinding(projections=projections, mask=mark())):
             assert torch.equal(run(unet), base)
-        off = SubjectBinding(projections=projections, mask=mark((1, 4)), strength=0.0, attention_scale=4.0)
+        off = SubjectBinding(
+            projections=projections, mask=mark((1, 4)), settings=paper(strength=0.0, attention_scale=4.0)
+        )
         with slot.bind(off):
             assert torch.equal(run(unet), base)
         with slot.bind(SubjectBinding(projections=projections, mask=mark((1, 4)))):
@@ -114,7 +123,9 @@ class TestSlot:
         hidden = torch.randn(3, 64, site.inner_dim, generator=generator)
         text = torch.randn(3, TOKENS, site.context_dim, generator=generator)
         binding = SubjectBinding(
-            projections=project(unet), mask=mark((1, 4), (2, 2), (2, 3)), attention_scale=2.0, strength=0.7
+            projections=project(unet),
+            mask=mark((1, 4), (2, 2), (2, 3)),
+            settings=paper(attention_scale=2.0, strength=0.7),
         )
         slot = SubjectSlot.install(unet)
         with slot.bind(binding):
@@ -180,8 +191,7 @@ class TestSlot:
                 projections=projections,
                 mask=mark((1, 4)),
                 region=region,
-                bounded=bounded,
-                attention_scale=2.0,
+                settings=paper(bounded=bounded, attention_scale=2.0),
             )
             with slot.bind(binding):
                 return run(unet, size=size)
@@ -210,7 +220,9 @@ class TestSlot:
         generator = torch.Generator().manual_seed(1)
         hidden = torch.randn(3, 64, site.inner_dim, generator=generator)
         text = torch.randn(3, TOKENS, site.context_dim, generator=generator)
-        binding = SubjectBinding(projections=project(unet), mask=mark((1, 4)), attention_scale=2.0)
+        binding = SubjectBinding(
+            projections=project(unet), mask=mark((1, 4)), settings=paper(attention_scale=2.0)
+        )
         stock, outputs = layer.processor, []
         for processor in (stock, Adding()):
             layer.set_processor(processor)
@@ -254,7 +266,7 @@ class TestSlot:
         with pytest.raises(ValueError, match="another subject already"):
             slot.set(*[SubjectBinding(projections=projections, mask=mark((0, 1)))] * 2)
         with pytest.raises(ValueError, match="strength"):
-            slot.set(SubjectBinding(projections=projections, mask=mark((0, 1)), strength=2.0))
+            slot.set(SubjectBinding(projections=projections, mask=mark((0, 1)), settings=paper(strength=2.0)))
         with (
             slot.bind(SubjectBinding(projections=projections, mask=mark((0, 1), batch=2))),
             pytest.raises(
@@ -427,6 +439,25 @@ class TestPersonalize:
         found = [row.nonzero().flatten().tolist() for row in masks[0][0]]
         assert found == [[]] * 6 + [[WORD]] * 2 + [[]] * 2 + [[2, 5]] * 2
 
+    def test_a_negative_prompt_carries_what_is_applied_to_it(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]
+    ) -> None:
+        subject = make_subject(encoder)
+        with personalize(pipeline, [AppliedSubject(subject, encoder, apply_to_negative=True)]):
+            draw(pipeline, negative_prompt="a bad person")
+        assert masks[0][0].nonzero().tolist() == [[0, 3], [1, WORD]]
+        with personalize(pipeline, [AppliedSubject(subject, encoder)]):
+            draw(pipeline, negative_prompt="a bad person")
+        assert masks[-1][0].nonzero().tolist() == [[1, WORD]]
+
+    def test_a_missing_word_may_be_a_warning(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        base = draw(pipeline, "a house")
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder, when_missing="warn")]):
+            assert torch.equal(draw(pipeline, "a house"), base)
+        assert "no prompt carries the subject 'person'" in caplog.text
+
     def test_without_guidance_every_row_is_positive(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]
     ) -> None:
@@ -541,7 +572,7 @@ class TestPersonalize:
             ({"alpha": -1.0}, "alpha is -1"),
             ({"strength": 1.5}, "strength is 1.5"),
             ({"start": 0.8, "end": 0.2}, "start is 0.8 and end is 0.2"),
-            ({"region": torch.ones(1, 1, 4, 4)}, r"region has shape \(1, 1, 4, 4\)"),
+            ({"region": torch.ones(1, 2, 4, 4)}, r"region has shape \(1, 2, 4, 4\)"),
             ({"word": "<alice>"}, "<alice>"),
         ):
             with pytest.raises(NestedAttentionError, match=message):

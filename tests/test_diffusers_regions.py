@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
-from nested_attention.hosts.diffusers import AppliedSubject, SubjectSlot, personalize
+from nested_attention.hosts.diffusers import AppliedSubject, SubjectBinding, SubjectSlot, personalize
 from nested_attention.hosts.diffusers.self_attention import RegionSelfAttentionProcessor
+from nested_attention.settings import SubjectSettings
 from nested_attention.subject_batch import SubjectBatch
 
 PROMPT = "a photo of <alice> and <bob:man>"
@@ -83,7 +84,7 @@ def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEnco
         )
         return seen
 
-    auto = {"auto_region": True, "bounded": True}
+    auto = {"region_mode": "auto", "bounded": True}
     plain, found = steps({}), steps(auto)
     assert torch.equal(found[0], plain[0])  # 30 % of 4 steps are watched
     assert differ(found[1], plain[1], 2e-5)  # in a random UNet both words are attended much alike
@@ -119,7 +120,8 @@ def test_found_regions_outlive_guidance(
     set_bindings = SubjectSlot.set
 
     def noted(self: SubjectSlot, *bindings: Any) -> None:
-        held.append([b.region for b in bindings])
+        if bindings:  # the call's end binds nothing
+            held.append([b.region for b in bindings])
         set_bindings(self, *bindings)
 
     monkeypatch.setattr(SubjectSlot, "set", noted)
@@ -130,7 +132,7 @@ def test_found_regions_outlive_guidance(
         pipe._guidance_scale = 1.0
         return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
 
-    auto = {"auto_region": True, "bounded": True}
+    auto = {"region_mode": "auto", "bounded": True}
     draw(
         pipeline,
         two(encoder, auto, auto),
@@ -156,9 +158,11 @@ def test_another_aspect_ratio_is_kept_apart_anew(
     from nested_attention.hosts.diffusers.self_attention import SelfAttentionSlot
 
     half = torch.tensor([[[1.0, 0.0]]])
+    bounding = SubjectSettings(bound_self_attention=True)
     mask = torch.ones(1, 1, dtype=torch.bool)
     bindings = tuple(
-        SimpleNamespace(region=region, mask=mask, bound_self_attention=True) for region in (half, 1 - half)
+        SubjectBinding(projections={}, mask=mask, region=region, settings=bounding)
+        for region in (half, 1 - half)
     )
     slot = SimpleNamespace(bindings=bindings, latent_size=(4, 8), grid=lambda site, queries: slot.latent_size)
     kept = SelfAttentionSlot(slot)  # type: ignore[arg-type]

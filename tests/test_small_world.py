@@ -15,6 +15,7 @@ from nested_attention.avatars.figures.cases import draw_cases
 from nested_attention.avatars.models.vocabulary import SIZE, CompactEmbedding, compact
 from nested_attention.avatars.models.world import Attached, Sampling
 from nested_attention.paths import SMALL_WORLD
+from nested_attention.settings import SubjectSettings
 
 MEGABYTE = 1_000_000
 SHORT = Sampling(steps=4, batch=4)
@@ -71,7 +72,7 @@ def test_drawing_is_deterministic_and_does_not_depend_on_the_batch(judges: Judge
 def test_strength_zero_is_the_base_model(judges: Judges) -> None:
     cases = draw_cases(("pet",), 2, seed=5)
     attached = attach(judges, cases, "pet")
-    off = Attached(attached.encoder, attached.tokens, "pet", strength=0.0)
+    off = Attached(attached.encoder, attached.tokens, "pet", SubjectSettings(strength=0.0))
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     assert np.array_equal(
         judges.world.generate(prompts, seeds, [off], SHORT), judges.world.generate(prompts, seeds, [], SHORT)

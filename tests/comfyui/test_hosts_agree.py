@@ -89,6 +89,7 @@ def binding(both: SimpleNamespace, who: str, word: str, scale: float) -> Any:
     twice, cond twice, as ComfyUI batches them."""
     from nested_attention.hosts.diffusers import SubjectBinding
     from nested_attention.prompt import find_word
+    from nested_attention.settings import SubjectSettings
 
     encoder, subject = getattr(both, who)
     mask = torch.zeros(4, 77, dtype=torch.bool)
@@ -96,8 +97,7 @@ def binding(both: SimpleNamespace, who: str, word: str, scale: float) -> Any:
     return SubjectBinding(
         projections=encoder.encoder.project(subject.tokens),
         mask=mask,
-        alpha=6.0,
-        attention_scale=scale,
+        settings=SubjectSettings(alpha=6.0, norm="inner", attention_scale=scale),
         token_bias=subject.token_bias,
     )
 

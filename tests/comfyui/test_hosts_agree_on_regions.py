@@ -53,7 +53,8 @@ def passes(
 
 
 def bindings(hosts: SimpleNamespace, **settings: Any) -> list[Any]:
-    return [replace(binding(hosts, word, word, 2.0), strength=0.9, **settings) for word in WORDS]
+    found = [binding(hosts, word, word, 2.0) for word in WORDS]
+    return [replace(one, settings=replace(one.settings, strength=0.9, **settings)) for one in found]
 
 
 @pytest.mark.parametrize("bounded", [False, True], ids=["gated", "bounded"])
@@ -66,7 +67,7 @@ def test_masks(hosts: SimpleNamespace, bounded: bool, apart: bool) -> None:
     slot = SubjectSlot.install(hosts.unet)
     beside = SelfAttentionSlot.install(slot)
     bound = [
-        replace(one, region=masks()[word], **extra) for word, one in zip(WORDS, bindings(hosts), strict=True)
+        replace(one, region=masks()[word]) for word, one in zip(WORDS, bindings(hosts, **extra), strict=True)
     ]
     with slot.bind(*bound):
         agree(ours, in_diffusers(hosts.unet, given))
@@ -78,13 +79,12 @@ def test_masks(hosts: SimpleNamespace, bounded: bool, apart: bool) -> None:
 
 
 def test_blocks(hosts: SimpleNamespace) -> None:
-    from nested_attention.blocks import parse_blocks
     from nested_attention.hosts.diffusers import SubjectSlot
 
     text = "all:0.5, up:1, down:0"
     given, ours = passes(hosts, {word: {"blocks": text} for word in WORDS})[1]
     slot = SubjectSlot.install(hosts.unet)
-    with slot.bind(*bindings(hosts, blocks=parse_blocks(text, slot.sites))):
+    with slot.bind(*bindings(hosts, blocks=text)):
         agree(ours, in_diffusers(hosts.unet, given))
     slot.remove()
 
@@ -96,7 +96,7 @@ def test_found_regions(hosts: SimpleNamespace, extra: dict[str, Any]) -> None:
     calls = passes(hosts, {word: {"region_mode": "auto", **extra} for word in WORDS})
     slot = SubjectSlot.install(hosts.unet)
     beside = SelfAttentionSlot.install(slot)
-    regions = AutomaticRegions(slot, bindings(hosts, auto_region=True, **extra), steps=len(calls))
+    regions = AutomaticRegions(slot, bindings(hosts, region_mode="auto", **extra), steps=len(calls))
     for step, (given, ours) in enumerate(calls):
         with slot.bind(*regions.at(step)):
             agree(ours, in_diffusers(hosts.unet, given))

@@ -148,11 +148,11 @@ def test_missing_may_warn_instead(world: Any, caplog: pytest.LogCaptureFixture) 
     [
         ({"strength": 1.5}, "strength is 1.5; expected 0 to 1"),
         ({"strength": float("nan")}, "strength is nan"),
-        ({"attention_scale": 0.0}, "attention scale .λ. is 0.0"),
+        ({"attention_scale": 0.0}, "attention_scale .λ. is 0.0"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"start": 0.8, "end": 0.2}, "start is 0.8 and end is 0.2"),
         ({"end": 1.2}, "start is 0.0 and end is 1.2"),
-        ({"when_missing": "ignore"}, "when missing is 'ignore'; expected 'error' or 'warn'"),
+        ({"when_missing": "ignore"}, "when_missing is 'ignore'; expected 'error' or 'warn'"),
         ({"word": ""}, "word is ''; expected a word"),
         ({"word": "(person:1.2)"}, r"word is '\(person:1.2\)'.*Weights belong into the prompt"),
         ({"name": "<alice>"}, "name is '<alice>'"),
@@ -161,7 +161,7 @@ def test_missing_may_warn_instead(world: Any, caplog: pytest.LogCaptureFixture) 
 def test_settings_out_of_range(world: Any, settings: dict[str, Any], message: str) -> None:
     from nested_attention.errors import NestedAttentionError
 
-    with pytest.raises(NestedAttentionError, match=f"Apply Subject: {message}"):
+    with pytest.raises(NestedAttentionError, match=f"^{message}"):
         world.apply(world.model, world.clip, **settings)
 
 

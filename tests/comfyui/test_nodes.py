@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -181,23 +182,24 @@ def test_a_file_of_another_kind_of_model_says_what_was_expected(nodes: dict[str,
 
 def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: Any) -> None:
     """Nothing typed: the encoder's own word, λ 1, α 2, full strength, all steps, an error if missing."""
-    seen: dict[str, Any] = {}
+    seen: list[Any] = []
 
-    def spy(model: Any, clip: Any, encoder: Any, subject: Any, **settings: Any) -> tuple[Any, Any]:
-        seen.update(settings)
+    def spy(model: Any, clip: Any, encoder: Any, subject: Any, settings: Any) -> tuple[Any, Any]:
+        seen.append(settings.trained_as(encoder.config))
         return model, clip
 
     apply = nodes["NestedAttentionApplySubject"]
     monkeypatch.setattr(sys.modules[f"{PACK}.nodes.apply"], "apply_subject", spy)
     defaults = {i.id: i.default for i in apply.GET_SCHEMA().inputs if hasattr(i, "default")}
     apply.execute(world.model, world.clip, world.pet, world.rex, **defaults)
-    assert seen == {
+    assert dataclasses.asdict(seen[0]) == {
         "word": "pet",
         "attention_scale": 1.0,
         "alpha": 2.0,
+        "norm": "inner",
         "strength": 1.0,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
+        "start": 0.0,
+        "end": 1.0,
         "when_missing": "error",
         "name": None,
         "apply_to_negative": False,
@@ -210,7 +212,25 @@ def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.Monke
     apply.execute(
         world.model, world.clip, world.pet, world.rex, **{**defaults, "alpha": 0.0, "word": " dog "}
     )
-    assert (seen["alpha"], seen["word"]) == (None, "dog")
+    assert (seen[1].alpha, seen[1].word) == (None, "dog")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"strength": 2.0}, "strength is 2.0"),
+        ({"word": "<alice>"}, "word is '<alice>'"),
+        ({"region": "a mask"}, "the region has str"),
+        ({"region_mode": "automatic"}, "region_mode is 'automatic'"),
+    ],
+)
+def test_apply_subject_is_named_by_its_errors(
+    nodes: dict[str, Any], world: Any, given: dict[str, Any], expected: str
+) -> None:
+    apply = nodes["NestedAttentionApplySubject"]
+    defaults = {i.id: i.default for i in apply.GET_SCHEMA().inputs if hasattr(i, "default")}
+    with pytest.raises(ValueError, match=f"^Apply Subject: {expected}"):
+        apply.execute(world.model, world.clip, world.pet, world.rex, **{**defaults, **given})
 
 
 def test_one_subject_a_picture(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: Any) -> None:

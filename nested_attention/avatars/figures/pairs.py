@@ -90,9 +90,12 @@ def place(subjects: Sequence[Attached], cases: list[Case], measure: Measure) -> 
             subject,
             occurrence=slot,
             region=halves(cases, slot) if measure.masks else None,
-            auto_region=measure.auto_region,
-            bounded=measure.bounded,
-            bound_self_attention=measure.bound_self_attention,
+            settings=replace(
+                subject.settings,
+                region_mode="auto" if measure.auto_region else "mask",
+                bounded=measure.bounded,
+                bound_self_attention=measure.bound_self_attention,
+            ),
         )
         for slot, subject in enumerate(subjects)
     ]

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 from ...encoder import SubjectEncoder
 from ...hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
 from ...paths import SMALL_WORLD
+from ...settings import SubjectSettings
 from . import model
 from .control import Control
 from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
@@ -59,21 +60,15 @@ class Sampling:
 class Attached:
     """A subject for each of a batch's prompts, attached to one word of every prompt.
 
-    occurrence: which of the word's occurrences, from 0; None: all. region, bounded, auto_region and
-    bound_self_attention are SubjectBinding's.
+    occurrence: which of the word's occurrences, from 0; None: all. region: SubjectBinding's.
     """
 
     encoder: SubjectEncoder
     tokens: Tensor  # (B, N, token_dim): a subject a row
     word: str
-    attention_scale: float = 1.0
-    alpha: float | None = 2.0
-    strength: float = 1.0
+    settings: SubjectSettings = SubjectSettings()
     occurrence: int | None = None
     region: Tensor | None = None  # (B, h, w)
-    bounded: bool = False
-    auto_region: bool = False
-    bound_self_attention: bool = False
 
     def rows(self, rows: slice) -> Attached:
         """The same for some of the prompts."""
@@ -92,14 +87,8 @@ class Attached:
         return SubjectBinding(
             projections=self.encoder.project(self.tokens),
             mask=mask,
-            alpha=self.alpha,
-            attention_scale=self.attention_scale,
-            strength=self.strength,
-            norm=self.encoder.config.norm,
+            settings=self.settings.trained_as(self.encoder.config),
             region=self.region,
-            bounded=self.bounded,
-            auto_region=self.auto_region,
-            bound_self_attention=self.bound_self_attention,
         )
 
 
@@ -125,7 +114,7 @@ class World:
     ) -> Attached:
         """The subjects of reference crops (n, 20, 20, 3), one a prompt, with the α of their encoder."""
         tokens = encoder(self.features(crops))
-        return Attached(encoder, tokens, word, attention_scale, encoder.config.alpha)
+        return Attached(encoder, tokens, word, SubjectSettings(attention_scale=attention_scale))
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -146,7 +135,7 @@ class World:
         """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
         the batch. `control`: a ControlNet, with a control picture a prompt."""
         slot = SubjectSlot.install(self.unet) if attached else None
-        bounds = slot is not None and any(item.bound_self_attention for item in attached)
+        bounds = slot is not None and any(item.settings.bound_self_attention for item in attached)
         apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
         try:
             empty = self.text([""])

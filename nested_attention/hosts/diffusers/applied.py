@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...encoder import SubjectEncoder
+from ...errors import NestedAttentionError
 from ...settings import SubjectSettings
 from ...subject import Subject
 from ...subject_batch import SubjectBatch
@@ -25,9 +26,14 @@ class AppliedSubject(SubjectSettings):
 
     def __post_init__(self) -> None:
         self.subject.check_encoder(self.encoder)
-        trained = SubjectSettings(word=self.word, alpha=self.alpha, norm=self.norm)
-        trained = trained.trained_as(self.encoder.config)
-        for field in ("word", "alpha", "norm"):
-            object.__setattr__(self, field, getattr(trained, field))
-        super().__post_init__()
-        self.factors(site.name for site in self.encoder.config.sites)
+        config = self.encoder.config
+        try:
+            trained = SubjectSettings(word=self.word, alpha=self.alpha, norm=self.norm).trained_as(config)
+            for field in ("word", "alpha", "norm"):
+                object.__setattr__(self, field, getattr(trained, field))
+            super().__post_init__()
+            self.factors(site.name for site in config.sites)
+        except NestedAttentionError as error:
+            raise NestedAttentionError(
+                f"subject {self.name or self.word or config.word!r}: {error}"
+            ) from error

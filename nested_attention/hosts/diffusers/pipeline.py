@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ...blocks import parse_blocks
 from ...errors import NestedAttentionError
-from ...placeholders import SubjectWord, parse_prompt
+from ...placeholders import parse_prompt
 from ...prompt import Tokenize, describe_words, short, token_positions, words_in
+from ...settings import SubjectSettings
 from ...sites import check_sites, diffusers_sites
-from ...subject_batch import subjects_of
-from .applied import AppliedSubject, token_bias
+from ...subject_batch import padded_bias, padded_tokens, subjects_of
+from .applied import AppliedSubject
 from .processors import SubjectBinding, SubjectSlot
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot
+
+Masks = tuple[Tensor, Tensor]
+"""(rows, tokens) bool: the last tokens of a subject's words, and all of them."""
+
+logger = logging.getLogger("nested_attention")
 
 _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
@@ -36,7 +41,8 @@ def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[A
 
     Only calls of this pipeline do: another one on the same UNet draws without them.
 
-    `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects. K̆ and V̆
+    `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
+    negative ones those of `apply_to_negative`. K̆ and V̆
     are computed once, on entering.
 
     Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
@@ -97,7 +103,9 @@ class _Run:
         for subject in subjects:
             check_sites(subject.encoder.config.sites, diffusers_sites(pipeline.unet))
         self._projections = [self._project(subject) for subject in subjects]
-        self._masks: list[tuple[Tensor, Tensor]] | None = None  # (rows, tokens): last tokens, all tokens
+        self._biases = [padded_bias(subjects_of(subject.subject)) for subject in subjects]
+        self._masks: list[Masks] | None = None  # of each subject, in the positive prompts
+        self._negative: list[Masks] = []  # and in the negative ones
         self._guided = False
         self._bound: tuple[Any, ...] | None = None
         self._regions: tuple[int, AutomaticRegions] | None = None
@@ -113,11 +121,20 @@ class _Run:
                 "personalize: the pipeline was called without a prompt as text, so the words that carry the "
                 "subjects cannot be found; pass prompt instead of prompt_embeds"
             )
-        prompts = _texts(given["prompt"])
+        prompts, negative = _texts(given["prompt"]), _texts(given.get("negative_prompt") or "")
         prompts_2 = _texts(given.get("prompt_2") or prompts)
-        rows = self._mark(prompts, prompts_2 if len(prompts_2) == len(prompts) else prompts_2 * len(prompts))
         copies = given.get("num_images_per_prompt") or 1
-        self._masks = [(a.repeat_interleave(copies, 0), b.repeat_interleave(copies, 0)) for a, b in rows]
+        self._masks = self._mark(prompts, prompts_2, len(prompts), copies)
+        self._negative = [(torch.zeros_like(last), torch.zeros_like(last)) for last, _ in self._masks]
+        if any(subject.apply_to_negative for subject in self._subjects):
+            negative_2 = _texts(given.get("negative_prompt_2") or negative)
+            read = self._mark(negative, negative_2, len(prompts), copies)
+            for number, subject in enumerate(self._subjects):
+                if subject.apply_to_negative:
+                    self._negative[number] = read[number]
+        for subject, *masks in zip(self._subjects, self._masks, self._negative, strict=True):
+            if subject.strength and not any(bool(last.any()) for last, _ in masks):
+                self._tell_of_missing(subject, [*prompts, *prompts_2])
         self._guided = bool(given.get("do_classifier_free_guidance"))
         self._bound = self._regions = None
         self._times = []
@@ -166,11 +183,12 @@ class _Run:
 
     def _active(self, timestep: Tensor | float) -> tuple[int, ...]:
         numbers = range(len(self._subjects))
-        if all(s.start <= 0 and s.end >= 1 for s in self._subjects):
+        if all(s.always for s in self._subjects):
             return tuple(numbers)
         now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
         last = self._pipeline.scheduler.config.num_train_timesteps - 1
-        return tuple(i for i in numbers if self._subjects[i].counts_at(now, last))
+        subjects = enumerate(self._subjects)  # the schedule runs from `last` to 0
+        return tuple(i for i, s in subjects if s.always or (1 - s.end) * last <= now <= (1 - s.start) * last)
 
     def _binding(self, number: int, batch: int) -> SubjectBinding:
         assert self._masks is not None
@@ -184,32 +202,25 @@ class _Run:
                 f"{rows} pictures, {'with' if guided else 'without'} negative prompts before them; this way "
                 "of guiding is not supported, use a stock SDXL pipeline"
             )
-        mask, word = (torch.cat([torch.zeros_like(m), m]) if guided else m for m in masks)
-        projections, bias, region = self._projections[number], token_bias(subject.subject), subject.region
+        mask, word = masks
+        if guided:
+            mask, word = (torch.cat(pair) for pair in zip(self._negative[number], masks, strict=True))
+        projections, bias, region = self._projections[number], self._biases[number], subject.region
         key = next(iter(projections.values()))[0]
         pictures = list(range(rows)) * (2 if guided else 1)
         if len(key) > 1:
             own = [picture % len(key) for picture in pictures]
             projections = {site: (k[own], v[own]) for site, (k, v) in projections.items()}
             bias = bias[own]
-        if region is not None and region.ndim == 3:
+        if region is not None and len(region) > 1:
             region = region[[picture % len(region) for picture in pictures]]
-        elif region is not None:
-            region = region[None]
         return SubjectBinding(
             projections=projections,
             mask=mask,
             word=word,
-            alpha=subject.trained_alpha,
-            attention_scale=subject.attention_scale,
-            strength=subject.strength,
+            settings=subject,
             token_bias=bias.to(key) if bool(bias.any()) else None,
             region=None if region is None else region.to(key.device, torch.float32),
-            bounded=subject.bounded,
-            norm=subject.encoder.config.norm,
-            blocks=parse_blocks(subject.blocks, projections),
-            auto_region=subject.auto_region,
-            bound_self_attention=subject.bound_self_attention,
         )
 
     def _project(self, subject: AppliedSubject) -> dict[str, tuple[Tensor, Tensor]]:
@@ -217,18 +228,16 @@ class _Run:
         unet = self._pipeline.unet
         device = getattr(self._pipeline, "_execution_device", unet.device)
         weights = next(subject.encoder.parameters())
-        everyone = subjects_of(subject.subject)
-        length = max(len(one.tokens) for one in everyone)
-        tokens = [pad(one.tokens, (0, 0, 0, length - len(one.tokens))) for one in everyone]
+        tokens = padded_tokens(subjects_of(subject.subject))
         with torch.no_grad():
-            found = subject.encoder.project(torch.stack(tokens).to(weights))
+            found = subject.encoder.project(tokens.to(weights))
         return {
             site: (key.to(device, unet.dtype), value.to(device, unet.dtype))
             for site, (key, value) in found.items()
         }
 
-    def _mark(self, prompts: list[str], prompts_2: list[str]) -> list[tuple[Tensor, Tensor]]:
-        """For each subject (rows, tokens) bool: the last tokens of its words, and all of them.
+    def _mark(self, prompts: list[str], prompts_2: list[str], rows: int, copies: int) -> list[Masks]:
+        """For each subject its places in the prompts: 1 or `rows` of them, each drawn `copies` times.
 
         A place counts if either text encoder reads the word there: usually both read the same text.
         """
@@ -238,12 +247,12 @@ class _Run:
             if (tokenizer := getattr(self._pipeline, name, None)) is not None
         ]
         length = max(tokenizer.model_max_length for tokenizer in tokenizers)
-        last = torch.zeros(len(self._subjects), len(prompts), length, dtype=torch.bool)
+        last = torch.zeros(len(self._subjects), rows, length, dtype=torch.bool)
         whole = last.clone()
         subjects = [s.called for s in self._subjects]
         for tokenizer, column in zip(tokenizers, (prompts, prompts_2), strict=False):  # as encode_prompt does
             tokenize = self._tokenize(tokenizer)
-            for row, text in enumerate(column):
+            for row, text in enumerate(column if len(column) == rows else column * rows):
                 parsed = parse_prompt(text, subjects)
                 if parsed.conflicts:
                     raise NestedAttentionError(f"personalize: {parsed.conflicts[0]}")
@@ -252,10 +261,10 @@ class _Run:
                     number = subjects.index(occurrence.subject)
                     whole[number, row, positions] = True
                     last[number, row, positions[-1:]] = True
-        for number, subject in enumerate(self._subjects):
-            if subject.strength and not last[number].any():
-                self._refuse_missing(subject.called, [*prompts, *prompts_2])
-        return list(zip(last, whole, strict=True))
+        return [
+            (a.repeat_interleave(copies, 0), b.repeat_interleave(copies, 0))
+            for a, b in zip(last, whole, strict=True)
+        ]
 
     def _tokenize(self, tokenizer: Any) -> Tokenize:
         convert = getattr(self._pipeline, "maybe_convert_prompt", lambda text, tokenizer: text)
@@ -271,14 +280,18 @@ class _Run:
         texts = [parse_prompt(text, [s.called for s in self._subjects]).text for text in _texts(prompt)]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def _refuse_missing(self, called: SubjectWord, prompts: Sequence[str]) -> None:
+    def _tell_of_missing(self, settings: SubjectSettings, prompts: Sequence[str]) -> None:
+        called = settings.called
         text = " ".join(dict.fromkeys(prompts))
         wanted = repr(called.word) if called.name == called.word else f"{called.word!r} or <{called.name}>"
-        raise NestedAttentionError(
+        message = (
             f"personalize: no prompt carries the subject {called.name!r} (word {called.word!r}). Of the "
             f"prompt {short(text)!r}, {describe_words(words_in(text))}. Write {wanted} where the subject "
             "should appear, within the tokens that the text encoders read"
         )
+        if settings.when_missing == "error":
+            raise NestedAttentionError(message)
+        logger.warning(message)
 
     def _check_names(self) -> None:
         names = [s.called.name.casefold() for s in self._subjects]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -19,7 +20,11 @@ from ...errors import NestedAttentionError
 from ...kernels import correction, nested
 from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
+from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
+
+PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm)
+"""As the paper trains its encoders."""
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
 
@@ -28,47 +33,46 @@ _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_conn
 class SubjectBinding:
     """A subject in one forward pass of a UNet: `BoundSubject` for all of its cross-attention layers at once.
 
-    Fields that are not explained here are BoundSubject's. Raises ValueError for a strength outside [0, 1].
+    `projections`, `mask` and `word` say where it is; `settings` say how it counts, but that the passes a
+    subject counts in, and its prompt, are the caller's: `word`, `name`, `start`, `end`, `region`,
+    `when_missing` and `apply_to_negative` of the settings are not read.
     """
 
     projections: Mapping[
         str, tuple[Tensor, Tensor]
     ]  # site → K̆, V̆ (1|B, N, inner), as SubjectEncoder.project gives
     mask: Tensor  # (B, T) bool, best on the CPU: no row is looked for on the device then
-    word: Tensor | None = None  # (B, T) bool
-    alpha: float | None = 2.0
-    attention_scale: float = 1.0
-    strength: float = 1.0
+    word: Tensor | None = None  # (B, T) bool: all tokens of the word, for `bounded`; None: the mask
+    settings: SubjectSettings = PAPER
     token_bias: Tensor | None = None  # (N,) or (1|B, N)
     region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
-    bounded: bool = False
-    norm: Literal["inner", "head"] = "inner"
-    blocks: Mapping[str, float] | None = None  # factor on the strength at each site; None: 1 everywhere
-    auto_region: bool = False  # found by `AutomaticRegions` where no region is given
-    bound_self_attention: bool = False  # kept apart from other regions where `SelfAttentionSlot` is installed
+
+    @cached_property
+    def factors(self) -> Mapping[str, float]:
+        """On the strength, at each site."""
+        return self.settings.factors(self.projections)
+
+    @property
+    def strength(self) -> float:
+        return self.settings.strength
 
     def strength_at(self, site: str) -> float:
-        return self.strength * (1.0 if self.blocks is None else self.blocks[site])
+        return self.settings.strength * self.factors[site]
 
     def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
         """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
         key, value = self.projections[site]
-        strength = self.strength_at(site)
-        region = self.region if strength else None
-        if region is not None and grid is not None:
+        region = self.region
+        if region is not None and grid is not None and self.strength_at(site):
             region = area_mean(region, grid).flatten(1)  # (1|B, L)
-        return BoundSubject(
-            key=key,
-            value=value,
-            mask=self.mask,
+        return self.settings.bind(
+            key,
+            value,
+            self.mask,
             word=self.word,
-            alpha=self.alpha,
-            attention_scale=self.attention_scale,
-            strength=strength,
+            factor=self.factors[site],
             token_bias=self.token_bias,
             region=region,
-            bounded=self.bounded and region is not None,
-            norm=self.norm,
         )
 
 

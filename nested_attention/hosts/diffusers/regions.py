@@ -12,7 +12,7 @@ from .processors import SubjectBinding, SubjectSlot
 
 
 class AutomaticRegions:
-    """One sampling of a batch with these bindings: those with `auto_region` and no region get theirs.
+    """One sampling of a batch: bindings whose `region_mode` is "auto", and that have no region, get one.
 
         regions = AutomaticRegions(slot, bindings, steps=len(timesteps))
         for step, t in enumerate(timesteps):
@@ -24,7 +24,9 @@ class AutomaticRegions:
 
     def __init__(self, slot: SubjectSlot, bindings: Sequence[SubjectBinding], steps: int) -> None:
         self._slot, self._bindings = slot, tuple(bindings)
-        self._numbers = [i for i, b in enumerate(self._bindings) if b.auto_region and b.region is None]
+        self._numbers = [
+            i for i, b in enumerate(self._bindings) if b.settings.region_mode == "auto" and b.region is None
+        ]
         self._watched = watched_steps(steps) if self._numbers else 0
         rows = len(self._bindings[0].mask) if self._bindings else 0
         self._finder: RegionFinder | None = RegionFinder(rows, len(self._numbers)) if self._numbers else None

@@ -54,7 +54,7 @@ class SelfAttentionSlot:
         if len(placed) < 2:
             return None
         carries = torch.stack([b.mask.any(dim=1).cpu() for b in placed])  # (S, B)
-        bounding = torch.tensor([b.bound_self_attention for b in placed])
+        bounding = torch.tensor([b.settings.bound_self_attention for b in placed])
         pairs = (carries.sum(dim=0) >= 2) & (carries & bounding[:, None]).any(dim=0)
         rows = pairs.nonzero().flatten().tolist()
         if not rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ....subject import Subject
-from ....subject_batch import SubjectBatch
+from ....subject_batch import SubjectBatch, pad_biases
 from ..encoding.memory import SubjectEncoderHandle
 from ..encoding.pictures import encode_subject
 
@@ -64,6 +64,6 @@ def row_values(
         return values[used[0]], only if bool(only.any()) else None
     length = max(len(biases[number]) for number in used)
     rows = [used.index(number) for number in chosen]
-    filled = torch.stack([pad(biases[i], (0, length - len(biases[i])), value=-torch.inf) for i in used])
+    filled = pad_biases([biases[i] for i in used])
     chosen_values = RowValues([values[number] for number in used], rows, length)
     return chosen_values, filled[rows] if bool(filled.any()) else None

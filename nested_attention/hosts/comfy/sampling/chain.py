@@ -251,8 +251,8 @@ class SubjectChain(Shared):
                 if run is None or where is None:
                     raise NestedAttentionError(
                         f"Apply Subject: {subject.settings.called.name!r} differs from picture to picture "
-                        "or place to place, and another node runs the model without telling which pictures it "
-                        "runs. Take it out, or give Apply Subject one subject and no region"
+                        "or place to place, and another node runs the model without telling which pictures "
+                        "it runs. Take it out, or give Apply Subject one subject and no region"
                     )
                 if subject.batch:
                     own, bias = row_values(
