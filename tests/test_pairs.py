@@ -42,7 +42,7 @@ def test_each_person_has_its_occurrence_and_its_half(judges: Judges) -> None:
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders["person"], crop, "person") for crop in crops]
     placed = place(subjects, cases, Measure(masks=True, bounded=True))
-    assert [one.occurrence for one in placed] == [0, 1] and all(one.bounded for one in placed)
+    assert [one.occurrence for one in placed] == [0, 1] and all(one.settings.bounded for one in placed)
     assert torch.equal(halves(cases, 0) + halves(cases, 1), torch.ones(3, 2, 2))
     for case, half in zip(cases, halves(cases, 0), strict=True):
         assert case.prompt.split().count("person") == 2
