@@ -110,6 +110,27 @@ def self_attention_bias(regions: Tensor, bounding: Tensor) -> Tensor:
     return self_attention_share(regions.float(), bounding).clamp_min(TINY).log()[:, None]
 
 
+def rows_apart(carries: Tensor, bounding: Tensor) -> list[int]:
+    """The rows in which two subjects with regions meet and one of them is to be kept apart.
+
+    carries: (S, B) bool on the CPU, which rows carry which subject. bounding: (S,) bool, as above.
+    """
+    meet = (carries.sum(dim=0) >= 2) & (carries & bounding[:, None]).any(dim=0)
+    return meet.nonzero().flatten().tolist()
+
+
+def bias_in_rows(regions: Sequence[Tensor], carries: Tensor, bounding: Tensor, rows: Sequence[int]) -> Tensor:
+    """`self_attention_bias` of some rows of a batch: (rows, 1, L, L).
+
+    regions: of each subject, (1|B, L). carries, bounding: as `rows_apart` takes them.
+    """
+    device = regions[0].device
+    taken = [x if len(x) == 1 else x[list(rows)] for x in regions]
+    stacked = torch.stack([x.expand(len(rows), -1) for x in taken], dim=1)  # (n, S, L)
+    here = carries[:, list(rows)].mT[..., None].to(device, non_blocking=True)
+    return self_attention_bias(stacked * here, bounding.to(device, non_blocking=True))
+
+
 class RegionFinder:
     """What subjects' words were attended to while one batch of pictures is sampled, and the regions that
     follow.
@@ -157,6 +178,30 @@ def watched(site: str, grid: tuple[int, int], part: Box) -> bool:
     first layer of each transformer, where cells are fine enough."""
     rows = -(-part[2] // grid[0])
     return site.startswith("up_blocks.") and ".transformer_blocks.0." in site and rows <= COARSEST
+
+
+def watched_maps(
+    site: str,
+    grid: tuple[int, int],
+    parts: Sequence[Box],
+    mask: Tensor,
+    word: Tensor,
+    query: Tensor,
+    key: Tensor,
+    *,
+    heads: int,
+) -> list[tuple[int, Tensor]]:
+    """What a layer attends to a subject's word, in the rows that carry it, if the layer is watched.
+
+    grid: rows and columns of its queries. parts: of each row. mask, word: (B, T) bool on the CPU, the tokens
+    whose value is replaced and all of the word's. query, key: (B, L, H·d), (B, T, H·d). → row, (h, w)
+    """
+    rows = mask.any(dim=1).nonzero().flatten().tolist()
+    if not rows or not watched(site, grid, parts[rows[0]]):
+        return []
+    here = word[rows].to(query.device, non_blocking=True)
+    seen = word_attention(query[rows].detach(), key[rows].detach(), here, heads=heads)
+    return list(zip(rows, seen.unflatten(1, grid), strict=True))
 
 
 def watched_steps(steps: int) -> int:

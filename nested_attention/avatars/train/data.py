@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,12 +134,12 @@ _DRAWN = (
 )
 
 
-def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list]:
+def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list[Any]]:
     """One chunk of a stage's pictures; runs in a worker process."""
     stage, seed, number = kinds_of
     rng = np.random.default_rng(seed)
     mix = MIXES[stage]
-    rows: dict[str, list] = {name: [] for name in _DRAWN}
+    rows: dict[str, list[Any]] = {name: [] for name in _DRAWN}
     for _ in range(number):
         kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds))

@@ -1,8 +1,9 @@
 """ComfyUI: subjects in MODEL and CLIP, and everything the nodes call. The only part that imports comfy."""
 
+from ...pictures.check import check_pictures
 from .apply import apply_subject
 from .encoding.memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
-from .encoding.pictures import check_pictures, encode_subject
+from .encoding.pictures import encode_subject
 from .encoding.vision import load_vision
 from .prompts.clip import SubjectCLIP, mark_prompt
 from .sampling.batches import encode_batch

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...regions import RegionFinder, watched, watched_steps, word_attention
+from ...regions import RegionFinder, watched_maps, watched_steps
 from .processors import SubjectBinding, SubjectSlot
 
 
@@ -74,15 +74,13 @@ class AutomaticRegions:
         height, width = self._slot.latent_size
         part = (0, 0, height, width, height, width)
         grid = self._slot.grid(site, query.shape[1])
-        if self._finder is None or not watched(site, grid, part):
+        if self._finder is None:
             return
         for number, index in enumerate(self._numbers):
             binding = self._bindings[index]
-            rows = binding.mask.any(dim=1).nonzero().flatten().tolist()
-            if not rows or not binding.strength or index not in self._active:
+            if not binding.strength or index not in self._active:
                 continue
-            word = (binding.mask if binding.word is None else binding.word)[rows]
-            word = word.to(query.device)
-            seen = word_attention(query[rows].detach(), key[rows].detach(), word, heads=heads)
-            for row, attention in zip(rows, seen.unflatten(1, grid), strict=True):
-                self._finder.add(number, row, attention, part)
+            word, mask = binding.mask if binding.word is None else binding.word, binding.mask
+            parts = [part] * len(mask)
+            for row, seen in watched_maps(site, grid, parts, mask, word, query, key, heads=heads):
+                self._finder.add(number, row, seen, part)

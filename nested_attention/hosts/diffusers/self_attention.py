@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from ...regions import area_mean, self_attention_bias
+from ...regions import area_mean, bias_in_rows, rows_apart
 from .processors import SubjectBinding, SubjectSlot
 
 
@@ -55,15 +55,12 @@ class SelfAttentionSlot:
             return None
         carries = torch.stack([b.mask.any(dim=1).cpu() for b in placed])  # (S, B)
         bounding = torch.tensor([b.settings.bound_self_attention for b in placed])
-        pairs = (carries.sum(dim=0) >= 2) & (carries & bounding[:, None]).any(dim=0)
-        rows = pairs.nonzero().flatten().tolist()
+        rows = rows_apart(carries, bounding)
         if not rows:
             return None
         grid = self._slot.grid(site, queries)
         regions = [area_mean(b.region, grid).flatten(1) for b in placed if b.region is not None]
-        taken = [(x if len(x) == 1 else x[rows]).expand(len(rows), -1) for x in regions]
-        here = torch.stack(taken, dim=1) * carries[:, rows].mT[..., None].to(regions[0])  # (n, S, L)
-        return rows, self_attention_bias(here, bounding.to(here.device))[:, 0]
+        return rows, bias_in_rows(regions, carries, bounding, rows)[:, 0]
 
 
 class RegionSelfAttentionProcessor:

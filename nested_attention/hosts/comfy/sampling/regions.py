@@ -73,13 +73,13 @@ class SamplingRun(Shared):
                 "the sampling (start_percent 0), or give it a mask"
             )
 
-    def watch(self, subject: AppliedSubject, rows: Sequence[int], attention: Tensor, where: Pass) -> None:
-        """attention (rows, h, w): what a layer attends to the subject's word in some rows of a pass."""
+    def watch(self, subject: AppliedSubject, seen: Sequence[tuple[int, Tensor]], where: Pass) -> None:
+        """seen: rows of a pass, and what a layer attends to the subject's word in them (h, w)."""
         number = self._numbers.get(subject.mark)
         with self._lock:
-            for row, seen in zip(rows, attention, strict=True):
+            for row, attention in seen:
                 if self._finder is not None and number is not None:
-                    self._finder.add(number, where.pictures[row], seen, where.parts[row])
+                    self._finder.add(number, where.pictures[row], attention, where.parts[row])
 
     def watches(self, subject: AppliedSubject) -> bool:
         return self.watching and subject.mark in self._numbers

@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention as comfy_attention
 import torch
 from torch import Tensor
 
-from ....regions import self_attention_bias
+from ....regions import bias_in_rows, rows_apart
 from ..prompts.marks import warn_once
 from .layer import CarriedSubject
 from .regions import Grid, PassRegion
@@ -37,8 +37,7 @@ class SubjectsApart:
             return None
         bounding = torch.tensor([one.subject.settings.bound_self_attention for one in regions])
         carried = torch.stack([one.mask.any(dim=1) for one in placed])
-        pairs = (carried.sum(dim=0) >= 2) & (carried & bounding[:, None]).any(dim=0)
-        rows = tuple(pairs.nonzero().flatten().tolist())
+        rows = tuple(rows_apart(carried, bounding))
         return cls(regions, carried, bounding, rows) if rows else None
 
     def bias(self, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -52,11 +51,8 @@ class SubjectsApart:
         carries = self.carries[:, rows]  # (S, n)
         regions = [self._region(one, grid, device) for one in self.regions]  # (1|B, L) each
         if all(len(region) == 1 for region in regions) and bool((carries == carries[:, :1]).all()):
-            carries, rows = carries[:, :1], [0]  # the same in all rows
-        taken = [region if len(region) == 1 else region[rows] for region in regions]
-        stacked = torch.stack([x.expand(len(rows), -1) for x in taken], dim=1)  # (n, S, L)
-        here = carries.mT[..., None].to(device, non_blocking=True)
-        return self_attention_bias(stacked * here, self.bounding.to(device, non_blocking=True))
+            rows = rows[:1]  # the same in all of them
+        return bias_in_rows(regions, self.carries, self.bounding, rows)
 
     def _region(self, one: PassRegion, grid: Grid, device: torch.device) -> Tensor:
         found = one.at(grid, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....regions import watched, word_attention
+from ....regions import watched_maps
 from .layer import CarriedSubject
 from .regions import grid_of
 
@@ -25,10 +25,9 @@ class WatchedLayer:
         grid = grid_of(self.site, q.shape[1], extra_options)
         for one in self.carried:
             region = one.region
-            rows = one.mask.any(dim=1).nonzero().flatten().tolist()
-            if region is None or not rows or not watched(self.site, grid, region.where.parts[rows[0]]):
+            if region is None:
                 continue
-            word = one.word_in(k.shape[1])[rows].to(q.device, non_blocking=True)
-            seen = word_attention(q[rows], k[rows], word, heads=extra_options["n_heads"])
-            region.run.watch(one.subject, rows, seen.unflatten(1, grid), region.where)
+            word, parts, heads = one.word_in(k.shape[1]), region.where.parts, extra_options["n_heads"]
+            seen = watched_maps(self.site, grid, parts, one.mask, word, q, k, heads=heads)
+            region.run.watch(one.subject, seen, region.where)
         return self.layer(q, k, v, extra_options)
