@@ -1,8 +1,8 @@
 """Subject encoders on disk: our own layout, the official release's and IP-Adapter Plus (SDXL)'s.
 
 What a file is, is decided by its content: the container by its first bytes, the layout by its metadata (ours)
-or by its tensors (`layouts.py`). Weights stay mapped to the file until they are moved or cast: they take
-memory once they are used, not for having been loaded.
+or by its tensors (`storage/layouts.py`). Tensors are read one after the other: beside the encoder's own
+weights, loading takes the memory of the largest of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,10 +24,9 @@ from . import __version__, subject
 from .encoder import SubjectEncoder, SubjectEncoderConfig, weight_digests
 from .errors import NestedAttentionError
 from .storage.layouts import Layout, recognise
-from .storage.tensors import TensorFile, map_anew, read_tensors, write_tensors
+from .storage.tensors import TensorReader, TensorSpec, open_tensors, write_tensors
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject_encoder", "1"
-_READ_AT_ONCE = 32 * 2**20  # bytes of the file in memory while its weights are hashed, and cast
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -57,16 +57,22 @@ def load_subject_encoder(
         raise NestedAttentionError(
             f"unknown overrides {sorted(set(overrides) - known)}; expected some of {sorted(known)}"
         )
-    file = read_tensors(path)
-    try:
+    with open_tensors(path) as file, _naming(path):
         layout = _find_layout(file, overrides, ignore_unexpected)
-        dtype = _choose_dtype(layout, file.tensors, dtype)
+        dtype = _choose_dtype(layout, file.specs, dtype)
         weights, digests = _read_weights(file, layout, dtype)
+    with _naming(path):
         if file.metadata.get("format") == FORMAT and file.metadata.get("checksum") != _checksum(digests):
             raise NestedAttentionError("its weights are not those that were saved; the file is damaged")
+    return SubjectEncoder.from_weights(layout.config, weights, digests, operations=operations)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except NestedAttentionError as error:
         raise NestedAttentionError(f"{path} is not a usable subject encoder: {error}") from error
-    return SubjectEncoder.from_weights(layout.config, weights, digests, operations=operations)
 
 
 def save_subject_encoder(
@@ -89,8 +95,8 @@ def save_subject_encoder(
     write_tensors(path, weights, metadata)
 
 
-def _find_layout(file: TensorFile, overrides: Mapping[str, Any], ignore_unexpected: bool) -> Layout:
-    shapes = {name: tuple(tensor.shape) for name, tensor in file.tensors.items()}
+def _find_layout(file: TensorReader, overrides: Mapping[str, Any], ignore_unexpected: bool) -> Layout:
+    shapes = {name: spec.shape for name, spec in file.specs.items()}
     kind = file.metadata.get("format")
     if kind == subject.FORMAT:
         raise NestedAttentionError("it is a saved subject; load it as a subject, and its encoder here")
@@ -108,7 +114,7 @@ def _find_layout(file: TensorFile, overrides: Mapping[str, Any], ignore_unexpect
     return layout
 
 
-def _read_config(file: TensorFile) -> SubjectEncoderConfig:
+def _read_config(file: TensorReader) -> SubjectEncoderConfig:
     version = file.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise NestedAttentionError(
@@ -117,10 +123,10 @@ def _read_config(file: TensorFile) -> SubjectEncoderConfig:
     if "config" not in file.metadata:
         raise NestedAttentionError("its metadata has no configuration; expected an entry 'config'")
     config = SubjectEncoderConfig.from_json(file.metadata["config"])
-    if max(config.depth, len(config.sites)) > len(file.tensors):
+    if max(config.depth, len(config.sites)) > len(file.specs):
         raise NestedAttentionError(
             f"its configuration has {config.depth} Q-Former layers and {len(config.sites)} sites; found only "
-            f"{len(file.tensors)} tensors"
+            f"{len(file.specs)} tensors"
         )
     return config
 
@@ -143,8 +149,8 @@ def _check_shapes(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> None
             raise NestedAttentionError(f"{layout.names[name]} has shape {found}; expected {shape}")
 
 
-def _choose_dtype(layout: Layout, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> torch.dtype:
-    found = {tensors[name].dtype for name in layout.names.values()}
+def _choose_dtype(layout: Layout, specs: Mapping[str, TensorSpec], dtype: torch.dtype | None) -> torch.dtype:
+    found = {specs[name].dtype for name in layout.names.values()}
     integral = [d for d in found if not d.is_floating_point]
     if integral:
         raise NestedAttentionError(
@@ -164,35 +170,22 @@ def _choose_dtype(layout: Layout, tensors: Mapping[str, Tensor], dtype: torch.dt
 
 
 def _read_weights(
-    file: TensorFile, layout: Layout, dtype: torch.dtype
+    file: TensorReader, layout: Layout, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights as `dtype` by their names in SubjectEncoder, and their digests as they are stored."""
-    cast: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
     def stored() -> Iterator[tuple[str, Tensor]]:
-        nonlocal file
-        read = 0
         for name, name_in_file in layout.names.items():
-            tensor = file.tensors[name_in_file]
+            tensor = file.read(name_in_file)
             # NaN propagates through both; unlike isfinite they need no copy. fp8 has neither.
             extremes = torch.aminmax(tensor.half() if tensor.element_size() < 2 else tensor)
             if not all(map(math.isfinite, map(float, extremes))):
                 raise NestedAttentionError(f"{name_in_file} contains NaN or infinite values; it is damaged")
-            if tensor.dtype != dtype:
-                cast[name] = tensor.to(dtype)
+            weights[name] = tensor.to(dtype)
             yield name, tensor
-            read += tensor.nbytes
-            if read > _READ_AT_ONCE:  # or the whole file would stay in memory for having been hashed once
-                del tensor
-                file, read = map_anew(file), 0
 
-    digests = weight_digests(stored())
-    file = map_anew(file)
-    weights = {
-        name: cast[name] if name in cast else file.tensors[name_in_file]
-        for name, name_in_file in layout.names.items()
-    }
-    return weights, digests
+    return weights, weight_digests(stored())
 
 
 def _checksum(digests: Mapping[str, str]) -> str:

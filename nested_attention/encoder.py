@@ -264,7 +264,7 @@ def weight_digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
         digests[name] = hashlib.blake2b(
             data.view(-1).view(torch.uint8).numpy().data, digest_size=16
         ).hexdigest()
-        del weight, data  # they would keep a mapped file open that `weights` lets go meanwhile
+        del weight, data  # before `weights` reads the next one
     return digests
 
 

@@ -82,7 +82,7 @@ def test_save_and_load(encoder: SubjectEncoder, features: Tensor, tmp_path: Path
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     assert os.listdir(tmp_path) == [path.name]
-    save_subject_encoder(loaded, path)  # onto the file its weights are mapped to
+    save_subject_encoder(loaded, path)  # onto the file its weights come from
     assert same(load_subject_encoder(path), encoder)
 
 
@@ -108,7 +108,7 @@ def test_a_subject_survives_the_round_trip_of_its_encoder(
     subject = Subject.from_images(encoder, features)
     save_subject_encoder(encoder, tmp_path / "e", dtype=torch.float16)
     subject.check_encoder(load_subject_encoder(tmp_path / "e", dtype=torch.float32, word="child", alpha=3.0))
-    with pytest.raises(NestedAttentionError, match="made with encoder"):
+    with pytest.raises(NestedAttentionError, match="made with another encoder"):
         subject.check_encoder(load_subject_encoder(tmp_path / "e", features="last_hidden_state"))
 
 
@@ -291,7 +291,10 @@ def reshaped(name: str, *shape: int) -> Change:
             without("ip_adapter.5.to_v"),
             "17 key projections and 16 value .*Without a partner: ip_adapter.5.to_k_ip",
         ),
-        (without("ip_adapter.33."), "projections for 16 cross-attention layers; expected 17"),
+        (
+            without("ip_adapter.33."),
+            "encoder for a UNet with 16 .*; expected one for a UNet with 17",
+        ),
         (
             lambda t: {**t, **{f"copy.{n}": v.clone() for n, v in t.items() if n.startswith("ip_")}},
             r"found copy.ip_adapter.#.to_\*_ip, ip_adapter.#.to_\*_ip",
@@ -349,10 +352,10 @@ SD15_SITES = UNetLayout(
 
 def test_encoders_for_other_base_models_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "sd15", encoder_tensors(sites=SD15_SITES))
-    with pytest.raises(NestedAttentionError, match="for 16 cross-attention layers; expected 70"):
+    with pytest.raises(NestedAttentionError, match="for a UNet with 16 .*; expected one for SDXL .70 cross-"):
         load_subject_encoder(path)
     path = write(tmp_path / "narrow", encoder_tensors(sites=sdxl_sites()))
-    with pytest.raises(NestedAttentionError, match="24 wide; expected the UNet's context width 2048"):
+    with pytest.raises(NestedAttentionError, match="24 wide; expected those of .* SDXL .*width 2048"):
         load_subject_encoder(path)
     sites = UNetLayout(model_channels=16, num_head_channels=16).sites
     path = write(tmp_path / "thin", encoder_tensors(sizes=Sizes(token_dim=2048), sites=sites))
@@ -553,6 +556,6 @@ def test_loading_takes_no_second_copy(tmp_path: Path) -> None:
     costs = cost_of_loading([(path, how) for path in paths for how in (as_it_is, cast)], tmp_path)
     assert min(sizes) > 150e6
     for (peak, _), size in zip(costs[0::2], sizes[0::2], strict=True):
-        assert 0.1 * size < peak < 0.5 * size  # as it is: the part that is being hashed
+        assert 0.9 * size < peak < 1.2 * size  # as it is: the file, once
     for (peak, _), size in zip(costs[1::2], sizes[1::2], strict=True):
-        assert 0.5 * size < peak < size  # cast to half: that part beside the copy
+        assert 0.5 * size < peak < 1.2 * size  # cast to half: at most the file, once

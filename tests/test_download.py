@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import huggingface_hub
 import huggingface_hub.errors
+import huggingface_hub.file_download
 import pytest
 import torch
 import typer.testing
@@ -39,7 +40,7 @@ class Hub:
     announced: bytes = CONTENT
     etag: str | None = None
     fails: list[Exception] = field(default_factory=list)
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
 
     def facts(self, url: str) -> Any:
@@ -51,26 +52,30 @@ class Hub:
         digest = self.etag or hashlib.sha256(self.announced).hexdigest()
         return SimpleNamespace(size=len(self.announced), etag=digest, commit_hash="c0ffee")
 
-    def fetch(self, repo: str, file: str, *, revision: str | None, local_dir: str) -> str:
-        self.asked.append((repo, file, revision))
-        part = Path(local_dir, ".cache", "x.incomplete")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        there = part.read_bytes() if part.exists() else b""
-        self.resumed.append(len(there))
+    def get(
+        self,
+        url: str,
+        temp_file: BinaryIO,
+        *,
+        resume_size: int,
+        headers: dict[str, str],
+        expected_size: int | None,
+        displayed_filename: str,
+    ) -> None:
+        assert headers and expected_size == len(self.announced)
+        self.asked.append(url)
+        self.resumed.append(resume_size)
         if self.fails:
-            part.write_bytes(self.content[: len(self.content) // 2])
+            temp_file.write(self.content[resume_size : len(self.content) // 2])
             raise self.fails.pop(0)
-        path = Path(local_dir, file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(there + self.content[len(there) :])
-        return str(path)
+        temp_file.write(self.content[resume_size:])
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", made.facts)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", made.fetch)
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", made.get)
     return made
 
 
@@ -113,7 +118,11 @@ def test_the_file_goes_to_its_folder_under_its_name_and_nothing_else_stays(
     assert list((comfyui / "models" / "nested_attention").iterdir()) == [comfyui / "models" / TARGET]
     # The commit that the size and the hash belong to.
     assert hub.asked == [
-        ("orpatashnik/NestedAttentionEncoder", "personalization_encoder/model.safetensors", "c0ffee")
+        huggingface_hub.hf_hub_url(
+            "orpatashnik/NestedAttentionEncoder",
+            "personalization_encoder/model.safetensors",
+            revision="c0ffee",
+        )
     ]
     assert "nested-attention download clip-vit-h" in said
     assert "its layout is not recognised" in said  # a file of one tensor: said now, not when it is used
@@ -146,15 +155,41 @@ def test_without_a_terminal_nothing_is_accepted_silently(run: Run, hub: Hub, com
 
 def test_an_interrupted_download_goes_on(run: Run, hub: Hub, comfyui: Path) -> None:
     hub.fails = [ConnectionError("the line broke")]
-    hub.asked.append(("", "", None))  # so that it breaks while the file comes, not before
+    hub.asked.append("")  # so that it breaks while the file comes, not before
     code, said = run(PERSON, "--accept-licence")
     assert code == 1
     assert "the line broke" in said
+    assert "is kept, and the next run goes on from there" in " ".join(said.split())
     assert not (comfyui / "models" / TARGET).exists()
     assert run(PERSON, "--accept-licence")[0] == 0
     assert hub.resumed == [0, len(CONTENT) // 2]
     assert (comfyui / "models" / TARGET).read_bytes() == CONTENT
     assert installed(comfyui) == [TARGET]
+
+
+def test_what_came_of_another_version_is_not_continued(run: Run, hub: Hub, comfyui: Path) -> None:
+    hub.fails = [ConnectionError("the line broke")]
+    hub.asked.append("")
+    assert run(PERSON, "--accept-licence")[0] == 1
+    hub.content = hub.announced = save({"latents": torch.ones(1, 3, 4)})
+    assert run(PERSON, "--accept-licence")[0] == 0
+    assert hub.resumed == [0, 0]
+    assert (comfyui / "models" / TARGET).read_bytes() == hub.content
+    assert installed(comfyui) == [TARGET]
+
+
+def test_two_downloads_at_once_do_not_mix(hub: Hub, comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, models, refused = find_weights(PERSON), comfyui / "models", []
+
+    def meanwhile(*arguments: Any, **named: Any) -> None:
+        with pytest.raises(NestedAttentionError, match="another download into .* is under way"):
+            download.download(known, models, print)
+        refused.append(True)
+        hub.get(*arguments, **named)
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", meanwhile)
+    assert download.download(known, models, print).read_bytes() == CONTENT
+    assert refused == [True]
 
 
 @pytest.mark.parametrize(
@@ -204,9 +239,21 @@ def test_what_is_not_as_announced_is_refused_and_thrown_away(
     assert download.download(find_weights(PERSON), comfyui / "models", print).read_bytes() == CONTENT
 
 
-def test_a_hub_without_hashes_is_checked_by_size_and_header(hub: Hub, comfyui: Path) -> None:
+def test_without_a_hash_of_the_hub_a_file_is_taken_only_when_told_to(
+    run: Run, hub: Hub, comfyui: Path
+) -> None:
     hub.etag = "abc"  # a git hash, as for small files
-    assert download.download(find_weights(PERSON), comfyui / "models", print).is_file()
+    code, said = run(PERSON, "--accept-licence")
+    said = " ".join(said.split())
+    assert code == 1
+    assert "the hub gives no SHA-256 for personalization_encoder/model.safetensors" in said
+    assert "if you trust it, add --accept-unverified" in said
+    assert not hub.asked
+    assert not installed(comfyui)
+    code, said = run(PERSON, "--accept-licence", "--accept-unverified")
+    assert code == 0
+    assert "its content is not verified" in " ".join(said.split())
+    assert installed(comfyui) == [TARGET]
 
 
 def test_a_broken_file_under_the_final_name_is_not_taken_for_installed(

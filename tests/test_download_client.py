@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,11 +25,18 @@ TARGET = Path("ComfyUI", "models", "nested_attention", "nested_attention_person.
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one file as the hub does. break_at: bytes after which the line breaks, once."""
+    """Serves one file as the hub does.
+
+    break_at: bytes after which the line breaks, once. stall_at: after which nothing more comes, once.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.break_at: int | None = None
+        self.stall_at: int | None = None
+        self.released = threading.Event()
+        self.refuses = False  # to send anything
+        self.refuses_after = False  # once the line has broken
         self.sent = CONTENT
         self.ranges: list[str | None] = []
 
@@ -46,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        if not self.path.startswith(PATH):
+        if not self.path.startswith(PATH) or (body and self.server.refuses):
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -66,8 +75,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.ranges.append(asked)
         cut, self.server.break_at = self.server.break_at, None
-        self.wfile.write(part[:cut])
+        stalls, self.server.stall_at = self.server.stall_at, None
+        with contextlib.suppress(ConnectionError):  # the client has been killed
+            self.wfile.write(part[: stalls or cut])
+        if stalls is not None:
+            self.wfile.flush()
+            self.server.released.wait(60)
         if cut is not None:
+            self.server.refuses = self.server.refuses_after
             self.close_connection = True
             self.wfile.flush()
             self.connection.close()
@@ -84,7 +99,7 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def download(hub: Hub | None, folder: Path) -> tuple[int, str]:
+def start(hub: Hub | None, folder: Path) -> subprocess.Popen[str]:
     """The command in a process of its own, whose client knows no other hub."""
     (folder / "ComfyUI" / "models").mkdir(parents=True, exist_ok=True)
     code = (
@@ -97,10 +112,19 @@ def download(hub: Hub | None, folder: Path) -> tuple[int, str]:
     for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
         environment.pop(name, None)
     environment["NO_PROXY"] = environment["no_proxy"] = "127.0.0.1"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
-    return done.returncode, done.stdout + done.stderr
+
+
+def download(hub: Hub | None, folder: Path) -> tuple[int, str]:
+    process = start(hub, folder)
+    said, _ = process.communicate()
+    return process.returncode, said
 
 
 def test_a_file_comes_whole(hub: Hub, tmp_path: Path) -> None:
@@ -112,17 +136,48 @@ def test_a_file_comes_whole(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path) -> None:
-    """By the client itself, or by the next try: what has come is not fetched again."""
+    """By the client itself, within a run."""
     hub.break_at = len(CONTENT) * 3 // 4
     code, said = download(hub, tmp_path)
-    if code:
-        assert not (tmp_path / TARGET).exists()
-        assert "Or by hand: Download https://huggingface.co/orpatashnik" in said
-        code, said = download(hub, tmp_path)
     assert code == 0, said
     assert (tmp_path / TARGET).read_bytes() == CONTENT
     assert hub.ranges[0] is None, hub.ranges
     assert hub.ranges[-1] not in (None, "bytes=0-"), hub.ranges
+
+
+def there(folder: Path) -> int:
+    """Bytes that have come and are kept."""
+    return sum(path.stat().st_size for path in (folder / TARGET).parent.glob("*/*.part"))
+
+
+@pytest.mark.parametrize("end", ["killed", "given up"])
+def test_the_next_run_goes_on_where_one_was_killed_or_failed(hub: Hub, tmp_path: Path, end: str) -> None:
+    if end == "killed":
+        hub.stall_at = len(CONTENT) * 3 // 4
+        process = start(hub, tmp_path)
+        try:
+            for _ in range(600):
+                if process.poll() is not None or there(tmp_path):
+                    break
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.communicate()
+            hub.released.set()
+    else:
+        hub.break_at, hub.refuses_after = len(CONTENT) * 3 // 4, True
+        code, said = download(hub, tmp_path)
+        assert code == 1
+        assert "is kept, and the next run goes on from there" in said
+    kept = there(tmp_path)
+    assert kept > len(CONTENT) // 4
+    assert not (tmp_path / TARGET).exists()
+    hub.refuses_after = hub.refuses = False
+    code, said = download(hub, tmp_path)
+    assert code == 0, said
+    assert (tmp_path / TARGET).read_bytes() == CONTENT
+    assert hub.ranges == [None, f"bytes={kept}-"]
+    assert [path.name for path in (tmp_path / TARGET).parent.iterdir()] == [TARGET.name]
 
 
 def test_another_content_of_the_right_size_is_refused(hub: Hub, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_full_size_file_loads_in_place_and_drives_a_layer(
     size = path.stat().st_size
     costs = cost_of_loading([(path, "dict()"), (path, "dict(dtype=torch.bfloat16)")], tmp_path)
     as_it_is, cast = costs
-    assert 0.02 * size < as_it_is[0] < 0.3 * size  # the part that is being hashed; the rest stays on disk
+    assert 0.9 * size < as_it_is[0] < 1.1 * size  # the file, once
     assert 0.5 * size < cast[0] < 1.3 * size
     assert max(seconds for _, seconds in costs) < 20
     encoder = load_subject_encoder(path)

@@ -19,16 +19,23 @@ def download(
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Do not ask: the licence is known and accepted.")
     ] = False,
+    accept_unverified: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unverified",
+            help="Take a file for which the hub gives no SHA-256, by which a changed one would be noticed.",
+        ),
+    ] = False,
 ) -> None:
     """Fetch known weights into ComfyUI's folders, after showing their licence."""
     try:
-        _download(name, comfyui, accept_licence)
+        _download(name, comfyui, accept_licence, accept_unverified)
     except NestedAttentionError as error:
         typer.echo(f"nested-attention: {error}", err=True)
         raise typer.Exit(1) from error
 
 
-def _download(name: str | None, comfyui: Path | None, accepted: bool) -> None:
+def _download(name: str | None, comfyui: Path | None, accepted: bool, unverified: bool) -> None:
     from ..find_comfyui import find_comfyui
     from ..storage.download import download as fetch
     from ..storage.download import licence_text, models_folder, overview
@@ -56,4 +63,4 @@ def _download(name: str | None, comfyui: Path | None, accepted: bool) -> None:
             )
         if not typer.confirm("Do you accept this licence?"):
             raise NestedAttentionError("the licence was not accepted, and nothing was fetched")
-    fetch(known, models, typer.echo)
+    fetch(known, models, typer.echo, accept_unverified=unverified)

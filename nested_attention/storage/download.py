@@ -2,24 +2,28 @@
 
 The file is fetched next to where it belongs, checked in full (size and SHA-256 as the hub gives them, then
 the header), and only then moved into place in one step: what lies under the final name is always complete.
-An interrupted download goes on where it stopped.
+What has come of it is kept when a download fails or is killed, and the next run goes on from there. The
+hub's client does so within a run only, so the partial file is ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
 
 from ..errors import NestedAttentionError
+from .files import open_regular
 from .layouts import recognise
 from .registry import KnownWeights, known_weights
+from .tensors import read_shapes
 
 STAGING = ".nested-attention-download"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -66,63 +70,108 @@ def licence_text(known: KnownWeights) -> list[str]:
     return [*lines, known.note] if known.note else lines
 
 
-def download(known: KnownWeights, models: Path, say: Say) -> Path:
+def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: bool = False) -> Path:
     """Fetches the file into its folder, and returns its path; one that is there already is kept.
 
-    Raises NestedAttentionError, saying how to get the file by hand, if the hub cannot be reached, refuses, or
-    sends something else than it announced, and if the file cannot be written.
+    accept_unverified: take the file although the hub gives no SHA-256 for it, by which a changed one would be
+    noticed. Raises NestedAttentionError, saying how to get the file by hand, if the hub cannot be reached,
+    refuses, or sends something else than it announced, and if the file cannot be written.
     """
     place = known.place(models)
     if place.is_file():
         check_header(place)
         say(f"Already there: {place}")
         return place
+    hub = _client(known, models)
+    facts = _facts(hub, known, models)
+    digest = facts.etag if facts.etag and _SHA256.fullmatch(facts.etag) else None
+    if digest is None:
+        if not accept_unverified:
+            raise NestedAttentionError(
+                f"the hub gives no SHA-256 for {known.file} of {known.repo}: a changed file would not be "
+                f"noticed. Nothing was fetched. Look at {known.page}; if you trust it, add "
+                "--accept-unverified"
+            )
+        say(f"The hub gives no SHA-256 for {known.file}: its content is not verified")
     staging = place.parent / STAGING
     try:
         staging.mkdir(parents=True, exist_ok=True)
+        with FileLock(staging / "lock", timeout=0):
+            part = _fetch(hub, known, facts, staging, models)
+            try:
+                check_content(part, facts.size, digest)
+            except NestedAttentionError as error:
+                shutil.rmtree(staging, ignore_errors=True)  # nothing can come of it
+                raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
+            os.replace(part, place)
+    except Timeout as error:
+        raise NestedAttentionError(
+            f"another download into {place.parent} is under way; wait until it has ended, and try again"
+        ) from error
     except OSError as error:
         raise NestedAttentionError(
-            f"{place.parent} cannot be written ({error}); check its permissions. {known.by_hand(models)}"
+            f"{place} cannot be written ({error.strerror or error}); check space and permissions. "
+            f"{known.by_hand(models)}"
         ) from error
-    fetched, size, digest = _fetch(known, staging, models)
-    try:
-        check_content(fetched, size, digest)
-    except NestedAttentionError as error:
-        fetched.unlink(missing_ok=True)  # it would be taken for complete the next time
-        raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
-    try:
-        os.replace(fetched, place)
-    except OSError as error:
-        raise NestedAttentionError(f"{place} cannot be written ({error}); check its permissions") from error
     shutil.rmtree(staging, ignore_errors=True)
     say(f"Saved: {place}")
     _say_what_it_is(known, place, say)
     return place
 
 
-def _fetch(known: KnownWeights, staging: Path, models: Path) -> tuple[Path, int | None, str | None]:
-    """The file in `staging`, and the size and SHA-256 the hub announced."""
+def _client(known: KnownWeights, models: Path) -> Any:
     try:
-        import huggingface_hub as hub
+        import huggingface_hub
+        import huggingface_hub.file_download
     except ImportError as error:
         raise NestedAttentionError(
             "huggingface_hub is not installed, which downloads need: pip install huggingface_hub. Or by "
             f"hand: {known.by_hand(models)}"
         ) from error
-    try:
-        facts: Any = hub.get_hf_file_metadata(hub.hf_hub_url(known.repo, known.file))
+    return huggingface_hub
+
+
+def _facts(hub: Any, known: KnownWeights, models: Path) -> Any:
+    """The size, the ETag (a large file's SHA-256) and the commit that the hub announces."""
+    with _naming_failure(known, models):
+        return hub.get_hf_file_metadata(hub.hf_hub_url(known.repo, known.file))
+
+
+def _fetch(hub: Any, known: KnownWeights, facts: Any, staging: Path, models: Path) -> Path:
+    """The whole file in `staging`. What was there of it before is not fetched again."""
+    # Named by its content: what has come of one file is never continued with another one's end.
+    name = re.sub(r"[^0-9A-Za-z]", "", facts.etag or facts.commit_hash or "")[:64] or "unknown"
+    part = staging / f"{name}.part"
+    for other in staging.glob("*.part"):
+        if other != part:
+            other.unlink(missing_ok=True)  # of a version that the hub has replaced
+    if name == "unknown":
+        part.unlink(missing_ok=True)
+    with _naming_failure(known, models), part.open("ab") as file:
         # The commit of the facts, so that the file is the one they are about even if a newer one comes now.
-        path = hub.hf_hub_download(known.repo, known.file, revision=facts.commit_hash, local_dir=str(staging))
+        hub.file_download.http_get(
+            hub.hf_hub_url(known.repo, known.file, revision=facts.commit_hash),
+            file,
+            resume_size=file.tell(),
+            headers=hub.utils.build_hf_headers(),
+            expected_size=facts.size,
+            displayed_filename=known.target,
+        )
+    return part
+
+
+@contextlib.contextmanager
+def _naming_failure(known: KnownWeights, models: Path) -> Iterator[None]:
+    try:
+        yield
     # Offline, blocked, refused, gone, out of space: the client raises its own, httpx's, requests' and the
     # system's exceptions, which have no base of their own.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NestedAttentionError(
-            f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). What was "
-            f"fetched is kept, and the next try goes on from there. Or by hand: {known.by_hand(models)}"
+            f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). What has "
+            f"come of it is kept, and the next run goes on from there. Or by hand: {known.by_hand(models)}"
         ) from error
-    digest = facts.etag if facts.etag and _SHA256.fullmatch(facts.etag) else None
-    return Path(path), facts.size, digest
 
 
 def check_content(path: Path, size: int | None, digest: str | None) -> None:
@@ -134,7 +183,7 @@ def check_content(path: Path, size: int | None, digest: str | None) -> None:
     if size is not None and found != size:
         raise NestedAttentionError(f"{path.name} has {found} bytes; the hub announced {size}")
     if digest is not None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             sha256 = hashlib.sha256()
             while block := file.read(2**22):
                 sha256.update(block)
@@ -148,9 +197,8 @@ def check_content(path: Path, size: int | None, digest: str | None) -> None:
 def check_header(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a safetensors file. Raises NestedAttentionError if it is none, or cut off."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        return read_shapes(path, safetensors_only=True)
+    except NestedAttentionError as error:
         raise NestedAttentionError(
             f"{path} is no complete safetensors file ({error}); delete it and fetch it again"
         ) from error

@@ -1,24 +1,31 @@
 """Files of tensors: safetensors and PyTorch's own, told apart by their content, never by their name.
 
 Nothing in a file is ever executed: PyTorch files are read with `weights_only=True` and nothing else.
+
+Tensors are read into memory, not mapped to the file. A mapped file that is overwritten in place gives other
+weights to an encoder that is in use, and one that is cut off ends the process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
+import struct
 import tarfile
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import NestedAttentionError
+from .files import cannot_write, file_state, open_regular, replacing
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _NOT_TENSORS = {
@@ -26,90 +33,187 @@ _NOT_TENSORS = {
     b"<!": "a web page; download the file itself, not the page that shows it",
     b"<html": "a web page; download the file itself, not the page that shows it",
 }
+_HEADER_BYTES = 100 * 10**6  # of a safetensors file, at most: the format's own limit
+_DTYPES = {
+    name: getattr(torch, torch_name)
+    for name, torch_name in {
+        "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+        "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+        "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+        "BOOL": "bool", "C64": "complex64",
+    }.items()
+    if hasattr(torch, torch_name)  # some came late
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a file says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class TensorReader:
+    """An open file of tensors. metadata: its text entries.
+
+    read: name → tensor, of its own memory; each name once, since a PyTorch file's tensors are let go as they
+    are read.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+    read: Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
-    """The tensors of a file, mapped into memory (pages are read when used), and its text metadata.
+    """All tensors of a file, and its text metadata."""
 
-    mapped: False where the format cannot be mapped, and all of it was read. state: tells another file of that
-    name from this one.
-    """
-
-    path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    mapped: bool
-    state: tuple[int, ...]
 
 
 def read_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False) -> TensorFile:
-    """Raises NestedAttentionError if the file is missing, empty, damaged, or not a file of tensors.
+    """Everything in a file. Raises NestedAttentionError as `open_tensors` does."""
+    with open_tensors(path, safetensors_only=safetensors_only) as file:
+        return TensorFile({name: file.read(name) for name in file.specs}, dict(file.metadata))
 
-    safetensors_only: refuse PyTorch files, for content that was never written as one.
+
+def read_shapes(
+    path: str | os.PathLike[str], *, safetensors_only: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """The shapes in a file, without reading its tensors. Raises NestedAttentionError as `open_tensors`
+    does."""
+    with _opened(path, safetensors_only) as (file, kind), _naming_damage(path, kind):
+        if kind == "safetensors":
+            specs, _, _ = _read_header(file)
+            return {name: spec.shape for name, spec in specs.items()}
+        mapped = kind == "zip"  # files of before PyTorch 1.6 cannot be mapped
+        content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+        return {name: tuple(tensor.shape) for name, tensor in _flatten(content)}
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False) -> Iterator[TensorReader]:
+    """A file of tensors to read one after the other, and only those that are wanted.
+
+    safetensors_only: refuse PyTorch files, for content that was never written as one. Raises
+    NestedAttentionError if the file is missing, empty, damaged, no regular file or not a file of tensors, and
+    when the block ends if the file was written to or replaced meanwhile.
     """
-    path = Path(path)
+    with _opened(path, safetensors_only) as (file, kind):
+        state = file_state(os.fstat(file.fileno()))
+        with _naming_damage(path, kind):
+            reader = _safetensors_reader(file) if kind == "safetensors" else _torch_reader(file)
+        yield reader
+        if file_state(os.fstat(file.fileno())) != state:
+            raise _changed(path)
+
+
+def _changed(path: object) -> NestedAttentionError:
+    return NestedAttentionError(f"{path} was written to or replaced while it was read; load it again")
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], safetensors_only: bool) -> Iterator[tuple[BinaryIO, str]]:
+    """The open file, and what it is by its first bytes: "safetensors", "zip" or "pickle"."""
+    with open_regular(path) as file:
+        head = file.read(64)
+        if not head:
+            raise NestedAttentionError(f"{path} is empty; download or save it again")
+        # A safetensors file starts with the length of its header, which may look like another kind's first
+        # bytes.
+        is_safetensors = head[8:9] == b"{"
+        for start, what in _NOT_TENSORS.items():
+            if head.lower().startswith(start) and not is_safetensors:
+                raise NestedAttentionError(f"{path} is {what}")
+        kind = "safetensors"
+        if not is_safetensors and not safetensors_only:
+            kind = "zip" if head.startswith(_ZIP) else "pickle" if head.startswith(_PICKLE) else kind
+        file.seek(0)
+        if kind == "pickle" and tarfile.is_tarfile(file):
+            # A form of before PyTorch 0.2, which PyTorch before 2.6 does not read safely with `weights_only`.
+            raise NestedAttentionError(f"{path} is a tar archive; save the weights as safetensors")
+        file.seek(0)
+        yield file, kind
+
+
+@contextlib.contextmanager
+def _naming_damage(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    expected = "safetensors" if kind == "safetensors" else "a PyTorch file of tensors and nothing else"
     try:
-        with path.open("rb") as file:
-            head, state = file.read(64), _state(os.fstat(file.fileno()))
-    except FileNotFoundError as error:
-        raise NestedAttentionError(f"there is no file {path}; check the name and the folder") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise NestedAttentionError(f"{path} cannot be opened ({error}); expected a readable file") from error
-    if not head:
-        raise NestedAttentionError(f"{path} is empty; download or save it again")
-    # A safetensors file starts with the length of its header, which may look like another kind's first bytes.
-    is_safetensors = head[8:9] == b"{"
-    for start, what in _NOT_TENSORS.items():
-        if head.lower().startswith(start) and not is_safetensors:
-            raise NestedAttentionError(f"{path} is {what}")
-    is_torch = head.startswith((_ZIP, _PICKLE)) and not is_safetensors and not safetensors_only
-    if is_torch and not head.startswith(_ZIP) and tarfile.is_tarfile(path):
-        # A form of before PyTorch 0.2, which PyTorch before 2.6 does not read safely with `weights_only`.
-        raise NestedAttentionError(f"{path} is a tar archive; save the weights as safetensors")
-    kind = "a PyTorch file of tensors and nothing else" if is_torch else "safetensors"
-    mapped = not is_torch or head.startswith(_ZIP)  # files of before PyTorch 1.6 cannot be mapped
-    try:
-        tensors, metadata = (_read_torch(path, mapped), {}) if is_torch else _read_safetensors(path)
+        yield
     # Damaged files make the parsers raise almost anything, from KeyError to UnicodeDecodeError.
     except Exception as error:
         # PyTorch's own messages advise loading without weights_only, which would run code from the file.
-        reason = "" if is_torch else ": " + " ".join(str(error).split())[:200]
+        reason = f": {' '.join(str(error).split())[:200]}" if kind == "safetensors" else ""
         raise NestedAttentionError(
-            f"{path} cannot be read as {kind} ({type(error).__name__}{reason}). It is damaged, incomplete or "
-            "of another format; download or save it again"
+            f"{path} cannot be read as {expected} ({type(error).__name__}{reason}). It is damaged, "
+            "incomplete or of another format; download or save it again"
         ) from error
-    return TensorFile(path, tensors, metadata, mapped, state)
 
 
-def map_anew(file: TensorFile) -> TensorFile:
-    """The same file with none of its pages read: those that were are let go with the tensors of `file`, which
-    is empty from here on. A file that cannot be mapped comes back as it is.
+def _safetensors_reader(file: BinaryIO) -> TensorReader:
+    specs, places, metadata = _read_header(file)
 
-    Raises NestedAttentionError if there is another file of that name by now.
+    def read(name: str) -> Tensor:
+        begin, end = places[name]
+        content = torch.empty(end - begin, dtype=torch.uint8)
+        file.seek(begin)
+        if end > begin and file.readinto(content.numpy()) != end - begin:  # type: ignore[attr-defined]
+            raise _changed(file.name)
+        return content.view(specs[name].dtype).reshape(specs[name].shape)
+
+    return TensorReader(specs, metadata, read)
+
+
+def _read_header(
+    file: BinaryIO,
+) -> tuple[dict[str, TensorSpec], dict[str, tuple[int, int]], dict[str, str]]:
+    """The tensors of a safetensors file, where each begins and ends in the file, and the metadata.
+
+    The library that reads safetensors maps the file; its format is a length, a header in JSON, and the
+    tensors' bytes. Raises ValueError, or what a wrong header makes Python raise, unless the tensors fill the
+    rest of the file without a gap.
     """
-    if not file.mapped:
-        return file
-    file.tensors.clear()
-    again = read_tensors(file.path)
-    if again.state != file.state:
-        raise NestedAttentionError("it was replaced while it was read; load it again")
-    return again
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0]
+    if length > _HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
+    text = file.read(length)
+    if len(text) != length:
+        raise ValueError(f"a header of {length} bytes of which {len(text)} are there")
+    header = json.loads(text)
+    metadata = header.pop("__metadata__", None) or {}
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata that is not text")
+    specs, places = {}, {}
+    for name, entry in header.items():
+        shape, dtype, (begin, end) = entry["shape"], _DTYPES[entry["dtype"]], entry["data_offsets"]
+        if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
+            raise ValueError(f"sizes that are no numbers at {name}")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{end - begin} bytes for shape {tuple(shape)} of {dtype} at {name}")
+        specs[name] = TensorSpec(tuple(shape), dtype)
+        places[name] = (8 + length + begin, 8 + length + end)
+    reached = 8 + length
+    for begin, end in sorted(places.values()):
+        if begin != reached:
+            raise ValueError(f"a gap or an overlap at byte {reached}")
+        reached = end
+    size = os.fstat(file.fileno()).st_size
+    if reached != size:
+        raise ValueError(f"{reached} bytes by its header and {size} in the file")
+    return specs, places, metadata
 
 
-def _state(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(str(path), framework="pt") as handle:
-        names = handle.keys()
-        return {name: handle.get_tensor(name) for name in names}, handle.metadata() or {}
-
-
-def _read_torch(path: Path, mapped: bool) -> dict[str, Tensor]:
-    content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    return dict(_flatten(content))
+def _torch_reader(file: BinaryIO) -> TensorReader:
+    tensors = dict(_flatten(torch.load(file, map_location="cpu", weights_only=True)))
+    specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return TensorReader(specs, {}, tensors.pop)
 
 
 def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -129,21 +233,11 @@ def write_tensors(
     Raises NestedAttentionError if the folder does not exist or the file cannot be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise NestedAttentionError(
-            f"{path} cannot be written: there is no folder {path.parent}; create it first"
-        )
-    if path.is_dir():
-        raise NestedAttentionError(f"{path} cannot be written: it is a folder; expected a file name")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # the same folder, hence the same file system
-    try:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise NestedAttentionError(
-            f"{path} cannot be written ({error}); check space and permissions"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(
+                {k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, dict(metadata)
+            )
+        except SafetensorError as error:
+            # It names a temporary file, which says nothing.
+            raise cannot_write(path, str(error).split(" at path ")[0]) from error
