@@ -22,6 +22,14 @@ ComfyAddress = tuple[str, int, int]
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_.")
 _LARGEST = 2**18  # of any layer's sizes
 _ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
+_SDXL_CONTEXT = 2048
+_FAMILIES = {
+    (70, _SDXL_CONTEXT): "SDXL",
+    (16, 768): "SD 1.5",
+    (16, 1024): "SD 2",
+    (7, 256): "the small demo world",
+}
+"""(cross-attention layers, width of their context) → what a user calls such a base model."""
 
 
 def check_size(what: str, size: object) -> None:
@@ -197,19 +205,38 @@ def check_sites(encoder_sites: Iterable[Site], unet_sites: Iterable[Site]) -> No
     """
     wanted = {site.name: site for site in encoder_sites}
     present = {site.name: site for site in unet_sites}
-    advice = "Use the base model the encoder was trained with, or an encoder trained for this one"
+    trained, found = _family(wanted), _family(present)
+    misfit = (
+        f"the subject encoder does not fit this UNet: it was trained for {trained}, and this base model is "
+        f"{found}"
+    )
+    advice = (
+        "Use the base model the encoder was trained with, or choose a subject encoder trained for this one"
+    )
     for here, there, what in ((wanted, present, "the UNet lacks"), (present, wanted, "the UNet has besides")):
         odd = [name for name in here if name not in there]
         if odd:
             raise NestedAttentionError(
-                f"the subject encoder was trained for a UNet with {len(wanted)} cross-attention layers and "
-                f"this one has {len(present)}: {what} {len(odd)}, the first is {odd[0]}. {advice}"
+                f"{misfit}. {advice} ({what} {len(odd)} layers, the first is {odd[0]})"
             )
     for name, site in wanted.items():
-        found = present[name]
-        if site != found:
+        other = present[name]
+        if site != other:
             raise NestedAttentionError(
-                f"the subject encoder does not fit this UNet at {name}: it was trained for inner width "
-                f"{site.inner_dim}, {site.heads} heads, context width {site.context_dim}; the UNet has "
-                f"{found.inner_dim}, {found.heads} heads, {found.context_dim}. {advice}"
+                f"{misfit}. {advice} (at {name} the encoder needs inner width {site.inner_dim}, {site.heads} "
+                f"heads, context width {site.context_dim}; the UNet has {other.inner_dim}, {other.heads}, "
+                f"{other.context_dim})"
             )
+
+
+def family(layers: int, context_dim: int) -> str:
+    """A base model as a user knows it: `SDXL (70 cross-attention layers of context width 2048)`."""
+    size = f"{layers} cross-attention layers of context width {context_dim}"
+    name = _FAMILIES.get((layers, context_dim))
+    if name is None and context_dim == _SDXL_CONTEXT:
+        name = "another relative of SDXL"
+    return f"{name} ({size})" if name else f"a UNet with {size}"
+
+
+def _family(sites: Mapping[str, Site]) -> str:
+    return family(len(sites), next((site.context_dim for site in sites.values()), 0))

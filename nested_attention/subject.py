@@ -134,9 +134,9 @@ class Subject:
             return other.mix(self, 1 - weight)
         if self.fingerprint != other.fingerprint or self.tokens.shape[1] != other.tokens.shape[1]:
             raise NestedAttentionError(
-                f"the two subjects come from different encoders ({self.fingerprint} and "
-                f"{other.fingerprint}), whose tokens mean different things; encode both pictures with the "
-                "same encoder"
+                "the two subjects come from different encoders, whose tokens mean different things; encode "
+                f"both pictures with the same encoder (fingerprints {self.fingerprint} and "
+                f"{other.fingerprint})"
             )
         if weight == 0:
             return self
@@ -156,10 +156,10 @@ class Subject:
         """Raises NestedAttentionError unless `encoder` is the one this subject was made with."""
         if self.fingerprint != encoder.fingerprint:
             raise NestedAttentionError(
-                f"this subject ('{self.word}', {self.images} image(s)) was made with encoder "
-                f"{self.fingerprint}, and is applied with encoder {encoder.fingerprint} "
-                f"('{encoder.config.word}'), whose tokens mean something else; load the encoder it was made "
-                "with, or encode its pictures again"
+                f"this subject ('{self.word}', {self.images} image(s)) was made with another encoder than "
+                f"this one, for '{encoder.config.word}', whose tokens mean something else; load the encoder "
+                "it was made with, or encode its pictures again with this one (fingerprints: subject "
+                f"{self.fingerprint}, encoder {encoder.fingerprint})"
             )
 
     def save(self, path: str | os.PathLike[str], *, thumbnail: Tensor | None = None) -> None:

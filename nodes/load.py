@@ -14,6 +14,8 @@ from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
 from ..nested_attention.hosts.comfy.prompts.marks import warn_once
 from ..nested_attention.paths import PACK, SMALL_WORLD
+from ..nested_attention.prompt import short
+from ..nested_attention.storage.files import file_state
 from ..nested_attention.storage.registry import weights_for
 from .common import SubjectEncoderType, naming, schema
 
@@ -43,6 +45,7 @@ register_folder()
 
 def encoder_path(name: str) -> Path:
     """The file of an encoder's name. Raises NestedAttentionError if there is none."""
+    _check_text("encoder_name", name)
     found = folder_paths.get_full_path(FOLDER, name)
     if found is not None:
         return Path(found)
@@ -59,20 +62,29 @@ def encoder_path(name: str) -> Path:
             f"download {known.name}` in {PACK} fetches it"
         )
     raise NestedAttentionError(
-        f"Load Subject Encoder: there is no subject encoder {name!r} in {' or '.join(folders)}. {advice}"
+        f"Load Subject Encoder: there is no subject encoder {short(name)!r} in {' or '.join(folders)}. "
+        f"{advice}"
     )
 
 
 def vision_path(name: str) -> Path:
     """The file of a vision model's name. Raises NestedAttentionError if there is none."""
+    _check_text("clip_vision_name", name)
     found = folder_paths.get_full_path("clip_vision", name)
     if found is None:
         folders = " or ".join(folder_paths.get_folder_paths("clip_vision"))
         raise NestedAttentionError(
-            f"Load Subject Encoder: there is no CLIP vision model {name!r} in {folders}. Put the file there, "
-            "press R in the editor and choose it again"
+            f"Load Subject Encoder: there is no CLIP vision model {short(name)!r} in {folders}. Put the file "
+            "there, press R in the editor and choose it again"
         )
     return Path(found)
+
+
+def _check_text(label: str, name: object) -> None:
+    if not isinstance(name, str):  # from a workflow in API format, which may hold anything
+        raise NestedAttentionError(
+            f"Load Subject Encoder: {label} is {name!r:.40}; expected the name of a file, as text"
+        )
 
 
 class LoadEncoder(io.ComfyNode):
@@ -170,7 +182,7 @@ class LoadEncoder(io.ComfyNode):
         paths = [encoder_path(encoder_name)]
         if clip_vision_name != NO_VISION:
             paths.append(vision_path(clip_vision_name))
-        files = [(str(path), status.st_mtime_ns, status.st_size) for path in paths if (status := path.stat())]
+        files = [(str(path), file_state(path.stat())) for path in paths]
         return encoder_name, clip_vision_name, files, sorted(settings.items())
 
     @classmethod

@@ -11,7 +11,8 @@ from comfy_api.latest import io, ui
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import check_pictures
 from ..nested_attention.paths import WEIGHTS
-from ..nested_attention.storage.store import find_subject, list_subjects, new_file
+from ..nested_attention.storage.files import file_state
+from ..nested_attention.storage.store import find_subject, list_subjects, save_subject
 from ..nested_attention.storage.thumbnail import make_thumbnail, neutral_icon
 from ..nested_attention.subject import read_subject
 from .common import SubjectType, naming, schema
@@ -20,7 +21,7 @@ BUNDLED = {"avatars/somebody.safetensors": WEIGHTS / "subjects" / "somebody.safe
 """The saved subject that comes with the pack: a drawn person, for the encoder of the small world."""
 
 
-def shelves() -> dict[str, Path]:
+def stores() -> dict[str, Path]:
     """Where saved subjects are looked for; asked each time, because options of ComfyUI may move them."""
     return {
         "input": Path(folder_paths.get_input_directory()),
@@ -116,7 +117,7 @@ class SaveSubject(io.ComfyNode):
             small = (
                 None if thumbnail is None else make_thumbnail(check_pictures(thumbnail, "Save Subject")[0])
             )
-            subject.save(new_file(filename_prefix, shelves()["output"]), thumbnail=small)
+            save_subject(subject, filename_prefix, stores()["output"], thumbnail=small)
         return io.NodeOutput(subject, ui=_preview(small))
 
 
@@ -136,7 +137,7 @@ class LoadSubject(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "subject_name",
-                    options=[*BUNDLED, *list_subjects(shelves())],
+                    options=[*BUNDLED, *list_subjects(stores())],
                     tooltip=(
                         "A saved subject, or the demo world's (avatars/…). Press R in the editor after "
                         "saving or copying one."
@@ -166,8 +167,7 @@ class LoadSubject(io.ComfyNode):
     def fingerprint_inputs(cls, subject_name: str | None = None) -> Any:
         if subject_name is None:  # from another node, whose output says it all
             return "linked"
-        status = _find(subject_name).stat()
-        return subject_name, status.st_mtime_ns, status.st_size
+        return subject_name, file_state(_find(subject_name).stat())
 
     @classmethod
     def execute(cls, subject_name: str) -> io.NodeOutput:
@@ -179,9 +179,9 @@ class LoadSubject(io.ComfyNode):
 def _find(name: str) -> Path:
     with naming("Load Subject"):
         try:
-            return find_subject(name, shelves())
+            return find_subject(name, stores())
         except NestedAttentionError:
-            bundled = BUNDLED.get(name)
+            bundled = BUNDLED.get(name) if isinstance(name, str) else None
             if bundled is None or not bundled.is_file():
                 raise
             return bundled

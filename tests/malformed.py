@@ -29,7 +29,7 @@ from nested_attention.placeholders import SubjectWord, parse_prompt
 from nested_attention.prompt import find_word
 from nested_attention.storage.download import check_header
 from nested_attention.storage.registry import REGISTRY, known_weights
-from nested_attention.storage.store import find_subject, is_subject, list_subjects, new_file
+from nested_attention.storage.store import find_subject, is_subject, list_subjects, save_subject
 from nested_attention.storage.thumbnail import make_thumbnail
 from nested_attention.subject import Subject, read_subject
 
@@ -274,29 +274,52 @@ def prompts(folder: Path) -> Case:
 
 
 def names(folder: Path) -> Case:
-    shelves = {label: folder.parent / label for label in ("input", "output")}
+    """Names of subjects to find and to save, out of the folder by .., by links to files and to folders."""
+    stores = {label: folder.parent / label for label in ("input", "output")}
+    outside = folder.parent / "elsewhere"
     torch.manual_seed(4)
-    Subject(torch.randn(4, 8), torch.zeros(4), "p", "f").save(shelves["output"] / "alice.safetensors")
-    (shelves["output"] / "out").symlink_to(folder, target_is_directory=True)
-    parts = ["..", ".", "", "a", "alice.safetensors", "out", "new", "/", "C:", *NASTY]
+    subject = Subject(torch.randn(4, 8), torch.zeros(4), "p", "f")
+    subject.save(outside / "bob.safetensors")
+    subject.save(stores["output"] / "alice.safetensors")
+    (stores["output"] / "out").symlink_to(outside, target_is_directory=True)
+    (stores["output"] / "file.safetensors").symlink_to(outside / "bob.safetensors")
+    (stores["output"] / "loop").symlink_to(stores["output"] / "loop")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(stores["output"] / "pipe.safetensors")
+    kept = ["alice.safetensors [output]"]
+    parts = ["..", ".", "", "a", "alice.safetensors", "out", "loop", "new", "/", "C:", *NASTY]
+    out = [
+        "out/bob.safetensors",
+        "file.safetensors",
+        "out/new",
+        "loop",
+        "pipe.safetensors",
+        "../elsewhere/bob",
+    ]
 
     def case(rng: random.Random) -> None:
         name = rng.choice("/\\").join(rng.choice(parts) for _ in range(rng.randint(1, 5)))
-        name = rng.choice([name, text(rng, 6), f"/{name}", "alice.safetensors"])
-        outcomes = []
+        name = rng.choice([name, text(rng, 6), f"/{name}", "alice.safetensors", rng.choice(out)])
+        if rng.random() < 0.05:
+            name *= 10 ** rng.randint(1, 5)
+        refused = 0
         for call in (
-            lambda: find_subject(name + rng.choice(["", " [output]", " [input]"]), shelves),
-            lambda: new_file(name, shelves["output"]),
+            lambda: find_subject(name + rng.choice(["", " [output]", " [input]"]), stores),
+            lambda: save_subject(subject, name, stores["output"]),
         ):
             try:
                 path = call()
-                assert any(path.is_relative_to(root) for root in shelves.values()), path
-                assert not path.is_symlink()
-                outcomes.append(True)
-            except NestedAttentionError:
-                outcomes.append(False)
-        assert list_subjects(shelves) == ["alice.safetensors [output]"]
-        if not all(outcomes):
+                assert any(path.is_relative_to(root) for root in stores.values()), path
+                assert not path.is_symlink() and path.resolve() == path
+                assert is_subject(path)
+                if path.name != "alice.safetensors":
+                    path.unlink()
+            except NestedAttentionError as error:
+                assert len(str(error)) < 2000
+                refused += 1
+        assert list_subjects(stores) == kept
+        assert [path.name for path in outside.iterdir()] == ["bob.safetensors"]
+        if refused:
             raise NestedAttentionError("refused")
 
     return case

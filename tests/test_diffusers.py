@@ -578,7 +578,7 @@ class TestPersonalize:
             with pytest.raises(NestedAttentionError, match=message):
                 AppliedSubject(subject, encoder, **options)
         other = make_encoder(pipeline.unet, seed=5)
-        with pytest.raises(NestedAttentionError, match="made with encoder"):
+        with pytest.raises(NestedAttentionError, match="made with another encoder"):
             AppliedSubject(subject, other)
         twice = [AppliedSubject(subject, encoder), AppliedSubject(subject, encoder)]
         with (

@@ -9,6 +9,8 @@ import pytest
 import torch
 from unet_layouts import SMALL_WORLD, SSD_1B
 
+from nested_attention import paths
+from nested_attention.encoder import SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
 from nested_attention.sites import (
     Site,
@@ -17,6 +19,7 @@ from nested_attention.sites import (
     diffusers_sites,
     sdxl_sites,
 )
+from nested_attention.storage.tensors import read_tensors
 
 
 def test_sdxl_has_70_sites_in_diffusers_order() -> None:
@@ -127,6 +130,38 @@ def test_check_sites_refuses_another_set_by_name(encoder: UNetLayout, unet: UNet
     assert any(name in str(error.value) for name in names)
     assert str(len(encoder.sites)) in str(error.value)
     assert str(len(unet.sites)) in str(error.value)
+
+
+SD_15 = UNetLayout(
+    channel_mult=(1, 2, 4, 4),
+    num_res_blocks=(2, 2, 2, 2),
+    transformer_depth=(1, 1, 1, 1, 1, 1, 0, 0),
+    transformer_depth_output=(1,) * 9 + (0,) * 3,
+    transformer_depth_middle=1,
+    context_dim=768,
+)
+
+
+def small_world_sites() -> tuple[Site, ...]:
+    encoder = read_tensors(paths.SMALL_WORLD / "person_encoder.safetensors")
+    return SubjectEncoderConfig.from_json(encoder.metadata["config"]).sites
+
+
+def test_base_models_are_named_as_their_users_know_them() -> None:
+    families = {"SDXL": sdxl_sites(), "SD 1.5": SD_15.sites, "the small demo world": small_world_sites()}
+    for trained, sites in families.items():
+        for found, others in families.items():
+            if trained == found:
+                continue
+            with pytest.raises(NestedAttentionError) as error:
+                check_sites(sites, others)
+            said = str(error.value)
+            # First what a user can tell apart, then what to do, then the layer.
+            parts = [f"trained for {trained} (", f"this base model is {found} (", "choose a", "_blocks."]
+            places = [said.index(part) for part in parts]
+            assert places == sorted(places)
+    with pytest.raises(NestedAttentionError, match="base model is another relative of SDXL"):
+        check_sites(sdxl_sites(), SSD_1B.sites)
 
 
 @pytest.mark.parametrize("change", [{"context_dim": 768}, {"inner_dim": 320}, {"heads": 5}])

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..encoder import SubjectEncoderConfig, site_key
 from ..errors import NestedAttentionError
-from ..sites import Site, check_size, sdxl_sites
+from ..sites import check_size, family, sdxl_sites
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -214,11 +214,11 @@ def _pair_with_sites(
     places: list[Any] = [site.name for site in sites] if by_path else sorted(keys)
     if len(keys) != len(sites) or (by_path and set(places) != set(keys)):
         raise NestedAttentionError(
-            f"projections for {len(keys)} cross-attention layers; expected {len(sites)} (SDXL base has "
-            f"{len(sdxl_sites())}, SD 1.5 has 16). For another UNet, give "
-            "load_subject_encoder (in Python) sites= from it"
+            f"it is an encoder for {family(len(keys), config.token_dim)}; expected one for "
+            f"{family(len(sites), sites[0].context_dim)}. Choose an encoder that was trained for the base "
+            "model you use; for another UNet, give load_subject_encoder (in Python) sites= from it"
         )
-    _check_widths(sites, config.token_dim)
+    _check_widths(config)
     for site, place in zip(sites, places, strict=True):
         for name in (keys[place], values[place]):
             if shapes[name] != (site.inner_dim, config.token_dim):
@@ -230,13 +230,13 @@ def _pair_with_sites(
     return [(keys[place], values[place]) for place in places]
 
 
-def _check_widths(sites: Iterable[Site], token_dim: int) -> None:
-    for site in sites:
-        if site.context_dim != token_dim:
+def _check_widths(config: SubjectEncoderConfig) -> None:
+    for site in config.sites:
+        if site.context_dim != config.token_dim:
             raise NestedAttentionError(
-                f"its tokens are {token_dim} wide; expected the UNet's context width {site.context_dim}. "
-                "SD 1.5's encoders have 768, SDXL's 2048; for another UNet, give "
-                "load_subject_encoder (in Python) sites= from it"
+                f"its tokens are {config.token_dim} wide; expected those of an encoder for "
+                f"{family(len(config.sites), site.context_dim)}. SD 1.5's encoders have 768, SDXL's "
+                "2048; for another UNet, give load_subject_encoder (in Python) sites= from it"
             )
 
 

@@ -1,4 +1,4 @@
-"""Saved subjects in folders: which there are, the file behind a name, and the file a new one goes to.
+"""The subject store: saved subjects in folders. Which there are, the file behind a name, and saving another.
 
 A name is a path below one of a few folders, with the folder's label behind it unless it is the first one, as
 ComfyUI writes it: `alice.safetensors`, `subjects/alice_00001_.safetensors [output]`. Names come from
@@ -17,8 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from unicodedata import category
 
+from torch import Tensor
+
 from ..errors import NestedAttentionError
-from ..subject import FORMAT
+from ..prompt import short
+from ..subject import FORMAT, Subject
+from .files import file_state, open_regular, take
 
 SUFFIX = ".safetensors"
 _HEADER_BYTES = 2**16  # a subject's header has a few hundred; a checkpoint's is not worth reading
@@ -44,11 +48,11 @@ class _Listing:
     """
 
     def __init__(self) -> None:
-        self._found: tuple[dict[str, int], list[Path]] | None = None
+        self._found: tuple[dict[str, tuple[int, ...]], list[Path]] | None = None
 
     def of(self, root: Path) -> list[Path]:
         if self._found is None or {name: _changed(name) for name in self._found[0]} != self._found[0]:
-            folders: dict[str, int] = {}
+            folders: dict[str, tuple[int, ...]] = {}
             seen: list[Path] = []
             for folder, subfolders, names in os.walk(root):
                 subfolders[:] = [name for name in subfolders if _is_plain(name)]
@@ -56,7 +60,8 @@ class _Listing:
                 seen += [Path(folder, name) for name in names if name.endswith(SUFFIX)]
             files = [path for path in sorted(seen) if is_subject(path) and _leads_inside(root, path)]
             # A change within the clock's grain of the last one would not show.
-            settled = max(folders.values(), default=0) < time.time_ns() - 2 * 10**9
+            last = max((time_ns for state in folders.values() for time_ns in state[-2:]), default=0)
+            settled = last < time.time_ns() - 2 * 10**9
             self._found = (folders, files) if settled and folders else None
             return files
         return self._found[1]
@@ -65,17 +70,18 @@ class _Listing:
 _listings: dict[Path, _Listing] = {}
 
 
-def _changed(folder: str) -> int:
-    """When something was last put into or taken out of a folder, in ns; -1 if it is gone."""
+def _changed(folder: str) -> tuple[int, ...]:
+    """What differs once something was put into or taken out of a folder; empty if it is gone."""
     try:
-        return os.stat(folder).st_mtime_ns
+        return file_state(os.stat(folder))
     except OSError:
-        return -1
+        return ()
 
 
 def find_subject(name: str, folders: Mapping[str, Path]) -> Path:
     """The file behind a name. Raises NestedAttentionError if there is none, or if it leads out of its
     folder."""
+    _check_text(name)
     label, relative = next(iter(folders)), name
     for other in folders:
         if name.endswith(f" [{other}]"):
@@ -83,34 +89,58 @@ def find_subject(name: str, folders: Mapping[str, Path]) -> Path:
     path = inside(folders[label], relative)
     if not path.is_file():
         raise NestedAttentionError(
-            f"there is no saved subject {relative!r} in {folders[label]}. Save one with Save Subject, or put "
-            "the file there, press R in the editor and choose it again"
+            f"there is no saved subject {short(relative)!r} in {folders[label]}. Save one with Save Subject, "
+            "or put the file there, press R in the editor and choose it again"
         )
     return path
 
 
-def new_file(prefix: str, folder: Path) -> Path:
-    """The file that the next subject saved under `prefix` goes to; its folder is made if need be.
+def save_subject(subject: Subject, prefix: str, folder: Path, *, thumbnail: Tensor | None = None) -> Path:
+    """Save under the next free name that begins with `prefix`, and return it: nothing is ever overwritten, by
+    however many threads and processes at once.
 
-    prefix: the beginning of the file's name, with folders below `folder` before it if wanted. %year%,
-    %month%, %day%, %hour%, %minute% and %second% are filled in, and a number follows, as ComfyUI names
-    pictures: `subjects/alice` → `subjects/alice_00001_.safetensors`. Raises NestedAttentionError for a prefix
-    that leads out of `folder`, and for a folder that cannot be made.
+    prefix: the beginning of the file's name, with folders below `folder` before it if wanted; they are made
+    if need be. %year%, %month%, %day%, %hour%, %minute% and %second% are filled in, and a number follows, as
+    ComfyUI names pictures: `subjects/alice` → `subjects/alice_00001_.safetensors`. Raises
+    NestedAttentionError for a prefix that leads out of `folder` or is too long, and for a folder that cannot
+    be written to.
     """
+    path = _take_name(prefix, folder)
+    try:
+        subject.save(path, thumbnail=thumbnail)
+    except BaseException:
+        path.unlink(missing_ok=True)  # nothing but the name
+        raise
+    return path
+
+
+def _take_name(prefix: str, folder: Path) -> Path:
+    """An empty file under the next free number."""
+    _check_text(prefix)
     for token, code in _TOKENS.items():
         prefix = prefix.replace(f"%{token}%", time.strftime(code))
     start = inside(folder, prefix)
     try:
         start.parent.mkdir(parents=True, exist_ok=True)
-        taken = os.listdir(start.parent)
+        # More digits than anybody has saved would only make names longer and longer.
+        numbered = re.compile(re.escape(start.name) + r"_([0-9]{1,15})_", re.IGNORECASE)
+        taken = [int(match[1]) for name in os.listdir(start.parent) if (match := numbered.match(name))]
+        number = max(taken, default=0) + 1
+        while True:
+            name = f"{start.name}_{number:05}_{SUFFIX}"
+            if not _is_plain(name):  # it would be in the folder, and could not be chosen
+                raise NestedAttentionError(
+                    f"the filename prefix {short(prefix)!r} is too long: the file's name would have "
+                    f"{len(name.encode())} bytes, expected at most {_LONGEST}"
+                )
+            if take(start.with_name(name)):
+                return start.with_name(name)
+            number += 1  # somebody was faster
     except OSError as error:
         raise NestedAttentionError(
-            f"the folder {start.parent} cannot be used ({error}); check its permissions, or choose another "
-            "filename prefix"
+            f"the folder {start.parent} cannot be used ({error.strerror or error}); check its permissions, "
+            "or choose another filename prefix"
         ) from error
-    numbered = re.compile(re.escape(start.name) + r"_(\d{1,9})_", re.IGNORECASE)
-    numbers = [int(match[1]) for name in taken if (match := numbered.match(name))]
-    return start.with_name(f"{start.name}_{max(numbers, default=0) + 1:05}_{SUFFIX}")
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -118,14 +148,14 @@ def inside(root: Path, relative: str) -> Path:
     parts = re.split(r"[/\\]", relative)
     if len(parts) > _DEEPEST or not all(map(_is_plain, parts)):
         raise NestedAttentionError(
-            f"{relative!r} is no name of a file below {root}: expected names of folders and a file with / "
-            "between them, without .. and without a drive or any of " + " ".join(sorted(_REFUSED))
+            f"{short(relative)!r} is no name of a file below {root}: expected names of folders and a file "
+            "with / between them, without .. and without a drive or any of " + " ".join(sorted(_REFUSED))
         )
     real = Path(os.path.realpath(root))
     path = Path(os.path.realpath(real.joinpath(*parts)))
     if not path.is_relative_to(real) or path == real:
         raise NestedAttentionError(
-            f"{relative!r} leads out of {root} by a link, to {path}; put the file itself there"
+            f"{short(relative)!r} leads out of {root} by a link, to {path}; put the file itself there"
         )
     return path
 
@@ -133,15 +163,21 @@ def inside(root: Path, relative: str) -> Path:
 def is_subject(path: Path) -> bool:
     """Whether a file says of itself that it is a saved subject. Reads its header only."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 0 < length <= _HEADER_BYTES:
                 return False
             header = json.loads(file.read(length))
         return bool(header["__metadata__"]["format"] == FORMAT)
+    # NestedAttentionError, of a file that cannot be opened, is a ValueError.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
+
+
+def _check_text(name: object) -> None:
+    if not isinstance(name, str):  # from a workflow in API format, which may hold anything
+        raise NestedAttentionError(f"the name of a subject's file is {name!r:.40}; expected text")
 
 
 def _is_plain(part: str) -> bool:

@@ -207,7 +207,7 @@ def test_the_wrong_encoder_for_a_checkpoint_or_subject_is_refused(server: ComfyS
     for node in graph.values():
         if node["class_type"] == "NestedAttentionApplySubject":
             node["inputs"]["encoder"] = [person, 0]
-    with pytest.raises(NestedAttentionError, match="NestedAttentionApplySubject.*made with encoder"):
+    with pytest.raises(NestedAttentionError, match="NestedAttentionApplySubject.*made with another encoder"):
         server.run(graph)
 
 

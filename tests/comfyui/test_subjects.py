@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,6 +169,46 @@ def test_a_replaced_subject_is_noticed(nodes: dict[str, Any], alice: Any, folder
     assert before != load.fingerprint_inputs("a.safetensors")
 
 
+def test_a_replacement_of_equal_size_and_time_is_noticed(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+    encoder_file: Path,  # noqa: F811
+) -> None:
+    """By another file under the name, and by other content in the same one."""
+    alice.save(folders["input"] / "a.safetensors")
+    for load, name, path in (
+        ("NestedAttentionLoadSubject", "a.safetensors", folders["input"] / "a.safetensors"),
+        ("NestedAttentionLoadEncoder", encoder_file.name, encoder_file),
+    ):
+        fingerprint = nodes[load].fingerprint_inputs
+        content, status = path.read_bytes(), path.stat()
+        seen = [fingerprint(name)]
+        other = path.with_name("other")
+        other.write_bytes(content)
+        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.replace(other, path)
+        seen.append(fingerprint(name))
+        time.sleep(0.02)  # beyond the clock's grain
+        path.write_bytes(content[::-1])
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        seen.append(fingerprint(name))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        assert len({str(one) for one in seen}) == 3
+
+
+@pytest.mark.parametrize("name", [3, ["a"], {"a": 1}, True, "\ud800", "a" * 10**6])
+def test_names_that_are_no_names_of_files_give_our_own_error(
+    nodes: dict[str, Any],  # noqa: F811
+    folders: dict[str, Path],
+    name: Any,
+) -> None:
+    for node in ("Subject", "Encoder"):
+        said = nodes[f"NestedAttentionLoad{node}"].validate_inputs(name)
+        assert str(said).startswith(f"Load Subject{'' if node == 'Subject' else ' Encoder'}: ")
+        assert len(str(said).encode()) < 2000
+
+
 @pytest.mark.parametrize("name", ["gone.safetensors", "../a.safetensors", "/a.safetensors", "x [output]", ""])
 def test_a_missing_subject_names_the_node(
     nodes: dict[str, Any],  # noqa: F811
@@ -222,7 +263,7 @@ def test_a_loaded_subject_of_another_encoder(
     encoder = nodes["NestedAttentionLoadEncoder"].execute("mine.safetensors").args[0]
     apply = nodes["NestedAttentionApplySubject"]
     defaults = {i.id: i.default for i in apply.GET_SCHEMA().inputs if hasattr(i, "default")}
-    with pytest.raises(ValueError, match="Apply Subject: this subject .* was made with encoder"):
+    with pytest.raises(ValueError, match="Apply Subject: this subject .* was made with another encoder"):
         apply.execute(world.model, world.clip, encoder, subject, **defaults)
 
 

@@ -16,6 +16,7 @@ from ....pictures.check import check_pictures
 from ....prompt import short
 from ....subject import Subject
 from .memory import SubjectEncoderHandle
+from .vision import vision_name
 
 
 def encode_subject(
@@ -81,8 +82,7 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
     config = handle.config
     needed = (
         f"the subject encoder {handle.source} reads {config.features} of width {config.vision_dim} from the "
-        "CLIP vision model it was trained with. Load that one (its name is in the encoder's description"
-        + ("; for SDXL's it is CLIP ViT-H)" if config.vision_dim == 1280 else ")")
+        f"CLIP vision model it was trained with. Load that one: {vision_name(config.vision_dim)}"
     )
     if clip_vision is None:
         raise NestedAttentionError(

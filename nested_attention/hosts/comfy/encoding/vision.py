@@ -10,11 +10,25 @@ from typing import Any
 import comfy.clip_vision
 
 from ....errors import NestedAttentionError
-from ....storage.tensors import read_tensors
+from ....storage.tensors import read_shapes
 from .memory import SubjectEncoderHandle
 
 _WIDTHS = ("class_embedding", "position_embedding.weight", "positional_embedding", "cls_token")
 """How the names end, in Hugging Face's and OpenCLIP's files, of tensors whose last dimension is the width."""
+
+
+_MODELS = {
+    1024: "CLIP ViT-L/14",
+    1280: "CLIP ViT-H/14, which SDXL's encoders read (`nested-attention download clip-vit-h` fetches it)",
+    1664: "CLIP ViT-bigG/14",
+    128: "the small demo world's, the CLIP_VISION output of Demo World",
+}
+"""Width → what a user calls the vision model of that width."""
+
+
+def vision_name(width: int) -> str:
+    """The vision model of a width, as a user knows it."""
+    return _MODELS.get(width, f"one of width {width}, which the encoder's maker has to name")
 
 
 def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> Any:
@@ -24,7 +38,7 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     expected if the file is missing, damaged, or no CLIP vision model.
     """
     path = Path(path)
-    width = _width({name: tuple(tensor.shape) for name, tensor in read_tensors(path).tensors.items()}, path)
+    width = _width(read_shapes(path), path)
     if width != encoder.config.vision_dim:
         raise NestedAttentionError(
             f"the CLIP vision model {path.name} is {width} wide, and the subject encoder {encoder.source} "
@@ -55,5 +69,6 @@ def _width(shapes: Mapping[str, tuple[int, ...]], path: Path) -> int:
 
 
 def _advice(encoder: SubjectEncoderHandle) -> str:
-    which = "CLIP ViT-H/14, for SDXL's encoders" if encoder.config.vision_dim == 1280 else "of that width"
-    return f"Choose the vision model that the encoder was trained with ({which})"
+    return (
+        f"Choose the vision model that the encoder was trained with: {vision_name(encoder.config.vision_dim)}"
+    )
