@@ -74,8 +74,14 @@ def places_of(x: Tensor, batch: int, transformer_options: Mapping[str, Any]) -> 
 
 
 def _window(size: int, transformer_options: Mapping[str, Any]) -> list[int] | None:
-    """Numbers of the pictures in the window being run: as ComfyUI and as AnimateDiff-Evolved tell them."""
+    """Numbers of the pictures in the window being run: as ComfyUI and as AnimateDiff-Evolved tell them.
+
+    Newer versions of ComfyUI run the picture before a window in front of it, and drop what comes out for it.
+    """
     window = transformer_options.get("context_window")
-    told = [None if getattr(window, "dim", 0) else getattr(window, "index_list", None)]
-    told.append((transformer_options.get("ad_params") or {}).get("sub_idxs"))
+    listed = None if getattr(window, "dim", 0) else getattr(window, "index_list", None)
+    before = getattr(window, "causal_anchor_index", None)
+    told = [listed, (transformer_options.get("ad_params") or {}).get("sub_idxs")]
+    if listed is not None and before is not None:
+        told.append([before, *listed])
     return next((list(map(int, one)) for one in told if one is not None and len(one) == size), None)
