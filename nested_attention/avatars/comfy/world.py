@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import NestedAttentionError
+from ...hosts.comfy.encoding.memory import new_patcher
 from ...storage.tensors import read_tensors
 from .diffusers_layout import (
     Config,
@@ -66,15 +67,35 @@ def load_world(folder: str | os.PathLike[str], embedding_directory: list[str] | 
     another model.
     """
     folder = Path(folder)
-    vae = read_part(folder, "vae")
-    return World(
-        build_model(read_part(folder, "unet"), vae.config, _scheduler(folder)),
-        build_clip(
-            read_part(folder, "text_encoder"), read_part(folder, "text_encoder_2"), embedding_directory
-        ),
-        build_vae(vae),
+    world = World(
+        _load_model(folder),
+        _load_clip(folder, embedding_directory),
+        build_vae(read_part(folder, "vae")),
         build_clip_vision(read_part(folder, "vision")),
     )
+    # Newer versions of ComfyUI load a model once more for hooks, for another GPU and to compile it.
+    world.model.cached_patcher_init = (_load_model, (folder,))
+    world.clip.patcher.cached_patcher_init = (
+        lambda **settings: _load_clip(folder, embedding_directory, **settings).patcher,
+        (),
+    )
+    world.vae.patcher.cached_patcher_init = (
+        lambda **_: build_vae(read_part(folder, "vae")).patcher,
+        (),
+    )
+    return world
+
+
+def _load_model(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    parts = read_part(folder, "unet"), _read_json(folder / "vae.json"), _scheduler(folder)
+    return build_model(*parts, disable_dynamic=disable_dynamic)
+
+
+def _load_clip(
+    folder: Path, embedding_directory: list[str] | None, disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
+    towers = read_part(folder, "text_encoder"), read_part(folder, "text_encoder_2")
+    return build_clip(*towers, embedding_directory, disable_dynamic=disable_dynamic)
 
 
 def read_part(folder: Path, name: str) -> Part:
@@ -84,8 +105,13 @@ def read_part(folder: Path, name: str) -> Part:
     )
 
 
-def build_model(unet: Part, vae: Config, scheduler: Config) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a diffusers UNet, its latents' scale (from the VAE) and its noise schedule."""
+def build_model(
+    unet: Part, vae: Config, scheduler: Config, *, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a diffusers UNet, its latents' scale (from the VAE) and its noise schedule.
+
+    disable_dynamic: see `new_patcher`.
+    """
     sizes = unet_config(unet.config)
     config = _SmallSDXL(sizes)
     config.unet_config.update(sizes)  # the constructor puts SDXL's own head size
@@ -100,15 +126,25 @@ def build_model(unet: Part, vae: Config, scheduler: Config) -> comfy.model_patch
     model = config.get_model({})
     _load(model.diffusion_model, unet_weights(unet.weights, config.unet_config), "unet.safetensors")
     model.diffusion_model.eval()
-    return comfy.model_patcher.ModelPatcher(
+    return new_patcher(
         model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
+        comfy.model_management.get_torch_device(),
+        comfy.model_management.unet_offload_device(),
+        disable_dynamic=disable_dynamic,
     )
 
 
-def build_clip(first: Part, second: Part, embedding_directory: list[str] | None = None) -> comfy.sd.CLIP:
-    """The CLIP of two transformers text encoders: as SDXL's, of other sizes."""
+def build_clip(
+    first: Part,
+    second: Part,
+    embedding_directory: list[str] | None = None,
+    *,
+    disable_dynamic: bool = False,
+) -> comfy.sd.CLIP:
+    """The CLIP of two transformers text encoders: as SDXL's, of other sizes.
+
+    disable_dynamic: see `new_patcher`.
+    """
     target = comfy.supported_models_base.ClipTarget(
         comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel
     )
@@ -117,7 +153,8 @@ def build_clip(first: Part, second: Part, embedding_directory: list[str] | None 
         "clip_l_model_config": first.config,
         "clip_g_model_config": second.config,
     }
-    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options)
+    kind = {"disable_dynamic": True} if disable_dynamic else {}  # which older versions do not know
+    clip = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options, **kind)
     _load(clip.cond_stage_model.clip_l.transformer, text_weights(first.weights), "text_encoder.safetensors")
     _load(
         clip.cond_stage_model.clip_g.transformer, text_weights(second.weights), "text_encoder_2.safetensors"

@@ -79,16 +79,34 @@ def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle
     managed.adopt_fingerprint(encoder)  # of the same weights: they are not hashed again
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    patcher = comfy.model_patcher.ModelPatcher(managed, load_device, offload_device)
+    patcher = new_patcher(managed, load_device, offload_device)
     patcher.cached_patcher_init = (lambda *_, **__: manage_encoder(encoder, source).patcher, ())
     return SubjectEncoderHandle(managed, patcher, source)
 
 
-class SiteValues(nn.Module):
+def new_patcher(
+    model: nn.Module,
+    load_device: torch.device,
+    offload_device: torch.device,
+    *,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """A model in ComfyUI's hands, of the kind that ComfyUI manages its own with.
+
+    One of another kind would be estimated by older rules, and make ComfyUI unload other models.
+    disable_dynamic: of the older kind nevertheless, which newer versions ask for where they need it.
+    """
+    kind = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        kind = getattr(comfy.model_patcher, "CoreModelPatcher", kind)
+    return kind(model, load_device, offload_device)
+
+
+class SiteValues(nn.Module, comfy.ops.CastWeightBiasOp):
     """K̆ and V̆ of one site, (1, N, inner) each.
 
-    They are called weight and bias because newer versions of ComfyUI look for these two in every layer that
-    may stay offloaded.
+    They are called weight and bias because these two are what ComfyUI moves of a layer that may stay
+    offloaded.
     """
 
     comfy_cast_weights = True  # ComfyUI may leave it offloaded, since `forward` brings its tensors along
@@ -99,7 +117,15 @@ class SiteValues(nn.Module):
         self.bias = nn.Parameter(value, requires_grad=False)
 
     def forward(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.weight.to(device, non_blocking=True), self.bias.to(device, non_blocking=True)
+        if self.weight.device == device:
+            return self.weight, self.bias
+        cast = {"dtype": self.weight.dtype, "bias_dtype": self.bias.dtype, "device": device}
+        if not hasattr(comfy.ops, "uncast_bias_weight"):  # older versions hand out tensors to keep
+            return comfy.ops.cast_bias_weight(self, **cast)
+        key, value, stream = comfy.ops.cast_bias_weight(self, **cast, offloadable=True)
+        kept = key.clone(), value.clone()  # of what is given back, before the next layer gets its place
+        comfy.ops.uncast_bias_weight(self, key, value, stream)
+        return kept
 
 
 class SubjectValues(nn.Module):
@@ -152,7 +178,7 @@ def _project(
 def _manage_values(
     values: SubjectValues, load_device: torch.device, offload_device: torch.device
 ) -> comfy.model_patcher.ModelPatcher:
-    patcher = comfy.model_patcher.ModelPatcher(values, load_device, offload_device)
+    patcher = new_patcher(values, load_device, offload_device)
     # Newer versions of ComfyUI run one copy of a model per GPU and ask here for another one.
     patcher.cached_patcher_init = (lambda *_, **__: _copy_values(values, load_device, offload_device), ())
     return patcher
