@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import ROOT
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import (
@@ -18,6 +18,8 @@ from transformers import (
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.sites import diffusers_sites
 from nested_attention.subject import Subject
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TEXT_WIDTHS = (16, 32)
 STEPS = 3

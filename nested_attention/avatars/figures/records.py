@@ -14,8 +14,8 @@ import torch
 from ...paths import PACKAGE, SMALL_WORLD
 
 _CODE = (
-    *("attention.py", "rows.py", "regions.py", "qformer.py", "encoder.py"),
-    *("avatars", "hosts/diffusers"),
+    *("attention.py", "regions.py", "qformer.py", "encoder.py", "settings.py"),
+    *("kernels", "avatars", "hosts/diffusers"),
 )
 """What a figure depends on beside the weights, relative to the library."""
 
