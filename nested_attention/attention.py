@@ -134,9 +134,8 @@ def text_weights(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject] = 
 
     (B, L, H·d), (B, T, H·d) → (B, H, L, T), in at least fp32. Without subjects, the text's own attention.
     """
-    precise = torch.promote_types(query.dtype, torch.float32)
-    q, k = per_head(query, heads), per_head(key, heads)
-    x = q.to(precise) @ (k.mT.to(precise) * q.shape[-1] ** -0.5)  # (B, H, L, T)
+    q, k = precise(per_head(query, heads)), precise(per_head(key, heads).mT)
+    x = q @ (k * q.shape[-1] ** -0.5)  # (B, H, L, T)
     for subject in subjects:
         if subject.attention_scale != 1:
             # max(x, λ_q·x) = x + (λ_q − 1)·relu(x) for λ_q ≥ 1, and for λ_q < 1 that is min(x, λ_q·x).
@@ -151,8 +150,8 @@ def text_weights(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject] = 
 
 def nested_weights(query: Tensor, subject: BoundSubject, *, heads: int) -> Tensor:
     """softmax(Q K̆ᵀ/√d): what each query attends to of the subject's tokens. (B, L, H·d) → (B, H, L, N)."""
-    size = query.shape[-1] // heads
-    x = per_head(query, heads).float() @ (per_head(subject.key, heads).mT.float() * size**-0.5)
+    q, k = precise(per_head(query, heads)), precise(per_head(subject.key, heads).mT)
+    x = q @ (k.to(q) * q.shape[-1] ** -0.5)  # (B, H, L, N)
     bias = subject.token_bias
     return (x if bias is None else x + torch.atleast_2d(bias)[:, None, None].to(x)).softmax(dim=-1)
 
@@ -178,8 +177,15 @@ def regularisation(star: Tensor, v: Tensor, subject: BoundSubject) -> Tensor:
 
 def norm(x: Tensor, subject: BoundSubject) -> Tensor:
     """Over all heads together, or in each: (B, H, ·, d) → (B, 1|H, ·, 1), in at least fp32."""
-    dims, precise = (-1 if subject.norm == "head" else (1, -1)), torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
+    dims = -1 if subject.norm == "head" else (1, -1)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
+
+
+def precise(x: Tensor) -> Tensor:
+    """In at least fp32; what is cast is laid out anew in the same pass, as products want it."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.to(dtype, memory_format=torch.contiguous_format)
 
 
 def gate(subject: BoundSubject, like: Tensor, bounded: bool = False) -> Tensor:

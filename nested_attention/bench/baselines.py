@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..attention import BoundSubject, plain_attention, text_weights
-from ..kernels import correction
+from ..kernels import add_correction
 from ..kernels import nested as nested_form
 from ..kernels.rows import Rows, read_rows
 from .shapes import TEXT_TOKENS, TEXT_WIDTH, LayerShape
@@ -96,7 +96,7 @@ def nested(x: Inputs) -> Tensor:
 def corrected(x: Inputs) -> Tensor:
     """Ours, on top of whatever attention the host runs: as in ComfyUI."""
     out = plain(x)
-    return out + correction(x.query, x.key, x.value, x.subjects, heads=x.heads, plain=out, rows=x.rows)
+    return add_correction(out, x.query, x.key, x.value, x.subjects, heads=x.heads, plain=True, rows=x.rows)
 
 
 def explicit(x: Inputs) -> Tensor:

@@ -1,56 +1,125 @@
 """How the mechanism is run: what hosts call in place of the readable form in `attention.py`.
 
-NESTED_ATTENTION_BACKEND is "torch" (the default) or "fused". The kernels run on CUDA with Triton, for what
-they support; anything else runs in PyTorch (`chunks.py`). They stay off by default until docs/performance.md
-has their figures.
+On NVIDIA GPUs with Triton that is `epilogue.py`, for what it supports; everywhere else it is `chunks.py`, in
+PyTorch. The first layer on a device decides, and says so in the log. NESTED_ATTENTION_BACKEND chooses: "auto"
+(the default), "torch", or "triton", which is an error where Triton does not run.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..attention import BoundSubject, plain_attention
 from ..errors import NestedAttentionError
 from . import chunks
+from .rows import Rows, read_rows
 
-BACKENDS = ("torch", "fused")
-BACKEND = os.environ.get("NESTED_ATTENTION_BACKEND", "torch")
+BACKENDS = ("auto", "torch", "triton")
+BACKEND = os.environ.get("NESTED_ATTENTION_BACKEND", "auto")
 
-
-def correction(query: Tensor, *args: Any, **options: Any) -> Tensor:
-    """`attention.subject_correction` by the chosen backend."""
-    return _chosen(query, "fused_correction", chunks.correction)(query, *args, **options)
+logger = logging.getLogger("nested_attention")
 
 
-def nested(query: Tensor, key: Tensor, value: Tensor, subjects: Any, *, heads: int, **options: Any) -> Tensor:
-    """`attention.nested_cross_attention` by the chosen backend."""
-    run = _chosen(query, "fused_nested", chunks.nested)
-    if run is not chunks.nested:
-        from .fused import supports
+def nested(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int,
+    rows: Rows | None = None, unmarked: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """`attention.nested_cross_attention`.
 
-        if supports(query, subjects, heads, (key, value)):
-            options.pop("unmarked", None)  # the kernels run all rows alike
-        else:
-            run = chunks.nested
-    return run(query, key, value, subjects, heads=heads, **options)
+    rows: `read_rows(subjects, query.device)`, where several layers have subjects with these masks.
+    unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
+    """
+    rows = read_rows(subjects, query.device) if rows is None else rows
+    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    if epilogue is None:
+        return chunks.nested(query, key, value, subjects, heads=heads, rows=rows, unmarked=unmarked)
+    out = unmarked(query, key, value) if unmarked else plain_attention(query, key, value, heads=heads)
+    corrected: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
+    return corrected
 
 
-def _chosen(query: Tensor, name: str, reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if BACKEND not in BACKENDS:
+def correction(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int,
+    rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """`attention.subject_correction`. rows: as in `nested`."""
+    rows = read_rows(subjects, query.device) if rows is None else rows
+    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    if epilogue is None:
+        return chunks.correction(query, key, value, subjects, heads=heads, rows=rows)
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    change: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
+    return change
+
+
+def add_correction(
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], *, heads: int,
+    plain: bool, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """What a host has computed already, plus `attention.subject_correction`.
+
+    plain: whether `out` is the plain text attention and nobody else's: it is written over then.
+    rows: as in `nested`.
+    """
+    rows = read_rows(subjects, query.device) if rows is None else rows
+    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    if epilogue is None or out.dtype != query.dtype:
+        return chunks.add_correction(out, query, key, value, subjects, heads=heads, plain=plain, rows=rows)
+    out = out if plain and out.stride(-1) == 1 else out.clone(memory_format=torch.contiguous_format)
+    corrected: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
+    return corrected
+
+
+def _epilogue(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], heads: int, rows: Rows
+) -> ModuleType | None:
+    """The Triton back end, where it is to run."""
+    if torch.compiler.is_compiling():  # a compiler fuses the other form
+        return None
+    found = _on_device(query.device, BACKEND)
+    return found if found and found.supports(query, key, value, subjects, heads, rows) else None
+
+
+@lru_cache
+def _on_device(device: torch.device, wanted: str) -> ModuleType | None:
+    """The Triton back end if it runs on a GPU; says in the log which one is taken, and why."""
+    if wanted not in BACKENDS:
         raise NestedAttentionError(
-            f"NESTED_ATTENTION_BACKEND is {BACKEND!r}; expected one of {', '.join(BACKENDS)}"
+            f"NESTED_ATTENTION_BACKEND is {wanted!r}; expected one of {', '.join(BACKENDS)}"
         )
-    if BACKEND == "torch" or not query.is_cuda:
-        return reference
-    try:
-        from . import fused
-    except ImportError as error:
+    reason = "NESTED_ATTENTION_BACKEND is 'torch'" if wanted == "torch" else _why_not(device)
+    if reason is None:
+        from . import epilogue
+
+        logger.info(f"Nested Attention: subjects run on Triton kernels on {device}")
+        return epilogue
+    if wanted == "triton":
         raise NestedAttentionError(
-            "NESTED_ATTENTION_BACKEND is 'fused', and Triton cannot be imported "
-            f"({error}); install the triton of this PyTorch, or unset the variable"
-        ) from error
-    run: Callable[..., Tensor] = getattr(fused, name)
-    return run
+            f"NESTED_ATTENTION_BACKEND is 'triton', and Triton does not run on {device}: {reason}. Unset the "
+            "variable to run in PyTorch"
+        )
+    logger.info(f"Nested Attention: subjects run in PyTorch on {device}: {reason}")
+    return None
+
+
+def _why_not(device: torch.device) -> str | None:
+    """Why Triton's kernel does not run there; None if it does: it is tried, for it needs a C compiler too."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels are for compute capability 8.0 and above"
+    try:
+        from . import epilogue
+
+        return epilogue.tried(device)
+    except Exception as error:  # whatever a compiler, a driver or a missing package may raise
+        first = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {first[0] if first else 'no message'}"

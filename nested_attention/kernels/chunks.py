@@ -24,7 +24,7 @@ from ..attention import (
     text_weights,
     without_autocast,
 )
-from .rows import Marks, Rows, by_rows, take
+from .rows import Marks, Rows, by_rows, in_rows, read_rows, take
 
 CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
 Subjects = Sequence[BoundSubject]
@@ -42,7 +42,9 @@ def nested(
     """
 
     def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return unmarked(q, k, v) if unmarked and not carried else _nested(q, k, v, carried, heads)
+        if carried:
+            return _nested(q, k, v, carried, heads).to(q.dtype)
+        return unmarked(q, k, v) if unmarked else plain_attention(q, k, v, heads=heads)
 
     return by_rows(run, subjects, rows, query, key, value)
 
@@ -54,19 +56,42 @@ def correction(
     """`attention.subject_correction`. rows: as in `nested`."""
 
     def run(carried: Carried, q: Tensor, k: Tensor, v: Tensor, text: Tensor | None = None) -> Tensor:
-        if not carried:
-            return torch.zeros_like(q)
-        if not any(subject.reweights for subject, _ in carried):
-            return _nested(q, k, v, carried, heads, text=False)  # P is the same, so P V cancels
-        return _nested(q, k, v, carried, heads) - (_nested(q, k, v, [], heads) if text is None else text)
+        return _change(q, k, v, carried, heads, text).to(q.dtype) if carried else torch.zeros_like(q)
 
     return by_rows(run, subjects, rows, query, key, value, *([] if plain is None else [plain]))
 
 
+def add_correction(
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, subjects: Subjects, *, heads: int,
+    plain: bool, rows: Rows | None = None,
+) -> Tensor:  # fmt: skip
+    """What a host has computed already, plus `correction`. plain: whether `out` is plain attention, and may
+    be written over."""
+    if torch.is_grad_enabled():  # what is needed for gradients must stay as it is
+        text = out if plain else None
+        return out + correction(query, key, value, subjects, heads=heads, plain=text, rows=rows).to(out)
+    rows = read_rows(subjects, query.device) if rows is None else rows
+    out = out if plain else out.clone()
+    for group in rows.groups:
+        if group.carried:
+            carried = [(subjects[number], marks) for number, marks in group.carried]
+            q, k, v, here = (x[group.rows] for x in (query, key, value, out))
+            here += _change(q, k, v, carried, heads, here if plain else None)
+            if not isinstance(group.rows, slice):
+                out[group.rows] = here
+    return out
+
+
+def _change(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, plain: Tensor | None) -> Tensor:
+    """The correction in rows that carry these subjects, in at least fp32."""
+    if not any(subject.reweights for subject, _ in carried):
+        return _nested(q, k, v, carried, heads, text=False)  # P is the same, so P V cancels
+    text = plain_attention(q, k, v, heads=heads) if plain is None else plain
+    return _nested(q, k, v, carried, heads) - text
+
+
 def _nested(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, text: bool = True) -> Tensor:
     """Eq. 3 and 4 for rows that carry these subjects; without `text` only Σ P[s*]·g·(v*_q − V[s*])."""
-    if not carried:
-        return plain_attention(q, k, v, heads=heads)
     if q.device.type == "cpu" and len(q) > 1 and q.shape[1] * k.shape[1] * heads > CPU_LOGITS:
         rows = ([(s, marks.row(i)) for s, marks in carried] for i in range(len(q)))  # to stay in the cache
         parts = zip(q.split(1), k.split(1), v.split(1), rows, strict=True)
@@ -85,28 +110,25 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, te
     for at in (slice(start, start + step) for start in range(0, q.shape[1], step)):
         reweighting = [_here(subject, marks, at) for subject, marks in carried if subject.reweights]
         probs = text_weights(q[:, at], k, reweighting, heads=heads)  # shared by the text and all subjects
-        changes = [_change(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
+        changes = [_of_subject(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
         if text:
             changes.append((probs.to(v_text.dtype) @ v_text).transpose(1, 2))
-        chunks.append(reduce(Tensor.add_, changes).to(q.dtype).flatten(2))
+        chunks.append(reduce(Tensor.add_, changes).flatten(2))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
 def _here(subject: BoundSubject, marks: Marks, at: slice) -> BoundSubject:
-    """The subject in its rows, for a chunk of queries."""
+    """What changes P, for the subject's rows and a chunk of queries."""
     region = take(subject.region, marks.rows)
     return BoundSubject(
-        key=take(subject.key, marks.rows),
-        value=take(subject.value, marks.rows),
+        key=subject.key,
+        value=subject.value,
         mask=marks.mask,
         word=marks.word,
-        alpha=subject.alpha,
         attention_scale=subject.attention_scale,
         strength=subject.strength,
-        token_bias=take(subject.token_bias, marks.rows),
         region=None if region is None else region[:, at],
         bounded=subject.bounded,
-        norm=subject.norm,
     )
 
 
@@ -115,8 +137,13 @@ def _value(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From q (n, L, H·d) and the text's v (n, T, H·d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
     length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
-    star = nested_value(q, _here(subject, marks, slice(None)), heads=heads)
-    text_value = v.unflatten(-1, (heads, -1)).take_along_dim(marks.tokens[..., None, None], dim=1)
+    star = nested_value(q, in_rows(subject, marks.rows), heads=heads)
+    text_value, place = v.unflatten(-1, (heads, -1)), _place(marks)
+    if place is None:
+        index = marks.tokens[..., None, None].expand(-1, -1, *text_value.shape[2:])
+        text_value = text_value.gather(1, index)
+    else:
+        text_value = text_value[:, place : place + 1]
     if subject.alpha is None:
         return star.transpose(1, 2), star.new_ones(()).expand(len(q), q.shape[1], 1, 1), text_value
     goal = subject.alpha * norm(text_value.transpose(1, 2), subject)  # (n, 1|H, K, 1)
@@ -124,22 +151,35 @@ def _value(
     return star.transpose(1, 2), rearrange(goal.mT / length, "n h l k -> n l h k"), text_value
 
 
-def _change(
+def _of_subject(
     probs: Tensor, subject: BoundSubject, marks: Marks, value: tuple[Tensor, Tensor, Tensor], at: slice
 ) -> Tensor:
     """Σ P[s*]·g·(v*_q − V[s*]) over the subject's tokens, (n, l, H, d)."""
     star, factor, text_value = value
-    index = marks.tokens[:, None, None].expand(-1, *probs.shape[1:3], -1)
-    weight = probs.gather(-1, index).transpose(1, 2) * _gate(subject, marks, at, probs)  # (n, l, H, K)
-    change = star[:, at] * (weight * factor[:, at]).sum(dim=-1, keepdim=True)
+    weight = _weight(probs, subject, marks, at)
+    pull = weight * factor[:, at]
+    change = star[:, at] * (pull if pull.shape[-1] == 1 else pull.sum(dim=-1, keepdim=True))
     for i in range(weight.shape[-1]):
-        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1].to(weight), value=-1)
+        change.addcmul_(weight[..., i : i + 1], text_value[:, i : i + 1], value=-1)
     return change
 
 
-def _gate(subject: BoundSubject, marks: Marks, at: slice, like: Tensor) -> Tensor:
-    """g of each query at each of the subject's tokens, (n, 1|l, 1, K); strength alone if `bounded`."""
-    gate = subject.strength * marks.counts[:, None, None].to(like)  # 0 where a row has fewer tokens
-    if subject.bounded or subject.region is None:
-        return gate
-    return gate * take(subject.region, marks.rows)[:, at, None, None].to(like)
+def _weight(probs: Tensor, subject: BoundSubject, marks: Marks, at: slice) -> Tensor:
+    """g·P[s*] at each of the subject's tokens, (n, l, H, K); g is strength alone if `bounded`."""
+    place = _place(marks)
+    gate: float | Tensor = subject.strength
+    if place is None:
+        index = marks.tokens[:, None, None].expand(-1, *probs.shape[1:3], -1)
+        weight = probs.gather(-1, index)
+        gate = gate * marks.counts[:, None, None].to(probs)  # 0 where a row has fewer tokens
+    else:
+        weight = probs[..., place : place + 1]
+    if subject.region is not None and not subject.bounded:
+        gate = gate * take(subject.region, marks.rows)[:, at, None, None].to(probs)
+    weight = weight.transpose(1, 2)
+    return weight if isinstance(gate, float) and gate == 1 else weight * gate
+
+
+def _place(marks: Marks) -> int | None:
+    """As a number it spares two launches; compiled code would be compiled again for each place."""
+    return None if torch.compiler.is_compiling() else marks.place

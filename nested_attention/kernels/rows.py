@@ -7,11 +7,13 @@ therefore found once, and the layers only compute: they read no tensor on the ho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..attention import LOG_ZERO, BoundSubject
 
 
 class Marked(Protocol):
@@ -36,13 +38,14 @@ class Marks:
     counts: Tensor  # (n, K) fp32, 1, and 0 for such a repetition
     mask: Tensor  # (n, T) bool, the positions of s*
     word: Tensor  # (n, T) bool, all tokens of the word
+    place: int | None  # the one position of s*, where all rows have it there and nowhere else
 
     def row(self, i: int) -> Marks:
         """Those of one of the rows."""
         one = slice(i, i + 1)
         here = self.rows
         rows = slice(here.start + i, here.start + i + 1) if isinstance(here, slice) else here[one]
-        return Marks(rows, self.tokens[one], self.counts[one], self.mask[one], self.word[one])
+        return Marks(rows, self.tokens[one], self.counts[one], self.mask[one], self.word[one], self.place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,25 @@ class RowGroup:
 
     rows: slice | Tensor
     carried: tuple[tuple[int, Marks], ...]
+    _made: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict)  # kept for all layers and steps
+
+    def reweighting(self, subjects: Sequence[BoundSubject], length: int) -> Tensor | None:
+        """What the subjects do to the text's logits x in layers of `length` queries, as one step for all:
+        y = x + before, then y + gain·max(y, 0) + after. None where P stays as it is.
+
+        subjects: as many and as marked as those the rows were read from. Made where it is not there yet.
+        → (before, gain, after), (3, n, 1|L, T) in fp32. gain: λ_q − 1 at the tokens of s*. before, after:
+        log r at the tokens of bounded words; as subjects are taken in turn, it counts before the λ of a
+        subject that comes later.
+        """
+        here = [(subjects[number], marks) for number, marks in self.carried]
+        if not any(subject.reweights for subject, _ in here):
+            return None
+        settings = [(s.attention_scale, s.strength, s.bounded, s.region) for s, _ in here]
+        key = (length, *((*numbers, id(region)) for *numbers, region in settings))
+        if key not in self._made:
+            self._made[key] = _reweighting(here), settings  # regions are kept, so that an id is theirs
+        return self._made[key][0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +128,29 @@ def take(x: Any, rows: slice | Tensor) -> Any:
     return x if x is None or x.ndim == 1 or len(x) == 1 else x[rows]
 
 
+def in_rows(subject: BoundSubject, rows: slice | Tensor) -> BoundSubject:
+    """The subject with the keys, values and biases of some rows of the batch."""
+    key, value, bias = (take(x, rows) for x in (subject.key, subject.value, subject.token_bias))
+    if key is subject.key and value is subject.value and bias is subject.token_bias:
+        return subject
+    return BoundSubject(key=key, value=value, mask=subject.mask, token_bias=bias)
+
+
+def _reweighting(carried: Sequence[tuple[BoundSubject, Marks]]) -> Tensor:
+    owned = torch.zeros_like(carried[0][1].mask)[:, None]  # (n, 1, T), tokens of s* so far
+    before = gain = after = owned.float()
+    for subject, marks in carried:
+        mask, region = marks.mask[:, None], take(subject.region, marks.rows)
+        region = None if region is None else region[..., None].float()  # (1|n, L, 1)
+        change = (subject.attention_scale - 1) * (subject.strength * mask.float())
+        gain = gain + (change if region is None else change * region)
+        owned = owned | mask
+        if subject.bounded and region is not None:
+            log = torch.where(region > 0, region.clamp_min(1e-30).log(), LOG_ZERO) * marks.word[:, None]
+            before, after = before + log * ~owned, after + log * owned
+    return torch.stack(torch.broadcast_tensors(before, gain, after))
+
+
 def _rows(here: list[int], device: torch.device) -> slice | Tensor:
     if here == list(range(here[0], here[-1] + 1)):
         return slice(here[0], here[-1] + 1)
@@ -123,4 +168,6 @@ def _marks(mask: Tensor, word: Tensor, rows: slice | Tensor, device: torch.devic
     wanted = (places + 1).minimum(number[:, -1:])  # (n, K): the first, the second, …
     tokens = (number[:, None] < wanted[..., None]).sum(dim=-1)  # the token at which the count gets there
     counts = (places < number[:, -1:]).float()
-    return Marks(rows, *(x.to(device, non_blocking=True) for x in (tokens, counts, mask, word)))
+    place = int(tokens[0, 0]) if tokens.shape[1] == 1 and bool((tokens == tokens[0]).all()) else None
+    tokens, counts, mask, word = (x.to(device, non_blocking=True) for x in (tokens, counts, mask, word))
+    return Marks(rows, tokens, counts, mask, word, place)

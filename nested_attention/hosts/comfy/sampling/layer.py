@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....attention import BoundSubject
 from ....errors import NestedAttentionError
-from ....kernels import correction, nested
+from ....kernels import add_correction, nested
 from ....kernels.rows import Rows
 from ..prompts.marks import fit
 from .applied import AppliedSubject
@@ -98,16 +98,15 @@ class NestedLayer:
             if all(one.region is None for one in subjects):  # outside of one it is the host's to the bit
                 attend = partial(comfy_attention.optimized_attention, **host)
                 return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
-        plain = None
         if self.previous is None:
-            out = plain = comfy_attention.optimized_attention(q, k, v, **host)
+            out = comfy_attention.optimized_attention(q, k, v, **host)
         else:
             out = self.previous(q, k, v, extra_options)
         if not self.carried:
             return out
         # Bound after the attention above: a compiler that breaks off there could not carry them over.
         subjects = self._bind(q, tokens, extra_options)
-        return out + correction(q, k, v, subjects, heads=heads, plain=plain, rows=rows).to(out)
+        return add_correction(out, q, k, v, subjects, heads=heads, plain=self.previous is None, rows=rows)
 
     def _bind(self, query: Tensor, tokens: int, options: dict[str, Any]) -> list[BoundSubject]:
         return [one.bind(self.site, query, tokens, options) for one in self.carried]
