@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor

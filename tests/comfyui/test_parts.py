@@ -32,7 +32,7 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(layer, name, call)
 
     noted("nested")
-    noted("correction")
+    noted("add_correction")
     return ran
 
 
@@ -106,16 +106,16 @@ def test_a_batch_whose_parts_round_otherwise_is_attended_as_a_whole(run: Run, fo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "EXACT", (rounds_by_batch,))
         out, plain, reference = run([False, True], rounds_by_batch)
-        assert forms == ["correction"]
+        assert forms == ["add_correction"]
         assert torch.equal(out[0], plain[0])
         torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
         run([True, True], rounds_by_batch)  # there is no other row
-    assert forms == ["correction", "nested"]
+    assert forms == ["add_correction", "nested"]
 
 
 def test_rows_that_are_no_neighbours(run: Run, forms: list[str]) -> None:
     out, plain, reference = run([False, True, False])
-    assert forms == ["correction"]
+    assert forms == ["add_correction"]
     assert torch.equal(out[[0, 2]], plain[[0, 2]])
     torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
 
@@ -154,7 +154,7 @@ def test_where_others_have_a_say_theirs_is_run_for_all_rows(run: Run, forms: lis
         "another function": {"attend": foreign},
     }[who]
     out, _, reference = run([False, True], **arguments)
-    assert forms == ["correction"]
+    assert forms == ["add_correction"]
     assert seen[0] == 2
     torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
 
@@ -171,7 +171,7 @@ def test_outside_of_a_region_it_is_comfyui_s_attention_to_the_bit(
 
     monkeypatch.setattr(CarriedSubject, "bind", bound)
     out, plain, _ = run([False, True])
-    assert forms == ["correction"]
+    assert forms == ["add_correction"]
     assert torch.equal(out[1, ~inside], plain[1, ~inside])
     assert not torch.allclose(out[1, inside], plain[1, inside], atol=1e-3)
 
@@ -182,7 +182,7 @@ def test_compiled_it_is_tried_nowhere(run: Run, forms: list[str], monkeypatch: p
     monkeypatch.setattr(parts, "_same_bits", lambda *_: pytest.fail("a trial under the compiler"))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     out, plain, _ = run([False, True])
-    assert forms == ["correction"]
+    assert forms == ["add_correction"]
     assert torch.equal(out[0], plain[0])
 
 

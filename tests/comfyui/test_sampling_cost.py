@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(owner, name, call)
 
     counted(SiteProjection, "forward", "projections")
-    counted(layer, "correction", "layers")  # whichever form it is
+    counted(layer, "add_correction", "layers")  # whichever form it is
     counted(layer, "nested", "layers")
     counted(slots, "read_rows", "masks read")
     return counts
