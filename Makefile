@@ -11,7 +11,7 @@ PY := py=$$("$(PYTHON)" scripts/install.py --venv "$(VENV)") && "$$py"
 RUN := $(PY) -m nested_attention.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test acceptance train lint format
+.PHONY: help install demo test checkers acceptance train lint format
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ demo:
 ## make test        runs the tests, in each ComfyUI that is found (ARGS="-k nodes" to choose some)
 test:
 	@"$(PYTHON)" scripts/run_tests.py --venv "$(VENV)" $(ARGS)
+
+## make checkers    compares workflows and code with every ComfyUI that is found, by comfy-lint and comfy-import-guard
+checkers:
+	@"$(PYTHON)" scripts/checkers.py --venv "$(VENV)"
 
 ## make acceptance  measures every figure of the small world's card at full counts
 acceptance:

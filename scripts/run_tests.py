@@ -6,7 +6,7 @@
 Tests that are marked `once` run in the first ComfyUI alone; --full runs them in each. The lines at the end
 say of each part what passed, failed and was left out, and why; the last one is the total. Exits with 1 when
 a test failed, or when a ComfyUI ran none. What pytest reports is kept in runs/tests/, where
-scripts/compatibility.py reads it.
+`scripts/compatibility.py --record` reads it.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def parts(chosen: argparse.Namespace, found: Sequence[ComfyUI], given: Sequence[
             f"ComfyUI {comfyui.version} ({comfyui.folder}, front end {versions['front_end']}, "
             f"PyTorch {versions['torch']}, Python {versions['python']})"
         )
+        facts = {"comfyui": comfyui.version, **versions}
+        (REPORTS / f"{comfyui.name}.json").write_text(json.dumps(facts), encoding="utf-8")
         options = [*shared, "--part=comfyui"]
         if once_on and not chosen.full:
             options.append(f"--once-on={once_on}")

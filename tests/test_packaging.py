@@ -68,6 +68,7 @@ def test_metadata_for_the_registry() -> None:
     assert value("DisplayName")
     assert (ROOT / value("Icon")).is_file()
     assert value("requires-comfyui").startswith(">=")
+    assert value("Repository").startswith("https://")
 
 
 def test_requirements_are_few_and_stated_once() -> None:

@@ -11,6 +11,7 @@ from nested_attention.encoder import SubjectEncoderConfig
 from nested_attention.sites import sdxl_sites
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_loading_at_a_quarter_of_the_sites_keeps_its_bounds(comfyui: Path) -> None:
     from nested_attention.bench.loading import loading_table, run_loading
@@ -25,6 +26,7 @@ def test_loading_at_a_quarter_of_the_sites_keeps_its_bounds(comfyui: Path) -> No
     assert "18 sites, 512 tokens" in loading_table(found)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_pictures_are_timed_with_and_without_subjects(comfyui: Path) -> None:
     from nested_attention.bench.in_comfyui import run_in_comfyui, sampling_table
@@ -37,6 +39,7 @@ def test_pictures_are_timed_with_and_without_subjects(comfyui: Path) -> None:
     assert "| 2 subjects |" in sampling_table(found)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_the_slots_of_a_layer_keep_close_to_the_floor(comfyui: Path) -> None:
     from nested_attention.bench.in_comfyui import run_slots, slots_table

@@ -97,6 +97,7 @@ def test_malformed_masks_of_what_is_isolated(
     print(f"{CASES} malformed masks of what is isolated: {refused} refused")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("when_missing", ["error", "warn"])
 def test_malformed_prompts(world: Any, when_missing: str) -> None:
     """A prompt without placeholders means to a CLIP with a subject what it means to one without."""
