@@ -8,13 +8,30 @@ alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from .errors import NestedAttentionError
-from .prompt import ANGLED, TAG, Span, check_word, overlap, short, word_spans
+from .prompt import (
+    ANGLED,
+    TAG,
+    Span,
+    Tokenize,
+    apart,
+    check_text,
+    check_word,
+    describe_words,
+    is_letter,
+    short,
+    token_positions,
+    word_spans,
+)
 
-_NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+_COLON = re.compile("[:：]")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -24,9 +41,17 @@ class SubjectWord:
     name: str
     word: str
 
+    @property
+    def wanted(self) -> str:
+        """What a prompt has to say, for messages."""
+        return repr(self.word) if self.name == self.word else f"{self.word!r} or <{self.name}>"
 
-@dataclass(frozen=True)
-class Occurrence:
+    def shares_name(self, other: SubjectWord) -> bool:
+        """Whether no prompt could tell the two apart."""
+        return _normal(self.name) == _normal(other.name)
+
+
+class Occurrence(NamedTuple):
     """Characters `start` to `end` of `ParsedPrompt.text` carry `subject`."""
 
     subject: SubjectWord
@@ -38,15 +63,25 @@ class Occurrence:
 class ParsedPrompt:
     """What the text encoder is to read and who is carried where.
 
-    lookalikes: text in angle brackets that calls no subject. conflicts: one message for each occurrence that
-    two subjects claim; it carries neither. A host refuses them where the prompt is meant to carry subjects:
-    in a negative prompt they do not matter.
+    occurrences: ascending and apart. lookalikes: the different texts in angle brackets that call no subject.
+    conflicts: one message for each two subjects that claim an occurrence; it carries neither. A host refuses
+    them where the prompt is meant to carry subjects: in a negative prompt they do not matter.
     """
 
     text: str
     occurrences: tuple[Occurrence, ...]
     lookalikes: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+
+    def carried(self, tokenize: Tokenize) -> Iterator[tuple[SubjectWord, list[int]]]:
+        """Each subject carried and the positions of its word's tokens, the last of which carries it.
+
+        tokenize: as for `prompt.token_positions`, whose errors it raises. A word that the tokens do not
+        include carries nobody and is left out.
+        """
+        spans = [(occurrence.start, occurrence.end) for occurrence in self.occurrences]
+        found = zip(self.occurrences, token_positions(tokenize, self.text, spans), strict=True)
+        return ((occurrence.subject, positions) for occurrence, positions in found if positions)
 
 
 def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
@@ -59,11 +94,11 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
     """
     if not subjects:
         return ParsedPrompt(text, ())
+    check_text(text)
     pieces: list[str] = []
     placed: list[Occurrence] = []
     passed: list[Span] = []
-    lookalikes: list[str] = []
-    slips: list[tuple[str, str]] = []
+    lookalikes: dict[str, str | None] = {}  # and the bound name that each is likely a slip of
     at = length = 0
 
     def append(piece: str) -> Span:
@@ -74,121 +109,148 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
         return length - len(piece), length
 
     def part() -> None:  # x<alice>, or <alice><bob>, must not become one word
-        if pieces and pieces[-1][-1].isalnum():
+        if pieces and is_letter(pieces[-1][-1]):
             append(" ")
 
+    bound = _Bound(subjects)
     for match in ANGLED.finditer(text):
         append(text[at : match.start()])
         at = match.end()
-        resolved = _resolve(match, subjects, text)
+        resolved = bound.resolve(match, text)
         if resolved is None:
-            near = None if TAG.fullmatch(match[0]) else _nearest(_normal(match[1].split(":")[0]), subjects)
-            if near is not None:
-                slips.append((match[0], near))
             passed.append(append(match[0]))
-            lookalikes.append(match[0])
+            if match[0] not in lookalikes:
+                lookalikes[match[0]] = None if TAG.fullmatch(match[0]) else bound.nearest(match)
             continue
         subject, word = resolved
         part()
         placed.append(Occurrence(subject, *append(word)))
-        if text[at : at + 1].isalnum():
+        if is_letter(text[at : at + 1] or " "):
             part()
     append(text[at:])
     result = "".join(pieces)
     _check_unclosed(ANGLED.sub("", text), subjects, text)
 
     named = {occurrence.subject for occurrence in placed}
-    taken = passed + [(o.start, o.end) for o in placed]
+    taken = sorted([*passed, *((o.start, o.end) for o in placed)])
     bare = [
         Occurrence(subject, *span)
         for subject in subjects
         if subject not in named
-        for span in word_spans(result, subject.word)
-        if not any(overlap(span, other) for other in taken)
+        for span in apart(word_spans(result, subject.word), taken)
     ]
-    occurrences = sorted(placed + bare, key=lambda o: (o.start, o.end))
-    called = {o.subject.name for o in placed}
-    called |= {o.subject.name for o in bare if _normal(o.subject.name) == _normal(o.subject.word)}
-    for written, near in slips:  # where that subject is called properly, it is somebody else's word
-        if near not in called:
+    occurrences = sorted(placed + bare, key=attrgetter("start", "end"))
+    called = {subject.name for subject in named}
+    called |= {s.name for s in {o.subject for o in bare} if _normal(s.name) == _normal(s.word)}
+    for written, near in lookalikes.items():  # where that subject is called properly, it is another's word
+        if near is not None and near not in called:
             raise NestedAttentionError(
-                f"the prompt {short(text)!r} has {written}, which is no subject; did you mean <{near}>? "
-                f"{_known(subjects)}"
+                f"the prompt {short(text)!r} has {short(written)}, which is no subject; did you mean "
+                f"<{near}>? {_known(subjects)}"
             )
-    conflicts = _conflicts(occurrences, result)
-    free = tuple(o for o in occurrences if o not in conflicts)
-    return ParsedPrompt(result, free, tuple(lookalikes), tuple(dict.fromkeys(conflicts.values())))
+    free, conflicts = _conflicts(occurrences, result)
+    return ParsedPrompt(result, free, tuple(lookalikes), conflicts)
 
 
-def _resolve(
-    match: re.Match[str], subjects: Sequence[SubjectWord], text: str
-) -> tuple[SubjectWord, str] | None:
-    """The subject that a `<…>` calls and the word to write; None if it calls none."""
-    called, *rest = match[1].split(":")
-    name = _normal(called)
-    found = [s for s in subjects if _normal(s.name) == name] or [
-        s for s in subjects if _normal(s.word) == name
-    ]
-    if not found:
-        return None
-    if len(found) > 1:
-        raise NestedAttentionError(
-            f"the prompt {short(text)!r} has {match[0]}, and {len(found)} subjects use that word: write the "
-            f"name of one. {_known(subjects)}"
-        )
-    subject = found[0]
-    if not rest:
-        return subject, subject.word
-    word = " ".join(rest[0].split())
-    if len(rest) > 1 or _NUMBER.fullmatch(word):
-        raise NestedAttentionError(
-            f"the prompt {short(text)!r} has {match[0]}: a weight goes around a placeholder, as in "
-            f"(<{subject.name}>:1.2); inside it may stand only another word, as in <{subject.name}:child>"
-        )
-    check_word(word, f"the word in {match[0]}")
-    return subject, word
+def why_missing(called: SubjectWord, words: Sequence[str]) -> str:
+    """Why no prompt carries a subject, for messages, without the last full stop: what the prompts say
+    (`prompt.words_in`), and what to write."""
+    told = f"{describe_words(words, called.word)}. Write {called.wanted} where the subject should appear"
+    for word in words:
+        if ANGLED.fullmatch(word):
+            name = " ".join(_COLON.split(word[1:-1])[0].split())
+            return f"{told}; {word} calls nobody unless the subject's name is {name!r}"
+    return told
+
+
+class _Bound:
+    """The subjects that a prompt can call, by what stands in angle brackets."""
+
+    def __init__(self, subjects: Sequence[SubjectWord]) -> None:
+        self._subjects = subjects
+        self._names = [_normal(subject.name) for subject in subjects]
+        self._found: dict[str, list[SubjectWord]] = {}
+        for subject in subjects:
+            self._found.setdefault(_normal(subject.word), []).append(subject)
+        self._found |= {name: [subject] for name, subject in zip(self._names, subjects, strict=True)}
+
+    def resolve(self, match: re.Match[str], text: str) -> tuple[SubjectWord, str] | None:
+        """The subject that a `<…>` calls and the word to write; None if it calls none."""
+        called, *rest = _COLON.split(match[1])
+        found = self._found.get(_normal(called), [])
+        if not found:
+            return None
+        written = short(match[0])
+        if len(found) > 1:
+            raise NestedAttentionError(
+                f"the prompt {short(text)!r} has {written}, and {len(found)} subjects use that word: write "
+                f"the name of one. {_known(self._subjects)}"
+            )
+        (subject,) = found
+        if not rest:
+            return subject, subject.word
+        if len(rest) > 1 or _NUMBER.fullmatch(rest[0].strip()):
+            raise NestedAttentionError(
+                f"the prompt {short(text)!r} has {written}: a weight goes around a placeholder, as in "
+                f"(<{subject.name}>:1.2); inside it may stand only another word, as in <{subject.name}:child>"
+            )
+        return subject, check_word(rest[0], f"the word in {written}")
+
+    def nearest(self, match: re.Match[str]) -> str | None:
+        """The bound name that a `<…>` is likely a mistyping of: one slip from 3 letters on, two from 6 on, or
+        a bracket closed too late."""
+        typed = _normal(_COLON.split(match[1])[0])
+        for name, subject in zip(self._names, self._subjects, strict=True):
+            if typed.startswith(name + " "):
+                return subject.name
+        distances = [_slips(typed, name) for name in self._names]
+        best = min(range(len(distances)), key=distances.__getitem__)
+        size = len(self._names[best])
+        near = distances[best] <= (2 if size >= 6 else 1 if size >= 3 else 0)
+        return self._subjects[best].name if near else None
 
 
 def _check_unclosed(rest: str, subjects: Sequence[SubjectWord], text: str) -> None:
     for subject in subjects:
+        name = r"\s+".join(map(re.escape, subject.name.split()))
         # Not after a letter, _ or >, as in the face >_< person.
-        if re.search(rf"(?<![\w>.])<\s*{re.escape(subject.name)}(?!\w)", rest, re.IGNORECASE):
+        if re.search(rf"(?<![\w>.])[<＜]\s*{name}(?!\w)", rest, re.IGNORECASE):
             raise NestedAttentionError(
                 f"the prompt {short(text)!r} opens the placeholder <{subject.name} and does not close it; "
                 f"write <{subject.name}> or <{subject.name}:another word>"
             )
 
 
-def _conflicts(occurrences: Sequence[Occurrence], text: str) -> dict[Occurrence, str]:
-    """The occurrences that share characters with another subject's, each with its message."""
-    messages: dict[Occurrence, str] = {}
-    for i, one in enumerate(occurrences):
-        for other in occurrences[i + 1 :]:
-            if other.subject != one.subject and overlap((one.start, one.end), (other.start, other.end)):
+def _conflicts(
+    occurrences: Sequence[Occurrence], text: str
+) -> tuple[tuple[Occurrence, ...], tuple[str, ...]]:
+    """The occurrences that share no character with another one, and a message for each two subjects that
+    claim one place. occurrences: ascending."""
+    claimed: set[Occurrence] = set()
+    messages: dict[tuple[SubjectWord, SubjectWord], str] = {}
+    one: Occurrence | None = None  # of those before, the one that reaches furthest
+    for other in occurrences:
+        if one is not None and other.start < one.end:
+            claimed |= {one, other}
+            pair = one.subject, other.subject
+            if pair not in messages:
                 names = f"<{one.subject.name}> and <{other.subject.name}>"
-                messages[one] = messages[other] = (
+                messages[pair] = (
                     f"the word {text[other.start : other.end]!r} in the prompt {short(text)!r} would carry "
                     f"two subjects, {one.subject.name!r} and {other.subject.name!r}, and a word can carry "
                     f"one. Write {names} where they should appear, or give them different words in Apply "
                     "Subject"
                 )
-    return messages
-
-
-def _nearest(name: str, subjects: Sequence[SubjectWord]) -> str | None:
-    """The bound name that `name` is likely a mistyping of: one slip from 3 letters on, two from 6 on, or a
-    bracket closed too late."""
-    for subject in subjects:
-        if name.startswith(_normal(subject.name) + " "):
-            return subject.name
-    distances = {s.name: _slips(name, _normal(s.name)) for s in subjects}
-    best = min(distances, key=distances.__getitem__)
-    size = len(_normal(best))
-    return best if distances[best] <= (2 if size >= 6 else 1 if size >= 3 else 0) else None
+        if one is None or other.end > one.end:
+            one = other
+    free = [o for o in occurrences if o not in claimed] if claimed else occurrences
+    return tuple(free), tuple(messages.values())
 
 
 def _slips(a: str, b: str) -> int:
     """Damerau-Levenshtein distance: letters added, left out, changed, or two neighbours swapped."""
+    if abs(len(a) - len(b)) > 2:  # far enough for all who ask, and texts may be long
+        return abs(len(a) - len(b))
     rows = [list(range(len(b) + 1))]
     for i, x in enumerate(a, 1):
         row = [i]
@@ -202,7 +264,7 @@ def _slips(a: str, b: str) -> int:
 
 
 def _normal(name: str) -> str:
-    return " ".join(name.split()).casefold()
+    return unicodedata.normalize("NFC", " ".join(name.split()).casefold())
 
 
 def _known(subjects: Sequence[SubjectWord]) -> str:

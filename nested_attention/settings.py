@@ -68,8 +68,7 @@ class SubjectSettings:
         for field in ("word", "name"):
             given = getattr(self, field)
             if given is not None:
-                check_word(given, field)
-                object.__setattr__(self, field, " ".join(given.split()))
+                object.__setattr__(self, field, check_word(given, field))
         wrong = self._out_of_range()
         if wrong:
             raise NestedAttentionError("; ".join(wrong))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from comfy_api.latest import io
 
 from ..nested_attention.hosts.comfy import apply_subject, mark_prompt
+from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectEncoderType, SubjectType, naming, schema
 
@@ -206,8 +207,8 @@ class ApplySubject(io.ComfyNode):
     ) -> io.NodeOutput:
         with naming("Apply Subject"):
             settings = SubjectSettings(
-                word=word.strip() or None,
-                name=name.strip() or None,
+                word=None if is_blank(word) else word,
+                name=None if is_blank(name) else name,
                 attention_scale=attention_scale,
                 alpha=alpha or None,
                 strength=strength,

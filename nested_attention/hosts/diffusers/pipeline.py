@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ...errors import NestedAttentionError
-from ...placeholders import parse_prompt
-from ...prompt import Tokenize, describe_words, short, token_positions, words_in
+from ...placeholders import parse_prompt, why_missing
+from ...prompt import Tokenize, short, words_in
 from ...settings import SubjectSettings
 from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
@@ -256,11 +256,10 @@ class _Run:
                 parsed = parse_prompt(text, subjects)
                 if parsed.conflicts:
                     raise NestedAttentionError(f"personalize: {parsed.conflicts[0]}")
-                for occurrence in parsed.occurrences:
-                    positions = token_positions(tokenize, parsed.text, occurrence.start, occurrence.end)
-                    number = subjects.index(occurrence.subject)
+                for subject, positions in parsed.carried(tokenize):
+                    number = subjects.index(subject)
                     whole[number, row, positions] = True
-                    last[number, row, positions[-1:]] = True
+                    last[number, row, positions[-1]] = True
         return [
             (a.repeat_interleave(copies, 0), b.repeat_interleave(copies, 0))
             for a, b in zip(last, whole, strict=True)
@@ -283,23 +282,23 @@ class _Run:
     def _tell_of_missing(self, settings: SubjectSettings, prompts: Sequence[str]) -> None:
         called = settings.called
         text = " ".join(dict.fromkeys(prompts))
-        wanted = repr(called.word) if called.name == called.word else f"{called.word!r} or <{called.name}>"
         message = (
             f"personalize: no prompt carries the subject {called.name!r} (word {called.word!r}). Of the "
-            f"prompt {short(text)!r}, {describe_words(words_in(text))}. Write {wanted} where the subject "
-            "should appear, within the tokens that the text encoders read"
+            f"prompt {short(text)!r}, {why_missing(called, words_in(text))}, within the tokens that the text "
+            "encoders read"
         )
         if settings.when_missing == "error":
             raise NestedAttentionError(message)
         logger.warning(message)
 
     def _check_names(self) -> None:
-        names = [s.called.name.casefold() for s in self._subjects]
-        for name in names:
-            if names.count(name) > 1:
+        subjects = [s.called for s in self._subjects]
+        for one in subjects:
+            count = sum(one.shares_name(other) for other in subjects)
+            if count > 1:
                 raise NestedAttentionError(
-                    f"personalize: {names.count(name)} subjects are called {name!r}, so no prompt could tell "
-                    "them apart; give each a name of its own and write <name> in the prompt"
+                    f"personalize: {count} subjects are called {one.name!r}, so no prompt could tell them "
+                    "apart; give each a name of its own and write <name> in the prompt"
                 )
 
 

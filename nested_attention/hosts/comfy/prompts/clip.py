@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import count
+from itertools import islice
 from typing import Any
 
 import comfy.sd
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ....errors import NestedAttentionError
 from ....placeholders import ParsedPrompt, SubjectWord, parse_prompt
-from ....prompt import Tokenize, describe_words, token_positions, words_in
-from .marks import KEY, PromptMarks, PromptNote, SubjectNote, fit, noted, warn_once
+from ....prompt import describe_words, short, words_in
+from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, noted, warn_once
 
 TOWERS = ("l", "g")
 """The two CLIP text models of SDXL, as their token lists are called. Other text models do not carry
@@ -47,9 +47,10 @@ class SubjectCLIP(comfy.sd.CLIP):
             parsed = parse_prompt(text, self.subjects)
         except NestedAttentionError as error:
             raise NestedAttentionError(f"Apply Subject: {error}") from error
-        for lookalike in parsed.lookalikes:
+        if parsed.lookalikes:
+            few = [*map(short, parsed.lookalikes[:8]), *(["…"] if len(parsed.lookalikes) > 8 else [])]
             warn_once(
-                f"Nested Attention: {lookalike} in a prompt calls none of the subjects "
+                f"Nested Attention: {', '.join(few)} in a prompt calls none of the subjects "
                 f"{', '.join(f'<{s.name}>' for s in self.subjects)} and is left in the text as it is"
             )
         return _note(plain(parsed.text, return_word_ids), parsed, plain)
@@ -136,7 +137,7 @@ def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord) -> SubjectCLIP:
         )
     bound = tuple(getattr(clip, "subjects", ()))
     for other in bound:
-        if _same(other.name, subject.name):
+        if subject.shares_name(other):
             raise NestedAttentionError(
                 f"Apply Subject: two subjects are called {subject.name!r}, so no prompt could tell them "
                 "apart. Give one of them another name (or another word) and write <name> in the prompt"
@@ -158,7 +159,7 @@ def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
     if marks.conflicts:
         raise NestedAttentionError(f"Mark Prompt: {marks.conflicts[0]}")
     if not marks.names:
-        wanted = ", ".join(f"{s.word!r} (or <{s.name}>)" for s in clip.subjects)
+        wanted = ", ".join(subject.wanted for subject in clip.subjects)
         raise NestedAttentionError(
             f"Mark Prompt: the text carries no subject: {describe_words(marks.words)}. Expected {wanted}"
         )
@@ -200,30 +201,49 @@ def _note(
     tokens: dict[str, Any], parsed: ParsedPrompt, tokenize: Callable[[str], dict[str, Any]]
 ) -> dict[str, Any]:
     """The tokens with notes on them; their lists are rebuilt, so that nobody else's are written to."""
-    tokenize = lru_cache(maxsize=None)(tokenize)
+    seen: dict[str, dict[str, list[int]]] = {parsed.text: _ids(tokens)}  # both text models ask for the same
+
+    def ids(tower: str, text: str) -> list[int]:
+        if text not in seen:
+            seen[text] = _ids(tokenize(text))
+        return seen[text][tower]
+
+    said = PromptNote(words_in(parsed.text), parsed.conflicts)
     return {
-        tower: _note_tower(chunks, parsed, partial(_ids_of, tokenize, tower)) if tower in TOWERS else chunks
+        tower: _note_tower(chunks, said, parsed.carried(partial(ids, tower))) if tower in TOWERS else chunks
         for tower, chunks in tokens.items()
     }
 
 
-def _note_tower(chunks: Sequence[Sequence[Any]], parsed: ParsedPrompt, ids: Tokenize) -> list[list[Any]]:
-    notes: dict[int, SubjectNote | PromptNote] = {0: PromptNote(words_in(parsed.text), parsed.conflicts)}
-    for occurrence in parsed.occurrences:
-        positions = token_positions(ids, parsed.text, occurrence.start, occurrence.end)
+def _note_tower(
+    chunks: Sequence[Sequence[Any]], said: PromptNote, carried: Iterator[tuple[SubjectWord, list[int]]]
+) -> list[list[Any]]:
+    @lru_cache(maxsize=1024)  # a long prompt says the same words again and again
+    def marked(token: int, name: str, last: bool) -> NotedToken:
+        return noted(token, SubjectNote(name, last))
+
+    entries = [entry for chunk in chunks for entry in chunk]
+    entries[0] = (noted(entries[0][0], said), *entries[0][1:])
+    for subject, positions in carried:
         for at in positions:
-            notes[at] = SubjectNote(occurrence.subject.name, at == positions[-1])
-    place = count()
-    return [
-        [(noted(e[0], notes[i]), *e[1:]) if (i := next(place)) in notes else e for e in chunk]
-        for chunk in chunks
-    ]
+            entries[at] = (marked(entries[at][0], subject.name, at == positions[-1]), *entries[at][1:])
+    rest = iter(entries)
+    return [list(islice(rest, len(chunk))) for chunk in chunks]
 
 
-def _ids_of(tokenize: Callable[[str], dict[str, Any]], tower: str, text: str) -> list[int]:
-    """Ids of all chunks in a row; what is no id, an embedding's vector, counts as -1."""
-    chunks = tokenize(text)[tower]
-    return [int(e[0]) if isinstance(e[0], numbers.Integral) else -1 for chunk in chunks for e in chunk]
+def _ids(tokens: Tokens) -> dict[str, list[int]]:
+    """Ids of all chunks in a row, by text model; what is no id, an embedding's vector, counts as -1."""
+    return {
+        tower: [_id(entry[0]) for chunk in tokens[tower] for entry in chunk]
+        for tower in TOWERS
+        if tower in tokens
+    }
+
+
+def _id(token: Any) -> int:
+    if type(token) is int:  # nearly all are, and the other way of asking takes long
+        return token
+    return int(token) if isinstance(token, numbers.Integral) else -1
 
 
 def _notes(chunks: Sequence[Sequence[Any]], width: int | None) -> Iterator[SubjectNote | PromptNote | None]:
@@ -254,7 +274,3 @@ def _warn_different(towers: Mapping[str, list[SubjectNote | PromptNote | None]])
             f"{', '.join(map(repr, names))} does not stand at the same place in both; every place carries "
             "the subject"
         )
-
-
-def _same(a: str, b: str) -> bool:
-    return " ".join(a.split()).casefold() == " ".join(b.split()).casefold()

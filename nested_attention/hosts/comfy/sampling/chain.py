@@ -18,8 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....errors import NestedAttentionError
-from ....placeholders import SubjectWord
-from ....prompt import describe_words
+from ....placeholders import SubjectWord, why_missing
 from ....sites import ComfyAddress
 from ..prompts.marks import (
     COND,
@@ -306,9 +305,7 @@ def _why_missing(called: SubjectWord, found: Sequence[PromptMarks]) -> str:
             "the text encoders, or mark their conditioning with Mark Prompt"
         )
     words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
-    wanted = repr(called.word) if called.name == called.word else f"{called.word!r} or <{called.name}>"
     return (
-        f"of the text that Apply Subject's CLIP encoded, {describe_words(words)}. Write {wanted} where the "
-        "subject should appear. If this pass is meant to go without it, as a face detailer's may be, set "
-        "'when missing' of Apply Subject to 'warn'"
+        f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is meant "
+        "to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to 'warn'"
     )
