@@ -212,6 +212,26 @@ class TestBench:
         assert done.exit_code == 1
         assert "--device is tpu" in done.output
 
+    def test_a_part_s_table_goes_where_the_page_has_a_place_for_it(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        page.write_text("a\n<!-- figures: nested-attention bench layers -->\nold\n<!-- end of figures -->\nb")
+        before = torch.get_num_threads()
+        settings = Settings.parse(
+            ["layers"], {"tokens": "4", "subjects": "1", "batches": "1", "sizes": "32"}, dtypes="fp32",
+            forms="plain,floor", device="cpu", compiled=False, repeats=1, threads=1, clock="cpu",
+        )  # fmt: skip
+        table = run(settings, tmp_path / "bench.json", page)
+        torch.set_num_threads(before)
+        text = page.read_text()
+        assert "old" not in text
+        assert table.split("\n\n")[1] in text
+        assert f"PyTorch {torch.__version__}." in text
+        assert text.startswith("a\n<!-- figures") and text.endswith("<!-- end of figures -->\nb")
+        with pytest.raises(
+            NestedAttentionError, match="has no lines '<!-- figures: nested-attention bench sw"
+        ):
+            report.insert(text, "sweep", "")
+
     def test_tables_are_markdown(self) -> None:
         assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 

@@ -28,8 +28,11 @@ from comfy.cli_args import args
 args.cpu = not torch.cuda.is_available()
 options = json.loads(options)
 torch.set_num_threads(options.pop("threads"))
-from nested_attention.bench.comfy import sampling, slots
-run = getattr(slots if task == "slots" else sampling, task)
+from nested_attention.bench.comfy import pictures, sampling, slots
+run = {
+    "pictures": pictures.pictures, "loading": pictures.loading, "sampling": sampling.sampling,
+    "slots": slots.slots,
+}[task]
 with open(out, "w") as file:
     json.dump(run(**options), file)
 """
@@ -60,14 +63,56 @@ def run_in_comfyui(task: str, **options: Any) -> dict[str, Any]:
         return found
 
 
-def run_sampling(*, repeats: int, threads: int, clock: str) -> dict[str, Any]:
-    """Pictures of the small world with 0 to 10 subjects in one graph."""
+def run_sampling(
+    *, size: int, tokens: Sequence[int], subjects: Sequence[int], batches: Sequence[int], repeats: int,
+    threads: int, steps: int = 4, unet: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Steps of sampling on SDXL's whole UNet, or on one of another configuration."""
     return run_in_comfyui(
-        "sampling", repeats=repeats, threads=threads, clock=clock, counts=(0, 1, 2, 4, 10), steps=10
-    )
+        "sampling", size=size, tokens=tokens, subjects=subjects, batches=batches, steps=steps,
+        repeats=repeats, threads=threads, unet=unet,
+    )  # fmt: skip
 
 
 def sampling_table(found: dict[str, Any]) -> str:
+    """× plain, and in parentheses what is more than plain's."""
+    header = ["form", "batch", "wall ms (all)", "GPU ms", "kernels", "copies", "waits", "items", "peak MiB"]
+    plain = {one["batch"]: one for one in found["forms"] if one["form"] == "plain"}
+    rows = []
+    for one in found["forms"]:
+        base = plain[one["batch"]]
+        walls = f"{min(one['walls']):.0f}–{max(one['walls']):.0f}"
+        rows.append(
+            [
+                one["form"],
+                str(one["batch"]),
+                f"{one['wall']:.1f} ({walls}) = {one['wall'] / base['wall']:.2f} ×",
+                _of_plain(one, base, "kernels_ms", ".1f"),
+                *(_more_than_plain(one, base, what) for what in ("kernels", "copies", "waits", "items")),
+                _more_than_plain(one, base, "peak"),
+            ]
+        )
+    return table(header, rows)
+
+
+def _of_plain(one: dict[str, Any], base: dict[str, Any], what: str, form: str) -> str:
+    return "–" if one[what] is None else f"{one[what]:{form}} = {one[what] / base[what]:.2f} ×"
+
+
+def _more_than_plain(one: dict[str, Any], base: dict[str, Any], what: str) -> str:
+    if one[what] is None:
+        return "–"
+    return f"{one[what]:.0f}" if one is base else f"{one[what]:.0f} ({one[what] - base[what]:+.0f})"
+
+
+def run_pictures(*, repeats: int, threads: int, clock: str) -> dict[str, Any]:
+    """Pictures of the small world with 0 to 10 subjects in one graph."""
+    return run_in_comfyui(
+        "pictures", repeats=repeats, threads=threads, clock=clock, counts=(0, 1, 2, 4, 10), steps=10
+    )
+
+
+def pictures_table(found: dict[str, Any]) -> str:
     none = found["seconds per picture"]["0"][0]
     rows = [
         [f"{count} subjects", f"{middle:.3f} ({low:.3f}–{high:.3f})", f"{middle / none:.2f}"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..errors import NestedAttentionError
 from .layers import Measured
 from .scaling import Scaling
 
@@ -37,6 +38,24 @@ def environment(device: str) -> dict[str, Any]:
 def write(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def insert(page: str, part: str, figures: str) -> str:
+    """A page with a part's figures replaced. Raises NestedAttentionError if it has no place for them."""
+    begin, end = f"<!-- figures: nested-attention bench {part} -->", "<!-- end of figures -->"
+    if begin not in page or end not in page.split(begin, 1)[1]:
+        raise NestedAttentionError(
+            f"bench: the page has no lines {begin!r} and {end!r} to put figures between; name "
+            "docs/performance.md, or none"
+        )
+    before, rest = page.split(begin, 1)
+    return f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end, 1)[1]}"
+
+
+def on_page(found: dict[str, Any], table: str) -> str:
+    """A table as it stands on a page: with the environment that it was measured in."""
+    facts = f"{found['date']}, {found['device']}, Python {found['python']}, PyTorch {found['torch']}."
+    return f"{facts}\n\n{table}"
 
 
 def layers_table(found: Iterable[Measured]) -> str:

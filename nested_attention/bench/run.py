@@ -19,7 +19,7 @@ from .timing import Clock
 
 @dataclass(frozen=True)
 class Settings:
-    """parts: of layers, sweep, scaling, slots, sampling, loading. threads: of the CPU."""
+    """parts: of layers, sweep, scaling, slots, sampling, pictures, loading. threads: of the CPU."""
 
     parts: tuple[str, ...]
     grid: Grid
@@ -71,8 +71,14 @@ class Settings:
         return cls(tuple(dict.fromkeys(parts)), grid, threads)
 
 
-def run(settings: Settings, out: Path, say: Callable[[str], None] = lambda line: None) -> str:
-    """Measures, writes the JSON to `out`, and returns the tables."""
+def run(
+    settings: Settings,
+    out: Path,
+    page: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Measures, writes the JSON to `out`, and returns the tables. page: where they are put in place of
+    earlier ones, too."""
     torch.set_num_threads(settings.threads)
     grid = settings.grid
     document: dict[str, Any] = {
@@ -84,6 +90,10 @@ def run(settings: Settings, out: Path, say: Callable[[str], None] = lambda line:
         figures, table = _PARTS[part](grid, say)
         document[part] = figures
         tables.append(f"## {part}\n\n{table}")
+        if page is not None:
+            figures = report.on_page(document["environment"], table)
+            text = report.insert(page.read_text(encoding="utf-8"), part, figures)
+            page.write_text(text, encoding="utf-8")
         report.write(out, document)  # after each part, so that an interrupted run keeps what it has
     return "\n\n".join(tables)
 
@@ -114,8 +124,18 @@ def _slots(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
 def _sampling(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
     from .in_comfyui import run_sampling, sampling_table
 
-    found = run_sampling(repeats=grid.repeats, threads=torch.get_num_threads(), clock=grid.clock)
+    found = run_sampling(
+        size=grid.sizes[0], tokens=grid.tokens, subjects=grid.subjects, batches=grid.batches,
+        repeats=grid.repeats, threads=torch.get_num_threads(),
+    )  # fmt: skip
     return found, sampling_table(found)
+
+
+def _pictures(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
+    from .in_comfyui import pictures_table, run_pictures
+
+    found = run_pictures(repeats=grid.repeats, threads=torch.get_num_threads(), clock=grid.clock)
+    return found, pictures_table(found)
 
 
 def _loading(grid: Grid, say: Callable[[str], None]) -> tuple[Any, str]:
@@ -131,6 +151,7 @@ _PARTS: dict[str, Callable[[Grid, Callable[[str], None]], tuple[Any, str]]] = {
     "scaling": _scaling,
     "slots": _slots,
     "sampling": _sampling,
+    "pictures": _pictures,
     "loading": _loading,
 }
 

@@ -19,6 +19,7 @@ class Part(str, Enum):
     SCALING = "scaling"
     SLOTS = "slots"
     SAMPLING = "sampling"
+    PICTURES = "pictures"
     LOADING = "loading"
 
 
@@ -47,6 +48,9 @@ def bench(
         Clock, typer.Option(help="cpu: this process's CPU time, on a busy machine and with one thread.")
     ] = Clock.WALL,
     out: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("output/bench.json"),
+    page: Annotated[
+        Path | None, typer.Option(help="A page with a place for the part's table, as docs/performance.md.")
+    ] = None,
 ) -> None:
     """Time nested attention against its floor, its explicit form and decoupled cross-attention."""
     from ..bench.run import Settings, run
@@ -63,5 +67,5 @@ def bench(
             threads=threads,
             clock=clock.value,
         )
-        typer.echo(run(settings, out, say=lambda line: typer.echo(line, err=True)))
+        typer.echo(run(settings, out, page, say=lambda line: typer.echo(line, err=True)))
     typer.echo(f"The figures: {out.resolve()}")

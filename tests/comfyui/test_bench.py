@@ -29,14 +29,39 @@ def test_loading_at_a_quarter_of_the_sites_keeps_its_bounds(comfyui: Path) -> No
 @pytest.mark.once
 @pytest.mark.slow
 def test_pictures_are_timed_with_and_without_subjects(comfyui: Path) -> None:
-    from nested_attention.bench.in_comfyui import run_in_comfyui, sampling_table
+    from nested_attention.bench.in_comfyui import pictures_table, run_in_comfyui
 
     found: dict[str, Any] = run_in_comfyui(
-        "sampling", repeats=1, threads=1, clock="cpu", counts=(0, 2), steps=2
+        "pictures", repeats=1, threads=1, clock="cpu", counts=(0, 2), steps=2
     )
     assert found["seconds per picture"].keys() == {"0", "2"}
     assert found["bytes of a subject on disk"] == 4 * found["tokens"] * 257
-    assert "| 2 subjects |" in sampling_table(found)
+    assert "| 2 subjects |" in pictures_table(found)
+
+
+@pytest.mark.slow
+def test_steps_of_sampling_are_measured_in_every_form(comfyui: Path) -> None:
+    from nested_attention.bench.in_comfyui import run_sampling, sampling_table
+
+    tiny = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2],
+        "num_res_blocks": [1, 1], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1],
+        "transformer_depth_middle": 1, "context_dim": 96, "adm_in_channels": 64 + 6 * 256,
+        "num_classes": "sequential", "use_linear_in_transformer": True, "use_spatial_transformer": True,
+        "use_temporal_attention": False, "use_temporal_resblock": False, "use_checkpoint": False,
+        "legacy": False,
+    }  # fmt: skip
+    found = run_sampling(
+        size=64, tokens=[4, 8], subjects=[1, 2], batches=[1], steps=1, repeats=1, threads=1, unet=tiny
+    )
+    forms = [
+        "plain", "1 subject, 4 tokens", "1 subject, 8 tokens", "2 subjects, 8 tokens",
+        "decoupled, 16 tokens, projected at each step, both halves",
+        "decoupled, 8 tokens, kept, positive rows",
+    ]  # fmt: skip
+    assert [one["form"] for one in found["forms"]] == forms
+    assert all(one["wall"] > 0 and one["kernels"] is None for one in found["forms"])
+    assert sampling_table(found).count(" = 1.00 × | – |") == 1
 
 
 @pytest.mark.once
