@@ -26,6 +26,10 @@ class ApplySubject(io.ComfyNode):
                 "out, with any text node: wherever the word stands, the subject appears."
             ),
             search_aliases=["nested attention", "ip-adapter", "face id", "personalization", "identity"],
+            advanced=(
+                *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
+                *("bounded", "bound_self_attention", "blocks"),
+            ),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model the encoder was trained for: SDXL, or Demo World's."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -19,8 +19,22 @@ SubjectType = io.Custom("SUBJECT")
 _SCHEMA_FIELDS = {field.name for field in fields(io.Schema)}
 
 
-def schema(node_id: str, display_name: str, *, search_aliases: list[str], **parts: Any) -> io.Schema:
-    """A node's schema. `search_aliases` goes in where this version of ComfyUI knows the field."""
+def schema(
+    node_id: str,
+    display_name: str,
+    *,
+    search_aliases: list[str],
+    advanced: Collection[str] = (),
+    **parts: Any,
+) -> io.Schema:
+    """A node's schema.
+
+    search_aliases, and advanced, the inputs that an editor folds away at first, go in where this version of
+    ComfyUI knows them.
+    """
+    for one in parts["inputs"]:
+        if one.id in advanced and hasattr(one, "advanced"):
+            one.advanced = True
     if "search_aliases" in _SCHEMA_FIELDS:
         parts["search_aliases"] = search_aliases
     return io.Schema(

@@ -101,6 +101,7 @@ class LoadEncoder(io.ComfyNode):
                 "world come with the pack. The layout is recognised from the tensors in the file."
             ),
             search_aliases=["nested attention", "ip-adapter", "identity", "face", "personalization"],
+            advanced=("features", "norm", "ignore_unexpected"),
             inputs=[
                 io.Combo.Input(
                     "encoder_name",

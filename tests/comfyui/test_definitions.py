@@ -47,6 +47,29 @@ def test_every_node_and_slot_explains_itself(nodes: dict[str, Any], script: Scri
             assert tooltip and tooltip.endswith("."), f"{number}: {name} has no tooltip, or no sentence"
 
 
+def test_what_few_people_change_is_folded_away(nodes: dict[str, Any], script: Script) -> None:
+    """In versions of ComfyUI whose editor can."""
+    from comfy_api.latest import io
+
+    folded = {
+        number: {
+            name
+            for name, _, options, _ in script("definitions.py").slots(definition)
+            if options.get("advanced")
+        }
+        for number, definition in nodes.items()
+    }
+    expected = {
+        "NestedAttentionLoadEncoder": {"features", "norm", "ignore_unexpected"},
+        "NestedAttentionApplySubject": {
+            *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
+            *("bounded", "bound_self_attention", "blocks"),
+        },
+    }
+    can = hasattr(io.Float.Input("any"), "advanced")
+    assert {number: names for number, names in folded.items() if names} == (expected if can else {})
+
+
 def test_every_node_has_a_help_page_that_names_its_slots(nodes: dict[str, Any], script: Script) -> None:
     missing = [number for number in nodes if not (HELP / f"{number}.md").is_file()]
     assert not missing, f"write web/docs/<node id>.md for {', '.join(missing)}"
