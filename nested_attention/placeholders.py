@@ -48,7 +48,7 @@ class SubjectWord:
 
     def shares_name(self, other: SubjectWord) -> bool:
         """Whether no prompt could tell the two apart."""
-        return _normal(self.name) == _normal(other.name)
+        return name_key(self.name) == name_key(other.name)
 
 
 class Occurrence(NamedTuple):
@@ -141,7 +141,7 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
     ]
     occurrences = sorted(placed + bare, key=attrgetter("start", "end"))
     called = {subject.name for subject in named}
-    called |= {s.name for s in {o.subject for o in bare} if _normal(s.name) == _normal(s.word)}
+    called |= {s.name for s in {o.subject for o in bare} if name_key(s.name) == name_key(s.word)}
     for written, near in lookalikes.items():  # where that subject is called properly, it is another's word
         if near is not None and near not in called:
             raise NestedAttentionError(
@@ -168,16 +168,16 @@ class _Bound:
 
     def __init__(self, subjects: Sequence[SubjectWord]) -> None:
         self._subjects = subjects
-        self._names = [_normal(subject.name) for subject in subjects]
+        self._names = [name_key(subject.name) for subject in subjects]
         self._found: dict[str, list[SubjectWord]] = {}
         for subject in subjects:
-            self._found.setdefault(_normal(subject.word), []).append(subject)
+            self._found.setdefault(name_key(subject.word), []).append(subject)
         self._found |= {name: [subject] for name, subject in zip(self._names, subjects, strict=True)}
 
     def resolve(self, match: re.Match[str], text: str) -> tuple[SubjectWord, str] | None:
         """The subject that a `<…>` calls and the word to write; None if it calls none."""
         called, *rest = _COLON.split(match[1])
-        found = self._found.get(_normal(called), [])
+        found = self._found.get(name_key(called), [])
         if not found:
             return None
         written = short(match[0])
@@ -199,7 +199,7 @@ class _Bound:
     def nearest(self, match: re.Match[str]) -> str | None:
         """The bound name that a `<…>` is likely a mistyping of: one slip from 3 letters on, two from 6 on, or
         a bracket closed too late."""
-        typed = _normal(_COLON.split(match[1])[0])
+        typed = name_key(_COLON.split(match[1])[0])
         for name, subject in zip(self._names, self._subjects, strict=True):
             if typed.startswith(name + " "):
                 return subject.name
@@ -263,7 +263,8 @@ def _slips(a: str, b: str) -> int:
     return rows[-1][-1]
 
 
-def _normal(name: str) -> str:
+def name_key(name: str) -> str:
+    """What tells a subject from others: its name, whatever its letter case, spacing and composition."""
     return unicodedata.normalize("NFC", " ".join(name.split()).casefold())
 
 

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
-from ..nested_attention.hosts.comfy.prompts.marks import warn_once
+from ..nested_attention.hosts.comfy.notices import warn_once
 from ..nested_attention.paths import PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state

@@ -21,6 +21,7 @@ FLOORS = (
     ("storage",),
     ("subject",),
     ("checkpoint", "subject_batch", "pictures"),
+    ("hosts.comfy.graph", "hosts.comfy.notices"),
     ("hosts.comfy.prompts", "hosts.comfy.encoding"),
     ("hosts.comfy.sampling",),
     ("hosts.comfy", "hosts.diffusers", "hosts"),

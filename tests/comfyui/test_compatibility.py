@@ -351,7 +351,7 @@ def test_merged_prompts_say_what_they_lose(world: Any, caplog: pytest.LogCapture
     from tiny import carries, encode, sample, tokens_marked
 
     from nested_attention.errors import NestedAttentionError
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     def merged(to: Any, other: Any) -> Any:
         if merge == "Concat":

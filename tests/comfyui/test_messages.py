@@ -79,7 +79,7 @@ def test_a_mistyped_placeholder(world: Any) -> None:
 def test_lookalikes_pass_with_one_warning(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     from tiny import encode, tokens_marked
 
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     warn_once.cache_clear()
     _, clip = world.apply(world.model, world.clip, name="alice")
@@ -107,6 +107,9 @@ def test_a_forgotten_clip_wire(world: Any) -> None:
 def test_a_forgotten_model_wire_warns_once(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     from tiny import encode, same, sample
 
+    from nested_attention.hosts.comfy.notices import warn_once
+
+    warn_once.cache_clear()
     _, clip = world.apply(world.model, world.clip)
     positive, negative = encode(clip, "a person"), encode(clip, "bad")
     plain = sample(world.model, encode(world.clip, "a person"), negative)
@@ -126,7 +129,7 @@ def test_a_model_wire_from_the_middle_of_the_chain_warns(
 ) -> None:
     from tiny import encode, sample
 
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     warn_once.cache_clear()
     first, clip = world.apply(world.model, world.clip)

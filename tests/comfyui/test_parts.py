@@ -162,7 +162,7 @@ def test_where_others_have_a_say_theirs_is_run_for_all_rows(run: Run, forms: lis
 def test_outside_of_a_region_it_is_comfyui_s_attention_to_the_bit(
     run: Run, forms: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nested_attention.hosts.comfy.sampling.layer import CarriedSubject
+    from nested_attention.hosts.comfy.sampling.carried import CarriedSubject
 
     bind, inside = CarriedSubject.bind, torch.arange(64) % 2 == 0
 

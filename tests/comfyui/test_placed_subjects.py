@@ -273,7 +273,7 @@ class TestFound:
     def test_a_region_that_cannot_be_found_is_said(
         self, world: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from nested_attention.hosts.comfy.prompts.marks import warn_once
+        from nested_attention.hosts.comfy.notices import warn_once
 
         warn_once.cache_clear()
         draw(*two(world, self.AUTO, {**self.AUTO, "start": 0.6}), TWO, steps=4)
@@ -286,8 +286,8 @@ class TestFound:
         runs: list[Any] = []
 
         class Noted(hosts_model.SamplingRun):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
                 runs.append(weakref.ref(self))
 
         monkeypatch.setattr(hosts_model, "SamplingRun", Noted)
@@ -323,7 +323,7 @@ def test_an_empty_region_is_the_base_model_with_a_warning(
 ) -> None:
     from tiny import same
 
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     warn_once.cache_clear()
     base = draw(world.model, world.clip)

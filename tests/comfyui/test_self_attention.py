@@ -130,7 +130,7 @@ def test_merged_or_tiled_tokens_are_left_to_the_node_that_does_it(
 ) -> None:
     from comfy.ldm.modules.attention import optimized_attention
 
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     warn_once.cache_clear()
     q, k, v = (x[:, :8] for x in qkv())

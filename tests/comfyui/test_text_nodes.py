@@ -49,15 +49,14 @@ def test_marks_are_where_the_text_encoder_reads_the_word(world: Any, text: str) 
 def test_words_of_several_tokens_are_carried_by_the_last(world: Any) -> None:
     from tiny import encode
 
-    from nested_attention.hosts.comfy.prompts.marks import KEY, mark_of
+    from nested_attention.hosts.comfy.prompts.marks import KEY
 
     _, clip = world.apply(world.model, world.clip, word="Xylophonist   woman")
     ids = [t[0] for t in world.clip.tokenize("an xylophonist woman")["g"][0]]
     end = ids.index(49407)
     codes = encode(clip, "an xylophonist\nwoman")[0][1][KEY].codes[0].tolist()
-    mark = mark_of("xylophonist woman")
     assert end > 4
-    assert codes[: end + 1] == [0, 0, *[2 * mark + 1] * (end - 3), 2 * mark, 0]
+    assert codes[: end + 1] == [0, 0, *[3] * (end - 3), 2, 0]
 
 
 def test_tokens_stay_what_other_code_takes_them_for(world: Any) -> None:
@@ -137,7 +136,7 @@ def test_clip_text_encode_sdxl(world: Any) -> None:
 
 
 def test_different_texts_are_told_once(world: Any, caplog: pytest.LogCaptureFixture) -> None:
-    from nested_attention.hosts.comfy.prompts.marks import warn_once
+    from nested_attention.hosts.comfy.notices import warn_once
 
     warn_once.cache_clear()
     _, clip = world.apply(world.model, world.clip)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...hosts.comfy.sampling.applied import AppliedSubject
-from ...hosts.comfy.sampling.layer import CarriedSubject, NestedLayer
+from ...hosts.comfy.sampling.carried import CarriedSubject
+from ...hosts.comfy.sampling.layer import NestedLayer
 from ...settings import SubjectSettings
 from .. import baselines
 from ..shapes import LayerShape, sdxl_shapes

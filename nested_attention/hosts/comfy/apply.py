@@ -11,8 +11,8 @@ from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
 from .encoding.memory import SubjectEncoderHandle, subject_values
+from .notices import begin_notices, running_node, warn_once
 from .prompts.clip import SubjectCLIP, with_subject
-from .prompts.marks import warn_once
 from .sampling.applied import AppliedSubject
 from .sampling.chain import SubjectChain
 
@@ -32,6 +32,7 @@ def apply_subject(
     Raises NestedAttentionError, naming Apply Subject, for a subject of another encoder, a model the encoder
     was not trained for, blocks that it does not have, and a name that a subject applied before has.
     """
+    begin_notices()
     settings = settings.trained_as(encoder.config)
     name = settings.called.name
     try:
@@ -55,10 +56,11 @@ def apply_subject(
             "nowhere. Load Image gives such a mask for a picture without transparency: paint the region in "
             "its mask editor, invert the mask, or disconnect region"
         )
-    clip = with_subject(clip, settings.called)
+    on = settings.strength > 0 and any(factors.values())
+    clip = with_subject(clip, settings.called, required=on and settings.when_missing == "error")
     subjects = subjects_of(subject)
     managed: list[Any] = [None]
-    if settings.strength > 0 and any(factors.values()):  # off takes no memory either
+    if on:  # off takes no memory either
         managed = [
             subject_values(
                 encoder,
@@ -76,6 +78,7 @@ def apply_subject(
         values=managed[0] if alone else None,
         token_bias=biases[0] if alone and bool(biases[0].any()) else None,
         factors=factors,
+        node=running_node(),
         batch=() if alone else tuple(zip(managed, biases, strict=True)),
     )
     earlier = SubjectChain.of(model)
@@ -104,7 +107,7 @@ def _check_name(applied: AppliedSubject, earlier: SubjectChain | None) -> None:
     """The CLIP refuses equal names first; this is for a MODEL wire that comes from elsewhere than the CLIP
     wire."""
     for other in earlier.subjects if earlier else ():
-        if other.mark == applied.mark:
+        if other.key == applied.key:
             raise NestedAttentionError(
                 "Apply Subject: the MODEL already carries a subject called "
                 f"{other.settings.called.name!r}, so no prompt could tell it from this one. Give one of "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -19,7 +20,9 @@ from torch import Tensor
 from ....errors import NestedAttentionError
 from ....placeholders import ParsedPrompt, SubjectWord, parse_prompt
 from ....prompt import describe_words, short, words_in
-from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, noted, warn_once
+from ..notices import warn_once
+from .encoded import encoded_prompts
+from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, noted
 
 TOWERS = ("l", "g")
 """The two CLIP text models of SDXL, as their token lists are called. Other text models do not carry
@@ -33,9 +36,10 @@ class SubjectCLIP(comfy.sd.CLIP):
     changes."""
 
     subjects: tuple[SubjectWord, ...] = ()
+    required: frozenset[str] = frozenset()  # names of those without whom no picture is to be drawn
 
     def clone(self, *args: Any, **kwargs: Any) -> SubjectCLIP:
-        return _dress(super().clone(*args, **kwargs), self.subjects)
+        return _dress(super().clone(*args, **kwargs), self.subjects, self.required)
 
     def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
         def plain(prompt: str, word_ids: bool = False) -> dict[str, Any]:
@@ -63,10 +67,9 @@ class SubjectCLIP(comfy.sd.CLIP):
         )
         marks = self.marks(tokens)
         if return_dict:
-            setattr(out["cond"], KEY, marks)
-            out.update(marks.in_conditioning(out))
+            out.update(encoded_prompts.note(out["cond"], marks).in_conditioning(out))
         else:  # a node that builds the conditioning's dict itself still passes this very tensor on
-            setattr(out[0] if isinstance(out, tuple) else out, KEY, marks)
+            encoded_prompts.note(out[0] if isinstance(out, tuple) else out, marks)
         return out
 
     def encode_from_tokens_scheduled(
@@ -82,8 +85,9 @@ class SubjectCLIP(comfy.sd.CLIP):
         conditioning = super().encode_from_tokens_scheduled(
             tokens, unprojected=unprojected, add_dict=add, **kwargs
         )
-        for context, _ in conditioning:  # with hooks they do not come from encode_from_tokens
-            setattr(context, KEY, marks)
+        for context, entries in conditioning:
+            own = getattr(context, KEY, None)  # with hooks they do not come from encode_from_tokens
+            entries[KEY] = encoded_prompts.note(context, marks) if own is None else own
         return conditioning
 
     def marks(self, tokens: Tokens) -> PromptMarks:
@@ -95,6 +99,7 @@ class SubjectCLIP(comfy.sd.CLIP):
         towers = {t: list(_notes(tokens[t], self._width(t))) for t in TOWERS if t in tokens}
         length = min(map(len, towers.values()), default=0)
         codes, owners = [0] * length, [""] * length
+        numbers: dict[str, int] = {}
         conflicts: list[str] = []
         words: dict[str, None] = {}
         for notes in towers.values():
@@ -110,13 +115,15 @@ class SubjectCLIP(comfy.sd.CLIP):
                             "second (text_g). Give both the same text"
                         )
                     elif not codes[at] or note.last:
-                        codes[at], owners[at] = note.code, note.name
+                        number = numbers.setdefault(note.name, len(numbers) + 1)
+                        codes[at], owners[at] = 2 * number + (not note.last), note.name
         _warn_different(towers)
         return PromptMarks(
             torch.tensor([codes], dtype=torch.int64),
-            frozenset(name for name in owners if name),
+            tuple(numbers),
             tuple(words),
             tuple(dict.fromkeys(conflicts)),
+            self.required & set(numbers),
         )
 
     def _width(self, tower: str) -> int | None:
@@ -125,9 +132,10 @@ class SubjectCLIP(comfy.sd.CLIP):
         return None if model is None else model.transformer.get_input_embeddings().weight.shape[-1]
 
 
-def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord) -> SubjectCLIP:
+def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord, required: bool = False) -> SubjectCLIP:
     """A clone of `clip` whose prompts can carry one more subject.
 
+    required: whether a prompt that carries it may not be drawn without it.
     Raises NestedAttentionError if a subject bound before has the same name, or if `clip` is not one of SDXL.
     """
     if not all(hasattr(getattr(clip, "cond_stage_model", None), f"clip_{tower}") for tower in TOWERS):
@@ -142,7 +150,8 @@ def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord) -> SubjectCLIP:
                 f"Apply Subject: two subjects are called {subject.name!r}, so no prompt could tell them "
                 "apart. Give one of them another name (or another word) and write <name> in the prompt"
             )
-    return _dress(clip.clone(), (*bound, subject))
+    names = getattr(clip, "required", frozenset()) | ({subject.name} if required else set())
+    return _dress(clip.clone(), (*bound, subject), names)
 
 
 def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
@@ -155,7 +164,8 @@ def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
         raise NestedAttentionError(
             "Mark Prompt: the CLIP carries no subject; connect the CLIP output of Apply Subject"
         )
-    marks = clip.marks(clip.tokenize(text))
+    tokens = clip.tokenize(text)
+    marks = clip.marks(tokens)
     if marks.conflicts:
         raise NestedAttentionError(f"Mark Prompt: {marks.conflicts[0]}")
     if not marks.names:
@@ -165,25 +175,32 @@ def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
         )
     marked = []
     for context, entries in conditioning:
-        codes = fit(marks.codes, context.shape[1])
+        if len(context) > 1 and not bool((context == context[:1]).all()):
+            raise NestedAttentionError(
+                f"Mark Prompt: the conditioning has {len(context)} prompts, one a picture, and the text is "
+                "that of one. Where they were encoded with the CLIP of Apply Subject, each carries its own "
+                "subjects without Mark Prompt: leave it out"
+            )
+        if context.shape[1] > marks.codes.shape[1] and not marks.rows:  # as many as a CLIP of its own makes?
+            marks = replace(marks, rows=clip.encode_from_tokens(tokens).shape[1])
+        codes = fit(marks.codes, -(-context.shape[1] // marks.rows_per_token))
         if int((codes > 0).sum()) != int((marks.codes > 0).sum()):
             raise NestedAttentionError(
                 f"Mark Prompt: the text takes {marks.codes.shape[1]} tokens and a subject is past the "
                 f"{context.shape[1]} of the conditioning; connect the conditioning that was encoded from "
                 "this text"
             )
-        fitted = PromptMarks(codes, marks.names, marks.words)
         alias = context.view(context.shape)  # another tensor object on the same data: ours to set marks on
-        setattr(alias, KEY, fitted)
+        fitted = encoded_prompts.note(alias, replace(marks, codes=codes))
         marked.append([alias, {**entries, **fitted.in_conditioning(entries)}])
     return marked
 
 
-def _dress(clip: comfy.sd.CLIP, subjects: tuple[SubjectWord, ...]) -> SubjectCLIP:
+def _dress(clip: comfy.sd.CLIP, subjects: tuple[SubjectWord, ...], required: frozenset[str]) -> SubjectCLIP:
     """`clip` itself, a fresh clone, made into a SubjectCLIP with all its attributes."""
     if not isinstance(clip, SubjectCLIP):
         clip.__class__ = _subject_class(type(clip))
-    clip.subjects = subjects
+    clip.subjects, clip.required = subjects, required
     return clip
 
 

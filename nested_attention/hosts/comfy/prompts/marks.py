@@ -7,33 +7,22 @@ the text context, where ComfyUI batches, repeats and joins it like the context.
 
 from __future__ import annotations
 
-import logging
-import zlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import comfy.conds
 import torch
 from torch import Tensor
 
+from ....errors import NestedAttentionError
+from ....placeholders import name_key
+from ..graph import samples_personalised
+from ..notices import running_graph, warn_once
+
 KEY = "nested_attention"  # PromptMarks in a conditioning's dict, and as an attribute of its text context
 COND = "nested_attention_marks"  # the marks under `model_conds`, and the keyword that reaches the model
-
-logger = logging.getLogger("nested_attention")
-
-
-@lru_cache(maxsize=256)
-def warn_once(message: str) -> None:
-    """Logs a warning the first time it is given; a prompt is often tokenised several times for one
-    picture."""
-    logger.warning(message)
-
-
-def mark_of(name: str) -> int:
-    """The number that stands for a subject's name: the same in every process, never 0."""
-    return zlib.crc32(" ".join(name.split()).casefold().encode()) + 1
 
 
 @dataclass(frozen=True)
@@ -42,11 +31,6 @@ class SubjectNote:
 
     name: str
     last: bool
-
-    @property
-    def code(self) -> int:
-        """What stands in the marks: twice the subject's number, plus one on tokens before the last."""
-        return 2 * mark_of(self.name) + (not self.last)
 
 
 @dataclass(frozen=True)
@@ -73,14 +57,40 @@ def noted(token: int, note: SubjectNote | PromptNote) -> NotedToken:
 class PromptMarks:
     """Which tokens of an encoded prompt carry whom.
 
-    codes: (1, T) int64 on the CPU, `SubjectNote.code` of each token or 0. names: of the subjects marked.
+    codes: (1, T) int64 on the CPU: 0, or twice the number of a subject in `names`, counted from 1, plus one
+    on tokens of a word before its last. required: those of them without whom no picture is to be drawn.
     words: what the prompt says. conflicts: why a word that two subjects claim carries neither.
+    rows: of the text context that was encoded from the tokens; 0 if that is not known.
     """
 
     codes: Tensor
-    names: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    required: frozenset[str] = frozenset()
+    rows: int = 0
+
+    @property
+    def rows_per_token(self) -> int:
+        """2 where a text encoder gives each token two rows, for keys and for values (NegPip); mostly 1."""
+        tokens = self.codes.shape[1]
+        return self.rows // tokens if tokens and self.rows and self.rows % tokens == 0 else 1
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(map(name_key, self.names))
+
+    def numbered(self, numbers: Mapping[str, int]) -> Tensor | None:
+        """The codes (1, T) with the numbers that a MODEL gives to its subjects, by `name_key` their names.
+
+        Subjects that have none there are unmarked; None if no other is left.
+        """
+        table = [0, 0]
+        for name in self.names:
+            number = numbers.get(name_key(name), 0)
+            table += [2 * number, 2 * number + 1] if number else [0, 0]
+        codes = torch.tensor(table)[self.codes]
+        return codes if bool(codes.any()) else None
 
     def in_conditioning(self, other: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Entries for a conditioning's dict. `other`: what it has already under `model_conds` is kept."""
@@ -88,7 +98,7 @@ class PromptMarks:
         kept = dict((other or {}).get("model_conds", {}))
         kept.pop(COND, None)
         if self.names:
-            kept[COND] = UnclaimedMarks(self.codes[..., None], sorted(self.names))
+            kept[COND] = UnclaimedMarks(self.codes[..., None], self.names, self.required)
         if kept or (other or {}).get("model_conds") is not None:
             entries["model_conds"] = kept
         return entries
@@ -96,22 +106,36 @@ class PromptMarks:
 
 class UnclaimedMarks(comfy.conds.CONDCrossAttn):
     """Marks as a prompt leaves the text encoder. A model with subjects claims them when it starts to sample;
-    if one without reads them, its MODEL wire does not come from Apply Subject, and this says so once."""
+    if one without reads them, its MODEL wire does not come from Apply Subject, and this says so.
 
-    def __init__(self, cond: Tensor, names: Sequence[str] = ()) -> None:
+    It is an error where no sampler of the graph has such a wire and a subject is required: then the wire is
+    forgotten. A pass of its own, on the same prompts, may well go without.
+    """
+
+    def __init__(
+        self, cond: Tensor, names: Sequence[str] = (), required: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(cond)
-        self.names = tuple(names)
-        self._said = False
+        self.names, self.required = tuple(names), required
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> Any:
-        if not self._said:
-            self._said = True
-            logger.warning(
-                f"Nested Attention: a prompt carries {', '.join(map(repr, self.names))}, and the model that "
-                "samples it carries no subject, so the picture will not show it. Connect the MODEL output of "
-                "Apply Subject to the sampler"
+        graph = running_graph() if self.required else None
+        if graph is not None and not samples_personalised(graph):
+            raise NestedAttentionError(
+                f"Apply Subject: a prompt carries {_listed(self.required)}, and no sampler of this graph has "
+                "a MODEL that does, so no picture would show it. Connect the MODEL output of the last Apply "
+                "Subject to the sampler. If it is meant to go without, set 'when missing' to 'warn'"
             )
+        warn_once(
+            f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
+            "samples it carries no subject, so the picture will not show it. Connect the MODEL output of "
+            "Apply Subject to the sampler"
+        )
         return comfy.conds.CONDCrossAttn(self.cond).process_cond(batch_size, **kwargs)
+
+
+def _listed(names: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
 
 
 def fit(codes: Tensor, length: int) -> Tensor:
@@ -119,6 +143,18 @@ def fit(codes: Tensor, length: int) -> Tensor:
     if codes.shape[1] >= length:
         return codes[:, :length]
     return torch.nn.functional.pad(codes, (0, length - codes.shape[1]))
+
+
+def stacked(codes: Sequence[Tensor | None]) -> Tensor | None:
+    """Codes (1, T) of one prompt each → (prompts, T), repeated to one length, as ComfyUI repeats contexts.
+
+    None is a prompt without marks; without any it is None.
+    """
+    length = math.lcm(*(one.shape[1] for one in codes if one is not None))
+    if all(one is None for one in codes):
+        return None
+    empty = torch.zeros(1, length, dtype=torch.int64)
+    return torch.cat([empty if one is None else one.repeat(1, length // one.shape[1]) for one in codes])
 
 
 def marks_in(cond: Mapping[str, Any]) -> PromptMarks | None:
@@ -132,13 +168,13 @@ def marks_in(cond: Mapping[str, Any]) -> PromptMarks | None:
 
 
 def warn_of_lost_words(cond: Mapping[str, Any]) -> None:
-    """Says once which words of a prompt in the sampler's form cannot carry subjects: those of a second prompt
+    """Says which words of a prompt in the sampler's form cannot carry subjects: those of a second prompt
     that a node merged into the text context of a marked one, whose marks stay behind."""
     marks, context = cond.get(KEY), cond.get("cross_attn")
     if not isinstance(marks, PromptMarks) or not marks.names or context is None:
         return
-    who = ", ".join(map(repr, sorted(marks.names)))
-    if context.shape[1] > marks.codes.shape[1]:
+    who = _listed(marks.names)
+    if context.shape[1] > (marks.rows or marks.codes.shape[1]):
         warn_once(
             f"Nested Attention: the prompt that carries {who} was joined with another one, as Conditioning "
             "(Concat) does; only the words of the first, conditioning_to, carry subjects"

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ....placeholders import name_key
 from ....settings import SubjectSettings
-from ..prompts.marks import mark_of
 from .copies import Shared
 
 
@@ -18,7 +18,8 @@ class AppliedSubject(Shared):
     """How a subject counts, and what it needs for that.
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
-    subject instead, where they have different ones. factors: on its strength, at each site.
+    subject instead, where they have different ones. factors: on its strength, at each site. node:
+    the id of the node that applied it, if one did.
     """
 
     settings: SubjectSettings
@@ -26,10 +27,11 @@ class AppliedSubject(Shared):
     token_bias: Tensor | None
     factors: Mapping[str, float]
     batch: tuple[tuple[Any, Tensor], ...] = ()
+    node: str = ""
 
     @property
-    def mark(self) -> int:
-        return mark_of(self.settings.called.name)
+    def key(self) -> str:
+        return name_key(self.settings.called.name)
 
     @property
     def strength(self) -> float:

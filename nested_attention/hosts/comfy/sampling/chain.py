@@ -9,7 +9,8 @@ matter; and where nothing is marked, the model runs exactly as without us.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.conds
@@ -18,27 +19,44 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....errors import NestedAttentionError
-from ....placeholders import SubjectWord, why_missing
+from ....placeholders import SubjectWord, name_key, why_missing
+from ....prompt import describe_words
 from ....sites import ComfyAddress
+from ..graph import merged_away
+from ..notices import begin_notices, running_graph, running_node, warn, warn_once
+from ..prompts.encoded import check_same, encoded_prompts, recognise
 from ..prompts.marks import (
     COND,
     KEY,
     PromptMarks,
     UnclaimedMarks,
     fit,
-    logger,
-    mark_of,
     marks_in,
+    stacked,
     warn_of_lost_words,
-    warn_once,
 )
 from .applied import AppliedSubject
 from .batches import row_values
+from .carried import CarriedSubject
 from .copies import Shared
-from .layer import CarriedSubject
-from .places import PLACES, Pass, Places, places_of
+from .coupled import CoupledRows, is_coupled
+from .places import PLACES, Pass, Places
 from .regions import PassRegion, SamplingRun
 from .slots import fill_slots
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A conditioning as a guider keeps it. marks: of each of its prompts, mostly one; a conditioning may have
+    one a picture."""
+
+    cond: dict[str, Any]
+    negative: bool
+    marks: tuple[PromptMarks | None, ...]
+
+    @property
+    def known(self) -> list[PromptMarks]:
+        return [one for one in self.marks if one is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +98,32 @@ class SubjectChain(Shared):
         Which prompts are negative is told by the names under which a guider keeps them, never by their order.
         Raises NestedAttentionError if no prompt carries a subject, unless it is to warn only.
         """
+        begin_notices()
         guider = executor.class_obj
-        positive: list[dict[str, Any]] = []
-        negative: list[dict[str, Any]] = []
-        for role, conds in guider.conds.items():
-            for cond in conds or ():
-                (negative if _negative(role, cond) else positive).append(cond)
-        self._check(positive, negative)
-        for cond in positive:
-            warn_of_lost_words(cond)
-        guider.conds = {
-            role: conds if conds is None else [self._claim(cond, _negative(role, cond)) for cond in conds]
-            for role, conds in guider.conds.items()
-        }
         # The guider's options are this sampling's own copy, so what is kept in them ends with it.
         options = guider.model_options.setdefault("transformer_options", {})
-        options[KEY] = SamplingRun(self.subjects, len(noise), sigmas)
+        prompts = [
+            (role, None if conds is None else [self._read(role, cond) for cond in conds])
+            for role, conds in guider.conds.items()
+        ]
+        read = [prompt for _, of_role in prompts for prompt in of_role or ()]
+        run = options[KEY] = SamplingRun(
+            self.subjects,
+            len(noise),
+            sigmas,
+            size=(noise.shape[-2], noise.shape[-1]),
+            rows_per_token=max((marks.rows_per_token for one in read for marks in one.known), default=1),
+            coupled=is_coupled(options)
+            and any(map(len, encoded_prompts.carrying(self._numbers(negative=False)))),
+        )
+        self._check(read, run)
+        for prompt in read:
+            if not prompt.negative:
+                warn_of_lost_words(prompt.cond)
+        guider.conds = {
+            role: of_role if of_role is None else [self._claim(prompt) for prompt in of_role]
+            for role, of_role in prompts
+        }
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def calc_cond_batch(
@@ -115,16 +143,22 @@ class SubjectChain(Shared):
         marked = any(one is not None for prompt in codes for one in prompt)
         options = model_options.get("transformer_options", {})
         run, places = SamplingRun.of(options), None
-        if run is not None and run.needs_places and marked:
-            run.step(timestep)
-            places = places_of(x, run.batch, options)
+        if run is not None:
+            run.active = active
+            if run.needs_places and marked:
+                run.step(timestep)
+                places = run.place(x, options)
+        rows = 1 if run is None else run.rows_per_token
         prepared = [
             prompt
             if prompt is None
-            else [_with_codes(*pair, marked, places) for pair in zip(prompt, one, strict=True)]
+            else [_with_codes(*pair, marked, rows, places) for pair in zip(prompt, one, strict=True)]
             for prompt, one in zip(conds, codes, strict=True)
         ]
-        return executor(model, prepared, x, timestep, model_options, *args)
+        out = executor(model, prepared, x, timestep, model_options, *args)
+        if run is not None and run.awaited:
+            self._check_awaited(run, active)
+        return out
 
     def apply_model(
         self,
@@ -141,65 +175,112 @@ class SubjectChain(Shared):
         """For one forward pass: nested values in the layers, on top of whatever other packs have there."""
         options = dict(transformer_options or {})
         codes, places = kwargs.pop(COND, None), kwargs.pop(PLACES, None)
-        if codes is None:
+        run = SamplingRun.of(options)
+        coupled: CoupledRows | None = None
+        coupling = run is not None and run.coupled and c_crossattn is not None
+        if codes is None and not coupling:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
-        run, where = SamplingRun.of(options), None if places is None else Pass.read(places)
+        where = None if places is None or run is None else run.where(places, x)
+        read = torch.zeros(len(x), 1, dtype=torch.int64) if codes is None else codes[..., 0].cpu()
         values = self._values(executor.class_obj)
-        carried = self._carried(codes[..., 0].cpu(), x.device, values, run, where)
-        if not carried:
+        carried = self._carried(read, x.device, values, run, where)
+        if run is not None and c_crossattn is not None and coupling:
+            numbers = {key: n for key, n in self._numbers(negative=False).items() if n in run.active}
+            bind = partial(self._carried, device=x.device, values=values, run=run)
+            coupled = CoupledRows(c_crossattn, read, numbers, bind)
+        if not carried and coupled is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         there = options.get("patches_replace", {})
-        options["patches_replace"] = fill_slots(there, self.addresses, carried, x.device)
+        options["patches_replace"] = fill_slots(there, self.addresses, carried, x.device, coupled)
+        options = options if coupled is None else coupled.patched(options)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
-    def _check(self, positive: Sequence[Mapping[str, Any]], negative: Sequence[Mapping[str, Any]]) -> None:
-        found, driven_away = (
-            [marks for cond in prompts if (marks := marks_in(cond)) is not None]
-            for prompts in (positive, negative)
-        )
-        names = {name for marks in found for name in marks.names}
-        conflicts = [conflict for marks in found for conflict in marks.conflicts]
+    def _read(self, role: str, cond: dict[str, Any]) -> Prompt:
+        """Which prompts a conditioning has. Several in one, one a picture, are told by what was encoded."""
+        context, own, negative = cond.get("cross_attn"), marks_in(cond), _negative(role, cond)
+        if context is None or len(context) == 1 or getattr(context, KEY, None) is not None:
+            return Prompt(cond, negative, (own,))
+        numbers = self._numbers(negative)
+        alive, last = encoded_prompts.carrying(numbers)
+        found: list[PromptMarks | None] = []
+        for now, before in zip(recognise(context, alive), recognise(context, last), strict=True):
+            marks = [one.marks for one in now or before]
+            check_same([codes for one in marks if (codes := one.numbered(numbers)) is not None])
+            found.append(marks[0] if marks else None)
+        if own is not None and not any(found):
+            if bool((context == context[:1]).all()):
+                return Prompt(cond, negative, (own,))
+            # What it says is of one of them, nobody knows of which.
+            found = [replace(own, codes=torch.zeros_like(own.codes), names=())]
+        return Prompt(cond, negative, tuple(found))
+
+    def _numbers(self, negative: bool) -> dict[str, int]:
+        """What stands in the marks for each subject that such a prompt may carry, by its key: from 1."""
+        return {
+            s.key: number
+            for number, s in enumerate(self.subjects, 1)
+            if s.strength > 0 and (s.settings.apply_to_negative or not negative)
+        }
+
+    def _check(self, prompts: Sequence[Prompt], run: SamplingRun) -> None:
+        """Raises NestedAttentionError for a subject that no prompt carries, or warns, as it is told to. One
+        that a prompt elsewhere carries is awaited where another pack may bring that prompt in."""
+        positive = [marks for one in prompts if not one.negative for marks in one.known]
+        negative = [marks for one in prompts if one.negative for marks in one.known]
+        conflicts = [conflict for marks in positive for conflict in marks.conflicts]
         for subject in self.subjects:
-            read = found + driven_away if subject.settings.apply_to_negative else found
-            carried = {mark_of(name) for marks in read for name in marks.names}
-            if subject.strength == 0 or subject.mark in carried:
+            read = positive + negative if subject.settings.apply_to_negative else positive
+            if subject.strength == 0 or any(subject.key in marks.keys for marks in read):
                 continue
-            called = subject.settings.called
-            reason = conflicts[0] if conflicts else _why_missing(called, read)
-            who = f"the subject {called.name!r} (word {called.word!r})"
-            message = f"Apply Subject: no prompt carries {who}: {reason}"
-            if subject.settings.when_missing == "error":
-                raise NestedAttentionError(message)
-            logger.warning(f"Nested Attention: {message}")
+            elsewhere = _elsewhere(subject.key, [*positive, *negative])
+            reason = conflicts[0] if conflicts else _why_missing(subject.settings.called, read, elsewhere)
+            if elsewhere is not None and run.coupled:
+                run.awaited[subject.key] = reason
+            else:
+                _tell_missing(subject, reason)
         for conflict in conflicts:
             warn_once(f"Nested Attention: {conflict}")
-        strangers = sorted(name for name in names if mark_of(name) not in {s.mark for s in self.subjects})
+        known = {s.key for s in self.subjects}
+        strangers = sorted(
+            {name for marks in positive for name in marks.names if name_key(name) not in known}
+        )
         if strangers:
             warn_once(
                 f"Nested Attention: a prompt carries {', '.join(map(repr, strangers))}, which this MODEL "
                 "does not have; connect the MODEL output of the last Apply Subject to the sampler"
             )
+        lost = merged_away(running_graph() or {}, running_node()) - {s.node for s in self.subjects}
+        if lost:
+            warn_once(
+                f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(lost))}) is lost "
+                "where models are merged: of two, a merge keeps the subjects of the first. Put Apply Subject "
+                "behind the node that merges"
+            )
 
-    def _claim(self, cond: dict[str, Any], negative: bool) -> dict[str, Any]:
+    def _check_awaited(self, run: SamplingRun, active: set[int]) -> None:
+        """After a step: whether the subjects in force that were awaited have come."""
+        for number, subject in enumerate(self.subjects, 1):
+            reason = run.awaited.pop(subject.key, None) if number in active else None
+            if reason is not None and subject.key not in run.carried:
+                _tell_missing(subject, reason)
+
+    def _claim(self, prompt: Prompt) -> dict[str, Any]:
         """The conditioning with the marks that count as plain marks, and no others."""
-        marks = marks_in(cond)
-        kept = {
-            s.mark for s in self.subjects if s.strength > 0 and (s.settings.apply_to_negative or not negative)
-        }
-        codes = None if marks is None else _only(marks.codes, kept)
-        model_conds = {k: v for k, v in cond.get("model_conds", {}).items() if k != COND}
+        numbers = self._numbers(prompt.negative)
+        codes = stacked([None if marks is None else marks.numbered(numbers) for marks in prompt.marks])
+        model_conds = {k: v for k, v in prompt.cond.get("model_conds", {}).items() if k != COND}
         if codes is not None:
             model_conds[COND] = comfy.conds.CONDCrossAttn(codes[..., None])
-        return {**cond, "model_conds": model_conds}
+        return {**prompt.cond, "model_conds": model_conds}
 
     def _active(self, model: Any, timestep: Tensor) -> set[int]:
-        """Marks of the subjects in force at this step. Reads the timestep from the device only where it
+        """Numbers of the subjects in force at this step. Reads the timestep from the device only where it
         matters."""
         sampling = model.model_sampling
         sigma = None if all(s.settings.always for s in self.subjects) else float(timestep[0])
         return {
-            s.mark
-            for s in self.subjects
+            number
+            for number, s in enumerate(self.subjects, 1)
             if s.settings.always
             or sampling.percent_to_sigma(s.settings.start)
             >= sigma
@@ -240,11 +321,11 @@ class SubjectChain(Shared):
     ) -> list[CarriedSubject]:
         """codes: (B, T) on the CPU."""
         found = []
-        for subject in self.subjects:
-            mask = codes == 2 * subject.mark
+        for number, subject in enumerate(self.subjects, 1):
+            mask = codes == 2 * number
             if not bool(mask.any()):
                 continue
-            word, region = (codes >> 1) == subject.mark, None
+            word, region = (codes >> 1) == number, None
             own, bias = values.get(subject.values), subject.token_bias
             if subject.batch or subject.settings.placed:
                 if run is None or where is None:
@@ -267,6 +348,8 @@ class SubjectChain(Shared):
                             continue
             bias = None if bias is None else bias.to(device, non_blocking=True)
             found.append(CarriedSubject(subject, own, mask, word, bias, region))
+            if run is not None:
+                run.carried.add(subject.key)
         return found
 
 
@@ -276,36 +359,66 @@ def _negative(role: str, cond: Mapping[str, Any]) -> bool:
     return any(word in name for name in (role.lower(), kind) for word in ("negative", "uncond", "empty"))
 
 
-def _only(codes: Tensor, marks: Iterable[int]) -> Tensor | None:
-    """The codes (B, T) of these marks, others as unmarked; None if nothing is left."""
-    kept = torch.isin(codes >> 1, torch.tensor(sorted(marks), dtype=codes.dtype))
+def _only(codes: Tensor, numbers: Iterable[int]) -> Tensor | None:
+    """The codes (B, T) of these subjects, others as unmarked; None if nothing is left."""
+    kept = torch.isin(codes >> 1, torch.tensor(sorted(numbers), dtype=codes.dtype))
     return torch.where(kept, codes, 0) if bool(kept.any()) else None
 
 
 def _with_codes(
-    cond: dict[str, Any], codes: Tensor | None, marked: bool, places: Places | None
+    cond: dict[str, Any], codes: Tensor | None, marked: bool, rows_per_token: int, places: Places | None
 ) -> dict[str, Any]:
-    """The conditioning with exactly these codes, in its context's length, and places; without any if nothing
-    is marked."""
+    """The conditioning with exactly these codes, one for each token of its context, and places; without any
+    if nothing is marked."""
     model_conds = {k: v for k, v in cond["model_conds"].items() if k != COND}
     context = model_conds.get("c_crossattn")
     if marked and context is not None:
         codes = torch.zeros(1, 1, dtype=torch.int64) if codes is None else codes
-        model_conds[COND] = comfy.conds.CONDCrossAttn(fit(codes, context.cond.shape[1])[..., None])
+        tokens = -(-context.cond.shape[1] // rows_per_token)
+        model_conds[COND] = comfy.conds.CONDCrossAttn(fit(codes, tokens)[..., None])
         if places is not None:
             model_conds[PLACES] = places
     return {**cond, "model_conds": model_conds}
 
 
-def _why_missing(called: SubjectWord, found: Sequence[PromptMarks]) -> str:
-    """found: what is known of the prompts that went through Apply Subject's CLIP."""
+def _tell_missing(subject: AppliedSubject, reason: str) -> None:
+    """Raises NestedAttentionError, or warns, as Apply Subject was told."""
+    called = subject.settings.called
+    message = f"Apply Subject: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
+    if subject.settings.when_missing == "error":
+        raise NestedAttentionError(message)
+    warn(f"Nested Attention: {message}")
+
+
+def _elsewhere(key: str, read: Sequence[PromptMarks]) -> PromptMarks | None:
+    """A prompt that carries the subject, was encoded and is none of those that the sampler has."""
+    for one in encoded_prompts.recently_carrying(key):
+        if not any(one is other for other in read):
+            return one
+    return None
+
+
+def _why_missing(called: SubjectWord, found: Sequence[PromptMarks], elsewhere: PromptMarks | None) -> str:
+    """found: what is known of the prompts that went through Apply Subject's CLIP. elsewhere: a prompt that
+    carries it, and that the sampler does not have."""
     if not found:
-        return (
+        reason = (
             "none of the prompts was encoded with the CLIP that Apply Subject puts out. Connect that CLIP to "
             "the text encoders, or mark their conditioning with Mark Prompt"
         )
-    words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
+    else:
+        words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
+        reason = (
+            f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is "
+            "meant to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to "
+            "'warn'"
+        )
+    if elsewhere is None:
+        return reason
     return (
-        f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is meant "
-        "to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to 'warn'"
+        f"{reason}. A text that does carry it was encoded too ({describe_words(elsewhere.words)}), and did "
+        "not reach this sampler as it was: a text node that encodes parts of a prompt apart and joins them "
+        "(CAT, AVG, other parsers) loses who is carried, and a node that keeps prompts to itself (attention "
+        "couple) may. Put Mark Prompt, with the whole text, behind the text node, or place subjects by Apply "
+        "Subject's region"
     )

@@ -73,6 +73,60 @@ def places_of(x: Tensor, batch: int, transformer_options: Mapping[str, Any]) -> 
     return Places(torch.cat([torch.tensor(pictures)[:, None], whole], dim=1))
 
 
+def check_whole(x: Tensor, size: tuple[int, int]) -> None:
+    """Raises NestedAttentionError if latents x (b, C, H, W) are a part of pictures of `size` cells."""
+    height, width = x.shape[-2:]
+    if height < size[0] or width < size[1]:
+        raise NestedAttentionError(
+            f"Apply Subject: a node runs {height} × {width} latent cells of pictures that have {size[0]} × "
+            f"{size[1]}, and does not tell which, so a region cannot be placed in them. Take that node out, "
+            "or set region_mode of Apply Subject to 'none' (tiles that are cut around the model, as Tiled "
+            "Diffusion's are, are understood)"
+        )
+
+
+def on_tiles(where: Pass, x: Tensor, latents: Tensor, pictures: Sequence[int]) -> Pass:
+    """The rows of a forward pass on latents x (B, C, h, w), which a node may have cut out of those of the
+    step, (b, C, H, W): where they are smaller, each row's part of the picture is found by its noise.
+
+    pictures: numbers of the step's. Waits for the device once a row. Raises NestedAttentionError for a tile
+    that is nowhere, or in several places.
+    """
+    size = height, width = x.shape[-2:]
+    if all(part[2:4] == size for part in where.parts):
+        return where
+    if len(where.parts) != len(x):
+        raise NestedAttentionError(
+            f"Apply Subject: a node runs {len(x)} tiles at once and tells the places of {len(where.parts)}, "
+            "so a region cannot be placed in them. Take it out, or set region_mode of Apply Subject to 'none'"
+        )
+    parts: list[Box] = []
+    for tile, (picture, part) in zip(x, where.rows, strict=True):
+        top, left, rows, columns, *whole = part
+        seen = latents[pictures.index(picture), :, top : top + rows, left : left + columns].to(x)
+        found = _find(tile, seen)
+        if len(found) != 1:
+            raise NestedAttentionError(
+                f"Apply Subject: a node runs the model on {height} × {width} of a picture's {rows} × "
+                f"{columns} latent cells and changes them, or rolls them over the edge, so it cannot be told "
+                "where they are and a region cannot be placed in them. Take it out, or set region_mode of "
+                "Apply Subject to 'none'"
+            )
+        parts.append((top + found[0][0], left + found[0][1], height, width, whole[0], whole[1]))
+    return Pass(where.pictures, tuple(parts))
+
+
+def _find(tile: Tensor, whole: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns at which a tile (C, h, w) stands in a whole (C, H, W), to the bit."""
+    height, width = tile.shape[1:]
+    down, across = whole.shape[1] - height + 1, whole.shape[2] - width + 1
+    if down < 1 or across < 1:
+        return []
+    corners = (whole[:, :down, :across] == tile[:, :1, :1]).all(dim=0)
+    places = corners.nonzero().tolist()
+    return [(y, x) for y, x in places if torch.equal(whole[:, y : y + height, x : x + width], tile)]
+
+
 def _window(size: int, transformer_options: Mapping[str, Any]) -> list[int] | None:
     """Numbers of the pictures in the window being run: as ComfyUI and as AnimateDiff-Evolved tell them.
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ....errors import NestedAttentionError
 from ....regions import RegionFinder, area_mean, watched_steps
-from ..prompts.marks import KEY, warn_once
+from ..notices import warn_once
+from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
-from .places import Pass
+from .places import Pass, Places, check_whole, on_tiles, places_of
 
 Grid = tuple[int, int]
 
@@ -28,16 +29,36 @@ Grid = tuple[int, int]
 class SamplingRun(Shared):
     """What is kept from the start of one sampling to its end.
 
-    batch: how many pictures are sampled. sigmas: noise levels of its steps.
+    batch, size: how many pictures are sampled, and their rows and columns of latent cells. sigmas: noise
+    levels of its steps. rows_per_token: rows of a text context for each token that the layers see. coupled:
+    whether another pack may bring in prompts that come past no sampler; `awaited` are the subjects that only
+    they can carry, with what to say if they do not, and `carried` those that some pass has carried. active:
+    numbers of the subjects in force at the present step.
     """
 
-    def __init__(self, subjects: Sequence[AppliedSubject], batch: int, sigmas: Tensor) -> None:
-        self.batch = batch
+    def __init__(
+        self,
+        subjects: Sequence[AppliedSubject],
+        batch: int,
+        sigmas: Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+        rows_per_token: int = 1,
+        coupled: bool = False,
+    ) -> None:
+        self.batch, self.size = batch, size
+        self.rows_per_token = rows_per_token
+        self.coupled = coupled
+        self.awaited: dict[str, str] = {}
+        self.carried: set[str] = set()
+        self.active: set[int] = set()
+        self._latents: tuple[Tensor, list[int]] | None = None  # of this step, and which pictures they are
         active = [s for s in subjects if s.strength > 0]
         self.needs_places = any(s.settings.placed or s.batch for s in active)
+        self._placed = any(s.settings.placed for s in active)
         automatic = [s for s in active if s.settings.auto_region]
         self._names = [s.settings.called.name for s in automatic]
-        self._numbers = {s.mark: i for i, s in enumerate(automatic)}
+        self._numbers = {s.key: i for i, s in enumerate(automatic)}
         self._finder = RegionFinder(batch, len(self._numbers)) if self._numbers else None
         # Steps are told by their noise: samplers may evaluate the model several times a step.
         steps = len(sigmas) - 1
@@ -63,6 +84,19 @@ class SamplingRun(Shared):
             self._warn_of_unseen(self._finder)
             self._found, self._finder = self._finder.settle(), None
 
+    def place(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Places:
+        """At each step: the places of its latents. Raises as `places_of` and `check_whole`."""
+        if self._placed and self.size is not None:
+            check_whole(x, self.size)
+        places = places_of(x, self.batch, transformer_options)
+        self._latents = x, places.cond[:, 0].tolist()
+        return places
+
+    def where(self, places: Tensor, x: Tensor) -> Pass:
+        """The places of a forward pass on latents x, (B, C, h, w). Raises as `on_tiles`."""
+        where = Pass.read(places)
+        return on_tiles(where, x, *self._latents) if self._placed and self._latents is not None else where
+
     def _warn_of_unseen(self, finder: RegionFinder) -> None:
         if len(self._names) < 2:  # one alone has the whole picture anyway
             return
@@ -75,14 +109,14 @@ class SamplingRun(Shared):
 
     def watch(self, subject: AppliedSubject, seen: Sequence[tuple[int, Tensor]], where: Pass) -> None:
         """seen: rows of a pass, and what a layer attends to the subject's word in them (h, w)."""
-        number = self._numbers.get(subject.mark)
+        number = self._numbers.get(subject.key)
         with self._lock:
             for row, attention in seen:
                 if self._finder is not None and number is not None:
                     self._finder.add(number, where.pictures[row], attention, where.parts[row])
 
     def watches(self, subject: AppliedSubject) -> bool:
-        return self.watching and subject.mark in self._numbers
+        return self.watching and subject.key in self._numbers
 
     def region(self, subject: AppliedSubject, where: Pass, grid: Grid, device: torch.device) -> Tensor | None:
         """The subject's region in the rows of a pass, (1|B, L) in [0, 1]; None: everywhere, or not found
@@ -90,7 +124,7 @@ class SamplingRun(Shared):
         maps = self._maps(subject)
         if maps is None:
             return None
-        key = (subject.mark, where, grid, device)
+        key = (subject.key, where, grid, device)
         if key not in self._cache:
             rows = [(picture % len(maps), part) for picture, part in where.rows]
             means = {row: area_mean(maps[row[0]], grid, row[1]).flatten() for row in dict.fromkeys(rows)}
@@ -104,7 +138,7 @@ class SamplingRun(Shared):
         mask = subject.settings.region
         if mask is None:
             return torch.zeros(len(where.pictures), dtype=torch.bool)
-        key = (subject.mark, where)
+        key = (subject.key, where)
         if key not in self._empty:
             rows = [(picture % len(mask), part) for picture, part in where.rows]
             bare = {row: not bool(area_mean(mask[row[0]], (1, 1), row[1])) for row in dict.fromkeys(rows)}
@@ -114,7 +148,7 @@ class SamplingRun(Shared):
     def _maps(self, subject: AppliedSubject) -> Tensor | None:
         """(pictures, h, w), on the CPU if it is a mask."""
         if self._found is not None and subject.settings.auto_region:
-            return self._found[:, self._numbers[subject.mark]]
+            return self._found[:, self._numbers[subject.key]]
         return subject.settings.region
 
     def bias(self, rows: Any, grid: Any, make: Callable[[], Tensor]) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ....regions import bias_in_rows, rows_apart
-from ..prompts.marks import warn_once
-from .layer import CarriedSubject
+from ..notices import warn_once
+from .carried import CarriedSubject
 from .regions import Grid, PassRegion
 
 
@@ -42,8 +42,8 @@ class SubjectsApart:
 
     def bias(self, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
         """What is added to the logits of self-attention in `rows`: (1 or their number, 1, L, L)."""
-        run, marks = self.regions[0].run, tuple(one.subject.mark for one in self.regions)
-        rows = marks, self.regions[0].where, self.rows, device, dtype
+        run, keys = self.regions[0].run, tuple(one.subject.key for one in self.regions)
+        rows = keys, self.regions[0].where, self.rows, device, dtype
         return run.bias(rows, grid, lambda: self._bias(grid, device).to(dtype))
 
     def _bias(self, grid: Grid, device: torch.device) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 
 from ....kernels.rows import Rows, read_rows
 from ....sites import ComfyAddress
-from .layer import CarriedSubject, NestedLayer
+from .carried import CarriedSubject
+from .coupled import CoupledRows
+from .layer import NestedLayer
 from .self_attention import RegionSelfAttention, SubjectsApart
 from .watching import WatchedLayer
 
@@ -21,6 +23,7 @@ def fill_slots(
     addresses: Iterable[tuple[ComfyAddress, str]],
     carried: Sequence[CarriedSubject],
     device: torch.device,
+    coupled: CoupledRows | None = None,
 ) -> Slots:
     """`patches_replace` with ours on top of what other packs have there; theirs is not changed.
 
@@ -34,11 +37,11 @@ def fill_slots(
     rows: dict[tuple[int, ...], Rows] = {}  # by which subjects count in a layer
     for address, site in addresses:
         counting = tuple(i for i, one in enumerate(carried) if one.subject.strength_at(site))
-        if watching or counting:
+        if watching or counting or coupled is not None:
             here = [carried[i] for i in counting]
             if counting not in rows:
                 rows[counting] = read_rows(here, device)
-            layer = NestedLayer(_there(crossed, address), site, here, rows[counting])
+            layer = NestedLayer(_there(crossed, address), site, here, rows[counting], coupled)
             crossed[address] = WatchedLayer(layer, site, watching) if watching else layer
         if apart is not None:
             own[address] = RegionSelfAttention(_there(own, address), apart)

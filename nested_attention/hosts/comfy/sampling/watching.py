@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ....regions import watched_maps
-from .layer import CarriedSubject
+from .carried import CarriedSubject
 from .regions import grid_of
 
 

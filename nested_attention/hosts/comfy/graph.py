@@ -1,0 +1,77 @@
+"""What can be told of a graph before all of it has run: which samplers use a MODEL with which subjects."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+APPLY = "NestedAttentionApplySubject"
+
+CARRIED_ON = {"MODEL", "CLIP", "VAE"}
+"""Outputs of nodes that change a MODEL and sample nothing with it, such as loaders of LoRAs."""
+
+
+def samples_personalised(graph: Mapping[str, Any]) -> bool:
+    """Whether a MODEL output of Apply Subject leads to a node that may sample with it.
+
+    graph: in API format. In doubt it does: what a node does with a MODEL is told by its outputs alone.
+    """
+    reached = [(node_id, 0) for node_id, node in graph.items() if node.get("class_type") == APPLY]
+    seen = set(reached)
+    while reached:
+        at = reached.pop()
+        for node_id, node in graph.items():
+            if at not in _links(graph, node_id):
+                continue
+            outputs = _outputs(node.get("class_type"))
+            if not outputs or not set(outputs) <= CARRIED_ON:
+                return True
+            models = {(node_id, slot) for slot, kind in enumerate(outputs) if kind == "MODEL"} - seen
+            seen |= models
+            reached += models
+    return False
+
+
+def merged_away(graph: Mapping[str, Any], node_id: str) -> set[str]:
+    """Ids of the Apply Subject nodes that lead to a node through another that makes one MODEL of several, and
+    may keep the subjects of one of them alone."""
+    merges = [one for one in _before(graph, node_id) if len(_models(graph, one)) > 1]
+    return {one for merge in merges for one in _before(graph, merge) if graph[one].get("class_type") == APPLY}
+
+
+def _before(graph: Mapping[str, Any], node_id: str) -> set[str]:
+    """Ids of the nodes from which links lead to a node, over however many others."""
+    found: set[str] = set()
+    ahead = [node_id]
+    while ahead:
+        links = {one for one, _ in _links(graph, ahead.pop())} - found
+        found |= links
+        ahead += links
+    return found
+
+
+def _models(graph: Mapping[str, Any], node_id: str) -> list[str]:
+    """Ids of the nodes whose MODEL a node takes, if it puts out a MODEL itself."""
+    if "MODEL" not in _outputs(graph[node_id].get("class_type")):
+        return []
+    return [
+        one
+        for one, slot in _links(graph, node_id)
+        if _outputs(graph[one].get("class_type"))[slot : slot + 1] == ("MODEL",)
+    ]
+
+
+def _links(graph: Mapping[str, Any], node_id: str) -> list[tuple[str, int]]:
+    """What a node is linked to by its inputs: ids of nodes, and which of their outputs."""
+    values = graph.get(node_id, {}).get("inputs", {}).values()
+    links = [(str(value[0]), value[1]) for value in values if isinstance(value, list) and len(value) == 2]
+    return [(one, slot) for one, slot in links if one in graph and isinstance(slot, int)]
+
+
+def _outputs(class_type: Any) -> tuple[str, ...]:
+    """Types of a node's outputs; none if it is not known."""
+    known = getattr(
+        sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}
+    )  # ComfyUI's module; it runs the graph
+    return tuple(map(str, getattr(known.get(class_type), "RETURN_TYPES", ()) or ()))

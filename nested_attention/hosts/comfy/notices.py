@@ -1,0 +1,117 @@
+"""Warnings, where they are seen: in the log, and on the node that is being run.
+
+A picture that lacks its subject looks like any other. Whoever draws in the editor does not read the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from comfy_execution.utils import get_executing_context
+
+EVENT = "nested_attention.warning"
+"""The message that web/nested_attention.js shows: `node`, the running node's id, and `text`."""
+
+logger = logging.getLogger("nested_attention")
+
+
+class _Notices:
+    """What stands on nodes of the editor: the warnings of the run in which each was last executed."""
+
+    def __init__(self) -> None:
+        self._run: str | None = None
+        self._said: dict[str, list[str]] = {}  # by node, in the present run
+        self._standing: set[str] = set()  # nodes with a text on them, of any run
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """At the start of a node's work: takes away what an earlier run has left on it."""
+        server, run, node = _running()
+        with self._lock:
+            stale = node in self._standing and (run != self._run or node not in self._said)
+            self._standing.discard(node)
+        if server is not None and stale:
+            server.send_progress_text("", node, server.client_id)
+
+    def show(self, text: str) -> None:
+        """Shows the text on the running node, once a run, below what it has been told before."""
+        server, run, node = _running()
+        if server is None:
+            return
+        with self._lock:
+            if run != self._run:
+                self._run, self._said = run, {}
+            said = self._said.setdefault(node, [])
+            if text in said:
+                return
+            said.append(text)
+            self._standing.add(node)
+            together = "\n\n".join(said)
+        server.send_progress_text(together, node, server.client_id)
+        server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
+
+
+def _running() -> tuple[Any, str, str]:
+    """The server, the run and the node that is executed; no server outside of one and of its nodes."""
+    context = get_executing_context()
+    # Looked up, not imported: importing it is for main.py, and a library does without.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    return (None, "", "") if context is None else (server, context.prompt_id, str(context.node_id))
+
+
+def running_graph() -> Mapping[str, Any] | None:
+    """The graph that is being run, in API format; None if that cannot be told."""
+    server, run, _ = _running()
+    for _, prompt_id, graph, *_ in list(server.prompt_queue.currently_running.values()) if server else []:
+        if prompt_id == run:
+            return graph
+    return None
+
+
+def running_id() -> str | None:
+    """The run that is going on, None outside of one."""
+    context = get_executing_context()
+    return None if context is None else context.prompt_id
+
+
+def running_node() -> str:
+    """The id of the node that is being run, empty outside of one."""
+    context = get_executing_context()
+    return "" if context is None else str(context.node_id)
+
+
+def _here() -> str:
+    """The node that is being run, for the log: ` (KSampler, node 3)`."""
+    node = (running_graph() or {}).get(running_node())
+    return f" ({node['class_type']}, node {running_node()})" if node else ""
+
+
+_notices = _Notices()
+begin_notices = _notices.begin
+
+
+def warn(message: str) -> None:
+    """Logs a warning and shows it on the running node."""
+    logger.warning(message + _here())
+    _notices.show(message)
+
+
+class _WarnOnce:
+    """Logs a warning the first time it is given, and shows it on the running node in every run: a prompt is
+    often tokenised several times for one picture."""
+
+    def __init__(self) -> None:
+        self._log = lru_cache(maxsize=256)(logger.warning)
+        self.cache_clear = self._log.cache_clear
+
+    def __call__(self, message: str) -> None:
+        self._log(message + _here())
+        _notices.show(message)
+
+
+warn_once = _WarnOnce()
