@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from nested_attention.find_comfyui import ComfyUI, find_every_comfyui, interpreter  # noqa: E402
 
-OURS = ("requirements.txt", "requirements-dev.txt")
+OURS = ("requirements.txt", "requirements-dev.txt", "tests/comfyui/front-end.txt")
 
 # What a virtual environment that builds on an interpreter has to add to its path: nothing where that one is a
 # system's (the option --system-site-packages does it), else every folder of packages it sees itself.
@@ -106,6 +106,9 @@ def _install_requirements(comfyui: ComfyUI, place: Path) -> None:
     requirements.write_text("\n".join(line for line in lines if line not in audio), encoding="utf-8")
     constraints.write_text(_output(python, "-c", _TORCH), encoding="utf-8")
     _pip(python, "-r", str(requirements), "-c", str(constraints))
+    # Newer than the one that ComfyUI asks for, so not among the packages but beside them.
+    front_end = ("--no-deps", "--upgrade", "--target", str(place / "front-end"))
+    _pip(python, *front_end, "-r", str(ROOT / "tests" / "comfyui" / "front-end.txt"))
     if audio and (torch := _output(python, "-c", _LACKS_TORCHAUDIO)):
         _pip(python, "--no-deps", f"torchaudio<={torch}")
 

@@ -22,18 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 HELP = ROOT / "web" / "docs"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
 
-from chromium import Chromium, find_chromium  # noqa: E402
+from editor import Editor, find_chromium, open_editor  # noqa: E402
 from parts import Context  # noqa: E402
 
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
 
 PAGE, MARGIN = (1700, 1300), 6
-READY = (
-    "!!(window.app?.graph && app.extensionManager && document.querySelector('[data-testid=queue-button]'))"
-)
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.Minimap.Visible": False}
-SETTINGS |= {"Comfy.Graph.CanvasInfo": False}
 
 
 @dataclass(frozen=True)
@@ -82,19 +77,14 @@ def photographs(names: list[str]) -> None:
     if comfyui is None or program is None:
         sys.exit(f"ComfyUI: {where}; Chromium: {browser_where}")
     with tempfile.TemporaryDirectory() as folder, ComfyServer(comfyui, Path(folder)) as server:
-        settings = server.base / "user" / "default" / "comfy.settings.json"
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps(SETTINGS))
         context = Context(dict(server.get("/object_info")), "", "")
-        with Chromium(program, Path(folder) / "chromium", PAGE) as browser:
-            browser.open(server.url)
-            browser.wait_for(READY, "ComfyUI's editor", limit_s=180)
+        with open_editor(server, program, PAGE) as editor:
             for name in names:
-                picture = photograph(browser, EDITOR[name], context).quantize(128, dither=Image.Dither.NONE)
+                picture = photograph(editor, EDITOR[name], context).quantize(128, dither=Image.Dither.NONE)
                 picture.save(HELP / f"{name}.png", optimize=True)
 
 
-def photograph(browser: Chromium, shown: Shown, context: Context) -> Image.Image:
+def photograph(editor: Editor, shown: Shown, context: Context) -> Image.Image:
     if shown.workflow in DRAFTS:
         graph = DRAFTS[shown.workflow](context)
     else:
@@ -106,23 +96,19 @@ def photograph(browser: Chromium, shown: Shown, context: Context) -> Image.Image
         max(frame[axis] + frame[axis + 2] for frame in frames) + MARGIN - start
         for axis, start in ((0, left), (1, top))
     )
-    browser.evaluate(f"app.loadGraphData({json.dumps(graph)}, true, true, {json.dumps(shown.workflow)})")
+    editor.load(graph, shown.workflow)
     if shown.run:
-        browser.evaluate(
-            "for (const node of app.graph._nodes) for (const widget of node.widgets ?? [])"
-            " if (['steps', 'batch_size'].includes(widget.name)) widget.value = 1"
-        )
-        browser.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")  # seen, so drawn
-        browser.click("[data-testid=queue-button] button")
-        done = "app.graph._nodes.filter(node => node.type === 'SaveImage').every(node => node.imgs?.length)"
-        browser.wait_for(done, "the workflow's pictures", limit_s=300)
-    x, y = browser.evaluate("(r => [r.x, r.y])(app.canvas.canvas.getBoundingClientRect())")
+        editor.set_widget("steps", 1)
+        editor.set_widget("batch_size", 1)
+        editor.run.click()
+        editor.wait_for_pictures(1)
+    x, y = editor.evaluate("(r => [r.x, r.y])(app.canvas.canvas.getBoundingClientRect())")
     place = (100, 100)  # clear of the editor's side bar and tabs
     offset = [place[0] - left - x, place[1] - top - y]
-    browser.evaluate(f"void Object.assign(app.canvas.ds, {{scale: 1, offset: {json.dumps(offset)}}})")
-    browser.evaluate("void app.canvas.setDirty(true, true)")
-    browser.evaluate("new Promise(done => setTimeout(done, 1500))")
-    with Image.open(io.BytesIO(browser.screenshot())) as page:
+    editor.evaluate("offset => { Object.assign(app.canvas.ds, {scale: 1, offset}) }", offset)
+    editor.evaluate("() => { app.canvas.setDirty(true, true) }")
+    editor.page.wait_for_timeout(1500)
+    with Image.open(io.BytesIO(editor.page.screenshot())) as page:
         corner = place[0] + width, place[1] + height
         assert corner[0] <= page.width and corner[1] <= page.height, f"{shown} is larger than the page"
         return page.convert("RGB").crop((*place, *corner))

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,14 +33,21 @@ class ComfyServer:
 
     comfyui: ComfyUI's folder. base: an existing folder that will hold custom_nodes (with a link to this
     pack), models, input, output and the log; nothing is written anywhere else. python: the interpreter
-    ComfyUI's requirements are installed for. Raises NestedAttentionError, with the end of the log, if the
-    server does not come up.
+    ComfyUI's requirements are installed for. arguments: more of ComfyUI's command line. Raises
+    NestedAttentionError, with the end of the log, if the server does not come up.
     """
 
     def __init__(
-        self, comfyui: Path, base: Path, *, python: str = sys.executable, start_s: float = 300
+        self,
+        comfyui: Path,
+        base: Path,
+        *,
+        python: str = sys.executable,
+        start_s: float = 300,
+        arguments: Sequence[str] = (),
     ) -> None:
         self.base = base
+        self._arguments = tuple(arguments)
         self._comfyui, self._python, self._start_s = comfyui, python, start_s
         self._url = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,6 +60,7 @@ class ComfyServer:
         self._url = f"http://127.0.0.1:{port}"
         command = [self._python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}", "--disable-api-nodes"]
+        command += self._arguments
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._comfyui, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

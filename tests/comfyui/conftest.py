@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import find_chromium
 from dynamic import dynamic_memory, start_dynamic_memory
+from editor import find_chromium
 
 from nested_attention.demo.server import ComfyServer
 from nested_attention.find_comfyui import find_comfyui

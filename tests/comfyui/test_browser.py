@@ -1,17 +1,23 @@
-"""The pack in ComfyUI's own editor, in a real browser: every workflow opens, and the avatar ones draw."""
+"""The pack in ComfyUI's own editor, in a real browser: every workflow opens, and the avatar ones draw.
+
+Run with the front end that ComfyUI's requirements name, and on a newer ComfyUI with the one of front-end.txt
+too, where it is installed; with both renderers of nodes where the front end has both.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import BrowserError, Chromium, find_chromium
+from editor import Editor, find_chromium, open_editor, without_meta
 from PIL import Image
 
 from nested_attention.demo.draw import load_workflow
@@ -20,81 +26,133 @@ from nested_attention.demo.server import ComfyServer
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SAVED = Path(__file__).resolve().parent / "saved_workflows"
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+SAVED_NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
 SIZE = (1900, 780)
+APPLY = "NestedAttentionApplySubject"
 
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,  # no welcome
-    "Comfy.Locale": "en",
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False,
-}
-RUN = "[data-testid=queue-button] button"
-READY = f"!!(window.app?.graph && app.extensionManager && document.querySelector('{RUN}'))"
-NODES = """app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])]).map(node => ({
-    id: node.id,
+NODES = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])]).map(node => ({
+    id: Number(node.id),
     type: node.type,
     known: node.type in LiteGraph.registered_node_types,
     red: !!node.has_errors || (node.inputs ?? []).some(input => input.hasErrors),
 }))"""
-SAYS = "[...document.querySelectorAll('.p-dialog, .p-toast-message')].map(shown => shown.innerText)"
-PICTURES = """app.graph._nodes.filter(node => node.type === 'SaveImage').map(node =>
-    (node.imgs ?? []).filter(image => image.complete && image.naturalWidth).length)"""
+
+NEWER = Path(__file__).resolve().parent / "front-end.txt"
+NEWER_PLACE = Path(sys.prefix) / "front-end"
+"""Where scripts/install.py puts it."""
+NEWER_FILES = NEWER_PLACE / "comfyui_frontend_package" / "static"
+BOTH_RENDERERS = (1, 41)
+"""The front end whose new installations may start with Nodes 2.0; those before it call that a trial."""
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    version: str
+    nodes_2: bool
+    own: bool
+    """Whether it is the one that ComfyUI's requirements name."""
+
+    def __str__(self) -> str:
+        return f"{self.version}{' Nodes 2.0' if self.nodes_2 else ''}"
+
+
+def front_ends() -> list[FrontEnd]:
+    try:
+        version = metadata.version("comfyui-frontend-package")
+    except metadata.PackageNotFoundError:
+        return [FrontEnd("none", nodes_2=False, own=True)]  # there is no ComfyUI either
+    if tuple(map(int, version.split(".")[:2])) < BOTH_RENDERERS:
+        return [FrontEnd(version, nodes_2=False, own=True)]
+    newer = NEWER.read_text().strip().rpartition("==")[2]
+    versions = {version: True, newer: version == newer}
+    return [FrontEnd(one, nodes_2, own) for one, own in versions.items() for nodes_2 in (False, True)]
+
+
+@pytest.fixture(scope="module", params=front_ends(), ids=str)
+def front_end(request: pytest.FixtureRequest) -> FrontEnd:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def editor(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """ComfyUI's editor as a newly installed browser shows it."""
+def newer_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI with the front end of front-end.txt."""
+    arguments = ("--front-end-root", str(NEWER_FILES))
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui"), arguments=arguments) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def editor(front_end: FrontEnd, request: pytest.FixtureRequest) -> Iterator[Editor]:
     program, where = find_chromium()
     assert program, where
-    settings = server.base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(SETTINGS))
-    with Chromium(program, tmp_path_factory.mktemp("chromium"), SIZE) as browser:
-        browser.open(server.url)
-        browser.wait_for(READY, "ComfyUI's editor", limit_s=180)
-        yield browser
+    if not front_end.own and not (NEWER_FILES / "index.html").is_file():
+        pytest.skip(
+            f"the front end {front_end.version} is not in {NEWER_PLACE}; `{sys.executable} -m pip install "
+            f"--no-deps --target {NEWER_PLACE} -r {NEWER.relative_to(ROOT)}` puts it there"
+        )
+    running: ComfyServer = request.getfixturevalue("server" if front_end.own else "newer_server")
+    Image.new("RGB", (64, 64)).save(running.base / "input" / "example.png")  # as ComfyUI brings one
+    with open_editor(running, program, SIZE, nodes_2=front_end.nodes_2) as opened:
+        yield opened
 
 
-def load(editor: Chromium, name: str) -> dict[str, Any]:
-    """Opens a workflow, all of it in view, after closing what the one before had to say."""
-    editor.evaluate("document.querySelectorAll('.p-dialog-close-button').forEach(button => button.click())")
-    editor.wait_for("!document.querySelector('.p-dialog-mask')", "dialogs to close", limit_s=30)
-    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    editor.evaluate(f"app.loadGraphData({json.dumps(workflow)}, true, true, {json.dumps(name)})")
-    editor.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    return dict(workflow)
+def load(editor: Editor, name: str, folder: Path = ROOT / "workflows") -> dict[str, Any]:
+    workflow: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    editor.load(workflow, name)
+    return workflow
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Chromium, name: str) -> None:
+def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Editor, name: str) -> None:
     """And would send the server exactly what stands in the API file."""
     workflow = load(editor, name)
     nodes = editor.evaluate(NODES)
     inside = [n for graph in workflow.get("definitions", {}).get("subgraphs", []) for n in graph["nodes"]]
     assert {node["id"] for node in nodes} == {node["id"] for node in [*workflow["nodes"], *inside]}
     assert [node for node in nodes if not node["known"]] == []
-    assert [node for node in nodes if node["red"]] == []
+    files = [model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])]
     if name.startswith("avatar_"):
-        assert editor.evaluate(SAYS) == []
-    else:  # the user is told which files to fetch, and of nothing else; the editor asks the server first
-        editor.wait_for(f"{SAYS}.length", "what the editor says of missing models", limit_s=30)
-        assert [text.split("\n")[0] for text in editor.evaluate(SAYS)] == ["Missing Models"]
-    assert graph(editor) == load_workflow(name)
+        assert [node for node in nodes if node["red"]] == []
+        assert editor.says() == []
+    else:  # the user is told which files to fetch
+        said = editor.wait_for_words()
+        assert [file for file in files if file not in said] == []
+    assert editor.prompt() == without_meta(load_workflow(name))
+
+
+@pytest.mark.parametrize("name", SAVED_NAMES)
+def test_a_workflow_saved_long_ago_sends_the_same_values_and_links(
+    editor: Editor, name: str, definitions: dict[str, Any]
+) -> None:
+    """Whatever has become of the shipped file since. What nodes have gained has its default."""
+    load(editor, name, SAVED)
+    before = without_meta(json.loads((SAVED / "api" / f"{name}.json").read_text(encoding="utf-8")))
+    now = editor.prompt()
+    assert now.keys() == before.keys()
+    for number, node in now.items():
+        definition = definitions[node["class_type"]]["input"]
+        known = {**definition.get("required", {}), **definition.get("optional", {})}
+        gained = {key: value for key, value in node["inputs"].items() if key not in before[number]["inputs"]}
+        assert gained == {key: known[key][1]["default"] for key in gained}
+        assert {**node, "inputs": {k: v for k, v in node["inputs"].items() if k not in gained}} == before[
+            number
+        ]
 
 
 @pytest.mark.parametrize("bypassed", [{"person"}, {"person", "pet"}], ids="+".join)
-def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Chromium, bypassed: set[str]) -> None:
+def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Editor, bypassed: set[str]) -> None:
     """The server gets the graph without it: what it draws then is in test_server.py, beside strength 0."""
     load(editor, "avatar_person_and_pet")
-    chain = [n for n, node in load_workflow("avatar_person_and_pet").items() if node["class_type"] == APPLY]
-    encoders = {n: node["inputs"]["encoder"] for n, node in graph(editor).items() if n in chain}
-    names = {n: graph(editor)[encoders[n][0]]["inputs"]["encoder_name"] for n in chain}
+    whole = load_workflow("avatar_person_and_pet")
+    chain = [number for number, node in whole.items() if node["class_type"] == APPLY]
+    names = {n: whole[whole[n]["inputs"]["encoder"][0]]["inputs"]["encoder_name"] for n in chain}
     off = {n for n in chain if any(f"/{kind}_" in names[n] for kind in bypassed)}
     assert len(off) == len(bypassed)
     for number in off:
-        editor.evaluate(f"void (app.graph.getNodeById({number}).mode = 4)")
-    left = graph(editor)
+        editor.evaluate("number => { app.graph.getNodeById(number).mode = 4 }", number)
+    left = editor.prompt()
     assert {n for n, node in left.items() if node["class_type"] == APPLY} == set(chain) - off
     world = next(n for n, node in left.items() if node["class_type"] == "NestedAttentionDemoWorld")
     last = next((n for n in chain if n not in off), world)
@@ -106,85 +164,36 @@ def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Chromium, bypassed: 
         assert left[number]["inputs"]["clip"] == [world, 1]
 
 
-APPLY = "NestedAttentionApplySubject"
-
-
-def graph(editor: Chromium) -> dict[str, Any]:
-    """What the editor would send the server."""
-    return dict(editor.evaluate("app.graphToPrompt().then(prompt => prompt.output)"))
-
-
 @pytest.mark.parametrize("name", ["avatar_person", "avatar_person_and_pet"])
 def test_queued_in_the_editor_the_picture_appears(
-    editor: Chromium, name: str, request: pytest.FixtureRequest
+    editor: Editor, front_end: FrontEnd, name: str, request: pytest.FixtureRequest
 ) -> None:
     keep = bool(request.config.getoption("--editor-screenshot")) and name == "avatar_person"
+    keep = keep and not front_end.nodes_2
     load(editor, name)
     if not keep:  # two steps are enough to see that it runs
-        set_widget(editor, "steps", 2)
-    assert editor.evaluate(PICTURES) == [0]
-    editor.click(RUN)
-    editor.wait_for(f"(p => p.length && p.every(n => n === 4))({PICTURES})", "four pictures", limit_s=300)
-    assert editor.evaluate(SAYS) == []
+        editor.set_widget("steps", 2)
+    assert editor.pictures() == [0]
+    editor.run.click()
+    editor.wait_for_pictures(4)
+    assert editor.says() == []
     assert [node for node in editor.evaluate(NODES) if node["red"]] == []
     if keep:  # large enough that the editor writes on the nodes
-        editor.evaluate("void Object.assign(app.canvas.ds, {scale: 0.69, offset: [38, 225]})")
-        editor.evaluate("void app.canvas.setDirty(true, true)")
+        editor.evaluate("() => { Object.assign(app.canvas.ds, {scale: 0.69, offset: [38, 225]}) }")
+        editor.evaluate("() => { app.canvas.setDirty(true, true) }")
         time.sleep(2)
-    shown = editor.screenshot()
-    with Image.open(io.BytesIO(shown)) as picture:
-        assert picture.size == SIZE
-        if keep:
+        with Image.open(io.BytesIO(editor.page.screenshot())) as picture:
             small = picture.convert("RGB").quantize(160, dither=Image.Dither.NONE)
             small.save(ROOT / "docs" / "editor.png", optimize=True)
 
 
-def test_a_prompt_without_the_word_shows_its_reason(editor: Chromium) -> None:
+def test_a_prompt_without_the_word_shows_its_reason(editor: Editor) -> None:
     """What the user reads when the subject would be missing from the picture."""
     load(editor, "avatar_person")
-    set_widget(editor, "steps", 2)
-    set_widget(editor, "text", "a photo of a lamp in a room")
-    editor.click(RUN)
-    shown = editor.wait_for(f"{SAYS}.join()", "the error", limit_s=300)
+    editor.set_widget("steps", 2)
+    editor.set_widget("text", "a photo of a lamp in a room")
+    editor.run.click()
+    shown = editor.wait_for_words()
     assert "Apply Subject" in shown
     assert "'person'" in shown
     assert "lamp" in shown
-
-
-def runs(group: int) -> bool:
-    """Whether a process of the group is there; killed ones are until the system has seen to them."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def set_widget(editor: Chromium, widget: str, value: Any) -> None:
-    """The same value in every widget of a name."""
-    editor.evaluate(
-        "for (const node of app.graph._nodes) for (const widget of node.widgets ?? [])"
-        f" if (widget.name === {json.dumps(widget)}) widget.value = {json.dumps(value)}"
-    )
-
-
-def test_a_browser_ends_and_leaves_nothing_running(comfyui: Path, tmp_path: Path) -> None:
-    """At the end of its block, and by itself when whoever held its pipe is gone."""
-    program, where = find_chromium()
-    assert program, where
-    with Chromium(program, tmp_path / "first") as browser:
-        assert browser.evaluate("1 + 1") == 2
-        with pytest.raises(BrowserError, match="no answer in time"):
-            browser.evaluate("new Promise(() => {})", limit_s=0.5)
-        with pytest.raises(BrowserError, match="waited 1 s for rain in vain"):
-            browser.wait_for("false", "rain", limit_s=1)
-        group = browser.pid
-    end = time.monotonic() + 30
-    while runs(group):
-        assert time.monotonic() < end, "Chromium's helpers are still there"
-        time.sleep(0.1)
-
-    orphan = Chromium(program, tmp_path / "second").__enter__()
-    orphan.close_pipes()
-    assert orphan.wait(limit_s=30)
-    orphan.__exit__(None, None, None)

@@ -1,0 +1,146 @@
+"""ComfyUI's editor in a browser, for tests and for the scripts that photograph nodes.
+
+Playwright drives the system's Chromium. Its own browsers are not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from nested_attention.demo.server import ComfyServer
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # no welcome
+    "Comfy.Locale": "en",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
+NODES_2 = "Comfy.VueNodes.Enabled"
+"""The setting of the newer renderer, Nodes 2.0: nodes are HTML elements, not drawings on a canvas."""
+
+RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
+SAYS = ".p-dialog, .p-toast-message, [data-testid=error-overlay]"
+CLOSE = ".p-dialog-close-button, .p-toast-close-button, [data-testid=error-overlay-dismiss]"
+PICTURES = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').map(node =>
+    [...(node.imgs ?? []), ...document.querySelectorAll(`[data-node-id="${node.id}"] img`)]
+        .filter(image => image.complete && image.naturalWidth).length)"""
+"""The first renderer draws a node's pictures, Nodes 2.0 makes elements of them."""
+
+
+def find_chromium() -> tuple[str | None, str]:
+    """The program or None, and in words where it is or was looked for."""
+    named = os.environ.get("CHROMIUM_PATH")
+    if named:
+        return shutil.which(named), f"CHROMIUM_PATH is {named}"
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    return found, found or f"there is no {', '.join(NAMES[:-1])} or {NAMES[-1]} on PATH"
+
+
+@contextmanager
+def open_editor(
+    server: ComfyServer, program: str, size: tuple[int, int], *, nodes_2: bool = False
+) -> Iterator[Editor]:
+    """The editor of a running server as a newly installed browser shows it.
+
+    program: see find_chromium. size: of the page, in pixels. nodes_2: with the newer renderer.
+    """
+    settings = server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({**SETTINGS, NODES_2: nodes_2}))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, locale="en-US")
+        page.goto(server.url)
+        editor = Editor(page)
+        editor.run.wait_for(timeout=180_000)
+        page.wait_for_function("window.app?.graph && app.extensionManager")
+        yield editor
+        browser.close()
+
+
+def without_meta(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """A graph in API format without titles, which differ between cores, and other remarks."""
+    return {
+        number: {key: value for key, value in node.items() if key != "_meta"}
+        for number, node in graph.items()
+    }
+
+
+class Editor:
+    """One page with the editor. What differs between front ends is known here and nowhere else."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    @property
+    def run(self) -> Locator:
+        """The button that queues the workflow."""
+        return self.page.locator(RUN).first
+
+    def evaluate(self, script: str, argument: Any = None) -> Any:
+        """The value of a JavaScript expression, or of a function of `argument`, in the page."""
+        return self.page.evaluate(script, argument)
+
+    def load(self, graph: Mapping[str, Any], name: str) -> None:
+        """Opens a workflow, all of it in view, after closing what the one before had to say."""
+        self.evaluate("selector => document.querySelectorAll(selector).forEach(one => one.click())", CLOSE)
+        self.page.locator(SAYS).first.wait_for(state="detached")
+        self.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
+        self.fit()
+
+    def fit(self) -> None:
+        self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+    def prompt(self) -> dict[str, Any]:
+        """What the editor would send the server: node id → class and inputs."""
+        return without_meta(self.evaluate("() => app.graphToPrompt().then(prompt => prompt.output)"))
+
+    def set_widget(self, name: str, value: Any) -> None:
+        """The same value in every widget of a name."""
+        self.evaluate(
+            """([name, value]) => {
+                for (const node of app.graph._nodes) for (const widget of node.widgets ?? [])
+                    if (widget.name === name) widget.value = value
+            }""",
+            [name, value],
+        )
+
+    def says(self) -> list[str]:
+        """The texts of dialogs and messages."""
+        return self.page.locator(SAYS).all_inner_texts()
+
+    def wait_for_words(self) -> str:
+        """All of what the editor says, as soon as it says anything, its details included."""
+        self.page.locator(SAYS).first.wait_for(timeout=300_000)
+        details = self.page.get_by_test_id("error-overlay-see-errors")
+        if details.count():
+            details.click()
+            self.page.get_by_test_id("panel-tab-errors").wait_for()
+        return str(self.evaluate("() => document.body.innerText"))
+
+    def pictures(self) -> list[int]:
+        """How many pictures each Save Image shows."""
+        return list(self.evaluate(PICTURES))
+
+    def wait_for_pictures(self, number: int) -> None:
+        """Until every Save Image shows so many."""
+        shown = f"number => (shown => shown.length && shown.every(n => n === number))(({PICTURES})())"
+        self.page.wait_for_function(shown, arg=number, timeout=300_000)
