@@ -28,12 +28,12 @@ def parse_blocks(text: str, sites: Iterable[str]) -> Mapping[str, float]:
             continue
         name, factor = _entry(entry, known)
         if name in factors:
-            raise NestedAttentionError(f"blocks: {name!r} is given twice, keep one of them")
+            raise NestedAttentionError(f"blocks: {name!r:.120} is given twice, keep one of them")
         factors[name] = factor
     if factors and ":" not in text and ALL not in factors:  # names alone, which count fully as it is
         only = ", ".join([f"{ALL}:0", *(f"{name}:1" for name in factors)])
         raise NestedAttentionError(
-            f"blocks: {text.strip()!r} changes nothing, as blocks that are not named count fully; write "
+            f"blocks: {text.strip()!r:.120} changes nothing, as blocks that are not named count fully; write "
             f"{only!r} for the subject to count there alone"
         )
     return {
@@ -46,15 +46,17 @@ def _entry(entry: str, known: list[str]) -> tuple[str, float]:
     name, colon, number = (part.strip() for part in entry.partition(":"))
     name = name.lower()
     if name not in known:
-        raise NestedAttentionError(f"blocks: {name!r} is no block of this model; it has {', '.join(known)}")
+        raise NestedAttentionError(
+            f"blocks: {name!r:.120} is no block of this model; it has {', '.join(known)}"
+        )
     try:
         factor = float(number) if colon else 1.0
     except ValueError:
         factor = -1.0
     if not 0 <= factor <= 1:  # false for NaN too
         raise NestedAttentionError(
-            f"blocks: {entry.strip()!r} gives {name!r} the factor {number!r}; expected a number from 0 to 1, "
-            f"as in '{name}:0.5'"
+            f"blocks: {entry.strip()!r:.120} gives {name!r} the factor {number!r:.120}; expected a number "
+            f"from 0 to 1, as in '{name}:0.5'"
         )
     return name, factor
 

@@ -8,12 +8,14 @@ error if the input was refused; anything else is a defect.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import pickle
 import random
 import string
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +24,16 @@ import torch
 from synthetic_checkpoints import TINY_SITES, encoder_tensors, write
 
 from nested_attention.attention import BoundSubject, check_subjects, nested_cross_attention
+from nested_attention.blocks import parse_blocks
 from nested_attention.checkpoint import load_subject_encoder, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
 from nested_attention.placeholders import SubjectWord, parse_prompt
 from nested_attention.prompt import find_word
 from nested_attention.storage.download import check_header
-from nested_attention.storage.registry import REGISTRY, known_weights
+from nested_attention.storage.registry import REGISTRY, find_weights, known_weights
 from nested_attention.storage.store import find_subject, is_subject, list_subjects, save_subject
+from nested_attention.storage.tensors import read_tensors
 from nested_attention.storage.thumbnail import make_thumbnail
 from nested_attention.subject import Subject, read_subject
 
@@ -119,6 +123,110 @@ def same(one: Subject, other: Subject) -> bool:
     return all(getattr(one, f) == getattr(other, f) for f in fields) and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in tensors
     )
+
+
+UNUSABLE = [torch.nan, torch.inf, -torch.inf]
+
+
+def not_finite(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """A copy with one to three values that are no numbers, or infinite."""
+    spoilt = tensor.clone()
+    for _ in range(rng.randint(1, 3)):
+        spoilt.view(-1)[rng.randrange(spoilt.numel())] = rng.choice(UNUSABLE)
+    return spoilt
+
+
+def values_in_subject_files(folder: Path) -> Case:
+    """Files as `save` writes them, checksum included, of subjects that cannot be."""
+    torch.manual_seed(4)
+    original = Subject(torch.randn(4, 8), torch.zeros(4), "person", "f")
+    path = folder / "case.safetensors"
+
+    def case(rng: random.Random) -> None:
+        spoilt = copy.copy(original)
+        which = rng.choice(["tokens", "tokens", "token_bias", "nothing"])
+        if which != "nothing":
+            object.__setattr__(spoilt, which, not_finite(getattr(original, which), rng))
+        spoilt.save(path)
+        loaded = read_subject(path)[0]
+        assert loaded.tokens.isfinite().all()
+        # A token of weight 0 is one that has been removed.
+        assert (loaded.token_bias < torch.inf).all() and loaded.token_bias.isfinite().any()
+
+    return case
+
+
+def values_in_encoder_files(folder: Path) -> Case:
+    """Our own layout, checksum included, and a foreign one, with weights that are no numbers."""
+    torch.manual_seed(0)
+    ours, foreign = SubjectEncoder(CONFIG).eval(), encoder_tensors()
+    state = ours.state_dict()
+
+    def case(rng: random.Random) -> None:
+        path = folder / f"case.{rng.choice(['bin', 'safetensors'])}"
+        usable = rng.random() < 0.2
+        if rng.random() < 0.5:
+            name = rng.choice(sorted(state))
+            encoder = SubjectEncoder(CONFIG).eval()
+            encoder.load_state_dict(state if usable else {**state, name: not_finite(state[name], rng)})
+            save_subject_encoder(encoder, path)
+            loaded = load_subject_encoder(path)
+        else:
+            name = rng.choice(sorted(foreign))
+            write(path, foreign if usable else {**foreign, name: not_finite(foreign[name], rng)})
+            loaded = load_subject_encoder(path, sites=TINY_SITES)
+        assert all(tensor.isfinite().all() for tensor in loaded.state_dict().values())
+
+    return case
+
+
+def long_inputs(folder: Path) -> Case:
+    """Up to a hundred thousand characters wherever a text or a name is read: answered at once."""
+    torch.manual_seed(4)
+    subject = Subject(torch.randn(4, 8), torch.zeros(4), "p", "f")
+    stores = {"output": folder.parent / "output"}
+    heads = ["", "<", "<alice:", "a person, <alice>", "alice", "(", "\\", "0", "-", "[", '{"a":', "up:"]
+    runs = [
+        "1",
+        "1.",
+        "<",
+        ">",
+        ":",
+        "a ",
+        "<alice> ",
+        "person ",
+        "(",
+        ")",
+        "a/",
+        "../",
+        " ",
+        "木",
+        "[",
+        "up:1,",
+    ]
+    tails = ["", "x>", ">", ":1.0>", ")", " person", "\n", "]", "}"]
+
+    def case(rng: random.Random) -> None:
+        run = rng.choice(runs)
+        long = rng.choice(heads) + run * (10 ** rng.randint(3, 5) // len(run)) + rng.choice(tails)
+        read: list[Callable[[str], object]] = [
+            lambda name: find_subject(name, stores),
+            lambda name: save_subject(subject, name, stores["output"]),
+            lambda text: parse_blocks(text, [site.name for site in TINY_SITES]),
+            SubjectEncoderConfig.from_json,
+            find_weights,
+            read_tensors,
+        ]
+        start = time.process_time()
+        try:
+            rng.choice(read)(long)
+        except NestedAttentionError as error:
+            assert len(str(error)) < 2000, f"a message of {len(str(error))} characters"
+            raise
+        finally:
+            assert time.process_time() - start < 2, f"{long[:20]} … {len(long)} characters"
+
+    return case
 
 
 def subject_files(folder: Path, header_only: bool) -> Case:
@@ -387,18 +495,21 @@ def lists_of_weights(folder: Path) -> Case:
 
 
 KINDS: dict[str, tuple[int, Callable[[Path], Case]]] = {
-    "subject file, bytes": (18, lambda f: subject_files(f, False)),
-    "subject file, header": (14, lambda f: subject_files(f, True)),
+    "subject file, bytes": (15, lambda f: subject_files(f, False)),
+    "subject file, header": (12, lambda f: subject_files(f, True)),
+    "subject file, values": (3, values_in_subject_files),
     "encoder file, bytes": (8, lambda f: our_encoder_files(f, False)),
     "encoder file, header": (8, lambda f: our_encoder_files(f, True)),
+    "encoder file, values": (2, values_in_encoder_files),
     "foreign encoder file, bytes": (6, lambda f: foreign_encoder_files(f, ".safetensors", False)),
     "foreign encoder file, header": (6, lambda f: foreign_encoder_files(f, ".safetensors", True)),
     "PyTorch file, bytes": (6, lambda f: foreign_encoder_files(f, ".bin", False)),
     "code in a file": (4, code_in_files),
-    "configuration": (8, configurations),
+    "configuration": (6, configurations),
     "prompt": (8, prompts),
     "name": (6, names),
     "mask": (6, masks),
+    "long input": (2, long_inputs),
     "list of known weights": (2, lists_of_weights),
 }
 """Kind → its share in percent, and how it is set up in a folder of its own."""

@@ -20,7 +20,7 @@ FLOORS = (
     ("settings",),
     ("storage",),
     ("subject",),
-    ("checkpoint", "subject_batch", "pictures"),
+    ("checkpoint", "subject_batch", "storage.store", "pictures"),
     ("hosts.comfy.graph", "hosts.comfy.notices"),
     ("hosts.comfy.prompts", "hosts.comfy.encoding"),
     ("hosts.comfy.sampling",),

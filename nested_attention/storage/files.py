@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import NestedAttentionError
+from ..prompt import short
 
 _PREFIX, _SUFFIX = ".nested-attention-", ".tmp"
 _TEMPORARY = re.compile(
@@ -43,7 +44,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise NestedAttentionError(f"there is no file {path}; check the name and the folder") from error
     except (OSError, ValueError) as error:  # ValueError: a null character or half a character in the name
         raise NestedAttentionError(
-            f"{path} cannot be opened ({_reason(error)}); expected a readable file"
+            f"{short(str(path), 400)} cannot be opened ({_reason(error)}); expected a readable file"
         ) from error
     try:
         _check_regular(path, os.fstat(file.fileno()))  # it may have been exchanged in between

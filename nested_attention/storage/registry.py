@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import NestedAttentionError
 from ..paths import REGISTRY
+from ..prompt import short
 
 HUB = "https://huggingface.co"
 
@@ -71,7 +72,7 @@ def find_weights(name: str) -> KnownWeights:
     known = known_weights()
     if name not in known:
         raise NestedAttentionError(
-            f"there are no known weights called {name!r}; expected one of {', '.join(known)}"
+            f"there are no known weights called {short(name)!r}; expected one of {', '.join(known)}"
         )
     return known[name]
 
