@@ -87,6 +87,18 @@ def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, A
     assert not same(early[3], full[3])
 
 
+def test_the_steps_at_start_and_at_end_themselves_count(world: Any) -> None:
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+
+    base = world.model.model
+    sigma = base.model_sampling.percent_to_sigma
+    model, _ = world.apply(world.model, world.clip, start=0.2, end=0.6)
+    chain = SubjectChain.of(model)
+    assert chain is not None
+    for percent, active in ((0.19, False), (0.2, True), (0.4, True), (0.6, True), (0.61, False)):
+        assert chain._active(base, torch.tensor([sigma(percent)])) == ({1} if active else set()), percent
+
+
 def test_two_subjects_queued_three_times_and_a_branch_after_the_first(
     world: Any, base: dict[str, Any]
 ) -> None:
