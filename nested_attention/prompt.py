@@ -60,15 +60,15 @@ def find_word(tokenize: Tokenize, text: str, word: str, occurrence: int | None =
             else describe_words(words_in(text), word)
         )
         raise NestedAttentionError(
-            f"the word {short(word)!r} is not in the prompt {short(text)!r}: {reason}. Write {short(word)!r} where the "
-            "subject should appear, or choose a word that the prompt contains"
+            f"the word {short(word)!r} is not in the prompt {short(text)!r}: {reason}. Write "
+            f"{short(word)!r} where the subject should appear, or choose a word that the prompt contains"
         )
     if occurrence is None:
         return found
     if not 0 <= occurrence < len(found):
         raise NestedAttentionError(
-            f"occurrence {occurrence} of the word {short(word)!r} was asked for, and the prompt {short(text)!r} has "
-            f"{len(found)}; occurrences are counted from 0"
+            f"occurrence {occurrence} of the word {short(word)!r} was asked for, and the prompt "
+            f"{short(text)!r} has {len(found)}; occurrences are counted from 0"
         )
     return [found[occurrence]]
 
