@@ -209,6 +209,22 @@ def test_a_prompt_without_the_word_stops_with_the_reason(
     assert all(part in str(stopped.value) for part in expected), str(stopped.value)
 
 
+def test_a_model_that_is_wired_to_no_sampler_stops_with_the_reason(server: ComfyServer) -> None:
+    """A forgotten wire; a second pass on the same prompts may go without."""
+    (row,) = make_rows(1)
+    graph = adapt(load_workflow("avatar_person"), row, row.alone)
+    sampler, world = node_of(graph, "KSampler"), node_of(graph, "NestedAttentionDemoWorld")
+    graph[sampler]["inputs"] |= {"model": [world, 0], "steps": 1}
+    for _ in range(2):  # cached or not
+        with pytest.raises(NestedAttentionError, match="carries .*no sampler of this graph has"):
+            server.run(graph)
+    second = json.loads(json.dumps(graph[sampler]))
+    applied = node_of(graph, "NestedAttentionApplySubject")
+    graph["first pass"] = {**second, "inputs": {**second["inputs"], "model": [applied, 0]}}
+    graph[sampler]["inputs"]["latent_image"] = ["first pass", 0]
+    assert server.run(graph)
+
+
 def test_the_wrong_encoder_for_a_checkpoint_or_subject_is_refused(server: ComfyServer) -> None:
     """A pet subject applied with the person encoder: a message that names the node, not a picture."""
     (row,) = make_rows(1)

@@ -30,12 +30,11 @@ class _Notices:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """At the start of a node's work: takes away what an earlier run has left on it."""
         server, run, node = _running()
         with self._lock:
             stale = node in self._standing and (run != self._run or node not in self._said)
-            self._standing.discard(node)
         if server is not None and stale:
+            self._standing.discard(node)
             server.send_progress_text("", node, server.client_id)
 
     def show(self, text: str) -> None:
@@ -92,7 +91,11 @@ def _here() -> str:
 
 
 _notices = _Notices()
-begin_notices = _notices.begin
+
+
+def begin_notices() -> None:
+    """At the start of a node's work: takes away what an earlier run has left on it."""
+    _notices.begin()
 
 
 def warn(message: str) -> None:

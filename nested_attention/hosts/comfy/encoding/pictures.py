@@ -6,17 +6,27 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
+from ....paths import FACE_DETECTOR
+from ....pictures.blazeface import load_blazeface
 from ....pictures.check import check_pictures
+from ....pictures.faces import FaceDetector
+from ....pictures.pyramid import TiledFaceDetector
+from ....pictures.suspect import suspicions
 from ....prompt import short
 from ....subject import Subject
+from ..notices import begin_notices, warn
 from .memory import SubjectEncoderHandle
 from .vision import vision_name
+
+PHOTOGRAPHS = 512
+"""Width of the vision models that have seen photographs, at least."""
 
 
 def encode_subject(
@@ -30,12 +40,16 @@ def encode_subject(
     weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
     if left out. Pictures are cropped to a square around their middle, as the vision model reads them. Raises
     NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
-    that do not fit them and a vision model of another width than the encoder's.
+    that do not fit them and a vision model of another width than the encoder's; warns of pictures that show
+    no subject of the encoder's kind (`suspicions`).
     """
+    begin_notices()
     pictures = check_pictures(image)
     if isinstance(weights, str):
         weights = read_weights(weights, len(pictures))
     features = _features(handle, clip_vision, pictures)
+    for told in suspicions(pictures.cpu(), handle.config.word, _detector(handle)):
+        warn(f"Encode Subject: {told}")
     device = handle.load()
     try:
         # A subject outlives the node's inference mode, and is saved, mixed and projected outside of it.
@@ -46,6 +60,16 @@ def encode_subject(
             return replace(subject, tokens=subject.tokens.cpu(), token_bias=subject.token_bias.cpu())
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Encode Subject: {error}") from error
+
+
+def _detector(handle: SubjectEncoderHandle) -> FaceDetector | None:
+    """Finds faces for encoders that see photographs; the small world's see drawings, where it finds none."""
+    return _faces() if handle.config.vision_dim >= PHOTOGRAPHS else None
+
+
+@lru_cache(maxsize=1)
+def _faces() -> FaceDetector:
+    return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
 
 def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:

@@ -1,0 +1,262 @@
+"""What goes without its subject says so where it is seen: on the node that is being run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GRAPH: dict[str, Any] = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {}},
+    "2": {"class_type": "NestedAttentionApplySubject", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1]}},
+    "4": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "positive": ["3", 0]}},
+}
+
+
+class Editor:
+    """A server with one run going on, that notes what it is told to show."""
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[str, str]] = []  # node, text
+        self.toasts: list[tuple[str, str]] = []
+        self.client_id = "editor"
+        self.prompt_queue = SimpleNamespace(currently_running={})
+
+    def send_progress_text(self, text: str, node: str, sid: str) -> None:
+        assert sid == self.client_id
+        self.texts.append((node, text))
+
+    def send_sync(self, event: str, data: dict[str, str], sid: str) -> None:
+        assert (event, sid) == ("nested_attention.warning", self.client_id)
+        self.toasts.append((data["node"], data["text"]))
+
+    @contextmanager
+    def running(self, node: str, run: str = "run", graph: Any = None) -> Iterator[None]:
+        from comfy_execution.utils import CurrentNodeContext
+
+        self.prompt_queue.currently_running = {0: (0, run, GRAPH if graph is None else graph, {}, [])}
+        with CurrentNodeContext(run, node):
+            yield
+
+
+@pytest.fixture
+def editor(world: Any, monkeypatch: pytest.MonkeyPatch) -> Editor:
+    import nodes  # noqa: F401  ComfyUI's, which knows what its nodes put out
+
+    from nested_attention.hosts.comfy import notices
+
+    monkeypatch.setattr(notices, "_notices", notices._Notices())
+    editor = Editor()
+    module = SimpleNamespace(PromptServer=SimpleNamespace(instance=editor))
+    monkeypatch.setitem(sys.modules, "server", module)
+    return editor
+
+
+@pytest.fixture(autouse=True)
+def anew(world: Any) -> None:
+    from nested_attention.hosts.comfy.notices import warn_once
+
+    warn_once.cache_clear()
+
+
+def test_a_warning_stands_on_the_node_in_each_run_and_goes_when_its_cause_has(
+    world: Any, editor: Editor, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty, half = torch.zeros(1, 8, 8), torch.ones(1, 8, 8)
+    for run in ("a", "b"):
+        with editor.running("2", run):
+            world.apply(world.model, world.clip, region=empty)
+            world.apply(world.model, world.clip, region=empty)  # told once
+    with editor.running("2", "c"):
+        world.apply(world.model, world.clip, region=half)
+    node, text = editor.texts[0]
+    assert node == "2" and "the region of 'person' is empty" in text
+    assert editor.texts == [("2", text), ("2", ""), ("2", text), ("2", "")]
+    assert editor.toasts == [("2", text), ("2", text)]
+    said = [r.getMessage() for r in caplog.records if r.name == "nested_attention"]
+    assert len(said) == 1 and said[0].endswith("(NestedAttentionApplySubject, node 2)")
+
+
+def test_several_warnings_stand_one_below_the_other(world: Any, editor: Editor) -> None:
+    from nested_attention.hosts.comfy.notices import warn
+
+    with editor.running("4"):
+        warn("one")
+        warn("two")
+        warn("one")
+    assert editor.texts == [("4", "one"), ("4", "one\n\ntwo")]
+    warn("outside of a run")
+    assert len(editor.texts) == 2
+
+
+def draw(model: Any, clip: Any, world: Any, text: str = "a person") -> Tensor:
+    from tiny import encode, sample
+
+    return sample(model, encode(clip, text), encode(world.clip, "bad"), steps=1)
+
+
+def graph(**models: list[Any]) -> dict[str, Any]:
+    """GRAPH with more nodes; models: where each sampler's MODEL comes from, by its id."""
+    return {
+        **GRAPH,
+        **{n[1:]: {"class_type": "KSampler", "inputs": {"model": model}} for n, model in models.items()},
+    }
+
+
+LORA = {"5": {"class_type": "LoraLoader", "inputs": {"model": ["2", 0], "clip": ["2", 1]}}}
+
+
+def test_a_model_that_is_wired_to_no_sampler_is_an_error(world: Any, editor: Editor) -> None:
+    from tiny import carries, same
+
+    from nested_attention.errors import NestedAttentionError
+
+    _, clip = world.apply(world.model, world.clip)
+    message = "Apply Subject: a prompt carries 'person', and no sampler of this graph.*Connect the MODEL"
+    for forgotten in (GRAPH, {**GRAPH, **LORA}):
+        for _ in range(2):  # each time it is queued
+            with editor.running("4", graph=forgotten), pytest.raises(NestedAttentionError, match=message):
+                draw(world.model, clip, world)
+    # A pass that goes without, beside one that does not.
+    plain = draw(world.model, world.clip, world)
+    for used in (
+        graph(n6=["2", 0]),
+        {**graph(n6=["5", 0]), **LORA},
+        {**GRAPH, "6": {"class_type": "SomebodysPipe", "inputs": {"model": ["2", 0]}}},
+    ):
+        with editor.running("4", run=str(len(editor.texts)), graph=used):
+            assert not carries(draw(world.model, clip, world), plain, threshold=2e-5)
+        assert (
+            editor.texts[-1][0] == "4"
+            and "the model that samples it carries no subject" in editor.texts[-1][1]
+        )
+    # Not required, and not on: a warning, and nothing.
+    _, lenient = world.apply(world.model, world.clip, when_missing="warn")
+    with editor.running("4", "warned"):
+        draw(world.model, lenient, world)
+    assert "carries no subject" in editor.texts[-1][1]
+    _, off = world.apply(world.model, world.clip, strength=0.0)
+    with editor.running("4", "off"):
+        assert not carries(draw(world.model, off, world), plain, threshold=2e-5)
+    with editor.running("4", "unmarked"):
+        assert same(
+            draw(world.model, clip, world, "a house"), draw(world.model, world.clip, world, "a house")
+        )
+
+
+def test_a_subject_that_a_merge_loses_is_named(world: Any, editor: Editor) -> None:
+    """ModelMergeSimple keeps the first model's wrappers, and the CLIP may still carry both."""
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
+    merge = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["2", 0], "model2": ["5", 0]}}
+    merged = {
+        **GRAPH,
+        "5": {"class_type": "NestedAttentionApplySubject", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "6": merge,
+        "4": {"class_type": "KSampler", "inputs": {"model": ["6", 0], "positive": ["3", 0]}},
+    }
+    import nodes
+
+    known = {**nodes.NODE_CLASS_MAPPINGS, "ModelMergeSimple": ModelMergeSimple}
+    apply_types = SimpleNamespace(RETURN_TYPES=("MODEL", "CLIP"))
+    known["NestedAttentionApplySubject"] = apply_types
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(nodes, "NODE_CLASS_MAPPINGS", known)
+        with editor.running("2", graph=merged):
+            first, clip = world.apply(world.model, world.clip)
+        with editor.running("5", graph=merged):
+            second, _ = world.apply(world.model, world.clip, world.rex)
+        with editor.running("4", graph=merged):
+            draw(ModelMergeSimple().merge(first, second, 0.5)[0], clip, world)
+        assert editor.texts == [("4", editor.texts[0][1])]
+        assert "the subject of Apply Subject (node 5) is lost where models are merged" in editor.texts[0][1]
+        in_a_row = {**merged, "5": {**merged["5"], "inputs": {"model": ["2", 0], "clip": ["2", 1]}}}
+        in_a_row["4"] = {"class_type": "KSampler", "inputs": {"model": ["5", 0], "positive": ["3", 0]}}
+        del in_a_row["6"]
+        with editor.running("4", run="another", graph=in_a_row):
+            draw(first, clip, world)
+        assert editor.texts[1:] == [("4", "")]
+
+
+def astronaut() -> Tensor:
+    from skimage import data
+
+    return torch.from_numpy(np.ascontiguousarray(data.astronaut() / 255)).float()[None]
+
+
+def cat() -> Tensor:
+    from skimage import data
+
+    picture = torch.from_numpy(np.ascontiguousarray(data.chelsea() / 255)).float()
+    return picture[None, :300, 75:375]
+
+
+class Photographs:
+    """A CLIP vision model of a photograph's encoder, by its width alone."""
+
+    def encode_image(self, pictures: Tensor) -> dict[str, Tensor]:
+        seen = torch.nn.functional.interpolate(pictures.movedim(-1, 1), (16, 32), mode="area").flatten(2)
+        return {"last_hidden_state": seen[..., :512].float()}
+
+
+WHITE = torch.ones(1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "picture", "message"),
+    [
+        ("person", lambda: WHITE, "the picture shows one colour.*16 bits"),
+        (
+            "person",
+            lambda: torch.cat([astronaut()[:, :64, 192:256], 0.3 * WHITE]),
+            "picture 2 of 2 shows one",
+        ),
+        ("person", cat, "no face in the square around its middle.*Align Face"),
+        ("person", astronaut, "a small face"),
+        ("pet", astronaut, "a person's face, and the encoder is one for a pet"),
+        ("pet", lambda: WHITE, "one colour"),
+        ("pet", cat, None),
+        ("person", lambda: astronaut()[:, 20:220, 120:320], None),
+        ("car", astronaut, None),
+    ],
+)
+def test_pictures_without_what_the_encoder_looks_for(
+    world: Any, editor: Editor, word: str, picture: Any, message: str | None
+) -> None:
+    import re
+
+    from tiny import make_encoder
+
+    from nested_attention.hosts.comfy import encode_subject
+
+    encoder = make_encoder(world.model, seed=1, word=word, vision_dim=512)
+    with editor.running("7"):
+        encode_subject(encoder, Photographs(), picture())
+    told = " ".join(text for _, text in editor.texts)
+    assert (told == "") if message is None else re.search(message, told), told
+
+
+def test_a_small_subject_on_white_is_not_blank_and_drawings_are_not_searched_for_faces(
+    world: Any, editor: Editor
+) -> None:
+    from nested_attention.hosts.comfy import encode_subject
+
+    picture = torch.ones(1, 128, 128, 3)
+    picture[:, 60:72, 60:72] = 0.4
+    width = world.person.config.vision_dim
+
+    class Vision:
+        def encode_image(self, pictures: Tensor) -> dict[str, Tensor]:
+            return {"last_hidden_state": pictures.flatten(1)[:, : 10 * width].view(-1, 10, width)}
+
+    with editor.running("7"):
+        encode_subject(world.person, Vision(), picture)
+    assert editor.texts == []
