@@ -80,3 +80,10 @@ def test_no_module_waits_for_one_that_waits_for_it() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def test_every_file_can_be_read_in_one_sitting() -> None:
+    long = {
+        m: n for m, path in SOURCES.items() if (n := len(path.read_text(encoding="utf-8").split("\n"))) > 400
+    }
+    assert not long, f"over 400 lines, part them by what they are for: {long}"

@@ -19,11 +19,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....errors import NestedAttentionError
-from ....placeholders import SubjectWord, name_key, why_missing
-from ....prompt import describe_words
+from ....placeholders import name_key
 from ....sites import ComfyAddress
 from ..graph import merged_away
-from ..notices import begin_notices, running_graph, running_node, warn, warn_once
+from ..notices import begin_notices, running_graph, running_node, warn_once
 from ..prompts.encoded import check_same, encoded_prompts, recognise
 from ..prompts.marks import (
     COND,
@@ -40,6 +39,7 @@ from .batches import row_values
 from .carried import CarriedSubject
 from .copies import Shared
 from .coupled import CoupledRows, is_coupled
+from .missing import elsewhere_carried, reason_missing, tell_missing
 from .places import PLACES, Pass, Places
 from .regions import PassRegion, SamplingRun
 from .slots import fill_slots
@@ -232,12 +232,12 @@ class SubjectChain(Shared):
             read = positive + negative if subject.settings.apply_to_negative else positive
             if subject.strength == 0 or any(subject.key in marks.keys for marks in read):
                 continue
-            elsewhere = _elsewhere(subject.key, [*positive, *negative])
-            reason = conflicts[0] if conflicts else _why_missing(subject.settings.called, read, elsewhere)
+            elsewhere = elsewhere_carried(subject.key, [*positive, *negative])
+            reason = conflicts[0] if conflicts else reason_missing(subject.settings.called, read, elsewhere)
             if elsewhere is not None and run.coupled:
                 run.awaited[subject.key] = reason
             else:
-                _tell_missing(subject, reason)
+                tell_missing(subject, reason)
         for conflict in conflicts:
             warn_once(f"Nested Attention: {conflict}")
         known = {s.key for s in self.subjects}
@@ -262,7 +262,7 @@ class SubjectChain(Shared):
         for number, subject in enumerate(self.subjects, 1):
             reason = run.awaited.pop(subject.key, None) if number in active else None
             if reason is not None and subject.key not in run.carried:
-                _tell_missing(subject, reason)
+                tell_missing(subject, reason)
 
     def _claim(self, prompt: Prompt) -> dict[str, Any]:
         """The conditioning with the marks that count as plain marks, and no others."""
@@ -379,46 +379,3 @@ def _with_codes(
         if places is not None:
             model_conds[PLACES] = places
     return {**cond, "model_conds": model_conds}
-
-
-def _tell_missing(subject: AppliedSubject, reason: str) -> None:
-    """Raises NestedAttentionError, or warns, as Apply Subject was told."""
-    called = subject.settings.called
-    message = f"Apply Subject: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
-    if subject.settings.when_missing == "error":
-        raise NestedAttentionError(message)
-    warn(f"Nested Attention: {message}")
-
-
-def _elsewhere(key: str, read: Sequence[PromptMarks]) -> PromptMarks | None:
-    """A prompt that carries the subject, was encoded and is none of those that the sampler has."""
-    for one in encoded_prompts.recently_carrying(key):
-        if not any(one is other for other in read):
-            return one
-    return None
-
-
-def _why_missing(called: SubjectWord, found: Sequence[PromptMarks], elsewhere: PromptMarks | None) -> str:
-    """found: what is known of the prompts that went through Apply Subject's CLIP. elsewhere: a prompt that
-    carries it, and that the sampler does not have."""
-    if not found:
-        reason = (
-            "none of the prompts was encoded with the CLIP that Apply Subject puts out. Connect that CLIP to "
-            "the text encoders, or mark their conditioning with Mark Prompt"
-        )
-    else:
-        words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
-        reason = (
-            f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is "
-            "meant to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to "
-            "'warn'"
-        )
-    if elsewhere is None:
-        return reason
-    return (
-        f"{reason}. A text that does carry it was encoded too ({describe_words(elsewhere.words)}), and did "
-        "not reach this sampler as it was: a text node that encodes parts of a prompt apart and joins them "
-        "(CAT, AVG, other parsers) loses who is carried, and a node that keeps prompts to itself (attention "
-        "couple) may. Put Mark Prompt, with the whole text, behind the text node, or place subjects by Apply "
-        "Subject's region"
-    )

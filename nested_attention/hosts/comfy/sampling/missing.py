@@ -1,0 +1,56 @@
+"""A subject that no prompt of a sampler carries: why, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....errors import NestedAttentionError
+from ....placeholders import SubjectWord, why_missing
+from ....prompt import describe_words
+from ..notices import warn
+from ..prompts.encoded import encoded_prompts
+from ..prompts.marks import PromptMarks
+from .applied import AppliedSubject
+
+
+def tell_missing(subject: AppliedSubject, reason: str) -> None:
+    """Raises NestedAttentionError, or warns, as Apply Subject was told."""
+    called = subject.settings.called
+    message = f"Apply Subject: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
+    if subject.settings.when_missing == "error":
+        raise NestedAttentionError(message)
+    warn(f"Nested Attention: {message}")
+
+
+def elsewhere_carried(key: str, read: Sequence[PromptMarks]) -> PromptMarks | None:
+    """A prompt that carries the subject, was encoded and is none of those that the sampler has."""
+    for one in encoded_prompts.recently_carrying(key):
+        if not any(one is other for other in read):
+            return one
+    return None
+
+
+def reason_missing(called: SubjectWord, found: Sequence[PromptMarks], elsewhere: PromptMarks | None) -> str:
+    """found: what is known of the prompts that went through Apply Subject's CLIP. elsewhere: a prompt that
+    carries it, and that the sampler does not have."""
+    if not found:
+        reason = (
+            "none of the prompts was encoded with the CLIP that Apply Subject puts out. Connect that CLIP to "
+            "the text encoders, or mark their conditioning with Mark Prompt"
+        )
+    else:
+        words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
+        reason = (
+            f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is "
+            "meant to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to "
+            "'warn'"
+        )
+    if elsewhere is None:
+        return reason
+    return (
+        f"{reason}. A text that does carry it was encoded too ({describe_words(elsewhere.words)}), and did "
+        "not reach this sampler as it was: a text node that encodes parts of a prompt apart and joins them "
+        "(CAT, AVG, other parsers) loses who is carried, and a node that keeps prompts to itself (attention "
+        "couple) may. Put Mark Prompt, with the whole text, behind the text node, or place subjects by Apply "
+        "Subject's region"
+    )
