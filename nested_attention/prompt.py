@@ -36,6 +36,7 @@ TAG = re.compile(
 )
 ANGLED = re.compile(r"[<＜]([^<>＜＞\n]*)[>＞]")  # also as an input method for Chinese or Japanese types it
 
+_SAYS_SOMETHING = re.compile(r"[^\W\d]")  # numbers alone do not
 _PROBES = ("a", "b", "i", "cat", "dog", "red", "sun")
 _CHUNK = 75  # tokens of a chunk beside start and end
 _LONGEST = 200
@@ -139,8 +140,8 @@ def words_in(text: str) -> tuple[str, ...]:
     are left out, since most are weights."""
     composed, _ = _compose(text)
     plain = EMBEDDING.sub(" ", TAG.sub(" ", composed))
-    words = re.finditer(rf"{ANGLED.pattern}|\w{_letters(plain)}*", plain)
-    return tuple(dict.fromkeys(short(match[0].lower()) for match in words if not match[0].isdigit()))
+    words = (match[0].lower() for match in re.finditer(rf"{ANGLED.pattern}|{_letters(plain)}+", plain))
+    return tuple(dict.fromkeys(short(word) for word in words if _SAYS_SOMETHING.search(word)))
 
 
 def describe_words(words: Sequence[str], wanted: str | None = None, limit: int = 40) -> str:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nested_attention.errors import NestedAttentionError
-from nested_attention.placeholders import ParsedPrompt, SubjectWord, parse_prompt
+from nested_attention.placeholders import ParsedPrompt, SubjectWord, parse_prompt, why_missing
+from nested_attention.prompt import words_in
 
 ALICE = SubjectWord("alice", "person")
 BOB = SubjectWord("bob", "person")
@@ -48,6 +49,10 @@ def carried(parsed: ParsedPrompt) -> list[tuple[str, int, str]]:
         ("x<alice>", [ALICE], "x person", [("alice", 2, "person")]),
         ("embedding:person persons", [ALICE], "embedding:person persons", []),
         ("", [ALICE], "", []),
+        ("＜alice＞ hugging a person", [ALICE], "person hugging a person", [("alice", 0, "person")]),
+        ("(＜Alice：child＞:1.2)", [ALICE], "(child:1.2)", [("alice", 1, "child")]),
+        ("e\u0301<alice>", [ALICE], "e\u0301 person", [("alice", 3, "person")]),
+        ("<ni\u00f1o>", [SubjectWord("nin\u0303o", "person")], "person", [("nin\u0303o", 0, "person")]),
         ("<alice> person", [], "<alice> person", []),
     ],
 )
@@ -109,6 +114,11 @@ def test_short_names_have_no_near_misses() -> None:
         ("<alice hugging a dog", "does not close it"),
         ("<alice and <rex>", "does not close it"),
         ("<alice:1.2>", r"\(<alice>:1.2\)"),
+        ("<alice:-.5>", r"\(<alice>:1.2\)"),
+        ("<alice:1.>", r"\(<alice>:1.2\)"),
+        ("<alice:" + "1" * 50_000 + "x>", "the word in <alice:11.* has 50001 characters"),
+        ("＜alice hugging a dog", "does not close it"),
+        ("<alice> \ud800", r"half of a character"),
         ("<alice:child:1.2>", r"\(<alice>:1.2\)"),
         ("<alice:>", "the word in <alice:>"),
         ("<alice:(child)>", "the word in"),
@@ -147,3 +157,31 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert word[0].isalnum()
         assert word[-1].isalnum()
         assert not any(character.isalnum() for character in around)
+
+
+def test_three_subjects_on_one_place_carry_neither() -> None:
+    man = SubjectWord("carl", "man")
+    parsed = parse_prompt("an old man in an old house, a man", [SubjectWord("dan", "old"), MAN, man])
+    assert carried(parsed) == [("dan", 17, "old"), ("carl", 30, "man")]
+    assert len(parsed.conflicts) == 2
+
+
+@pytest.mark.parametrize(
+    ("called", "prompt", "told"),
+    [
+        (
+            SubjectWord("person", "person"),
+            "<alice> at the beach",
+            "it has the words <alice>, at, the, beach. Write 'person' where the subject should appear; "
+            "<alice> calls nobody unless the subject's name is 'alice'",
+        ),
+        (
+            ALICE,
+            "a dog",
+            "it has the words a, dog. Write 'person' or <alice> where the subject should appear",
+        ),
+        (ALICE, "<lora:x:1>", "it has no words. Write 'person' or <alice> where the subject should appear"),
+    ],
+)
+def test_why_a_subject_is_missing(called: SubjectWord, prompt: str, told: str) -> None:
+    assert why_missing(called, words_in(prompt)) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 
 import pytest
@@ -194,12 +195,30 @@ def test_a_missing_word_names_the_words_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["", "  ", "<person>", "(person:1.2)", "person:", "person,", "a\\b", "x\ny", None]
+    "word",
+    [
+        "",
+        "  ",
+        "<person>",
+        "(person:1.2)",
+        "person:",
+        "person,",
+        "a\\b",
+        "x\ny",
+        "x" * 201,
+        None,
+        5,
+        1.5,
+        True,
+        [],
+    ],
 )
 def test_words_that_cannot_be_found_are_refused(word: str) -> None:
-    with pytest.raises(ValueError, match="the word to find is"):
+    with pytest.raises(ValueError, match="the word to find (is|has)"):
         find_word(tokenize, "a person", word)
-    with pytest.raises(NestedAttentionError, match="begin and end with a letter|expected a word"):
+    with pytest.raises(
+        NestedAttentionError, match="begin and end with a letter|expected a word|200 characters at most"
+    ):
         check_word(word, "word")
 
 
@@ -211,6 +230,95 @@ def test_a_word_that_the_tokenizer_joins_with_its_neighbour() -> None:
 def test_a_tokenizer_without_end_or_with_one_id_is_refused() -> None:
     with pytest.raises(ValueError, match="one-token words"):
         find_word(lambda text: [START, *[9] * len(text.split()), END], "a person", "person")
+
+
+NINO, NINO_APART = "ni\u00f1o", "nin\u0303o"
+
+
+@pytest.mark.parametrize("word", [NINO, NINO_APART, NINO.upper()])
+@pytest.mark.parametrize("written", [NINO, NINO_APART, NINO_APART.upper()])
+def test_words_are_compared_composed(word: str, written: str) -> None:
+    """macOS writes the second form, and nobody can see which one it is."""
+    text = f"e\u0301 {NINO_APART}s, {written}. \u1112\u1161\u11ab {written}"
+    spans = list(word_spans(text, word))
+    assert [text[start:end] for start, end in spans] == [written, written]
+    assert find_word(composing, text, word) == [4, 7]
+
+
+def composing(text: str) -> list[int]:
+    """One token a word or mark, composed first as tokenizers of CLIP do."""
+    parts = re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text).lower())
+    return ([START, *(IDS[part] for part in parts), END] + [PAD] * 77)[:77]
+
+
+@pytest.mark.parametrize(
+    "text", ["person\u0301", "perso\u0308n", "person\u20d7s", "1person", "a_person_standing", "__person__"]
+)
+def test_a_part_of_a_word_is_not_the_word(text: str) -> None:
+    assert not list(word_spans(f"a {text} here", "person"))
+    assert words_in(f"a {text} here") == ("a", unicodedata.normalize("NFC", text), "here")
+
+
+def test_words_of_scripts_with_marks() -> None:
+    text = "एक लड़का, लड़के"
+    assert [text[a:b] for a, b in word_spans(text, "लड़का")] == ["लड़का"]
+    assert words_in(text) == ("एक", unicodedata.normalize("NFC", "लड़का"), unicodedata.normalize("NFC", "लड़के"))
+    assert check_word(" लड़का ", "word") == "लड़का"
+
+
+@given(st.text(alphabet="aB1_'-., é\u0301नि女(<>:", max_size=30))
+@settings(deadline=None)
+def test_what_the_list_shows_is_what_the_search_finds(text: str) -> None:
+    for word in words_in(text):
+        if word[0] != "<":
+            assert list(word_spans(text, word)), word
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "hint"),
+    [
+        (
+            "1girl, solo",
+            "girl",
+            "the words 1girl, solo. Whole words .* set word to '1girl', or put spaces around",
+        ),
+        ("a_girl_standing", "girl", "set word to 'a_girl_standing', or put spaces around 'girl'"),
+        (
+            "一个女孩在海滩上",
+            "女孩",
+            "'一个女孩在海滩上' is one word: .* or put spaces around '女孩' in the prompt",
+        ),
+        (NINO_APART + "s", NINO, "set word to 'niños'"),
+        (
+            "a woman",
+            "person, man",
+            "'person, man' is looked for as it stands, not .* set word to one of them",
+        ),
+        ("a woman", "person/man", "looked for as it stands"),
+        ("a house", "person", "it has the words a, house. Write 'person'"),
+    ],
+)
+def test_why_a_word_is_not_found(text: str, word: str, hint: str) -> None:
+    with pytest.raises(NestedAttentionError, match=hint):
+        find_word(composing, text, word)
+
+
+def test_a_word_that_is_joined_does_not_pass_for_one_that_is_cut_off() -> None:
+    """As many tokens change as two words have, in other places."""
+    text = "they'd " + "leaf " * 72 + "d"
+    assert len(truncated(text)) == 77
+    with pytest.raises(NestedAttentionError, match="'d' cannot be told apart"):
+        find_word(truncated, text, "d")
+
+
+@pytest.mark.parametrize("broken", ["per\ud800son", "\udfff"])
+def test_half_a_character_is_refused(broken: str) -> None:
+    with pytest.raises(
+        NestedAttentionError, match=r"the prompt has U\+D[8F].* half of a character; expected text"
+    ):
+        find_word(tokenize, f"a {broken}", "person")
+    with pytest.raises(NestedAttentionError, match=r"word has U\+D[8F]"):
+        check_word(broken, "word")
 
 
 def test_words_for_messages() -> None:
