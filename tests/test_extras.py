@@ -24,10 +24,10 @@ from nested_attention.avatars.drawing.prompts import caption, sample_picture, wi
 from nested_attention.avatars.figures.pose_and_style import (
     Judge,
     find_pose,
-    held_pictures,
     measure_pose,
     measure_style,
     patch_distance,
+    posed_pictures,
 )
 from nested_attention.avatars.models.control import (
     Control,
@@ -37,13 +37,13 @@ from nested_attention.avatars.models.control import (
     save_control,
     to_hint,
 )
-from nested_attention.avatars.models.lora import add_lora, lora_applied, lora_sites, remove_lora, save_lora
+from nested_attention.avatars.models.lora import add_lora, lora_applied, lora_sites, lora_state, save_lora
 from nested_attention.avatars.models.world import Sampling, World, load_world
-from nested_attention.avatars.train.loop import Budget
 from nested_attention.avatars.train.pose_and_style import train_pose, train_style
-from nested_attention.avatars.train.pose_data import COLUMNS, TOPS, draw_held, sample_held
+from nested_attention.avatars.train.pose_data import COLUMNS, TOPS, draw_pose_data, sample_posed
 from nested_attention.errors import NestedAttentionError
 from nested_attention.storage.tensors import read_tensors, write_tensors
+from nested_attention.training.schedule import Schedule
 
 FEW = Sampling(steps=8)
 
@@ -120,18 +120,18 @@ def test_ink_is_not_a_tint() -> None:
 def test_a_caption_without_its_place() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        text = caption(sample_held(rng, "person+pet"), rng)
+        text = caption(sample_posed(rng, "person+pet"), rng)
         assert "on the left" in text and "on the right" in text
         bare = without_place(text)
         assert not any(word in bare for word in ("left", "right", "middle")) and "  " not in bare
 
 
-def test_held_pictures_stand_where_no_word_places_them(tmp_path: Path) -> None:
-    held = draw_held(40, 3, workers=1, cache=tmp_path)
-    again = draw_held(40, 3, workers=1, cache=tmp_path)
-    assert all(np.array_equal(a, b) for a, b in zip(vars(held).values(), vars(again).values(), strict=True))
+def test_posed_pictures_stand_where_no_word_places_them(tmp_path: Path) -> None:
+    drawn = draw_pose_data(40, 3, workers=1, cache=tmp_path)
+    again = draw_pose_data(40, 3, workers=1, cache=tmp_path)
+    assert all(np.array_equal(a, b) for a, b in zip(vars(drawn).values(), vars(again).values(), strict=True))
     rng = np.random.default_rng(0)
-    columns = {sample_held(rng, "person").figures[0].pose.x for _ in range(200)}
+    columns = {sample_posed(rng, "person").figures[0].pose.x for _ in range(200)}
     assert columns == set(COLUMNS)
 
 
@@ -178,13 +178,13 @@ def test_a_lora_file_does_what_its_layers_did(tmp_path: Path, world: World) -> N
 
     plain, number = out(), len(lora_sites(unet))
     torch.manual_seed(0)
-    layers = add_lora(unet, rank=2, alpha=1.0)
-    assert len(layers) == number and torch.equal(out(), plain)
+    layers = add_lora(unet, rank=2)
+    assert len(layers) == number == len(lora_sites(unet)) and torch.equal(out(), plain)
     for layer in layers.values():
-        torch.nn.init.normal_(layer.up.weight, std=0.1)
+        torch.nn.init.normal_(layer["up"].weight, std=0.1)
     trained = out()
-    save_lora(layers, tmp_path / "lora.safetensors")
-    remove_lora(unet)
+    save_lora(lora_state(unet), tmp_path / "lora.safetensors")
+    unet.unload_lora()
     assert torch.equal(out(), plain)
     with lora_applied(unet, tmp_path / "lora.safetensors"):
         torch.testing.assert_close(out(), trained, atol=5e-3, rtol=5e-3)
@@ -206,20 +206,21 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, world: World) -> Non
 def test_both_train_for_a_few_steps_and_the_world_stays_as_it_is(tmp_path: Path) -> None:
     world = load_world()
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
-    budget = Budget(steps=3, warmup=1)
-    control = train_pose(tmp_path / "pose", world, draw_held(8, 0, workers=1), budget, batch=2)
+    schedule = Schedule(steps=3, warmup=1)
+    control = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, batch=2)
     assert control.controlnet_mid_block.weight.abs().max() > 0
-    layers = train_style(tmp_path / "ink", world, draw_held(8, 0, inked=True, workers=1), budget, batch=2)
-    assert all(layer.up.weight.abs().max() > 0 for layer in layers.values())
+    inked = draw_pose_data(8, 0, inked=True, workers=1)
+    lora = train_style(tmp_path / "ink", world, inked, schedule, batch=2)
+    assert all(value.abs().max() > 0 for value in lora.values())
     after = world.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    resumed = train_pose(tmp_path / "pose", world, draw_held(8, 0, workers=1), budget, batch=2)
+    resumed = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, batch=2)
     kept = resumed.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in control.state_dict().items())
 
 
 def test_a_drawn_figure_is_found_where_it_stands() -> None:
-    for picture in held_pictures(20, 1):
+    for picture in posed_pictures(20, 1):
         figure = picture.figures[0]
         assert find_pose(render(picture).rgb, figure) == (figure.pose.x, figure.pose.y)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nested_attention.avatars.figures.acceptance import Counts, Judges
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings
+from nested_attention.avatars.figures.judges import Counts, Judges
 from nested_attention.avatars.figures.pairs import MEASURES, Measure, halves, people, place, score_slots
 from nested_attention.avatars.figures.report import figures, read
 from nested_attention.avatars.models.world import Sampling

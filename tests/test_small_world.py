@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nested_attention.avatars.drawing.references import held_out
-from nested_attention.avatars.figures.acceptance import Counts, Judges, attach, score_identity, score_prompt
 from nested_attention.avatars.figures.cases import draw_cases
+from nested_attention.avatars.figures.judges import Counts, Judges, attach, score_identity, score_prompt
 from nested_attention.avatars.models.vocabulary import SIZE, CompactEmbedding, compact
 from nested_attention.avatars.models.world import Attached, Sampling
 from nested_attention.paths import SMALL_WORLD

@@ -1,4 +1,4 @@
-"""Training of the small world: schedules, resuming, and each stage for a few steps."""
+"""Training of the small world: its data, and each stage for a few steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,35 +15,43 @@ import torch
 
 from nested_attention.avatars.drawing.canvas import SIZE
 from nested_attention.avatars.drawing.identity import Person, Pet, attributes
+from nested_attention.avatars.models.model import new_scheduler
 from nested_attention.avatars.models.pixels import encode_pictures
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World, load_world
 from nested_attention.avatars.train import stages
 from nested_attention.avatars.train.attribute_heads import ATTRIBUTES, AttributeHeads, columns_of
-from nested_attention.avatars.train.base import (
-    attention_loss,
-    cell_weights,
-    emphasised,
-    read_captions,
-    train_base,
-)
+from nested_attention.avatars.train.base import attention_loss, train_base
 from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
+from nested_attention.avatars.train.denoising import (
+    TextStates,
+    denoising_noise,
+    normalised,
+    predictor,
+    read_captions,
+)
 from nested_attention.avatars.train.device import faster_precision, unet_pass, vision_pass
 from nested_attention.avatars.train.encoders import (
-    Aids,
+    AuxiliaryLosses,
     encode_data,
+    encoder_config,
     new_encoder,
+    train_attribute_heads,
     train_encoder,
-    train_naming,
 )
-from nested_attention.avatars.train.loop import Budget, Run
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
 from nested_attention.checkpoint import load_subject_encoder
+from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
+from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
 from nested_attention.paths import SMALL_WORLD
+from nested_attention.settings import SubjectSettings
+from nested_attention.training.data import Arrays, Examples
+from nested_attention.training.objective import denoising_losses, weighted_mse
+from nested_attention.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -57,46 +66,6 @@ def pictures() -> Pictures:
 
 def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def test_the_rate_rises_holds_and_falls() -> None:
-    budget = Budget(steps=1000, warmup=100, decay=0.2)
-    rates = [budget.factor(step, 0.0) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.01) and max(rates) == 1.0 and rates[99] == rates[799] == 1.0
-    assert all(a > b for a, b in zip(rates[800:], rates[801:], strict=False)) and rates[-1] < 0.01
-    assert Budget(steps=10**9, minutes=1).done(5, 61.0) and not Budget(steps=10).done(9, 1e9)
-
-
-def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
-    """Six steps in one go, and three and three with a restart between, give the same weights."""
-
-    def steps(run: Run, number: int) -> torch.nn.Module:
-        for _ in range(number):
-            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(run.step))
-            run.update(run.modules["net"](x).square().mean())
-        run.save()
-        return run.modules["net"]
-
-    def fresh() -> dict[str, torch.nn.Module]:
-        torch.manual_seed(0)
-        return {"net": torch.nn.Linear(4, 4)}
-
-    budget = Budget(steps=100)
-    whole = steps(Run(tmp_path / "a", fresh(), rate=0.1, budget=budget), 6)
-    steps(Run(tmp_path / "b", fresh(), rate=0.1, budget=budget), 3)
-    resumed = Run(tmp_path / "b", fresh(), rate=0.1, budget=budget)
-    assert resumed.step == 3
-    halves = steps(resumed, 3)
-    assert torch.equal(whole.weight, halves.weight)
-    assert not list((tmp_path / "b").glob("*.tmp"))
-
-
-def test_the_log_is_readable(tmp_path: Path) -> None:
-    run = Run(tmp_path, {"net": torch.nn.Linear(2, 2)}, rate=0.1, budget=Budget(steps=50))
-    while not run.done:
-        run.update(run.modules["net"](torch.ones(1, 2)).square().sum())
-    lines = log_of(tmp_path)
-    assert [line["step"] for line in lines] == [50] and lines[0]["loss"] > 0
 
 
 def test_pictures_are_repeatable_and_cached(tmp_path: Path, pictures: Pictures) -> None:
@@ -127,10 +96,10 @@ def test_an_encoder_learns_one_figure_of_a_picture_and_nobody_else(world: World,
         (at,) = data.mask[row].nonzero().view(-1).tolist()
         assert at == drawn.plain_words[row, wanted] and int(drawn.plain[row, at]) == noun
         own, other = drawn.masks[row, wanted], drawn.masks[row, 1 - wanted]
-        assert drawn.emphasis[row][own].max() > 2
+        assert drawn.loss_weight[row][own].max() > 2
         if other.any():
             alone = other & ~own
-            assert drawn.emphasis[row][alone].mean() < 0.8  # a cell on the edge shows both
+            assert drawn.loss_weight[row][alone].mean() < 0.8  # a cell on the edge shows both
             pairs += 1
     assert pairs > 5
     assert set(drawn.wanted) == {0, 1}
@@ -179,12 +148,12 @@ def test_the_autoencoder_learns_and_a_refined_decoder_keeps_its_latents(
     tmp_path: Path, pictures: Pictures, world: World
 ) -> None:
     torch.manual_seed(0)
-    vae = train_vae(tmp_path / "vae", pictures, Budget(steps=2), batch=4)
+    vae = train_vae(tmp_path / "vae", pictures, Schedule(steps=2), batch=4)
     z = encode_pictures(vae, pictures.rgb)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(8), atol=0.02)
     assert torch.allclose(z.std((0, 2, 3)), torch.ones(8), atol=0.02)
     before = encode_pictures(world.vae, pictures.rgb)
-    refined = train_vae(tmp_path / "decoder", pictures, Budget(steps=2), decoder_of=world.vae, batch=4)
+    refined = train_vae(tmp_path / "decoder", pictures, Schedule(steps=2), decoder_of=world.vae, batch=4)
     torch.testing.assert_close(encode_pictures(refined, pictures.rgb), before, atol=1e-5, rtol=1e-5)
     for name, value in world.vae.encoder.state_dict().items():
         assert torch.equal(refined.encoder.state_dict()[name], value)
@@ -215,7 +184,7 @@ def test_labels_tell_the_kind_of_each_figure(pictures: Pictures) -> None:
 
 
 def test_eyes_weigh_more_than_skies(pictures: Pictures) -> None:
-    weights = cell_weights(pictures)
+    weights = normalised(pictures.loss_weight)
     assert weights.mean() == pytest.approx(1.0, abs=1e-3)
     background = torch.from_numpy(~pictures.masks.any(axis=1))
     assert weights[background].mean() < 0.6 < 2.0 < weights.amax()
@@ -223,13 +192,13 @@ def test_eyes_weigh_more_than_skies(pictures: Pictures) -> None:
         torch.randn(24, 8, 16, 16, generator=torch.Generator().manual_seed(0)),
         torch.ones(24, 16, 16),
     )
-    assert torch.allclose(emphasised(error, even), error.square().mean())
-    assert emphasised(error, weights) != pytest.approx(float(error.square().mean()))
+    assert torch.allclose(weighted_mse(error, even).mean(), error.square().mean())
+    assert weighted_mse(error, weights).mean() != pytest.approx(float(error.square().mean()))
 
 
 def test_the_text_encoders_learn_to_read(tmp_path: Path, pictures: Pictures) -> None:
     """On a handful of captions a minute of nothing but reading must bring the loss down."""
-    modules = train_text(tmp_path, pictures, Budget(steps=100, warmup=20), batch=8)
+    modules = train_text(tmp_path, pictures, Schedule(steps=100, warmup=20), batch=8)
     log = log_of(tmp_path)
     assert set(modules) == {"text_l", "text_g"} and log[-1]["loss"] < 0.8 * log[0]["loss"]
 
@@ -255,10 +224,10 @@ def test_the_base_model_trains_from_nothing_and_from_weights(
     latents = encode_pictures(world.vae, pictures.rgb)
     text = world.text_encoder, world.text_encoder_2
     words = {name: value.clone() for name, value in world.text_encoder.state_dict().items()}
-    budget = Budget(steps=2, warmup=1)
-    train_base(tmp_path / "a", pictures, latents, text, budget, batch=2)
+    schedule = Schedule(steps=2, warmup=1)
+    train_base(tmp_path / "a", pictures, latents, text, schedule, batch=2)
     start = copy.deepcopy(world.unet)
-    onward = train_base(tmp_path / "b", pictures, latents, text, budget, start=start, batch=2)
+    onward = train_base(tmp_path / "b", pictures, latents, text, schedule, start=start, batch=2)
     moved = (onward.conv_in.weight - world.unet.conv_in.weight).abs().max()
     assert 0 < moved < 0.01
     assert all(torch.equal(value, words[name]) for name, value in world.text_encoder.state_dict().items())
@@ -270,7 +239,7 @@ def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: Wor
     assert data.mask.any(dim=1).all()
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
     processors = dict(world.unet.attn_processors)
-    first = train_encoder(tmp_path, world, data, Budget(steps=2, warmup=1), batch=4, queries=16)
+    first = train_encoder(tmp_path, world, data, Schedule(steps=2, warmup=1), batch=4, queries=16)
     assert first.config.word == word and first.config.num_queries == 16
     assert all(torch.equal(value, before[name]) for name, value in world.unet.state_dict().items())
     assert world.unet.attn_processors == processors
@@ -279,11 +248,40 @@ def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: Wor
 def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World) -> None:
     """The paper's alternative trains like the rest, and gives other weights than nested values do."""
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
-    budget = Budget(steps=2, warmup=1)
-    nested = train_encoder(tmp_path / "a", world, data, budget, batch=4, queries=16)
-    pooled = train_encoder(tmp_path / "b", world, data, budget, batch=4, queries=16, global_value=True)
+    schedule = Schedule(steps=2, warmup=1)
+    nested = train_encoder(tmp_path / "a", world, data, schedule, batch=4, queries=16)
+    pooled = train_encoder(tmp_path / "b", world, data, schedule, batch=4, queries=16, global_value=True)
     pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("changed", [{"alpha": 0.5}, {"alpha": None}, {"norm": "head"}])
+def test_an_encoder_trains_with_its_own_alpha_and_norm(
+    tmp_path: Path, world: World, changed: dict[str, Any]
+) -> None:
+    """Its first loss is that of the same weights, attached as they are configured."""
+    data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
+    torch.manual_seed(0)
+    start = SubjectEncoder(replace(encoder_config(world, "person", 16), **changed))
+    drawn, noise = Examples(Arrays(row=np.arange(8)), denoising_noise, batch=4, seed=0)[0]
+    rows, slot = drawn["row"], SubjectSlot.install(world.unet)
+    predict = predictor(world.unet, TextStates(*(each[rows] for each in data.text)), torch.float32)
+    step = data.latents[rows].float(), noise["latent"], noise["timestep"], data.loss_weight[rows]
+
+    def loss(**options: Any) -> float:
+        projections = start.project(start(data.features[rows].float()))
+        settings = SubjectSettings(**options)
+        binding = SubjectBinding(projections=projections, mask=data.mask[rows], settings=settings)
+        with torch.no_grad(), slot.bind(binding):
+            return float(denoising_losses(predict, new_scheduler(), *step)["denoise"].mean())
+
+    paper = {"alpha": 2.0, "norm": "inner"}
+    wanted, other = loss(**paper | changed), loss(**paper)
+    slot.remove()
+    train_encoder(tmp_path, world, data, Schedule(steps=1), start=start, batch=4)
+    (line,) = log_of(tmp_path)
+    found = line["denoise"]
+    assert found == pytest.approx(wanted, rel=1e-3) and abs(found - other) > 3 * abs(found - wanted)
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])
@@ -299,7 +297,7 @@ def test_an_encoder_is_asked_for_the_attributes_of_its_own_subject(world: World,
         assert labels[row].tolist() == drawn.figure_labels[row, wanted, columns_of(word)].tolist()
 
 
-def test_heads_name_what_applies_and_ask_for_nothing_else() -> None:
+def test_heads_classify_what_applies_and_nothing_else() -> None:
     heads = AttributeHeads(4, [2, 3])
     tokens = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
     first, second = heads(tokens)
@@ -312,12 +310,12 @@ def test_heads_name_what_applies_and_ask_for_nothing_else() -> None:
     torch.testing.assert_close(heads.loss(tokens, labels), sum(certain))
 
 
-def test_reading_is_learned_before_drawing(tmp_path: Path, world: World) -> None:
+def test_attributes_are_learned_before_denoising(tmp_path: Path, world: World) -> None:
     """On a few pictures the Q-Former learns their attributes by heart; the nested layers stay untouched."""
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
     start = new_encoder(world, "person", queries=16)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    encoder, _ = train_naming(tmp_path, start, data, Budget(steps=100, warmup=10), batch=8)
+    encoder, _ = train_attribute_heads(tmp_path, start, data, Schedule(steps=100, warmup=10), batch=8)
     first, last = log_of(tmp_path)
     assert last["loss"] < 0.5 * first["loss"]
     for name, value in encoder.state_dict().items():
@@ -328,31 +326,36 @@ def test_the_target_is_what_words_make_of_the_same_noise(tmp_path: Path, world: 
     """Nothing is left to learn where the prompt tells as much as the caption and no word carries a subject;
     a caption that tells more leaves something."""
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
-    aids = Aids(AttributeHeads(256, list(attributes(Person).values())), told=1.0)
+    auxiliary = AuxiliaryLosses(AttributeHeads(256, list(attributes(Person).values())), distillation=1.0)
     unmarked = replace(data, mask=torch.zeros_like(data.mask))
-    budget = Budget(steps=2, warmup=1)
-    for name, each in {"same": replace(unmarked, told=unmarked.text), "more": unmarked}.items():
-        train_encoder(tmp_path / name, world, each, budget, batch=4, queries=16, aids=copy.deepcopy(aids))
+    schedule = Schedule(steps=2, warmup=1)
+    for name, each in {"same": replace(unmarked, described=unmarked.text), "more": unmarked}.items():
+        mine = copy.deepcopy(auxiliary)
+        train_encoder(tmp_path / name, world, each, schedule, batch=4, queries=16, auxiliary=mine)
     (same,), (more,) = log_of(tmp_path / "same"), log_of(tmp_path / "more")
     assert same["denoise"] < 1e-6 and more["denoise"] > 0.01
-    assert same["plain"] > 0.1 and same["named"] > 1.0
+    assert same["plain"] > 0.1 and same["attributes"] > 1.0
 
 
-def test_heads_and_the_told_target_reach_the_encoder(tmp_path: Path, world: World) -> None:
+def test_heads_and_distillation_reach_the_encoder(tmp_path: Path, world: World) -> None:
     data = encode_data(world, draw_pictures("pet", 8, 6, workers=1), "pet")
     heads = AttributeHeads(256, list(attributes(Pet).values()))
-    aids = {"none": None, "heads": Aids(copy.deepcopy(heads)), "told": Aids(told=0.75)}
-    budget = Budget(steps=2, warmup=1)
+    auxiliary = {
+        "none": AuxiliaryLosses(),
+        "heads": AuxiliaryLosses(copy.deepcopy(heads)),
+        "distilled": AuxiliaryLosses(distillation=0.75),
+    }
+    schedule = Schedule(steps=2, warmup=1)
     weights = [
         torch.cat(
             [
                 p.detach().flatten()
                 for p in train_encoder(
-                    tmp_path / name, world, data, budget, batch=4, queries=16, aids=each
+                    tmp_path / name, world, data, schedule, batch=4, queries=16, auxiliary=each
                 ).parameters()
             ]
         )
-        for name, each in aids.items()
+        for name, each in auxiliary.items()
     ]
     assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
@@ -361,16 +364,17 @@ def test_the_stage_of_an_encoder_reads_draws_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Onward: from the weights that are there, which two small steps of each part do not take far."""
-    monkeypatch.setattr(stages, "Budget", lambda **_: Budget(steps=2, warmup=1))  # of reading, and of drawing
+    monkeypatch.setattr(stages, "Schedule", lambda **_: Schedule(steps=2, warmup=1))  # of both parts
     weights = tmp_path / "weights"
     shutil.copytree(SMALL_WORLD, weights)
     path = weights / "pet_encoder.safetensors"
     shipped = load_subject_encoder(path)
-    recipe = Recipe(runs=tmp_path / "runs", weights=weights, encoder_pictures=8, threads=2, onward=True)
+    recipe = Recipe(runs=tmp_path / "runs", weights=weights, encoder_pictures=8, threads=1, onward=True)
     train(["pet"], recipe, say=lambda line: None)
     trained = load_subject_encoder(path)
     assert trained.config == shipped.config and trained.fingerprint != shipped.fingerprint
-    assert "named" in log_of(recipe.runs / "pet")[-1] and (recipe.runs / "pet-naming" / "state.pt").is_file()
+    assert "attributes" in log_of(recipe.runs / "pet")[-1]
+    assert (recipe.runs / "pet-attributes" / "step-00000002").is_dir()
     moved = max(
         float((a.float() - b.float()).detach().abs().max())
         for a, b in zip(trained.parameters(), shipped.parameters(), strict=True)

@@ -53,11 +53,12 @@ def acceptance(
 
     from ..avatars.figures import acceptance as measured
     from ..avatars.figures import records
+    from ..avatars.figures.judges import Counts
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     path = out or measured.RESULTS
     with stopping():
-        document = measured.run(measured.Counts(), typer.echo, workers=workers)
+        document = measured.run(Counts(), typer.echo, workers=workers)
     records.write(document, path)
     typer.echo(f"The figures: {path.resolve()}")
 
@@ -65,14 +66,14 @@ def acceptance(
 @world.command()
 def references() -> None:
     """Measure what the reference decides: a calm close-up, two pictures, four."""
-    from ..avatars.figures import acceptance as measured
     from ..avatars.figures import records
-    from ..avatars.figures import references as kinds
+    from ..avatars.figures import references as measured
+    from ..avatars.figures.judges import Counts, Judges
 
     with stopping():
-        judges = measured.Judges.load()
-    records.write(kinds.measure(judges, measured.Counts(), typer.echo), kinds.RESULTS)
-    typer.echo(f"The figures: {kinds.RESULTS.resolve()}")
+        document = measured.measure(Judges.load(), Counts(), typer.echo)
+    records.write(document, measured.RESULTS)
+    typer.echo(f"The figures: {measured.RESULTS.resolve()}")
 
 
 @world.command()
@@ -81,12 +82,11 @@ def compare(
     runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
 ) -> None:
     """Train nested values and one global value a subject alike, and compare who is recognised."""
-    from ..avatars.figures import acceptance as measured
     from ..avatars.figures import alternatives
+    from ..avatars.figures.judges import Judges
 
     with stopping():
-        judges = measured.Judges.load()
-        document = alternatives.compare(judges, runs, steps=steps, say=typer.echo)
+        document = alternatives.compare(Judges.load(), runs, steps=steps, say=typer.echo)
     alternatives.write(document)
     typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
 

@@ -144,7 +144,8 @@ def test_the_stock_loader_puts_every_tensor_of_the_lora_on_the_unet(
     name = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     (patched,) = (key for key in model.patches if key.endswith(name))
     with lora_applied(unet):
-        wanted = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.clone()
+        layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k
+        wanted = layer.weight + layer.get_delta_weight(*layer.active_adapters)
     weight = model.patch_weight_to_device
     with torch.inference_mode(False), torch.no_grad():
         weight(patched)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,66 +20,22 @@ import numpy as np
 import torch
 
 from ...attention import BoundSubject
-from ...checkpoint import load_subject_encoder
-from ...encoder import SubjectEncoder
 from ...paths import SMALL_WORLD
 from ..drawing.picture import render
 from ..models.model import TIME_IDS, new_scheduler
-from ..models.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
 from ..models.tokenizer import load_tokenizer
 from ..models.watched import watch
-from ..models.world import Attached, Sampling, World, load_world
-from .cases import Case, draw_cases, true_drawings, windows
-from .likeness import likeness
+from ..models.world import Attached, Sampling
+from .cases import Case, draw_cases, true_drawings
+from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_identity, score_prompt
 from .pairs import people
 from .pose_and_style import Judge, measure_pose, measure_style
 from .records import circumstances
-from .statistics import rate, top1
+from .statistics import rate
 
-SUBJECTS = ("person", "pet")
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = SMALL_WORLD / "acceptance.json"
 """Where the committed figures are."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many cases a run draws. `candidates` is the number of identities in a retrieval."""
-
-    subjects: int = 100
-    pairs: int = 100
-    candidates: int = 100
-    twins: int = 20
-    extras: int = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Judges:
-    """The world, the encoders and the scorers a run needs."""
-
-    world: World
-    encoders: dict[str, SubjectEncoder]
-    identity: dict[str, IdentityScorer]
-    prompt: PromptScorer
-
-    @classmethod
-    def load(cls, folder: Path = SMALL_WORLD) -> Judges:
-        """Everything from the shipped files."""
-        return cls(
-            world=load_world(folder),
-            encoders={
-                word: load_subject_encoder(folder / f"{word}_encoder.safetensors") for word in SUBJECTS
-            },
-            identity={word: load_identity_scorer(word, folder) for word in SUBJECTS},
-            prompt=load_prompt_scorer(folder),
-        )
-
-
-def attach(judges: Judges, cases: list[Case], word: str, attention_scale: float | None = None) -> Attached:
-    """Each case's own subject on `word`, at the nodes' defaults unless λ is given."""
-    crops = np.stack([case.reference(word) for case in cases])
-    scale = BoundSubject.attention_scale if attention_scale is None else attention_scale
-    return judges.world.attach(judges.encoders[word], crops, word, scale)
 
 
 def _generate(
@@ -87,36 +43,6 @@ def _generate(
 ) -> np.ndarray:
     prompts = [case.described if described else case.prompt for case in cases]
     return judges.world.generate(prompts, [case.seed for case in cases], attached, Sampling())
-
-
-def score_identity(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
-) -> dict[str, Any]:
-    """Retrieval among all cases' identities, among near-twins, and each attribute on its own."""
-    identities = [case.figure(word).identity for case in cases]
-    return {
-        "top1": rate(identity_hits(judges, rgb, cases, word, counts)),
-        **likeness(judges.identity[word], windows(rgb, cases, word), identities, counts.twins),
-    }
-
-
-def identity_hits(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
-) -> torch.Tensor:
-    """Top-1 retrieval of each case's subject among the first `candidates` identities and itself. (n,) bool"""
-    scorer = judges.identity[word]
-    identities = [case.figure(word).identity for case in cases]
-    similarity = scorer.similarity(windows(rgb, cases, word), identities)
-    if len(cases) > counts.candidates:
-        raise ValueError(f"{len(cases)} cases for a retrieval among {counts.candidates}: draw as many")
-    return top1(similarity, torch.arange(len(cases)))
-
-
-def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
-    """Share of the prompt's attributes that the picture shows, and each attribute on its own."""
-    correct = judges.prompt.correct(rgb, [case.picture for case in cases])
-    everything = torch.cat(list(correct.values()))
-    return {"all": rate(everything), "attributes": {name: rate(ok) for name, ok in correct.items()}}
 
 
 def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
@@ -218,12 +144,12 @@ def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]
     return result
 
 
-def extras(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+def pose_and_style(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
     """The pose ControlNet and the ink LoRA, with and without."""
     judge = Judge(judges.world, judges.encoders["person"], judges.identity["person"])
     scores: dict[str, dict[str, Any]] = {
-        "pose": {**measure_pose(judge, counts.extras)},
-        "style": {**measure_style(judge, counts.extras)},
+        "pose": {**measure_pose(judge, counts.pose_and_style)},
+        "style": {**measure_style(judge, counts.pose_and_style)},
     }
     for name, pair in scores.items():
         say("\n".join(f"{name:6} {way:12} {value}" for way, value in pair.items()))
@@ -245,7 +171,7 @@ PARTS: dict[str, Part] = {
     "pet": partial(_one_subject_and_curve, word="pet"),
     "pair": pairs,
     "attention": attention_to_word,
-    "extras": extras,
+    "pose_and_style": pose_and_style,
 }
 """What is measured, the longest first; no part needs another."""
 

@@ -23,15 +23,17 @@ from torch import Tensor
 
 from ...hosts.diffusers import SubjectSlot
 from ...paths import SMALL_WORLD
+from ...training.objective import denoising_losses
+from ...training.schedule import Schedule
 from ..drawing.picture import render
-from ..models.model import TIME_IDS, new_scheduler
+from ..models.model import new_scheduler
 from ..models.world import PARTS, Attached, Sampling, World
-from ..train.data import by_cell, draw_pictures, emphasis_of
+from ..train.data import by_cell, draw_pictures, loss_weight_of
+from ..train.denoising import TextStates, normalised, predictor
 from ..train.encoders import encode_data, train_encoder
-from ..train.loop import Budget
 from . import records
-from .acceptance import Counts, Judges, attach, score_identity, score_prompt
 from .cases import Case, draw_cases, true_drawings
+from .judges import Counts, Judges, attach, score_identity, score_prompt
 from .statistics import paired
 
 RESULTS = SMALL_WORLD / "alternatives.json"
@@ -70,10 +72,9 @@ def compare(
     errors: dict[str, Tensor] = {}
     for name in ALTERNATIVES:
         pooled = name == "global"
-        budget = Budget(steps=steps)
-        encoder = train_encoder(
-            runs / f"{word}-{name}", judges.world, data, budget, global_value=pooled
-        ).requires_grad_(False)
+        run = runs / f"{word}-{name}"
+        encoder = train_encoder(run, judges.world, data, Schedule(steps), global_value=pooled)
+        encoder.requires_grad_(False)
         mine = replace(judges, encoders={word: encoder})
         attached = attach(mine, cases, word)
         if pooled:
@@ -84,7 +85,7 @@ def compare(
             "identity": score_identity(mine, rgb, cases, word, counts),
             "prompt": score_prompt(mine, rgb, cases),
             "error": round(float(errors[name].mean()), 5),
-            "losses": losses(runs / f"{word}-{name}"),
+            "losses": losses(run),
         }
         identity, prompt = result[name]["identity"]["top1"]["rate"], result[name]["prompt"]["all"]["rate"]
         say(f"{word:6} {name:8} identity {identity:.2f}  prompt {prompt:.3f}")
@@ -106,8 +107,7 @@ def prediction_errors(
     Noise depends on `seed` and the case's place alone, so that encoders are compared in pairs.
     """
     pictures = [render(case.picture) for case in cases]
-    emphasis = torch.from_numpy(np.stack([by_cell(emphasis_of(drawn.part)) for drawn in pictures]))
-    emphasis = emphasis / emphasis.mean()
+    loss_weight = normalised(np.stack([by_cell(loss_weight_of(drawn.part)) for drawn in pictures]))
     latents, scheduler = world.encode(true_drawings(cases)), new_scheduler()
     noise = torch.randn(len(TIMESTEPS), *latents.shape, generator=torch.Generator().manual_seed(seed))
     errors = torch.zeros(len(cases))
@@ -116,15 +116,12 @@ def prediction_errors(
         for start in range(0, len(cases), batch):
             rows = slice(start, start + batch)
             context, pooled, ids = world.text([case.prompt for case in cases[rows]])
-            sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(len(context), -1)
-            added = {"text_embeds": pooled, "time_ids": sizes}
+            predict = predictor(world.unet, TextStates(context, pooled), torch.float32)
             with slot.bind(attached.rows(rows).bind(ids)):
                 for index, timestep in enumerate(TIMESTEPS):
-                    x, e = latents[rows], noise[index, rows]
-                    t = torch.full((len(x),), timestep)
-                    out = world.unet(scheduler.add_noise(x, e, t), t, context, added_cond_kwargs=added).sample
-                    error = (out - scheduler.get_velocity(x, e, t)).square().mean(dim=1) * emphasis[rows]
-                    errors[rows] += error.mean(dim=(1, 2)) / len(TIMESTEPS)
+                    t = torch.full((len(context),), timestep)
+                    step = latents[rows], noise[index, rows], t, loss_weight[rows]
+                    errors[rows] += denoising_losses(predict, scheduler, *step)["denoise"] / len(TIMESTEPS)
     finally:
         slot.remove()
     return errors

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from ..drawing.picture import crop
 from ..drawing.pose import window
 from ..models.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
+from .judges import Counts, Judges
 from .likeness import likeness
 from .statistics import rate, top1
-
-if TYPE_CHECKING:
-    from .acceptance import Counts, Judges
 
 WORD = "person"
 

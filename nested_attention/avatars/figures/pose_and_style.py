@@ -1,6 +1,6 @@
-"""Whether a figure stands where the pose ControlNet is told, and whether the ink LoRA draws in ink.
+"""Whether a figure stands where the pose ControlNet puts it, and whether the ink LoRA draws in ink.
 
-Held-out people are attached to prompts that do not say where they stand; the same prompts and seeds are drawn
+Held-out people are attached to prompts that do not say where they stand. The same prompts and seeds are drawn
 with and without.
 """
 
@@ -27,7 +27,7 @@ from ..models.control import Control, load_control
 from ..models.lora import lora_applied
 from ..models.scorers import IdentityScorer, load_identity_scorer
 from ..models.world import Sampling, World, load_world
-from ..train.pose_data import COLUMNS, TOPS, sample_held
+from ..train.pose_data import COLUMNS, TOPS, sample_posed
 
 WORD = Person.WORD
 AS_SHIPPED = Sampling()
@@ -69,14 +69,14 @@ class Judge:
         )
 
 
-def held_pictures(number: int, seed: int) -> list[Picture]:
-    """Pictures of one held-out person each, in any pose that a control picture can say."""
+def posed_pictures(number: int, seed: int) -> list[Picture]:
+    """Pictures of one held-out person each, in any pose that a control picture can show."""
     rng = np.random.default_rng(seed)
-    return [_held(rng) for _ in range(number)]
+    return [_posed(rng) for _ in range(number)]
 
 
-def _held(rng: np.random.Generator) -> Picture:
-    picture = sample_held(rng, WORD)
+def _posed(rng: np.random.Generator) -> Picture:
+    picture = sample_posed(rng, WORD)
     (identity,) = sample_identities(rng, WORD, "heldout")
     return replace(picture, figures=(replace(picture.figures[0], identity=identity),))
 
@@ -85,12 +85,12 @@ def measure_pose(
     judge: Judge, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, PoseScore]:
     """With and without the shipped ControlNet, by `"with"` and `"without"`."""
-    pictures = held_pictures(number, seed)
+    pictures = posed_pictures(number, seed)
     maps = np.stack([pose_map([picture.figures[0].pose]) for picture in pictures])
     control = Control(load_control(), maps)
     return {
-        name: _pose_score(judge, _drawn(judge, pictures, seed, sampling, held), pictures)
-        for name, held in (("without", None), ("with", control))
+        name: _pose_score(judge, _drawn(judge, pictures, seed, sampling, shown), pictures)
+        for name, shown in (("without", None), ("with", control))
     }
 
 
@@ -98,8 +98,8 @@ def measure_style(
     judge: Judge, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, StyleScore]:
     """With and without the shipped LoRA, by `"with"` and `"without"`."""
-    pictures = held_pictures(number, seed)
-    true = [ink(render(replace(picture, style="photo"))) for picture in held_pictures(500, seed + 1)]
+    pictures = posed_pictures(number, seed)
+    true = [ink(render(replace(picture, style="photo"))) for picture in posed_pictures(500, seed + 1)]
     scores = {}
     for name, style in (("without", nullcontext()), ("with", lora_applied(judge.world.unet))):
         with style:

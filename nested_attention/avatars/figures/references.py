@@ -19,8 +19,8 @@ import torch
 from ...paths import SMALL_WORLD
 from ..drawing.references import reference_crop, sample_crop
 from ..models.world import Attached, Sampling
-from .acceptance import Counts, Judges, score_identity, score_prompt
 from .cases import Case, draw_cases
+from .judges import Counts, Judges, score_identity, score_prompt
 from .records import circumstances
 
 RESULTS = SMALL_WORLD / "references.json"

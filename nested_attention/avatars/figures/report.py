@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...paths import PACK, SMALL_WORLD
-from .acceptance import RESULTS, SUBJECTS
+from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
+from .judges import SUBJECTS
 from .references import RESULTS as REFERENCES
 from .statistics import Rate
 
@@ -141,7 +142,7 @@ def _curve(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def _extras(extras: dict[str, Any]) -> list[str]:
+def _pose_and_style(found: dict[str, Any]) -> list[str]:
     pose = [
         [
             f"{way} the ControlNet",
@@ -150,7 +151,7 @@ def _extras(extras: dict[str, Any]) -> list[str]:
             _share(score["there"]),
             _share(score["attributes"]),
         ]
-        for way, score in extras["pose"].items()
+        for way, score in found["pose"].items()
     ]
     style = [
         [
@@ -158,7 +159,7 @@ def _extras(extras: dict[str, Any]) -> list[str]:
             f"{score['distance']:.2f}",
             _share(score["attributes"]),
         ]
-        for way, score in extras["style"].items()
+        for way, score in found["style"].items()
     ]
     return [
         "### Pose and style",
@@ -224,7 +225,7 @@ def figures(
             "### Attention to the subject's word",
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
             _table(["word", "inside the subject", "peak inside", "outside"], attention),
-            *_extras(document["extras"]),
+            *_pose_and_style(document["pose_and_style"]),
             *(_alternatives(alternatives) if alternatives else ()),
         ]
     )

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import torch.nn.functional as functional
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...paths import SMALL_WORLD
 from ...storage.tensors import write_tensors
-from ..drawing.picture import enlarge
+from ..drawing.picture import ENLARGE
 from . import model
+from .pixels import channels_first
 from .storage import read_float
 
 HEAD = 64
@@ -74,9 +75,10 @@ def residuals(
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-def to_hint(maps: np.ndarray) -> Tensor:
+def to_hint(maps: np.ndarray | Tensor) -> Tensor:
     """Control pictures (n, 32, 32, 3) uint8 → what a ControlNet reads, (n, 3, 128, 128) in [0, 1]."""
-    return torch.from_numpy(enlarge(maps)).permute(0, 3, 1, 2).float().div(255)
+    pixels = channels_first(maps).div(255)
+    return functional.interpolate(pixels, scale_factor=ENLARGE, mode="nearest")
 
 
 def save_control(network: ControlNetModel, path: Path) -> None:

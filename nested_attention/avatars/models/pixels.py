@@ -17,9 +17,15 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalisation, which every host applies."""
 
 
-def to_tensor(rgb: np.ndarray) -> Tensor:
+def to_tensor(rgb: np.ndarray | Tensor) -> Tensor:
     """(n, H, W, 3) uint8 → (n, 3, H, W) in [−1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return channels_first(rgb).div(127.5).sub(1)
+
+
+def channels_first(rgb: np.ndarray | Tensor) -> Tensor:
+    """(n, H, W, 3) uint8 → (n, 3, H, W) fp32, with the same values."""
+    pixels = rgb if isinstance(rgb, Tensor) else torch.from_numpy(np.ascontiguousarray(rgb))
+    return pixels.permute(0, 3, 1, 2).float()
 
 
 def to_rgb(pixels: Tensor) -> np.ndarray:
@@ -27,11 +33,10 @@ def to_rgb(pixels: Tensor) -> np.ndarray:
     return pixels.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def to_vision(crops: np.ndarray) -> Tensor:
+def to_vision(crops: np.ndarray | Tensor) -> Tensor:
     """Reference crops (n, 20, 20, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host
     would."""
-    pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float().div(255)
-    pixels = functional.interpolate(pixels, scale_factor=ENLARGE, mode="nearest")
+    pixels = functional.interpolate(channels_first(crops).div(255), scale_factor=ENLARGE, mode="nearest")
     pixels = functional.interpolate(pixels, size=(VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True)
     pixels = pixels.mul(255).round().clamp(0, 255).div(255)
     return (pixels - pixels.new_tensor(MEAN).view(3, 1, 1)) / pixels.new_tensor(STD).view(3, 1, 1)
@@ -46,6 +51,6 @@ def encode_pictures(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 128) -> Te
 
 def ids_for_both(ids: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
     """Token ids padded with the end token (encoder L) → the ids of L and of G, which pads with 0."""
-    ids_l = torch.as_tensor(np.asarray(ids).astype(np.int64))
+    ids_l = ids.long() if isinstance(ids, Tensor) else torch.from_numpy(ids.astype(np.int64))
     ends = (ids_l == TOKENS.end).int()
     return ids_l, torch.where(ends.cumsum(-1) > ends, torch.zeros_like(ids_l), ids_l)

@@ -143,8 +143,8 @@ class World:
             for start in range(0, len(prompts), sampling.batch):
                 rows = slice(start, start + sampling.batch)
                 here = [item.rows(rows) for item in attached]
-                held = control.rows(rows) if control else None
-                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot, held))
+                guide = control.rows(rows) if control else None
+                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot, guide))
             return np.concatenate(parts)
         finally:
             if apart:

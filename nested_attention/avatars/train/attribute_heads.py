@@ -1,13 +1,13 @@
-"""Attributes named from tokens: what keeps an encoder from leaving out what its loss hardly asks for.
+"""Attribute heads: classifiers that keep an encoder from leaving out what its denoising loss hardly asks for.
 
-A denoising loss barely notices a freckle or the shape of an ear, so that an encoder trained on it alone reads
-colours and drops shapes. Heads that exist only in training name every attribute from the mean of the tokens,
-as a face recogniser's embedding does where subjects are photographed people.
+A denoising loss barely depends on a freckle or the shape of an ear, so that an encoder trained on it alone
+keeps colours and drops shapes. Heads that exist only in training classify every attribute from the mean of
+the tokens, as a face recogniser's embedding does where subjects are photographed people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as functional
@@ -28,8 +28,21 @@ def columns_of(word: str) -> slice:
     return slice(0, people) if KINDS[word] is Person else slice(people, len(ATTRIBUTES))
 
 
+def attribute_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The sum over attributes of the mean cross-entropy, in nats. → ()
+
+    logits (B, values) an attribute; labels (B, attributes) int64, −1 where an attribute does not apply:
+    such a row counts for nothing, and an attribute that applies to no row adds 0.
+    """
+    sums = [
+        functional.cross_entropy(each, labels[:, i], ignore_index=-1, reduction="sum")
+        for i, each in enumerate(logits)
+    ]
+    return (torch.stack(sums) / (labels >= 0).sum(dim=0).clamp(min=1)).sum()
+
+
 class AttributeHeads(nn.Module):
-    """One linear classifier an attribute, all reading the mean token.
+    """One linear classifier an attribute; each reads the mean token.
 
     width: of the tokens. sizes: the number of values of each attribute.
     """
@@ -44,13 +57,5 @@ class AttributeHeads(nn.Module):
         return [head(mean) for head in self.each]
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the attributes' cross-entropies, in nats.
-
-        tokens (B, N, width); labels (B, attributes) int64, −1 where an attribute does not apply: an attribute
-        that applies to no row must not be asked for.
-        """
-        errors = [
-            functional.cross_entropy(logits, labels[:, index], ignore_index=-1)
-            for index, logits in enumerate(self(tokens))
-        ]
-        return torch.stack(errors).sum()
+        """`attribute_loss` of tokens (B, N, width) and labels (B, attributes)."""
+        return attribute_loss(self(tokens), labels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -43,7 +45,7 @@ FIGURE_LABELS: dict[str, int] = {
 SETTING_LABELS: dict[str, int] = {"scene": len(SCENES), "style": len(STYLES)}
 """What can be said of a whole picture."""
 
-EMPHASIS: dict[Part, float] = {
+LOSS_WEIGHTS: dict[Part, float] = {
     Part.BACKGROUND: 0.5,
     Part.BODY: 1.0,
     Part.HAIR: 2.5,
@@ -55,13 +57,13 @@ EMPHASIS: dict[Part, float] = {
 }
 """Weight of an art pixel in the loss: faces are small, and what tells two of them apart is smaller."""
 
-UNKNOWN = EMPHASIS[Part.BACKGROUND]
+UNKNOWN = LOSS_WEIGHTS[Part.BACKGROUND]
 """Weight of an art pixel of somebody whom neither the prompt nor the reference describes."""
 
 
-def emphasis_of(part: np.ndarray) -> np.ndarray:
+def loss_weight_of(part: np.ndarray) -> np.ndarray:
     """The weight of each art pixel in the loss, by the part that it shows. (32, 32) → (32, 32) float32"""
-    return np.asarray([EMPHASIS[each] for each in Part], np.float32)[part]
+    return np.asarray([LOSS_WEIGHTS[each] for each in Part], np.float32)[part]
 
 
 def by_cell(pixels: np.ndarray) -> np.ndarray:
@@ -84,7 +86,7 @@ class Pictures:
     plain_ends: np.ndarray  # (n, 2) int16
     figure_labels: np.ndarray  # (n, 2, labels) int8: FIGURE_LABELS, −1 where one does not apply
     setting_labels: np.ndarray  # (n, 2) int8: SETTING_LABELS
-    emphasis: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
+    loss_weight: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
     masks: np.ndarray  # (n, 2, 16, 16) bool: which latent cells show each subject
     wanted: np.ndarray  # (n,) int8: which of the figures is the subject in question
     reference: np.ndarray  # (n, 20, 20, 3) uint8: a crop of it from another picture
@@ -130,13 +132,13 @@ def _setting_labels(picture: Picture) -> list[int]:
 
 _DRAWN = (
     *("rgb", "described", "plain", "described_phrases", "plain_phrases", "figure_labels", "setting_labels"),
-    *("emphasis", "masks", "wanted", "reference", "figures"),
+    *("loss_weight", "masks", "wanted", "reference", "figures"),
 )
 
 
-def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list[Any]]:
+def _draw(stage: str, job: tuple[int, int]) -> dict[str, list[Any]]:
     """One chunk of a stage's pictures; runs in a worker process."""
-    stage, seed, number = kinds_of
+    seed, number = job
     rng = np.random.default_rng(seed)
     mix = MIXES[stage]
     rows: dict[str, list[Any]] = {name: [] for name in _DRAWN}
@@ -156,10 +158,10 @@ def _draw(kinds_of: tuple[str, int, int]) -> dict[str, list[Any]]:
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
         rows["setting_labels"].append(_setting_labels(picture))
         wanted = _wanted(picture, stage, rng)
-        counts = emphasis_of(drawn.part)
+        counts = loss_weight_of(drawn.part)
         if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
             counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
-        rows["emphasis"].append(by_cell(counts))
+        rows["loss_weight"].append(by_cell(counts))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
         rows["wanted"].append(wanted)
         rows["reference"].append(sample_crop(rng, picture.figures[wanted].identity))
@@ -179,16 +181,11 @@ def draw_pictures(
 ) -> Pictures:
     """Draw `number` pictures of a stage, or read them back from `cache`."""
     path = cache / f"{stage}-{number}-{seed}.npz" if cache else None
-    if path and path.exists():
-        with np.load(path) as stored:
-            if set(stored.files) == {field.name for field in fields(Pictures)}:  # else an older version's
-                return Pictures(**{name: stored[name] for name in stored.files})
-    chunk = 500
-    jobs = [
-        (stage, seed * 1_000_003 + start, min(chunk, number - start)) for start in range(0, number, chunk)
-    ]
-    with ProcessPoolExecutor(workers) as pool:
-        parts = list(pool.map(_draw, jobs))
+    return cached(path, Pictures, lambda: _assembled(in_chunks(partial(_draw, stage), number, seed, workers)))
+
+
+def _assembled(parts: list[dict[str, list[Any]]]) -> Pictures:
+    """What the workers drew, with captions as token ids."""
     rows = {name: [row for part in parts for row in part[name]] for name in parts[0]}
     tokenizer = load_tokenizer()
     nouns = {tokenizer.encode(noun)[1] for noun in _NOUNS}
@@ -205,13 +202,13 @@ def draw_pictures(
         ]
         for name, found in ids.items()
     }
-    pictures = Pictures(
+    return Pictures(
         rgb=np.stack(rows["rgb"]),
         described_ends=np.asarray(ends["described"], np.int16),
         plain_ends=np.asarray(ends["plain"], np.int16),
         figure_labels=np.asarray(rows["figure_labels"], np.int8),
         setting_labels=np.asarray(rows["setting_labels"], np.int8),
-        emphasis=np.stack(rows["emphasis"]).astype(np.float16),
+        loss_weight=np.stack(rows["loss_weight"]).astype(np.float16),
         described=ids["described"],
         plain=ids["plain"],
         described_words=np.asarray(words["described"], np.int16),
@@ -220,12 +217,36 @@ def draw_pictures(
         wanted=np.asarray(rows["wanted"], np.int8),
         reference=np.stack(rows["reference"]),
     )
+
+
+Drawn = TypeVar("Drawn")
+
+
+def in_chunks(
+    draw: Callable[[tuple[int, int]], Drawn], number: int, seed: int, workers: int, chunk: int = 500
+) -> list[Drawn]:
+    """`number` examples from `draw`, which gets (seed, number) of a chunk, in `workers` processes."""
+    starts = range(0, number, chunk)
+    with ProcessPoolExecutor(workers) as pool:
+        return list(
+            pool.map(draw, [(seed * 1_000_003 + start, min(chunk, number - start)) for start in starts])
+        )
+
+
+def cached(path: Path | None, kind: Callable[..., Drawn], make: Callable[[], Drawn]) -> Drawn:
+    """A dataclass of arrays, from the file `path` if it is there and has the same fields, else from
+    `make`."""
+    if path and path.exists():
+        with np.load(path) as stored:
+            if set(stored.files) == {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+                return kind(**{name: stored[name] for name in stored.files})
+    made = make()
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **vars(pictures))
+        np.savez(temporary, **vars(made))
         temporary.replace(path)
-    return pictures
+    return made
 
 
 def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:

@@ -1,40 +1,43 @@
-"""The last stages: a ControlNet that holds a pose, and a LoRA that draws in ink. The world is frozen.
+"""The last stages: a ControlNet for poses, and a LoRA for an ink style. The world is frozen.
 
-Both learn as the base model does, by denoising. Prompts for the ControlNet mostly do not say where anybody
+Both learn by denoising, as the base model does. Prompts for the ControlNet mostly do not say where anybody
 stands; those for the LoRA name any style, so that no word of the prompt triggers it and none undoes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from ...training.data import Arrays, Batch
+from ...training.objective import denoising_losses
+from ...training.schedule import Schedule
+from ...training.trainer import Trainer
 from ..models.control import control_from, residuals, to_hint
-from ..models.lora import add_lora, remove_lora
-from ..models.model import TIME_IDS, encode_text, new_scheduler
-from ..models.pixels import ids_for_both
+from ..models.lora import add_lora, lora_state
+from ..models.model import new_scheduler
 from ..models.tokenizer import load_tokenizer
 from ..models.world import World
-from .base import DROPPED, emphasised
-from .device import autocast, device, faster_precision, unet_pass
-from .loop import Budget, Run
-from .pose_data import Held
+from .base import DROPPED
+from .denoising import TextStates, choose, denoising_noise, normalised, predictor, read_captions
+from .device import device, faster_precision, unet_pass
+from .pose_data import PoseData
 
 RANK = 16
-
-Residuals = Callable[[Tensor, Tensor, Tensor, np.ndarray], dict[str, object]]
 
 
 def train_pose(
     folder: Path,
     world: World,
-    held: Held,
-    budget: Budget,
+    data: PoseData,
+    schedule: Schedule,
     *,
     start: ControlNetModel | None = None,
     batch: int = 16,
@@ -44,74 +47,83 @@ def train_pose(
     """Train the pose ControlNet; returns the averaged one. `start`: one to begin with; by default a copy of
     the UNet's first half."""
     torch.manual_seed(seed)
-    latents = world.encode(held.rgb)
     control = control_from(world.unet) if start is None else start
-    control = control.requires_grad_(True).train().to(device())
-    run = Run(folder, {"control": control}, rate=rate, budget=budget, ema=0.995, fixed=[world.unet])
+    models = {"control": control.requires_grad_(True)}
 
-    def adds(x: Tensor, t: Tensor, context: Tensor, rows: np.ndarray) -> dict[str, object]:
-        return residuals(control, x, t, context, to_hint(held.maps[rows]).to(device()))
+    def adds(batch: Batch, models: Any, noisy: Tensor, timesteps: Tensor, context: Tensor) -> dict[str, Any]:
+        return residuals(models["control"], noisy, timesteps, context, to_hint(batch["maps"]))
 
-    _learn(run, world, held, latents, batch, seed, adds)
-    return run.average["control"].cpu().eval()
+    world.unet.requires_grad_(False).eval()
+    _train(folder, world, models, data, schedule, adds, batch=batch, rate=rate, ema=0.995, seed=seed)
+    return control
 
 
 def train_style(
     folder: Path,
     world: World,
-    held: Held,
-    budget: Budget,
+    data: PoseData,
+    schedule: Schedule,
     *,
     rank: int = RANK,
     batch: int = 16,
     rate: float = 2e-3,
     seed: int = 0,
-) -> nn.ModuleDict:
-    """Train the style LoRA; returns its averaged layers, by kohya's names."""
+) -> dict[str, Tensor]:
+    """Train the style LoRA; returns the averaged one, as the tensors of its file."""
     torch.manual_seed(seed)
-    latents = world.encode(held.rgb)
-    world.unet.requires_grad_(False)
-    layers = add_lora(world.unet, rank).to(device())
+    world.unet.requires_grad_(False).eval()
+    options: dict[str, Any] = {"batch": batch, "rate": rate, "ema": 0.99, "weight_decay": 0.0, "seed": seed}
     try:
-        run = Run(folder, {"lora": layers}, rate=rate, budget=budget, ema=0.99, weight_decay=0.0)
-        _learn(run, world, held, latents, batch, seed, lambda x, t, context, rows: {})
+        models = {"lora": add_lora(world.unet, rank)}
+        _train(folder, world, models, data, schedule, lambda *_: {}, **options)
+        return lora_state(world.unet)
     finally:
-        remove_lora(world.unet)
-    return run.average["lora"].cpu()  # type: ignore[return-value]
+        world.unet.unload_lora()
 
 
-def _learn(
-    run: Run, world: World, held: Held, latents: Tensor, batch: int, seed: int, adds: Residuals
+def _noise(rng: np.random.Generator) -> dict[str, Any]:
+    # Poses and styles are decided at higher noise than other things.
+    return {**denoising_noise(rng, power=0.5), "dropped": rng.random() < DROPPED}
+
+
+def _train(
+    folder: Path,
+    world: World,
+    models: Mapping[str, nn.Module],
+    data: PoseData,
+    schedule: Schedule,
+    adds: Callable[..., dict[str, Any]],
+    **options: Any,
 ) -> None:
-    """Denoise until the budget is spent; `adds` gives what else the UNet is called with."""
-    unet = world.unet.to(device())
-    emphasis = torch.from_numpy(held.emphasis).float()
-    emphasis /= emphasis.mean()
-    empty = torch.from_numpy(load_tokenizer().encode_all([""])[0].astype(np.int64))
-    ids = torch.from_numpy(held.ids.astype(np.int64))
-    scheduler, precision = new_scheduler(), faster_precision(unet_pass(unet, batch))
-    rng = np.random.default_rng([seed, run.step])
-    torch.manual_seed(seed + run.step)
-    sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
-    while not run.done:
-        rows = rng.integers(len(latents), size=batch)
-        dropped = torch.from_numpy(rng.random(batch) < DROPPED)
-        told = torch.where(dropped[:, None], empty, ids[rows])
-        with torch.no_grad():
-            context, pooled = encode_text(world.text_encoder, world.text_encoder_2, *ids_for_both(told))
-        x = latents[rows]
-        # What a picture shows, its poses and its style, is decided at high noise.
-        noise, t = torch.randn_like(x), (1000 * torch.rand(batch).sqrt()).long().clamp(max=999)
-        noisy, wanted = scheduler.add_noise(x, noise, t), scheduler.get_velocity(x, noise, t)
-        here = (noisy, wanted, t, context, pooled, emphasis[rows], sizes)
-        noisy, wanted, t, context, pooled, weights, size = (v.to(device()) for v in here)
-        with autocast(precision):
-            added = {"text_embeds": pooled, "time_ids": size}
-            more = adds(noisy, t, context, rows)
-            out = unet(noisy, t, context, added_cond_kwargs=added, **more).sample
-        error = out.float() - wanted
-        run.update(emphasised(error, weights), plain=error.detach().square().mean())
-        if run.step % 250 == 0:
-            run.save()
-    run.save()
-    world.unet.cpu()
+    """Train beside the frozen UNet. `adds`: from batch, models, noisy latents, timesteps and context, what
+    else the UNet is called with. options: the trainer's."""
+    unet, scheduler = world.unet.to(device()), new_scheduler()
+    precision = faster_precision(unet_pass(unet, options["batch"]))
+    text = world.text_encoder, world.text_encoder_2
+    captions = read_captions(*text, data.ids)
+    empty = TextStates(*(v.to(device()) for v in read_captions(*text, load_tokenizer().encode_all([""]))))
+
+    def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        given = TextStates(
+            *(choose(noise["dropped"], one, batch[name]) for name, one in empty._asdict().items())
+        )
+        return denoising_losses(
+            predictor(unet, given, precision, more=partial(adds, batch, models)),
+            scheduler,
+            batch["latents"],
+            noise["latent"],
+            noise["timestep"],
+            batch["loss_weight"],
+        )
+
+    examples = Arrays(
+        latents=world.encode(data.rgb),
+        maps=data.maps,
+        loss_weight=normalised(data.loss_weight),
+        **captions._asdict(),
+    )
+    weights = {"denoise": 1.0}
+    Trainer(
+        folder, models, examples, objective, schedule=schedule, loss_weights=weights, noise=_noise, **options
+    ).run()
+    unet.cpu()

@@ -1,8 +1,7 @@
-"""Drawn data of the two stages that come after the subject encoders: held poses, and pictures in ink."""
+"""Drawn data of the ControlNet and the LoRA: figures in any pose, with pose maps, and pictures in ink."""
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..drawing.pose import Pose
 from ..drawing.pose_map import pose_map
 from ..drawing.prompts import caption, sample_identities, sample_picture, without_place
 from ..models.tokenizer import load_tokenizer
-from .data import EMPHASIS
+from .data import by_cell, cached, in_chunks, loss_weight_of
 
 MIX = {"person": 0.45, "pet": 0.3, "person+pet": 0.15, "person+person": 0.1}
 
@@ -27,16 +26,16 @@ PLACELESS = 0.75
 
 
 @dataclass(frozen=True)
-class Held:
-    """Pictures with their captions, and with what they are drawn after; the first axis counts pictures."""
+class PoseData:
+    """Pictures with captions and pose maps; the first axis counts pictures."""
 
     rgb: np.ndarray  # (n, 32, 32, 3) uint8
     maps: np.ndarray  # (n, 32, 32, 3) uint8: pose maps
     ids: np.ndarray  # (n, 77) uint16: token ids of the caption
-    emphasis: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
+    loss_weight: np.ndarray  # (n, 16, 16) float16: of each latent cell
 
 
-def sample_held(rng: np.random.Generator, kinds: str) -> Picture:
+def sample_posed(rng: np.random.Generator, kinds: str) -> Picture:
     """A picture whose figures stand anywhere; two of them side by side."""
     picture = sample_picture(rng, sample_identities(rng, kinds))
     figures = []
@@ -55,43 +54,34 @@ def _placement(pose: Pose) -> str:
     return "left" if pose.x < 13 else "right" if pose.x > 19 else "middle"
 
 
-def draw_held(
+def draw_pose_data(
     number: int, seed: int, *, inked: bool = False, workers: int = 2, cache: Path | None = None
-) -> Held:
-    """Draw pictures of held poses, or (`inked`) ordinary ones in ink; or read them back from `cache`."""
+) -> PoseData:
+    """Draw pictures in any pose, or (`inked`) ordinary ones in ink; or read them back from `cache`."""
+
+    def draw() -> PoseData:
+        parts = in_chunks(partial(_draw, inked), number, seed, workers)
+        rows = [row for part in parts for row in part]
+        rgb, maps, loss_weight = (np.stack([row[i] for row in rows]) for i in range(3))
+        return PoseData(rgb, maps, load_tokenizer().encode_all([row[3] for row in rows]), loss_weight)
+
     path = cache / f"{'ink' if inked else 'pose'}-{number}-{seed}.npz" if cache else None
-    if path and path.exists():
-        with np.load(path) as stored:
-            return Held(**{name: stored[name] for name in stored.files})
-    chunk = 500
-    jobs = [(seed * 1_000_003 + start, min(chunk, number - start)) for start in range(0, number, chunk)]
-    with ProcessPoolExecutor(workers) as pool:
-        parts = list(pool.map(partial(_draw, inked), jobs))
-    rows = [row for part in parts for row in part]
-    rgb, maps, emphasis = (np.stack([row[i] for row in rows]) for i in range(3))
-    held = Held(rgb, maps, load_tokenizer().encode_all([row[3] for row in rows]), emphasis)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **vars(held))
-        temporary.replace(path)
-    return held
+    return cached(path, PoseData, draw)
 
 
 def _draw(inked: bool, job: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
     """One chunk; runs in a worker process."""
     seed, number = job
     rng = np.random.default_rng(seed)
-    weight = np.asarray(list(EMPHASIS.values()), np.float32)
     rows = []
     for _ in range(number):
         kinds = str(rng.choice(list(MIX), p=list(MIX.values())))
-        picture = sample_picture(rng, sample_identities(rng, kinds)) if inked else sample_held(rng, kinds)
+        picture = sample_picture(rng, sample_identities(rng, kinds)) if inked else sample_posed(rng, kinds)
         drawn = render(replace(picture, style="photo") if inked else picture)
         text = caption(picture, rng, described=bool(rng.random() < 0.6))
         if not inked and rng.random() < PLACELESS:
             text = without_place(text)
-        emphasis = weight[drawn.part].reshape(16, 2, 16, 2).mean((1, 3)).astype(np.float16)
+        loss_weight = by_cell(loss_weight_of(drawn.part)).astype(np.float16)
         poses = [figure.pose for figure in picture.figures]
-        rows.append((ink(drawn) if inked else drawn.rgb, pose_map(poses), emphasis, text))
+        rows.append((ink(drawn) if inked else drawn.rgb, pose_map(poses), loss_weight, text))
     return rows

@@ -1,5 +1,4 @@
-"""Stage 5: the judges. They learn from drawings, half of them seen through the autoencoder with noisy
-latents.
+"""The judges. They learn from drawings, half of them decoded by the autoencoder from noisy latents.
 
 Nothing here touches a caption, a subject encoder or a generated picture, and no checkpoint is chosen by a
 score.
@@ -7,14 +6,19 @@ score.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...training.data import Arrays, Batch
+from ...training.schedule import Schedule
+from ...training.trainer import Trainer
 from ..drawing.identity import KINDS, Identity, sample, values_of
 from ..drawing.picture import crop, render
 from ..drawing.pose import window
@@ -27,7 +31,6 @@ from ..models.scorers import (
     new_prompt_network,
     prompt_labels,
 )
-from .loop import Budget, Run
 
 BATCH = 64
 NOISE = 0.3
@@ -80,49 +83,57 @@ def _prompt_examples(number: int, seed: int, vae: AutoencoderKL) -> tuple[np.nda
     return _through(vae, rgb, seed), np.asarray([list(prompt_labels(p).values()) for p in pictures])
 
 
+def _noise(size: int, rng: np.random.Generator) -> dict[str, Any]:
+    level = 0.1 * rng.random((1, 1, 1), dtype=np.float32)
+    return {
+        "contrast": 1 + 0.1 * rng.standard_normal((3, 1, 1), dtype=np.float32),
+        "pixels": level * rng.standard_normal((3, size, size), dtype=np.float32),
+    }
+
+
+def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+    seen = (to_tensor(batch["pixels"]) * noise["contrast"] + noise["pixels"]).clamp(-1, 1)
+    losses = [
+        functional.cross_entropy(logits, batch["labels"][:, index], label_smoothing=0.02)
+        for index, logits in enumerate(models["network"](seen).values())
+    ]
+    return {"attributes": torch.stack(losses).sum()}
+
+
 def _train(
-    folder: Path, network: Classifier, pixels: np.ndarray, labels: np.ndarray, budget: Budget, seed: int
+    folder: Path, network: Classifier, pixels: np.ndarray, labels: np.ndarray, schedule: Schedule, seed: int
 ) -> Classifier:
-    torch.manual_seed(seed)
-    run = Run(folder, {"network": network}, rate=2e-3, budget=budget, ema=0.99, weight_decay=0.05)
-    rng = np.random.default_rng([seed, run.step])
-    inputs, targets = to_tensor(pixels), torch.from_numpy(labels)
-    network.train()
-    while not run.done:
-        rows = torch.from_numpy(rng.integers(len(inputs), size=BATCH))
-        x = inputs[rows]
-        x = x * (1 + 0.1 * torch.randn(BATCH, 3, 1, 1)) + 0.1 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(
-            x
-        )
-        answers = network(x.clamp(-1, 1))
-        losses: list[Tensor] = [
-            functional.cross_entropy(logits, targets[rows, index], label_smoothing=0.02)
-            for index, logits in enumerate(answers.values())
-        ]
-        run.update(torch.stack(losses).sum())
-        if run.step % 250 == 0:
-            run.save()
-    run.save()
-    average: Classifier = run.average["network"]  # type: ignore[assignment]
-    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(current)
-    return average.eval()
+    Trainer(
+        folder,
+        {"network": network},
+        Arrays(pixels=pixels, labels=labels),
+        _objective,
+        schedule=schedule,
+        loss_weights={"attributes": 1.0},
+        noise=partial(_noise, pixels.shape[1]),
+        batch=BATCH,
+        rate=2e-3,
+        ema=0.99,
+        weight_decay=0.05,
+        seed=seed,
+    ).run()
+    return network
 
 
 def train_identity_scorer(
-    folder: Path, word: str, vae: AutoencoderKL, budget: Budget, *, examples: int = 9_000, seed: int = 100
-) -> nn.Module:
+    folder: Path, word: str, vae: AutoencoderKL, schedule: Schedule, *, examples: int = 9_000, seed: int = 100
+) -> Classifier:
     """The recogniser of people or pets."""
     windows, labels = _identity_examples(word, examples, seed, vae)
     torch.manual_seed(seed)
-    return _train(folder, new_identity_network(KINDS[word]), windows, labels, budget, seed)
+    return _train(folder, new_identity_network(KINDS[word]), windows, labels, schedule, seed)
 
 
 def train_prompt_scorer(
-    folder: Path, vae: AutoencoderKL, budget: Budget, *, examples: int = 9_000, seed: int = 200
-) -> nn.Module:
+    folder: Path, vae: AutoencoderKL, schedule: Schedule, *, examples: int = 9_000, seed: int = 200
+) -> Classifier:
     """The judge of what the prompt decided."""
     pixels, labels = _prompt_examples(examples, seed, vae)
     assert labels.shape[1] == len(PROMPT_ATTRIBUTES)
     torch.manual_seed(seed)
-    return _train(folder, new_prompt_network(), pixels, labels, budget, seed)
+    return _train(folder, new_prompt_network(), pixels, labels, schedule, seed)

@@ -17,6 +17,7 @@ import torch
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ...paths import SMALL_WORLD
+from ...training.schedule import Schedule
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
 from ..models.lora import save_lora
@@ -26,10 +27,9 @@ from ..models.world import load_part, load_world, save_part
 from .base import train_base
 from .clip import train_clip
 from .data import draw_pictures
-from .encoders import Aids, encode_data, new_encoder, train_encoder, train_naming
-from .loop import Budget
+from .encoders import AuxiliaryLosses, encode_data, new_encoder, train_attribute_heads, train_encoder
 from .pose_and_style import train_pose, train_style
-from .pose_data import draw_held
+from .pose_data import draw_pose_data
 from .scorers import train_identity_scorer, train_prompt_scorer
 from .text import train_text
 from .vae import train_vae
@@ -45,58 +45,60 @@ class Recipe:
     weights: Path = SMALL_WORLD
     pictures: int = 48_000
     encoder_pictures: int = 20_000
-    held_pictures: int = 8_000
+    pose_pictures: int = 8_000
     threads: int = 2
     workers: int = 2
     onward: bool = False
     """Begin with the weights that are there, with a new schedule, instead of random ones."""
 
 
-def _vae(recipe: Recipe, budget: Budget) -> None:
+def _vae(recipe: Recipe, schedule: Schedule) -> None:
     pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
-    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, budget))
+    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, schedule))
 
 
-def _decoder(recipe: Recipe, budget: Budget) -> None:
+def _decoder(recipe: Recipe, schedule: Schedule) -> None:
     pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
     vae: Any = load_part(recipe.weights, "vae")
-    save_part(recipe.weights, "vae", train_vae(recipe.runs / "decoder", pictures, budget, decoder_of=vae))
+    save_part(recipe.weights, "vae", train_vae(recipe.runs / "decoder", pictures, schedule, decoder_of=vae))
 
 
-def _vision(recipe: Recipe, budget: Budget) -> None:
+def _vision(recipe: Recipe, schedule: Schedule) -> None:
     start = load_part(recipe.weights, "vision") if recipe.onward else None
     seed = int(recipe.onward)  # other crops than the first time
-    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", budget, start=start, seed=seed))
+    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", schedule, start=start, seed=seed))
 
 
-def _text(recipe: Recipe, budget: Budget) -> None:
+def _text(recipe: Recipe, schedule: Schedule) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    modules = train_text(recipe.runs / "text", pictures, budget)
+    modules = train_text(recipe.runs / "text", pictures, schedule)
     save_part(recipe.weights, "text_encoder", modules["text_l"])
     save_part(recipe.weights, "text_encoder_2", modules["text_g"])
 
 
-def _base(recipe: Recipe, budget: Budget) -> None:
+def _base(recipe: Recipe, schedule: Schedule) -> None:
     pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
     latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
     text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
     rate = 5e-4 if recipe.onward else 1e-3
-    unet = train_base(recipe.runs / "base", pictures, latents, text, budget, start=start, rate=rate)
+    unet = train_base(recipe.runs / "base", pictures, latents, text, schedule, start=start, rate=rate)
     save_part(recipe.weights, "unet", unet)
 
 
-TOLD = 0.75
-"""How far the encoders' target moves to what the base model draws when words tell it who the subject is."""
+DISTILLATION = 0.75
+"""How far an encoder's target moves to the base model's prediction under a caption that describes the
+subject."""
 
 
-def _naming(budget: Budget) -> Budget:
-    """Of the minutes of a subject encoder, a tenth goes to reading before drawing."""
-    return Budget(steps=1_500, minutes=budget.minutes / 10)
+def _for_attributes(schedule: Schedule) -> Schedule:
+    """The schedule of the attribute heads: a tenth of a subject encoder's minutes, before anything is
+    denoised."""
+    return Schedule(steps=1_500, minutes=schedule.minutes / 10)
 
 
-def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
-    def stage(recipe: Recipe, budget: Budget) -> None:
+def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
+    def stage(recipe: Recipe, schedule: Schedule) -> None:
         world = load_world(recipe.weights)
         seed = 3 + SUBJECTS.index(word)
         pictures = draw_pictures(
@@ -105,44 +107,47 @@ def _encoder(word: str) -> Callable[[Recipe, Budget], None]:
         data = encode_data(world, pictures, word)
         path = recipe.weights / f"{word}_encoder.safetensors"
         start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
-        start, heads = train_naming(recipe.runs / f"{word}-naming", start, data, _naming(budget))
-        aids = Aids(heads, told=TOLD)
-        encoder = train_encoder(recipe.runs / word, world, data, budget, start=start, aids=aids)
+        short = _for_attributes(schedule)
+        start, heads = train_attribute_heads(recipe.runs / f"{word}-attributes", start, data, short)
+        auxiliary = AuxiliaryLosses(heads, distillation=DISTILLATION)
+        encoder = train_encoder(recipe.runs / word, world, data, schedule, start=start, auxiliary=auxiliary)
         save_subject_encoder(encoder.half(), path)
 
     return stage
 
 
-def _identity_scorer(word: str) -> Callable[[Recipe, Budget], None]:
-    def stage(recipe: Recipe, budget: Budget) -> None:
+def _identity_scorer(word: str) -> Callable[[Recipe, Schedule], None]:
+    def stage(recipe: Recipe, schedule: Schedule) -> None:
         vae = load_part(recipe.weights, "vae")
-        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, budget)
-        save_scorer(recipe.weights, f"scorer_{word}", network)  # type: ignore[arg-type]
+        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, schedule)
+        save_scorer(recipe.weights, f"scorer_{word}", network)
 
     return stage
 
 
-def _prompt_scorer(recipe: Recipe, budget: Budget) -> None:
+def _prompt_scorer(recipe: Recipe, schedule: Schedule) -> None:
     vae = load_part(recipe.weights, "vae")
-    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, budget)
-    save_scorer(recipe.weights, "scorer_prompt", network)  # type: ignore[arg-type]
+    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, schedule)
+    save_scorer(recipe.weights, "scorer_prompt", network)
 
 
-def _pose(recipe: Recipe, budget: Budget) -> None:
-    held = draw_held(recipe.held_pictures, 5, workers=recipe.workers, cache=recipe.runs / "data")
+def _pose(recipe: Recipe, schedule: Schedule) -> None:
+    data = draw_pose_data(recipe.pose_pictures, 5, workers=recipe.workers, cache=recipe.runs / "data")
     path = recipe.weights / "controlnet" / "avatars_pose.safetensors"
     start = load_control(path) if recipe.onward else None
     world = load_world(recipe.weights)
-    save_control(train_pose(recipe.runs / "pose", world, held, budget, start=start), path)
+    save_control(train_pose(recipe.runs / "pose", world, data, schedule, start=start), path)
 
 
-def _style(recipe: Recipe, budget: Budget) -> None:
-    held = draw_held(recipe.held_pictures, 6, inked=True, workers=recipe.workers, cache=recipe.runs / "data")
-    layers = train_style(recipe.runs / "style", load_world(recipe.weights), held, budget)
-    save_lora(layers, recipe.weights / "loras" / "avatars_ink.safetensors")
+def _style(recipe: Recipe, schedule: Schedule) -> None:
+    data = draw_pose_data(
+        recipe.pose_pictures, 6, inked=True, workers=recipe.workers, cache=recipe.runs / "data"
+    )
+    lora = train_style(recipe.runs / "style", load_world(recipe.weights), data, schedule)
+    save_lora(lora, recipe.weights / "loras" / "avatars_ink.safetensors")
 
 
-STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
+STAGES: dict[str, tuple[Callable[[Recipe, Schedule], None], float]] = {
     "vae": (_vae, 11),
     "vision": (_vision, 55),
     "text": (_text, 7),
@@ -162,7 +167,7 @@ STAGES: dict[str, tuple[Callable[[Recipe, Budget], None], float]] = {
 def train(
     names: Sequence[str], recipe: Recipe, *, minutes: float | None = None, say: Callable[[str], None] = print
 ) -> None:
-    """Run stages, in the recipe's order. `minutes` replaces the budget of each.
+    """Run stages, in the recipe's order. `minutes` replaces the recipe's minutes of each.
 
     A stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
     there does nothing but export. Raises NestedAttentionError for a stage that does not exist.
@@ -174,5 +179,5 @@ def train(
     for name, (stage, default) in STAGES.items():
         if name in names:
             started = time.monotonic()
-            stage(recipe, Budget(steps=10**9, minutes=default if minutes is None else minutes))
+            stage(recipe, Schedule(steps=10**9, minutes=default if minutes is None else minutes))
             say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")

@@ -1,29 +1,31 @@
-"""Stage 3: both text encoders, taught to read before anything is drawn, and frozen afterwards.
+"""Stage 3: both text encoders. They learn to read before anything is drawn, and are frozen afterwards.
 
 SDXL's text encoders come from CLIP, trained on far more than the UNet ever sees. Here they learn from
-captions alone: the state of a subject's word must tell who is described before it, the state that ends
-its phrase what it wears and where it stands, and the end of the caption where and how the picture is
-made. The states in question are those that condition the UNet (the penultimate layer of both,
-concatenated), and the heads are linear, so that one projection of a layer is enough to take an appearance
-out of the value of a word.
+captions alone: the state of a subject's word must tell who is described before it, the state that ends its
+phrase what it wears and where it stands, and the end of the caption where and how the picture is made.
+These states are the ones that condition the UNet (the penultimate layer of both, concatenated). The heads
+are linear, so that one projection of a layer is enough to take an appearance out of the value of a word.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from ...training.data import Arrays, Batch
+from ...training.schedule import Schedule
+from ...training.trainer import Trainer
 from ..models.model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import TOKENS, load_tokenizer
 from ..models.vocabulary import compact, used_tokens
+from .attribute_heads import attribute_loss
 from .data import FIGURE_LABELS, SETTING_LABELS, Pictures
-from .device import device
-from .loop import Budget, Run
+from .denoising import choose
 
 IDENTITY = slice(0, len(FIGURE_LABELS) - 4)
 """Columns of a figure's labels that its identity fixes; the last four are worn, felt or placed."""
@@ -31,80 +33,81 @@ IDENTITY = slice(0, len(FIGURE_LABELS) - 4)
 DESCRIBED = 0.8
 """Share of captions that describe the identity."""
 
+_FIGURE, _SETTING = list(FIGURE_LABELS.values()), list(SETTING_LABELS.values())
+
 
 class _Heads(nn.Module):
-    """Training-only linear answers from one state: every label of a figure, or of the setting."""
+    """Training-only linear classifiers of one state: every label of a figure, or of the setting."""
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = list(FIGURE_LABELS.values())
-        self.word = nn.Linear(CONTEXT, sum(sizes[IDENTITY]))
-        self.phrase = nn.Linear(CONTEXT, sum(sizes))
-        self.end = nn.Linear(CONTEXT, sum(SETTING_LABELS.values()))
-        self.pooled = nn.Linear(POOLED, sum(SETTING_LABELS.values()) + sum(sizes))
+        self.word = nn.Linear(CONTEXT, sum(_FIGURE[IDENTITY]))
+        self.phrase = nn.Linear(CONTEXT, sum(_FIGURE))
+        self.end = nn.Linear(CONTEXT, sum(_SETTING))
+        self.pooled = nn.Linear(POOLED, sum(_SETTING) + sum(_FIGURE))
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
-    """Sum over labels of the mean cross-entropy; −1 is not asked.
+def _noise(rng: np.random.Generator) -> dict[str, Any]:
+    return {"described": rng.random() < DESCRIBED}
 
-    logits (n, Σ sizes), labels (n, len(sizes)) → (); 0 where nothing is asked.
-    """
-    losses = [logits.new_zeros(())]
-    for column, part in enumerate(logits.split(sizes, dim=-1)):
-        asked = labels[:, column] >= 0
-        if asked.any():
-            losses.append(functional.cross_entropy(part[asked], labels[asked, column]))
-    return torch.stack(losses).sum()
+
+def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+    heads, described = models["heads"], noise["described"]
+    ids, words, ends = (
+        choose(described, batch[f"described{part}"], batch[f"plain{part}"])
+        for part in ("", "_words", "_ends")
+    )
+    labels = batch["figures"].clone()  # (B, 2, labels), −1 where there is no figure
+    labels[..., IDENTITY] = choose(described, labels[..., IDENTITY], labels.new_tensor(-1))
+    context, pooled = encode_text(models["text_l"], models["text_g"], *ids_for_both(ids))
+    rows = torch.arange(len(ids), device=ids.device)
+    end = context[rows, (ids == TOKENS.end).int().argmax(dim=1)]
+    word, phrase = (context[rows[:, None], at.clamp(min=0)] for at in (words, ends))  # (B, 2, 256)
+
+    def of_figures(head: nn.Module, states: Tensor, columns: slice) -> Tensor:
+        answers = [head(states[:, number]).split(_FIGURE[columns], dim=-1) for number in range(2)]
+        losses = [attribute_loss(each, labels[:, i, columns]) for i, each in enumerate(answers)]
+        return torch.stack(losses).sum()
+
+    # A summary of two figures cannot tell which of them a label is about.
+    alone = choose(words[:, 1] < 0, labels[:, 0], labels.new_tensor(-1))
+    about = torch.cat([batch["setting"], alone], dim=1)
+    return {
+        "end": attribute_loss(heads.end(end).split(_SETTING, dim=-1), batch["setting"]),
+        "summary": attribute_loss(heads.pooled(pooled).split(_SETTING + _FIGURE, dim=-1), about),
+        "word": of_figures(heads.word, word, IDENTITY),
+        "phrase": of_figures(heads.phrase, phrase, slice(None)),
+    }
 
 
 def train_text(
-    folder: Path, pictures: Pictures, budget: Budget, *, batch: int = 48, seed: int = 0
+    folder: Path, pictures: Pictures, schedule: Schedule, *, batch: int = 48, seed: int = 0
 ) -> dict[str, nn.Module]:
     """Train both encoders on the captions of `pictures`; returns the averaged `text_l` and `text_g`."""
     torch.manual_seed(seed)
     tokens = used_tokens(pictures.described, pictures.plain, load_tokenizer().encode_all([""]))
-    text_l, text_g = (compact(new(), tokens).to(device()) for new in (new_text_l, new_text_g))
-    heads = _Heads().to(device())
-    modules = {"text_l": text_l, "text_g": text_g, "heads": heads}
-    run = Run(folder, modules, rate=2e-3, budget=budget, ema=0.998)
-    rng = np.random.default_rng([seed, run.step])
-    sizes, setting_sizes = list(FIGURE_LABELS.values()), list(SETTING_LABELS.values())
-    figures = torch.from_numpy(pictures.figure_labels.astype(np.int64))
-    setting = torch.from_numpy(pictures.setting_labels.astype(np.int64)).to(device())
-    while not run.done:
-        rows = rng.integers(len(pictures.rgb), size=batch)
-        tells = rng.random(batch) < DESCRIBED
-        ids, words, ends = (
-            np.where(tells[:, None], described[rows], plain[rows]).astype(np.int64)
-            for described, plain in (
-                (pictures.described, pictures.plain),
-                (pictures.described_words, pictures.plain_words),
-                (pictures.described_ends, pictures.plain_ends),
-            )
-        )
-        labels = figures[rows]  # (batch, 2, labels)
-        labels[torch.from_numpy(~tells), :, IDENTITY] = -1  # a plain prompt does not tell
-        labels = labels.to(device())
-        context, pooled = encode_text(text_l, text_g, *(part.to(device()) for part in ids_for_both(ids)))
-        end = (ids == TOKENS.end).argmax(axis=1)
-        whole = _cross_entropy(heads.end(context[np.arange(batch), end]), setting[rows], setting_sizes)
-        word, phrase = whole.new_zeros(()), whole.new_zeros(())
-        for number in range(words.shape[1]):
-            there = np.nonzero(words[:, number] >= 0)[0]
-            asked = labels[there, number]
-            at_word, at_end = context[there, words[there, number]], context[there, ends[there, number]]
-            word = word + _cross_entropy(heads.word(at_word), asked[:, IDENTITY], sizes[IDENTITY])
-            phrase = phrase + _cross_entropy(heads.phrase(at_end), asked, sizes)
-        alone = torch.from_numpy(words[:, 1] < 0).to(device())
-        figure = torch.where(
-            alone[:, None], labels[:, 0], -1
-        )  # of two, a summary could not tell which is meant
-        about = torch.cat([setting[rows], figure], dim=1)
-        summary = _cross_entropy(heads.pooled(pooled), about, setting_sizes + sizes)
-        run.update(
-            whole + summary + word + phrase, word=word.detach(), phrase=phrase.detach(), end=whole.detach()
-        )
-        if run.step % 500 == 0:
-            run.save()
-    run.save()
-    return {name: run.average[name].cpu() for name in ("text_l", "text_g")}
+    encoders = {"text_l": compact(new_text_l(), tokens), "text_g": compact(new_text_g(), tokens)}
+    arrays = {
+        "described": pictures.described,
+        "described_words": pictures.described_words,
+        "described_ends": pictures.described_ends,
+        "plain": pictures.plain,
+        "plain_words": pictures.plain_words,
+        "plain_ends": pictures.plain_ends,
+        "figures": pictures.figure_labels,
+        "setting": pictures.setting_labels,
+    }
+    Trainer(
+        folder,
+        {**encoders, "heads": _Heads()},
+        Arrays(**{name: array.astype(np.int64) for name, array in arrays.items()}),
+        _objective,
+        schedule=schedule,
+        loss_weights={"end": 1.0, "summary": 1.0, "word": 1.0, "phrase": 1.0},
+        noise=_noise,
+        batch=batch,
+        rate=2e-3,
+        ema=0.998,
+        seed=seed,
+    ).run()
+    return encoders

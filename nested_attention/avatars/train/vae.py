@@ -1,27 +1,44 @@
-"""Stage 1: the autoencoder. Noise on the latents while training teaches the decoder to clean imperfect
-ones."""
+"""Stage 1: the autoencoder. Noise on the latents in training teaches the decoder to clean imperfect ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 
-from ..models.model import new_vae
+from ...training.data import Arrays, Batch
+from ...training.schedule import Schedule
+from ...training.trainer import Trainer
+from ..models.model import LATENT, LATENT_CHANNELS, new_vae
 from ..models.pixels import encode_pictures, to_tensor
 from .data import Pictures
-from .loop import Budget, Run
 
 NOISE = 0.25
 """Largest standard deviation of the noise on unit-variance latents."""
 
 
+def _noise(rng: np.random.Generator) -> dict[str, Any]:
+    level = NOISE * rng.random((1, 1, 1), dtype=np.float32)
+    return {"latent": level * rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT), dtype=np.float32)}
+
+
+def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+    x = to_tensor(batch["rgb"])
+    z = models["vae"].encode(x).latent_dist.mean
+    scale = z.detach().std(dim=(0, 2, 3), keepdim=True)
+    error = models["vae"].decode(z + scale * noise["latent"]).sample - x
+    # `kl` keeps latents near the origin; their variance is fixed afterwards.
+    return {"absolute": error.abs().mean(), "mse": error.square().mean(), "kl": z.square().mean()}
+
+
 def train_vae(
     folder: Path,
     pictures: Pictures,
-    budget: Budget,
+    schedule: Schedule,
     *,
     decoder_of: AutoencoderKL | None = None,
     batch: int = 32,
@@ -38,23 +55,20 @@ def train_vae(
         vae.load_state_dict(decoder_of.state_dict())
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    run = Run(folder, {"vae": vae}, rate=2e-3, budget=budget, ema=0.995)
-    rng = np.random.default_rng([seed, run.step])
-    while not run.done:
-        x = to_tensor(pictures.rgb[rng.integers(len(pictures.rgb), size=batch)])
-        posterior = vae.encode(x).latent_dist
-        z = posterior.mean
-        scale = z.detach().std(dim=(0, 2, 3), keepdim=True)
-        level = NOISE * torch.rand(batch, 1, 1, 1)
-        out = vae.decode(z + level * scale * torch.randn_like(z)).sample
-        error = out - x
-        kl = z.square().mean()  # keeps latents near the origin; their variance is fixed afterwards
-        run.update(error.abs().mean() + error.square().mean() + 1e-3 * kl, mse=error.detach().square().mean())
-        if run.step % 500 == 0:
-            run.save()
-    run.save()
-    average: AutoencoderKL = run.average["vae"]
-    return standardise(average, pictures) if decoder_of is None else average
+    Trainer(
+        folder,
+        {"vae": vae},
+        Arrays(rgb=pictures.rgb),
+        _objective,
+        schedule=schedule,
+        loss_weights={"absolute": 1.0, "mse": 1.0, "kl": 1e-3},
+        noise=_noise,
+        batch=batch,
+        rate=2e-3,
+        ema=0.995,
+        seed=seed,
+    ).run()
+    return standardise(vae, pictures) if decoder_of is None else vae
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""What every stage that denoises shares: captions encoded once, noise, and the UNet as a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...training.objective import Predict
+from ..models.model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
+from ..models.pixels import ids_for_both
+from .device import autocast
+
+
+class TextStates(NamedTuple):
+    """Captions as the frozen text encoders encode them."""
+
+    context: Tensor  # (n, 77, 256) float16
+    pooled: Tensor  # (n, 160) float16
+
+
+@torch.no_grad()
+def read_captions(text_l: nn.Module, text_g: nn.Module, ids: np.ndarray, batch: int = 256) -> TextStates:
+    """Encode captions once, for all the steps that will read them. ids (n, 77)"""
+    context, pooled = [], []
+    for start in range(0, len(ids), batch):
+        states, summary = encode_text(text_l, text_g, *ids_for_both(ids[start : start + batch]))
+        context.append(states.half())
+        pooled.append(summary.half())
+    return TextStates(torch.cat(context), torch.cat(pooled))
+
+
+def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:
+    """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
+    picture shows is decided."""
+    return {
+        "latent": rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT), dtype=np.float32),
+        "timestep": min(999, int(1000 * rng.random() ** power)),
+    }
+
+
+def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` in the rows where `which` (B,) is true, `other` elsewhere; either may have a single row."""
+    return torch.where(which.view(-1, *[1] * (one.dim() - 1)), one, other)
+
+
+def normalised(loss_weight: np.ndarray) -> Tensor:
+    """Loss weights (n, 16, 16), scaled to average 1 over all pictures."""
+    weights = torch.from_numpy(loss_weight).float()
+    return weights / weights.mean()
+
+
+def predictor(
+    unet: Any,
+    text: TextStates,
+    precision: torch.dtype,
+    *,
+    sizes: Tensor | None = None,
+    more: Callable[[Tensor, Tensor, Tensor], dict[str, Any]] | None = None,
+) -> Predict:
+    """The UNet under captions, as a prediction in fp32.
+
+    sizes (B, 6): size conditioning; that of a picture as shown by default. more: from noisy latents,
+    timesteps and context (B, 77, 256), what else the UNet is called with.
+    """
+    context, pooled = text.context.float(), text.pooled.float()
+    shown = pooled.new_tensor([TIME_IDS]).expand(len(pooled), -1) if sizes is None else sizes
+    added = {"text_embeds": pooled, "time_ids": shown}
+
+    def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        with autocast(precision):
+            extra = more(noisy, timesteps, context) if more else {}
+            return unet(noisy, timesteps, context, added_cond_kwargs=added, **extra).sample.float()
+
+    return predict

@@ -1,0 +1,52 @@
+"""The denoising step, as a pure function: a model, clean latents and noise in, losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Noisy latents (B, C, h, w) and timesteps (B,) → a prediction (B, C, h, w) in fp32."""
+
+
+def weighted_mse(error: Tensor, loss_weight: Tensor) -> Tensor:
+    """The mean squared error of each example, with a weight for every latent cell.
+
+    error (B, C, h, w), loss_weight (B, h, w) → (B,). Where the weights average 1 over a data set, the
+    minimum is that of the plain mean.
+    """
+    return (error.square() * loss_weight[:, None]).mean(dim=(1, 2, 3))
+
+
+def denoising_losses(
+    predict: Predict,
+    scheduler: Any,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    loss_weight: Tensor,
+    *,
+    teacher: Predict | None = None,
+    distillation: float = 0.0,
+) -> dict[str, Tensor]:
+    """One denoising step, with the losses of each example.
+
+    scheduler: a noise schedule of diffusers; its prediction type (`epsilon` or `v_prediction`) is the target.
+    latents, noise (B, C, h, w); timesteps (B,); loss_weight (B, h, w).
+    teacher, distillation: the target moves by this share towards what the teacher predicts, in [0, 1].
+
+    Returns `denoise` (B,): the weighted error; `plain` (B,): the unweighted one, from the undistilled
+    target and without a gradient.
+    """
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    out = predict(noisy, timesteps)
+    plain = (out.detach() - target).square().mean(dim=(1, 2, 3))
+    if teacher is not None and distillation:
+        with torch.no_grad():
+            target = torch.lerp(target, teacher(noisy, timesteps), distillation)
+    return {"denoise": weighted_mse(out - target, loss_weight), "plain": plain}

@@ -1,0 +1,234 @@
+"""The trainer: schedules, examples and noise, resuming, stopping, losses that are not finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from host_reads import NoHostReads
+from torch import Tensor
+
+from nested_attention.errors import NestedAttentionError
+from nested_attention.storage.tensors import read_tensors
+from nested_attention.training.data import Arrays, Batch, Examples, no_noise
+from nested_attention.training.objective import denoising_losses
+from nested_attention.training.schedule import Schedule
+from nested_attention.training.trainer import LOG_EVERY, Trainer
+
+DATA = Arrays(x=torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def noise(rng: np.random.Generator) -> dict[str, Any]:
+    return {"shift": np.float32(rng.standard_normal())}
+
+
+def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+    return {"square": models["net"](batch["x"] + noise["shift"][:, None]).square().mean(dim=1)}
+
+
+def of_every_generator(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+    """It draws from the global generators as well, as dropout does."""
+    more = torch.rand(()) + random.random() + float(np.random.rand())
+    return {"square": more * objective(batch, models, noise)["square"]}
+
+
+def network() -> torch.nn.Linear:
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)  # noqa: B018
+    return torch.nn.Linear(4, 4)
+
+
+def trainer(
+    folder: Path, net: torch.nn.Module, steps: int, objective: Any = objective, **changed: Any
+) -> Trainer:
+    options: dict[str, Any] = {"loss_weights": {"square": 1.0}, "batch": 4, "rate": 0.1, "noise": noise}
+    return Trainer(folder, {"net": net}, DATA, objective, schedule=Schedule(steps), **options | changed)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step-*"))
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    schedule = Schedule(steps=1000, warmup=100, decay=0.2)
+    rates = [schedule.factor(step, 0.0) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) == 1.0 and rates[99] == rates[799] == 1.0
+    assert all(a > b for a, b in zip(rates[800:], rates[801:], strict=False)) and rates[-1] < 0.01
+    assert Schedule(steps=10**9, minutes=1).done(5, 61.0) and not Schedule(steps=10).done(9, 1e9)
+
+
+def test_every_epoch_reads_each_example_once_in_another_order() -> None:
+    examples = Examples(Arrays(row=np.arange(10)), no_noise, batch=4, seed=1)
+    read = torch.cat([examples[position][0]["row"] for position in range(0, 40, 4)]).view(4, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in read)
+    assert len({tuple(epoch.tolist()) for epoch in read}) == 4
+
+
+def test_examples_and_noise_do_not_depend_on_how_they_are_batched() -> None:
+    """Two processes with batches of 4 read what one with batches of 8 reads."""
+    whole, halves = (Examples(DATA, noise, batch=batch, seed=3) for batch in (8, 4))
+    for position in (0, 8, 16):
+        parts = halves[position], halves[position + 4]
+        for of_whole, *of_parts in zip(whole[position], *parts, strict=True):
+            for name, value in of_whole.items():
+                assert torch.equal(value, torch.cat([part[name] for part in of_parts]))
+    assert len(set(whole[0][1]["shift"].tolist())) == 8
+
+
+def test_arrays_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="'x': 3, 'y': 4"):
+        Arrays(x=np.zeros(3), y=np.zeros(4))
+
+
+@pytest.mark.parametrize("stopped_after", [3, 4, 7])
+def test_a_run_that_stops_ends_with_the_weights_of_one_that_does_not(
+    tmp_path: Path, stopped_after: int
+) -> None:
+    """Bit for bit, with every generator and the place in the data; stopping is a kill between two steps."""
+    options: dict[str, Any] = {"objective": of_every_generator, "save_every": 1}
+    whole = network()
+    trainer(tmp_path / "a", whole, 9, **options).run()
+    killed = trainer(tmp_path / "b", network(), 9, **options)
+
+    def kill(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        if killed.step == stopped_after:
+            raise KeyboardInterrupt
+        return of_every_generator(batch, models, noise)
+
+    killed.losses._objective = kill
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    resumed = network()
+    again = trainer(tmp_path / "b", resumed, 9, **options)
+    again.run()
+    assert again.step == 9 and again.samples == 36
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    ends = [torch.load(tmp_path / name / "step-00000009" / "optimizer.bin") for name in ("a", "b")]
+    for one, other in zip(ends[0]["state"].values(), ends[1]["state"].values(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_is_complete_gives_its_weights_again(tmp_path: Path) -> None:
+    first, again = network(), network()
+    trainer(tmp_path, first, 3).run()
+    trainer(tmp_path, again, 3).run()
+    assert torch.equal(first.weight, again.weight) and len(log_of(tmp_path)) == 1
+
+
+def test_the_result_is_the_average_of_the_weights(tmp_path: Path) -> None:
+    net, seen = network(), []
+
+    def watched(batch: Batch, models: Mapping[str, Any], noise: Batch) -> dict[str, Tensor]:
+        seen.append(models["net"].weight.detach().clone())
+        return objective(batch, models, noise)
+
+    run = trainer(tmp_path, net, 4, watched, ema=0.5)
+    run.run()
+    steps = [*seen[1:], last_weight(tmp_path)]
+    average = steps[0]
+    for step, weight in enumerate(steps[1:], start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(net.weight.detach(), average)
+
+
+def last_weight(folder: Path) -> Tensor:
+    return read_tensors(folder / checkpoints(folder)[-1] / "model.safetensors").tensors["models.net.weight"]
+
+
+def test_the_last_checkpoints_are_kept_and_a_partial_one_is_not_read(tmp_path: Path) -> None:
+    trainer(tmp_path, network(), 7, save_every=2, keep=2).run()
+    assert checkpoints(tmp_path) == ["step-00000006", "step-00000007"]
+    (tmp_path / "step-00000008.partial").mkdir()  # a kill while it was written
+    again = trainer(tmp_path, network(), 8, save_every=2, keep=2)
+    again.run()
+    assert again.step == 8 and checkpoints(tmp_path) == ["step-00000007", "step-00000008"]
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    whole, halves = network(), network()
+    trainer(tmp_path / "a", whole, 6).run()
+    stopped = trainer(tmp_path / "b", halves, 6)
+
+    def terminated(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        if stopped.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(batch, models, noise)
+
+    stopped.losses._objective = terminated
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(NestedAttentionError, match="stopped by SIGTERM after step 3, which is saved"):
+        stopped.run()
+    assert signal.getsignal(signal.SIGTERM) is before and checkpoints(tmp_path / "b") == ["step-00000003"]
+    halves = network()
+    trainer(tmp_path / "b", halves, 6).run()
+    assert torch.equal(whole.weight, halves.weight)
+    assert [line["step"] for line in log_of(tmp_path / "b")] == [3, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    def broken(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        losses = objective(batch, models, noise)
+        return {**losses, "attributes": losses["square"] * (float("nan") if run.step == 36 else 1.0)}
+
+    weights = {"square": 1.0, "attributes": 0.1}
+    run = trainer(tmp_path, network(), 100, broken, loss_weights=weights, save_every=20)
+    with pytest.raises(NestedAttentionError, match="`attributes` was nan at step 37"):
+        run.run()
+    assert checkpoints(tmp_path) == ["step-00000020"]
+
+
+def test_the_log_has_the_means_of_its_steps(tmp_path: Path) -> None:
+    def counted(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        return {**objective(batch, models, noise), "count": torch.tensor(float(run.step))}
+
+    run = trainer(tmp_path, network(), 60, counted)
+    run.run()
+    first, last = log_of(tmp_path)
+    assert (first["step"], first["count"], last["step"], last["count"]) == (50, 24.5, 60, 54.5)
+    assert first["loss"] == pytest.approx(first["square"]) and first["norm"] > 0  # `count` is only logged
+
+
+def test_a_step_reads_nothing_back_from_the_device(tmp_path: Path) -> None:
+    run = trainer(tmp_path, network(), LOG_EVERY)
+    items = [run.examples[position] for position in range(0, 12, 4)]
+    run._update(*items[0])  # optimizers make their state in the first step
+    with NoHostReads():
+        for item in items[1:]:
+            run._update(*item)
+    assert len(run._unwritten) == 3
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_target_is_what_the_schedule_predicts(kind: str) -> None:
+    scheduler = DDPMScheduler(prediction_type=kind)
+    generator = torch.Generator().manual_seed(0)
+    x, e = (torch.randn(2, 4, 3, 3, generator=generator) for _ in range(2))
+    t, weight = torch.tensor([10, 900]), torch.rand(2, 3, 3, generator=generator)
+    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    target = e if kind == "epsilon" else a.sqrt() * e - (1 - a).sqrt() * x
+
+    def half(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        assert torch.equal(timesteps, t)
+        torch.testing.assert_close(noisy, a.sqrt() * x + (1 - a).sqrt() * e)
+        return target + 0.5
+
+    found = denoising_losses(half, scheduler, x, e, t, weight)
+    torch.testing.assert_close(found["plain"], torch.full((2,), 0.25))
+    torch.testing.assert_close(found["denoise"], 0.25 * weight.mean(dim=(1, 2)))
+    step = scheduler, x, e, t, weight
+    taught = denoising_losses(half, *step, teacher=lambda *_: target + 2, distillation=0.25)
+    torch.testing.assert_close(taught["denoise"], torch.zeros(2), atol=1e-9, rtol=0)
+    torch.testing.assert_close(taught["plain"], found["plain"])
