@@ -22,15 +22,29 @@ def start_dynamic_memory() -> None:
 
 
 @contextmanager
-def dynamic_memory(on: bool = True) -> Iterator[None]:
-    """As ComfyUI's start-up switches it on. Skips where this ComfyUI is older than it."""
+def dynamic_memory(on: bool = True, *, managed: bool = False) -> Iterator[None]:
+    """As ComfyUI's start-up switches it on. Skips where this ComfyUI is older than it.
+
+    managed: models are of the kind that ComfyUI manages so on a card, too. It would take the older kind on a
+    CPU. Layers still cast their weights as on a CPU, where patches of weights (LoRAs) are left out.
+    """
     if not on:
         yield
         return
     management = pytest.importorskip("comfy.memory_management", reason="this ComfyUI has no dynamic memory")
-    import comfy.model_patcher
+    import comfy.model_management
+    from comfy import model_patcher
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(management, "aimdo_enabled", True)
-        patched.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
-        yield
+        patched.setattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcherDynamic)
+        if managed:
+            new = staticmethod(lambda kind, *_, **__: object.__new__(kind))
+            patched.setattr(model_patcher.ModelPatcherDynamic, "__new__", new)
+            # A CLIP whose device holds it from the start would be loaded before it has its weights.
+            patched.setattr(comfy.model_management, "text_encoder_initial_device", lambda *_: None)
+        try:
+            yield
+        finally:  # ComfyUI cannot unload such models from a CPU
+            loaded = comfy.model_management.current_loaded_models
+            loaded[:] = [one for one in loaded if one.model is not None and not one.model.is_dynamic()]

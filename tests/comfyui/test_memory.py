@@ -222,3 +222,26 @@ def test_an_encoder_from_a_file(world: Any, tmp_path: Path) -> None:
     assert torch.allclose(make_subject(handle, seed=3).tokens, world.alice.tokens, atol=1e-2)
     with pytest.raises(NestedAttentionError, match="missing.safetensors"):
         load_encoder_for_comfy(tmp_path / "missing.safetensors")
+
+
+def test_values_that_stay_offloaded_are_kept_and_given_back(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer versions hand out tensors in a buffer that is the next layer's once they are given back."""
+    import comfy.ops
+
+    model, _ = world.apply(world.model, world.clip)
+    (patcher,) = values(model)
+    projected = world.person.encoder.project(world.alice.tokens)
+    back: list[Any] = []
+    if hasattr(comfy.ops, "uncast_bias_weight"):
+        monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda layer, *_: back.append(layer))
+    else:
+        back = list(patcher.model.sites.values())
+    elsewhere = torch.device("meta")
+    for name, expected in projected.items():
+        held = patcher.model(name, elsewhere)
+        assert [t.device for t in held] == [elsewhere] * 2
+        assert [(t.shape, t.dtype) for t in held] == [(t.shape, t.dtype) for t in expected]
+    assert {p.device.type for p in patcher.model.parameters()} == {"cpu"}
+    assert back == list(patcher.model.sites.values())
