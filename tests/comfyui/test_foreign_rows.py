@@ -293,7 +293,7 @@ def couple(model: Any, conds: list[Any], shares: list[float], scale: float = 1.0
 
 @composes(
     "Attention couple (rows of its own for each prompt)",
-    order="after",
+    order="both",
     note="each prompt carries its subjects, without regions; of two that read the same an error says so. "
     "Shown with a stand-in",
 )
@@ -301,7 +301,7 @@ def couple(model: Any, conds: list[Any], shares: list[float], scale: float = 1.0
 @pytest.mark.parametrize("shares", [[0, 1, 0], [0, 0, 1], [1, 0, 0]], ids=["first", "second", "base"])
 def test_attention_couple(world: Any, shares: list[float], batch: int) -> None:
     """With all of the weight on one prompt, it is that prompt alone."""
-    from tiny import carries, encode
+    from tiny import carries, encode, same
 
     model, clip = two(world)
     texts = "two people by the sea", "<alice> in a forest", "<bob:man> at home"
@@ -312,6 +312,9 @@ def test_attention_couple(world: Any, shares: list[float], batch: int) -> None:
     expected = drawn(model, [[chosen[0][0], {**chosen[0][1], **pooled}]], bad, batch=batch)
     found = drawn(couple(model, others, shares), base, bad, batch=batch)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    first = world.apply(couple(world.model, others, shares), world.clip, name="alice", when_missing="warn")
+    before, _ = world.apply(*first, world.bob, name="bob", when_missing="warn")
+    assert same(drawn(before, base, bad, batch=batch), found)
     plain = drawn(couple(world.model, others, shares), base, bad, batch=batch)
     assert carries(found, plain) == (shares != [1, 0, 0])
 
