@@ -39,13 +39,13 @@ class SubjectSettings:
         everywhere.
     region_mode: "mask" takes the region that is given; "auto" finds one in the word's attention where
         none is given; "none" leaves regions, and all that follows from them, alone.
-    bounded: whether the word itself is not attended outside the region.
+    bounded: whether queries outside the region do not attend to the word either.
     bound_self_attention: whether self-attention is kept apart between this region and other subjects'.
     blocks: factors on the strength by block of the UNet (`blocks.parse_blocks`).
     when_missing: what happens when no prompt carries the subject.
     apply_to_negative: whether the word in a negative prompt carries it too.
 
-    Raises NestedAttentionError, to be prefixed with who asks, that lists all that is out of range.
+    Raises NestedAttentionError that lists every value out of range. The caller adds who asked.
     """
 
     word: str | None = None

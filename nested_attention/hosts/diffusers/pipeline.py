@@ -39,7 +39,7 @@ _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
-    Only calls of this pipeline do: another one on the same UNet draws without them.
+    Only this pipeline's own calls use the subjects. Another pipeline on the same UNet draws without them.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
     negative ones those of `apply_to_negative`. K̆ and V̆

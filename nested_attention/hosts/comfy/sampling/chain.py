@@ -136,8 +136,11 @@ class SubjectChain(Shared):
         model_options: Mapping[str, Any],
         *args: Any,
     ) -> Any:
-        """At each step: keeps the marks of the subjects in force, and gives every prompt marks of its
-        context's length if any has one, so that prompts run together that would run together without us."""
+        """At each step: drops the marks of subjects that are not in force.
+
+        If a prompt is marked, every prompt gets marks of its context's length, so that ComfyUI batches the same
+        prompts as without us.
+        """
         active = self._active(model, timestep)
         codes = [[self._codes(cond, active) for cond in prompt or ()] for prompt in conds]
         marked = any(one is not None for prompt in codes for one in prompt)
@@ -265,7 +268,11 @@ class SubjectChain(Shared):
                 tell_missing(subject, reason)
 
     def _claim(self, prompt: Prompt) -> dict[str, Any]:
-        """The conditioning with the marks that count as plain marks, and no others."""
+        """The conditioning with its marks as numbers beside the text context, where ComfyUI batches them.
+
+        Marks that do not count are left out. Subject n has 2n at the tokens whose value is replaced, and
+        2n + 1 at the other tokens of its word.
+        """
         numbers = self._numbers(prompt.negative)
         codes = stacked([None if marks is None else marks.numbered(numbers) for marks in prompt.marks])
         model_conds = {k: v for k, v in prompt.cond.get("model_conds", {}).items() if k != COND}
