@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from nested_attention.demo.server import ComfyServer
+
 
 def refused(world: Any, *texts: str, message: str, **settings: Any) -> None:
     """Sampling with the first text as positive prompt stops with a message."""
@@ -159,6 +161,9 @@ def test_missing_may_warn_instead(world: Any, caplog: pytest.LogCaptureFixture) 
         ({"word": ""}, "word is ''; expected a word"),
         ({"word": "(person:1.2)"}, r"word is '\(person:1.2\)'.*Weights belong into the prompt"),
         ({"name": "<alice>"}, "name is '<alice>'"),
+        ({"word": 5}, "word is 5; expected a word"),
+        ({"name": 5}, "name is 5; expected a word"),
+        ({"name": "x" * 300}, "name has 300 characters"),
     ],
 )
 def test_settings_out_of_range(world: Any, settings: dict[str, Any], message: str) -> None:
@@ -221,3 +226,76 @@ def test_a_clip_of_another_architecture(world: Any) -> None:
     flux = types.SimpleNamespace(cond_stage_model=types.SimpleNamespace(clip_l=object()))
     with pytest.raises(NestedAttentionError, match="Apply Subject: the CLIP is .*two text models of SDXL"):
         world.apply(world.model, flux)
+
+
+def prompted(text: object, **settings: object) -> dict[str, Any]:
+    """The shipped workflow with another positive prompt and other settings of Apply Subject: 6 encodes the
+    positive prompt, 7 the negative one, 9 samples."""
+    from nested_attention.demo.draw import load_workflow
+
+    graph = load_workflow("avatar_person")
+    graph["6"]["inputs"]["text"] = text
+    graph["5"]["inputs"].update(settings)
+    graph["8"]["inputs"]["batch_size"] = 1
+    graph["9"]["inputs"]["steps"] = 1
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("a photo of a dog", {}, r"it has the words a, photo, of, dog. Write 'person' where"),
+        ("1person, solo", {}, "set word to '1person', or put spaces around 'person'"),
+        ("<alice> at the beach", {}, "'person' where .*; <alice> calls nobody unless the .* name is 'alice'"),
+        ("a man", {"word": "person, man"}, "'person, man' is looked for as it stands"),
+        ("a \ud800 person", {}, r"the prompt has U\+D800 as its character 3"),
+    ],
+)
+def test_a_prompt_without_its_subject_is_what_the_editor_outlines(
+    server: ComfyServer, text: str, settings: dict[str, Any], message: str
+) -> None:
+    """Nothing is sampled first, and it holds too where only the prompt has changed since the last run."""
+    from nested_attention.errors import NestedAttentionError
+
+    for _ in range(2):
+        with pytest.raises(
+            NestedAttentionError, match=r"stopped at CLIPTextEncode \(6\): Apply Subject: .*" + message
+        ):
+            server.run(prompted(text, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"word": "per\udfffson"}, r"word has U\+DFFF"),
+        ({"name": "\ud800"}, r"name has U\+D800"),
+        ({"word": "<person>"}, "word is '<person>'"),
+    ],
+)
+def test_names_that_are_none(server: ComfyServer, settings: dict[str, Any], message: str) -> None:
+    from nested_attention.errors import NestedAttentionError
+
+    with pytest.raises(NestedAttentionError, match="ApplySubject .5.: Apply Subject: " + message):
+        server.run(prompted("a person", **settings))
+
+
+def test_a_prompt_that_cannot_be_told_is_left_to_the_sampler(server: ComfyServer) -> None:
+    from nested_attention.errors import NestedAttentionError
+
+    graph = prompted(["20", 0])
+    graph["20"] = {"class_type": "PrimitiveString", "inputs": {"value": "a photo of a dog"}}
+    with pytest.raises(
+        NestedAttentionError, match=r"stopped at KSampler \(9\): Apply Subject: no prompt carries"
+    ):
+        server.run(graph)
+    # One prompt of several carries it, or none has to.
+    graph = prompted("a house")
+    graph["20"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["5", 1], "text": "a person"}}
+    graph["21"] = {
+        "class_type": "ConditioningCombine",
+        "inputs": {"conditioning_1": ["6", 0], "conditioning_2": ["20", 0]},
+    }
+    graph["9"]["inputs"]["positive"] = ["21", 0]
+    server.run(graph)
+    server.run(prompted("a house", when_missing="warn"))
+    server.run(prompted("a house", strength=0.0))

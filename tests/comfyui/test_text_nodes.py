@@ -46,6 +46,54 @@ def test_marks_are_where_the_text_encoder_reads_the_word(world: Any, text: str) 
         assert rows_that_change(world.clip, text, "person", "dog")[0] == marked[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("un nin\u0303o, e\u0301 Nin\u0303o a\u0301 (nin\u0303o:1.2)", "ni\u00f1o"),
+        ("a ＜alice：woman＞ and a person", "person"),
+        ("एक लड़का और लड़के और लड़का", "लड़का"),
+        ("1person, a_person, person\u0301, person", "person"),
+    ],
+)
+def test_words_beyond_ascii_are_marked_where_they_are_read(world: Any, text: str, word: str) -> None:
+    from tiny import encode, tokens_marked
+
+    _, clip = world.apply(world.model, world.clip, word=word, name="alice")
+    carrier = "woman" if "＜" in text else word
+    wanted = [t[0] for t in world.clip.tokenize(carrier)["g"][0]]
+    last = wanted[wanted.index(49407) - 1]
+    read = text.replace("＜alice：woman＞", "woman")
+    ids = [t[0] for chunk in world.clip.tokenize(read)["g"] for t in chunk]
+    places = [at for at, token in enumerate(ids) if token == last]
+    assert tokens_marked(encode(clip, text)) == (places[-1:] if "1person" in text else places)
+
+
+@pytest.mark.parametrize("text", ["person " * 600, "<alice> and <rex>, a person. " * 200, "a house " * 300])
+def test_a_prompt_is_tokenised_twice_at_most(world: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.sd
+    from tiny import tokens_marked
+
+    asked: list[str] = []
+    plain = comfy.sd.CLIP.tokenize
+
+    def counting(self: Any, text: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(text)
+        return plain(self, text, *args, **kwargs)
+
+    model, clip = world.apply(world.model, world.clip, name="alice")
+    _, clip = world.apply(model, clip, world.rex, name="rex")
+    monkeypatch.setattr(comfy.sd.CLIP, "tokenize", counting)
+    tokens = clip.tokenize(text)
+    assert sum(map(len, asked)) < 2 * len(text) + 200
+    monkeypatch.undo()
+
+    # The same word over and over is one object: a long prompt does not fill the memory.
+    noted = [entry[0] for chunks in tokens.values() for chunk in chunks for entry in chunk]
+    assert len({id(token) for token in noted if hasattr(token, "note")}) <= 2 * (1 + 2)
+    marked = tokens_marked(clip.encode_from_tokens_scheduled(tokens))
+    assert len(marked) == text.count("<") or len(marked) == text.count("person")
+
+
 def test_words_of_several_tokens_are_carried_by_the_last(world: Any) -> None:
     from tiny import encode
 

@@ -1,4 +1,5 @@
-"""What can be told of a graph before all of it has run: which samplers use a MODEL with which subjects."""
+"""What can be told of a graph before all of it has run: which samplers use a MODEL with which subjects, and
+which texts are encoded with a CLIP that knows them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from typing import Any
 APPLY = "NestedAttentionApplySubject"
 
 CARRIED_ON = {"MODEL", "CLIP", "VAE"}
-"""Outputs of nodes that change a MODEL and sample nothing with it, such as loaders of LoRAs."""
+"""Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs."""
+
+TEXTS = {
+    "CLIPTextEncode": ("text",),
+    "CLIPTextEncodeSDXL": ("text_g", "text_l"),
+    "NestedAttentionMarkPrompt": ("text",),
+}
+"""Nodes that read exactly the texts of these inputs."""
 
 
 def samples_personalised(graph: Mapping[str, Any]) -> bool:
@@ -31,6 +39,39 @@ def samples_personalised(graph: Mapping[str, Any]) -> bool:
             seen |= models
             reached += models
     return False
+
+
+def encoded_texts(graph: Mapping[str, Any]) -> list[str] | None:
+    """All texts that are encoded with a CLIP of Apply Subject; None if a node may read another one."""
+    texts: list[str] = []
+    reached = [node_id for node_id, node in graph.items() if node.get("class_type") == APPLY]
+    seen = set(reached)
+    for at in reached:
+        clips = [slot for slot, kind in enumerate(_outputs(graph[at].get("class_type"))) if kind == "CLIP"]
+        for node_id, node in graph.items():
+            if not any((at, slot) in _links(graph, node_id) for slot in clips):
+                continue
+            kind = node.get("class_type")
+            outputs = _outputs(kind)
+            if kind in TEXTS:
+                texts += [node["inputs"].get(name) for name in TEXTS[kind]]
+            elif "CLIP" not in outputs or not set(outputs) <= CARRIED_ON:
+                return None
+            elif node_id not in seen:
+                seen.add(node_id)
+                reached.append(node_id)
+    return texts if all(isinstance(text, str) for text in texts) else None
+
+
+def is_negative(graph: Mapping[str, Any], node_id: str) -> bool:
+    """Whether a prompt goes nowhere but into inputs for a negative one."""
+    names = {
+        name
+        for node in graph.values()
+        for name, value in node.get("inputs", {}).items()
+        if isinstance(value, list) and value[:1] == [node_id]
+    }
+    return names == {"negative"}
 
 
 def merged_away(graph: Mapping[str, Any], node_id: str) -> set[str]:

@@ -23,6 +23,7 @@ from ....prompt import describe_words, short, words_in
 from ..notices import warn_once
 from .encoded import encoded_prompts
 from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, noted
+from .missing import check_graph
 
 TOWERS = ("l", "g")
 """The two CLIP text models of SDXL, as their token lists are called. Other text models do not carry
@@ -81,6 +82,7 @@ class SubjectCLIP(comfy.sd.CLIP):
     ) -> Any:
         add = dict(add_dict or {})
         marks = self.marks(tokens)
+        check_graph(self.subjects, self.required - set(marks.names))
         add.update(marks.in_conditioning(add))
         conditioning = super().encode_from_tokens_scheduled(
             tokens, unprojected=unprojected, add_dict=add, **kwargs

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....errors import NestedAttentionError
-from ....placeholders import SubjectWord, why_missing
+from ....placeholders import SubjectWord
 from ....prompt import describe_words
 from ..notices import warn
 from ..prompts.encoded import encoded_prompts
 from ..prompts.marks import PromptMarks
+from ..prompts.missing import missing, not_in_text
 from .applied import AppliedSubject
 
 
 def tell_missing(subject: AppliedSubject, reason: str) -> None:
     """Raises NestedAttentionError, or warns, as Apply Subject was told."""
-    called = subject.settings.called
-    message = f"Apply Subject: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
+    message = missing(subject.settings.called, reason)
     if subject.settings.when_missing == "error":
         raise NestedAttentionError(message)
     warn(f"Nested Attention: {message}")
@@ -39,12 +39,7 @@ def reason_missing(called: SubjectWord, found: Sequence[PromptMarks], elsewhere:
             "the text encoders, or mark their conditioning with Mark Prompt"
         )
     else:
-        words = tuple(dict.fromkeys(word for marks in found for word in marks.words))
-        reason = (
-            f"of the text that Apply Subject's CLIP encoded, {why_missing(called, words)}. If this pass is "
-            "meant to go without it, as a face detailer's may be, set 'when missing' of Apply Subject to "
-            "'warn'"
-        )
+        reason = not_in_text(called, (word for marks in found for word in marks.words))
     if elsewhere is None:
         return reason
     return (

@@ -1,0 +1,72 @@
+"""What is told of a graph before it has run: which texts its encoders read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+CHAIN = {
+    "1": node("CheckpointLoaderSimple", ckpt_name="x"),
+    "2": node("NestedAttentionApplySubject", model=["1", 0], clip=["1", 1], word="person"),
+    "3": node("LoraLoader", model=["2", 0], clip=["2", 1]),
+    "4": node("NestedAttentionApplySubject", model=["3", 0], clip=["3", 1], word="pet"),
+    "5": node("CLIPTextEncode", clip=["4", 1], text="a person"),
+    "6": node("CLIPTextEncodeSDXL", clip=["2", 1], text_g="a house", text_l="a tree"),
+    "7": node("CLIPTextEncode", clip=["1", 1], text="another CLIP's"),
+    "8": node("KSampler", model=["4", 0], positive=["5", 0], negative=["6", 0]),
+}
+
+
+@pytest.fixture
+def known(comfyui: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI's nodes and ours, as a server has them."""
+    from types import SimpleNamespace
+
+    import nodes
+    from comfy_extras import nodes_clip_sdxl
+
+    for name, outputs in (
+        ("NestedAttentionApplySubject", ("MODEL", "CLIP")),
+        ("NestedAttentionMarkPrompt", ("CONDITIONING",)),
+        ("CLIPTextEncodeSDXL", nodes_clip_sdxl.CLIPTextEncodeSDXL.RETURN_TYPES),
+        ("Wildcards", ("MODEL", "CLIP", "STRING")),
+    ):
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, SimpleNamespace(RETURN_TYPES=outputs))
+
+
+@pytest.mark.usefixtures("known")
+def test_the_texts_that_are_encoded_with_a_subjects_clip() -> None:
+    from nested_attention.hosts.comfy.graph import encoded_texts, is_negative
+
+    assert sorted(encoded_texts(CHAIN) or ()) == ["a house", "a person", "a tree"]
+    marking = {
+        **CHAIN,
+        "9": node("NestedAttentionMarkPrompt", clip=["4", 1], text="a pet", conditioning=["7", 0]),
+    }
+    assert "a pet" in (encoded_texts(marking) or ())
+    assert is_negative(CHAIN, "6")
+    assert not is_negative(CHAIN, "5")
+    assert not is_negative(CHAIN, "7")
+    assert encoded_texts({}) == []
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    "other",
+    [
+        node("CLIPTextEncode", clip=["4", 1], text=["1", 0]),  # made by another node
+        node("CLIPTextEncode", clip=["4", 1]),
+        node("Wildcards", model=["4", 0], clip=["4", 1]),
+        node("SomebodysEncoder", clip=["3", 1], text="a person"),  # who knows what it reads
+    ],
+)
+def test_a_text_that_is_not_known_leaves_it_open(other: dict[str, Any]) -> None:
+    from nested_attention.hosts.comfy.graph import encoded_texts
+
+    assert encoded_texts({**CHAIN, "9": other}) is None
