@@ -21,8 +21,8 @@ from nested_attention.avatars.drawing.picture import STYLES, Figure, Picture, re
 from nested_attention.avatars.drawing.pose import Pose
 from nested_attention.avatars.drawing.pose_map import pose_map, pose_picture
 from nested_attention.avatars.drawing.prompts import caption, sample_picture, without_place
+from nested_attention.avatars.figures.judges import Judges
 from nested_attention.avatars.figures.pose_and_style import (
-    Judge,
     find_pose,
     measure_pose,
     measure_style,
@@ -44,6 +44,7 @@ from nested_attention.avatars.train.pose_data import COLUMNS, TOPS, draw_pose_da
 from nested_attention.errors import NestedAttentionError
 from nested_attention.storage.tensors import read_tensors, write_tensors
 from nested_attention.training.schedule import Schedule
+from nested_attention.training.trainer import TrainerOptions
 
 FEW = Sampling(steps=8)
 
@@ -54,8 +55,8 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge.load()
+def judges() -> Judges:
+    return Judges.load()
 
 
 FRONT = Pose(16, 8, 0, "calm")
@@ -206,15 +207,15 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path, world: World) -> Non
 def test_both_train_for_a_few_steps_and_the_world_stays_as_it_is(tmp_path: Path) -> None:
     world = load_world()
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
-    schedule = Schedule(steps=3, warmup=1)
-    control = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, batch=2)
+    schedule, few = Schedule(steps=3, warmup=1), TrainerOptions(batch=2)
+    control = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, few)
     assert control.controlnet_mid_block.weight.abs().max() > 0
     inked = draw_pose_data(8, 0, inked=True, workers=1)
-    lora = train_style(tmp_path / "ink", world, inked, schedule, batch=2)
+    lora = train_style(tmp_path / "ink", world, inked, schedule, few)
     assert all(value.abs().max() > 0 for value in lora.values())
     after = world.unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    resumed = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, batch=2)
+    resumed = train_pose(tmp_path / "pose", world, draw_pose_data(8, 0, workers=1), schedule, few)
     kept = resumed.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in control.state_dict().items())
 
@@ -226,9 +227,9 @@ def test_a_drawn_figure_is_found_where_it_stands() -> None:
 
 
 def test_figures_stand_where_the_shipped_controlnet_is_told(
-    judge: Judge, closing_line: Callable[[str], None]
+    judges: Judges, closing_line: Callable[[str], None]
 ) -> None:
-    scores = measure_pose(judge, 16, sampling=FEW)
+    scores = measure_pose(judges, 16, sampling=FEW)
     free, held = scores["without"], scores["with"]
     closing_line(f"pose ControlNet, 16 people: without {free}")
     closing_line(f"pose ControlNet, 16 people: with    {held}")
@@ -237,8 +238,8 @@ def test_figures_stand_where_the_shipped_controlnet_is_told(
     assert held.attributes >= free.attributes - 0.08
 
 
-def test_the_shipped_lora_draws_in_ink(judge: Judge, closing_line: Callable[[str], None]) -> None:
-    scores = measure_style(judge, 12, sampling=FEW)
+def test_the_shipped_lora_draws_in_ink(judges: Judges, closing_line: Callable[[str], None]) -> None:
+    scores = measure_style(judges, 12, sampling=FEW)
     plain, inked = scores["without"], scores["with"]
     closing_line(f"ink LoRA, 12 people: without {plain}")
     closing_line(f"ink LoRA, 12 people: with    {inked}")

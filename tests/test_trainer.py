@@ -22,7 +22,7 @@ from nested_attention.storage.tensors import read_tensors
 from nested_attention.training.data import Arrays, Batch, Examples, no_noise
 from nested_attention.training.objective import denoising_losses
 from nested_attention.training.schedule import Schedule
-from nested_attention.training.trainer import LOG_EVERY, Trainer
+from nested_attention.training.trainer import LOG_EVERY, Trainer, TrainerOptions
 
 DATA = Arrays(x=torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
 
@@ -47,10 +47,18 @@ def network() -> torch.nn.Linear:
 
 
 def trainer(
-    folder: Path, net: torch.nn.Module, steps: int, objective: Any = objective, **changed: Any
+    folder: Path,
+    net: torch.nn.Module,
+    steps: int,
+    objective: Any = objective,
+    loss_weights: Mapping[str, float] = {"square": 1.0},
+    **changed: Any,
 ) -> Trainer:
-    options: dict[str, Any] = {"loss_weights": {"square": 1.0}, "batch": 4, "rate": 0.1, "noise": noise}
-    return Trainer(folder, {"net": net}, DATA, objective, schedule=Schedule(steps), **options | changed)
+    options, how = (
+        TrainerOptions(batch=4, rate=0.1, **changed),
+        {"loss_weights": loss_weights, "noise": noise},
+    )
+    return Trainer(folder, {"net": net}, DATA, objective, Schedule(steps), options, **how)
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:

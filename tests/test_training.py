@@ -20,7 +20,7 @@ from nested_attention.avatars.models.pixels import encode_pictures
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World, load_world
-from nested_attention.avatars.train import stages
+from nested_attention.avatars.train import device, stages, text
 from nested_attention.avatars.train.attribute_heads import ATTRIBUTES, AttributeHeads, columns_of
 from nested_attention.avatars.train.base import attention_loss, train_base
 from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
@@ -52,6 +52,9 @@ from nested_attention.settings import SubjectSettings
 from nested_attention.training.data import Arrays, Examples
 from nested_attention.training.objective import denoising_losses, weighted_mse
 from nested_attention.training.schedule import Schedule
+from nested_attention.training.trainer import TrainerOptions
+
+TWO, FOUR = TrainerOptions(batch=2), TrainerOptions(batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +151,12 @@ def test_the_autoencoder_learns_and_a_refined_decoder_keeps_its_latents(
     tmp_path: Path, pictures: Pictures, world: World
 ) -> None:
     torch.manual_seed(0)
-    vae = train_vae(tmp_path / "vae", pictures, Schedule(steps=2), batch=4)
+    vae = train_vae(tmp_path / "vae", pictures, Schedule(steps=2), FOUR)
     z = encode_pictures(vae, pictures.rgb)
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(8), atol=0.02)
     assert torch.allclose(z.std((0, 2, 3)), torch.ones(8), atol=0.02)
     before = encode_pictures(world.vae, pictures.rgb)
-    refined = train_vae(tmp_path / "decoder", pictures, Schedule(steps=2), decoder_of=world.vae, batch=4)
+    refined = train_vae(tmp_path / "decoder", pictures, Schedule(steps=2), FOUR, decoder_of=world.vae)
     torch.testing.assert_close(encode_pictures(refined, pictures.rgb), before, atol=1e-5, rtol=1e-5)
     for name, value in world.vae.encoder.state_dict().items():
         assert torch.equal(refined.encoder.state_dict()[name], value)
@@ -198,7 +201,7 @@ def test_eyes_weigh_more_than_skies(pictures: Pictures) -> None:
 
 def test_the_text_encoders_learn_to_read(tmp_path: Path, pictures: Pictures) -> None:
     """On a handful of captions a minute of nothing but reading must bring the loss down."""
-    modules = train_text(tmp_path, pictures, Schedule(steps=100, warmup=20), batch=8)
+    modules = train_text(tmp_path, pictures, Schedule(steps=100, warmup=20), replace(text.OPTIONS, batch=8))
     log = log_of(tmp_path)
     assert set(modules) == {"text_l", "text_g"} and log[-1]["loss"] < 0.8 * log[0]["loss"]
 
@@ -218,6 +221,15 @@ def test_the_precision_is_one_of_two_and_leaves_no_gradient(world: World) -> Non
         assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_the_precision_of_a_run_is_that_of_its_first_start(tmp_path: Path) -> None:
+    """Two starts of a run that measure differently would end with other weights than one start."""
+    times = iter([torch.bfloat16, torch.float32])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "faster_precision", lambda work: next(times))
+        first, again = (device.precision_of(tmp_path / "run", lambda: None) for _ in range(2))
+    assert first is again is torch.bfloat16
+
+
 def test_the_base_model_trains_from_nothing_and_from_weights(
     tmp_path: Path, pictures: Pictures, world: World
 ) -> None:
@@ -225,9 +237,9 @@ def test_the_base_model_trains_from_nothing_and_from_weights(
     text = world.text_encoder, world.text_encoder_2
     words = {name: value.clone() for name, value in world.text_encoder.state_dict().items()}
     schedule = Schedule(steps=2, warmup=1)
-    train_base(tmp_path / "a", pictures, latents, text, schedule, batch=2)
+    train_base(tmp_path / "a", pictures, latents, text, schedule, TWO)
     start = copy.deepcopy(world.unet)
-    onward = train_base(tmp_path / "b", pictures, latents, text, schedule, start=start, batch=2)
+    onward = train_base(tmp_path / "b", pictures, latents, text, schedule, TWO, start=start)
     moved = (onward.conv_in.weight - world.unet.conv_in.weight).abs().max()
     assert 0 < moved < 0.01
     assert all(torch.equal(value, words[name]) for name, value in world.text_encoder.state_dict().items())
@@ -239,7 +251,7 @@ def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: Wor
     assert data.mask.any(dim=1).all()
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
     processors = dict(world.unet.attn_processors)
-    first = train_encoder(tmp_path, world, data, Schedule(steps=2, warmup=1), batch=4, queries=16)
+    first = train_encoder(tmp_path, world, data, Schedule(steps=2, warmup=1), FOUR, queries=16)
     assert first.config.word == word and first.config.num_queries == 16
     assert all(torch.equal(value, before[name]) for name, value in world.unet.state_dict().items())
     assert world.unet.attn_processors == processors
@@ -249,8 +261,8 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
     """The paper's alternative trains like the rest, and gives other weights than nested values do."""
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
     schedule = Schedule(steps=2, warmup=1)
-    nested = train_encoder(tmp_path / "a", world, data, schedule, batch=4, queries=16)
-    pooled = train_encoder(tmp_path / "b", world, data, schedule, batch=4, queries=16, global_value=True)
+    nested = train_encoder(tmp_path / "a", world, data, schedule, FOUR, queries=16)
+    pooled = train_encoder(tmp_path / "b", world, data, schedule, FOUR, queries=16, global_value=True)
     pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 
@@ -278,7 +290,7 @@ def test_an_encoder_trains_with_its_own_alpha_and_norm(
     paper = {"alpha": 2.0, "norm": "inner"}
     wanted, other = loss(**paper | changed), loss(**paper)
     slot.remove()
-    train_encoder(tmp_path, world, data, Schedule(steps=1), start=start, batch=4)
+    train_encoder(tmp_path, world, data, Schedule(steps=1), FOUR, start=start)
     (line,) = log_of(tmp_path)
     found = line["denoise"]
     assert found == pytest.approx(wanted, rel=1e-3) and abs(found - other) > 3 * abs(found - wanted)
@@ -315,7 +327,8 @@ def test_attributes_are_learned_before_denoising(tmp_path: Path, world: World) -
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
     start = new_encoder(world, "person", queries=16)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    encoder, _ = train_attribute_heads(tmp_path, start, data, Schedule(steps=100, warmup=10), batch=8)
+    schedule, options = Schedule(steps=100, warmup=10), TrainerOptions(batch=8)
+    encoder, _ = train_attribute_heads(tmp_path, start, data, schedule, options)
     first, last = log_of(tmp_path)
     assert last["loss"] < 0.5 * first["loss"]
     for name, value in encoder.state_dict().items():
@@ -331,7 +344,7 @@ def test_the_target_is_what_words_make_of_the_same_noise(tmp_path: Path, world: 
     schedule = Schedule(steps=2, warmup=1)
     for name, each in {"same": replace(unmarked, described=unmarked.text), "more": unmarked}.items():
         mine = copy.deepcopy(auxiliary)
-        train_encoder(tmp_path / name, world, each, schedule, batch=4, queries=16, auxiliary=mine)
+        train_encoder(tmp_path / name, world, each, schedule, FOUR, queries=16, auxiliary=mine)
     (same,), (more,) = log_of(tmp_path / "same"), log_of(tmp_path / "more")
     assert same["denoise"] < 1e-6 and more["denoise"] > 0.01
     assert same["plain"] > 0.1 and same["attributes"] > 1.0
@@ -351,7 +364,13 @@ def test_heads_and_distillation_reach_the_encoder(tmp_path: Path, world: World) 
             [
                 p.detach().flatten()
                 for p in train_encoder(
-                    tmp_path / name, world, data, schedule, batch=4, queries=16, auxiliary=each
+                    tmp_path / name,
+                    world,
+                    data,
+                    schedule,
+                    FOUR,
+                    queries=16,
+                    auxiliary=each,
                 ).parameters()
             ]
         )

@@ -96,10 +96,11 @@ def extras(
     number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
 ) -> None:
     """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
-    from ..avatars.figures.pose_and_style import report as measured
+    from ..avatars.figures.acceptance import pose_and_style
+    from ..avatars.figures.judges import Counts, Judges
 
     with stopping():
-        measured(number, typer.echo)
+        pose_and_style(Judges.load(), Counts(pose_and_style=number), typer.echo)
 
 
 @world.command()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,32 @@ class _Losses(nn.Module):
         return {name: loss.mean() for name, loss in self._objective(batch, self.models, noise).items()}
 
 
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How a run is optimised and kept.
+
+    batch: examples a step and process. rate: the highest learning rate. ema: decay of the average of the
+    weights. seed: of the order of examples and of their noise. save_every: steps between checkpoints; the
+    last `keep` are kept.
+    """
+
+    batch: int = 32
+    rate: float = 1e-3
+    ema: float = 0.999
+    weight_decay: float = 0.01
+    seed: int = 0
+    save_every: int = 250
+    keep: int = 2
+
+
 class Trainer:
     """Trains models on an objective.
 
     folder: where the run is kept; one with a checkpoint in it goes on from there. models: what is trained,
     by name: their parameters that require gradients. Frozen ones are the objective's. loss_weights: the
     weight of each loss in the sum that is minimised; one without a weight is only logged. noise: draws what
-    is random about an example. batch: examples a step and process. rate: the highest learning rate. ema:
-    decay of the average of the weights. save_every: steps between checkpoints; the last `keep` are kept.
-    on_host: names in a batch that stay on the CPU, where reading them waits for no device.
+    is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
+    no device.
     """
 
     def __init__(
@@ -62,22 +80,16 @@ class Trainer:
         models: Mapping[str, nn.Module],
         data: Data,
         objective: Objective,
-        *,
         schedule: Schedule,
+        options: TrainerOptions,
+        *,
         loss_weights: Mapping[str, float],
-        batch: int,
-        rate: float,
         noise: Noise = no_noise,
-        ema: float = 0.999,
-        weight_decay: float = 0.01,
-        seed: int = 0,
-        save_every: int = 250,
-        keep: int = 2,
         on_host: Collection[str] = (),
     ) -> None:
-        self.folder, self.schedule, self.loss_weights, self.rate = folder, schedule, loss_weights, rate
-        self.save_every, self.keep, self.on_host = save_every, keep, list(on_host)
-        self.examples = Examples(data, noise, batch=batch, seed=seed)
+        self.folder, self.schedule, self.options = folder, schedule, options
+        self.loss_weights, self.on_host = loss_weights, list(on_host)
+        self.examples = Examples(data, noise, batch=options.batch, seed=options.seed)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if self.accelerator.num_processes > 1 and schedule.minutes < float("inf"):
             raise NestedAttentionError(
@@ -86,11 +98,10 @@ class Trainer:
         self.models = dict(models)
         losses = _Losses(models, objective).train()
         self.parameters = [parameter for parameter in losses.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-        )
+        settings: dict[str, Any] = {"lr": options.rate, "weight_decay": options.weight_decay}
+        optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), fused=True, **settings)
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
-        self.average = EMAModel(self.parameters, decay=ema, foreach=True)
+        self.average = EMAModel(self.parameters, decay=options.ema, foreach=True)
         self.step = self.samples = 0
         self._before, self._started = 0.0, time.monotonic()
         self._unwritten: list[dict[str, Tensor]] = []
@@ -120,7 +131,7 @@ class Trainer:
                 stopped = self._agreed(bool(asked))
                 if done or stopped or self.step % LOG_EVERY == 0:
                     self._write_log()
-                if done or stopped or self.step % self.save_every == 0:
+                if done or stopped or self.step % self.options.save_every == 0:
                     self._save()
                 if stopped and not done:
                     raise NestedAttentionError(
@@ -143,8 +154,8 @@ class Trainer:
 
     def _upcoming(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches and noise of this process from where the run is, on its device."""
-        everyone = self.accelerator.num_processes * self.examples.batch
-        first = self.samples + self.accelerator.process_index * self.examples.batch
+        everyone = self.accelerator.num_processes * self.options.batch
+        first = self.samples + self.accelerator.process_index * self.options.batch
         left = self.schedule.steps - self.step
         positions = range(first, first + left * everyone, everyone)
         # A generator of its own: a loader draws from the global one each time that it is started.
@@ -154,7 +165,7 @@ class Trainer:
 
     def _update(self, batch: Batch, noise: Batch) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * self.schedule.factor(self.step, self.elapsed)
+            group["lr"] = self.options.rate * self.schedule.factor(self.step, self.elapsed)
         losses = self.losses(batch, noise)
         loss = torch.stack([weight * losses[name] for name, weight in self.loss_weights.items()]).sum()
         self.accelerator.backward(loss)
@@ -163,7 +174,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.average.step(self.parameters)
         self.step += 1
-        self.samples += self.accelerator.num_processes * self.examples.batch
+        self.samples += self.accelerator.num_processes * self.options.batch
         logged = {**losses, "loss": loss, "norm": norm}
         self._unwritten.append({name: value.detach() for name, value in logged.items()})
 
@@ -179,7 +190,7 @@ class Trainer:
             raise NestedAttentionError(
                 f"{self.folder}: `{names[column]}` was {float(values[row, column])} at step {first + row}. "
                 f"The checkpoints are of earlier steps. Look for examples that are not finite, or lower the "
-                f"learning rate, {self.rate:g}"
+                f"learning rate, {self.options.rate:g}"
             )
         if self.accelerator.is_main_process:
             line = {"step": self.step, "minutes": round(self.elapsed / 60, 2)}
@@ -205,7 +216,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             partial.replace(path)
-            for old in self._checkpoints()[: -self.keep]:
+            for old in self._checkpoints()[: -self.options.keep]:
                 shutil.rmtree(old)
 
     def _agreed(self, stop: bool) -> bool:

@@ -29,7 +29,7 @@ from ..models.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
 from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_identity, score_prompt
 from .pairs import people
-from .pose_and_style import Judge, measure_pose, measure_style
+from .pose_and_style import measure_pose, measure_style
 from .records import circumstances
 from .statistics import rate
 
@@ -146,10 +146,9 @@ def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]
 
 def pose_and_style(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
     """The pose ControlNet and the ink LoRA, with and without."""
-    judge = Judge(judges.world, judges.encoders["person"], judges.identity["person"])
     scores: dict[str, dict[str, Any]] = {
-        "pose": {**measure_pose(judge, counts.pose_and_style)},
-        "style": {**measure_style(judge, counts.pose_and_style)},
+        "pose": {**measure_pose(judges, counts.pose_and_style)},
+        "style": {**measure_style(judges, counts.pose_and_style)},
     }
     for name, pair in scores.items():
         say("\n".join(f"{name:6} {way:12} {value}" for way, value in pair.items()))

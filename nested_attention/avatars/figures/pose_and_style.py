@@ -6,16 +6,12 @@ with and without.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ...checkpoint import load_subject_encoder
-from ...encoder import SubjectEncoder
-from ...paths import SMALL_WORLD
 from ..drawing.canvas import Part
 from ..drawing.identity import Person
 from ..drawing.ink import ink
@@ -25,9 +21,10 @@ from ..drawing.prompts import prompt, sample_identities, without_place
 from ..drawing.references import sample_crop
 from ..models.control import Control, load_control
 from ..models.lora import lora_applied
-from ..models.scorers import IdentityScorer, load_identity_scorer
-from ..models.world import Sampling, World, load_world
+from ..models.scorers import IdentityScorer
+from ..models.world import Sampling
 from ..train.pose_data import COLUMNS, TOPS, sample_posed
+from .judges import Judges
 
 WORD = Person.WORD
 AS_SHIPPED = Sampling()
@@ -52,23 +49,6 @@ class StyleScore:
     attributes: float
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """The world with its person encoder and the recogniser of people."""
-
-    world: World
-    encoder: SubjectEncoder
-    scorer: IdentityScorer
-
-    @classmethod
-    def load(cls) -> Judge:
-        return cls(
-            load_world(),
-            load_subject_encoder(SMALL_WORLD / f"{WORD}_encoder.safetensors").eval(),
-            load_identity_scorer(WORD),
-        )
-
-
 def posed_pictures(number: int, seed: int) -> list[Picture]:
     """Pictures of one held-out person each, in any pose that a control picture can show."""
     rng = np.random.default_rng(seed)
@@ -82,30 +62,30 @@ def _posed(rng: np.random.Generator) -> Picture:
 
 
 def measure_pose(
-    judge: Judge, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, PoseScore]:
     """With and without the shipped ControlNet, by `"with"` and `"without"`."""
     pictures = posed_pictures(number, seed)
     maps = np.stack([pose_map([picture.figures[0].pose]) for picture in pictures])
     control = Control(load_control(), maps)
     return {
-        name: _pose_score(judge, _drawn(judge, pictures, seed, sampling, shown), pictures)
+        name: _pose_score(judges, _drawn(judges, pictures, seed, sampling, shown), pictures)
         for name, shown in (("without", None), ("with", control))
     }
 
 
 def measure_style(
-    judge: Judge, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, StyleScore]:
     """With and without the shipped LoRA, by `"with"` and `"without"`."""
     pictures = posed_pictures(number, seed)
     true = [ink(render(replace(picture, style="photo"))) for picture in posed_pictures(500, seed + 1)]
     scores = {}
-    for name, style in (("without", nullcontext()), ("with", lora_applied(judge.world.unet))):
+    for name, style in (("without", nullcontext()), ("with", lora_applied(judges.world.unet))):
         with style:
-            drawn = _drawn(judge, pictures, seed, sampling, None, placed=True)
+            drawn = _drawn(judges, pictures, seed, sampling, None, placed=True)
         distance = patch_distance(drawn, np.stack(true))
-        scores[name] = StyleScore(distance, _attributes(judge.scorer, drawn, pictures))
+        scores[name] = StyleScore(distance, _attributes(judges.identity[WORD], drawn, pictures))
     return scores
 
 
@@ -135,16 +115,8 @@ def patch_distance(one: np.ndarray, other: np.ndarray, size: int = 4) -> float:
     return float((mean - mean_2).square().sum() + cov.trace() + cov_2.trace() - 2 * root)
 
 
-def report(number: int = 64, say: Callable[[str], None] = print) -> None:
-    """Measure both at full counts, and print them."""
-    judge = Judge.load()
-    for score in (measure_pose(judge, number), measure_style(judge, number)):
-        for name, value in score.items():
-            say(f"{name:8}{value}")
-
-
 def _drawn(
-    judge: Judge,
+    judges: Judges,
     pictures: list[Picture],
     seed: int,
     sampling: Sampling,
@@ -156,8 +128,8 @@ def _drawn(
     rng = np.random.default_rng(seed)
     texts = [prompt(picture, rng) for picture in pictures]
     crops = np.stack([sample_crop(rng, picture.figures[0].identity) for picture in pictures])
-    attached = [judge.world.attach(judge.encoder, crops, WORD)]
-    return judge.world.generate(
+    attached = [judges.world.attach(judges.encoders[WORD], crops, WORD)]
+    return judges.world.generate(
         texts if placed else [without_place(text) for text in texts],
         list(range(seed, seed + len(pictures))),
         attached,
@@ -166,13 +138,13 @@ def _drawn(
     )
 
 
-def _pose_score(judge: Judge, drawn: np.ndarray, pictures: list[Picture]) -> PoseScore:
+def _pose_score(judges: Judges, drawn: np.ndarray, pictures: list[Picture]) -> PoseScore:
     figures = [picture.figures[0] for picture in pictures]
     found = np.asarray([find_pose(rgb, figure) for rgb, figure in zip(drawn, figures, strict=True)])
     off = np.abs(found - np.asarray([(figure.pose.x, figure.pose.y) for figure in figures]))
     columns, rows = off.mean(0).tolist()
     there = float((off <= 2).all(1).mean())
-    return PoseScore(columns, rows, there, _attributes(judge.scorer, drawn, pictures, found))
+    return PoseScore(columns, rows, there, _attributes(judges.identity[WORD], drawn, pictures, found))
 
 
 def _attributes(

@@ -19,15 +19,24 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
-from ...training.objective import denoising_losses
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
-from ..models.model import LATENT, TIME_IDS, new_scheduler, new_unet
-from ..models.tokenizer import load_tokenizer
+from ...training.trainer import Trainer, TrainerOptions
+from ..models.model import LATENT, TIME_IDS, new_unet
 from ..models.watched import probabilities, watch
 from .data import Pictures
-from .denoising import TextStates, choose, denoising_noise, normalised, predictor, read_captions
-from .device import device, faster_precision, unet_pass
+from .denoising import (
+    TextStates,
+    choose,
+    denoising_noise,
+    latent_losses,
+    normalised,
+    predictor,
+    read_captions,
+    read_empty,
+)
+from .device import device, precision_of, unet_pass
+
+OPTIONS = TrainerOptions()
 
 LOCALISE = 0.03
 """Weight of the attention loss beside the denoising loss."""
@@ -72,21 +81,19 @@ def train_base(
     latents: Tensor,
     text: tuple[nn.Module, nn.Module],
     schedule: Schedule,
+    options: TrainerOptions = OPTIONS,
     *,
     start: nn.Module | None = None,
-    batch: int = 32,
-    rate: float = 1e-3,
-    seed: int = 0,
 ) -> nn.Module:
     """Train the UNet on latents, conditioned on the frozen text encoders (L, G); returns the averaged one.
 
     `start`: a UNet to begin with; a random one by default.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     described, plain = (read_captions(*text, ids) for ids in (pictures.described, pictures.plain))
-    empty = TextStates(*(v.to(device()) for v in read_captions(*text, load_tokenizer().encode_all([""]))))
+    empty = read_empty(*text)
     unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(device())
-    scheduler, precision = new_scheduler(), faster_precision(unet_pass(unet, batch))
+    precision = precision_of(folder, unet_pass(unet, options.batch))
     processors = dict(unet.attn_processors)
     watched = watch(unet)
 
@@ -98,14 +105,8 @@ def train_base(
             *(choose(noise["dropped"], getattr(empty, name), said(name)) for name in TextStates._fields)
         )
         words = said("words").masked_fill(noise["dropped"][:, None], -1)
-        losses = denoising_losses(
-            predictor(models["unet"], captions, precision, sizes=noise["sizes"]),
-            scheduler,
-            batch["latents"].float(),
-            noise["latent"],
-            noise["timestep"],
-            batch["loss_weight"],
-        )
+        predict = predictor(models["unet"], captions, precision, sizes=noise["sizes"])
+        losses = latent_losses(predict, batch, noise)
         attended = [attention_loss(p.float(), words, batch["masks"]) for p in probabilities(watched)]
         return {**losses, "localise": torch.stack(attended).mean()}
 
@@ -118,17 +119,8 @@ def train_base(
         **{f"described_{name}": value for name, value in described._asdict().items()},
         **{f"plain_{name}": value for name, value in plain._asdict().items()},
     )
-    Trainer(
-        folder,
-        {"unet": unet},
-        data,
-        objective,
-        schedule=schedule,
-        loss_weights={"denoise": 1.0, "localise": LOCALISE},
-        noise=_noise,
-        batch=batch,
-        rate=rate,
-        seed=seed,
-    ).run()
+    weights = {"denoise": 1.0, "localise": LOCALISE}
+    models = {"unet": unet}
+    Trainer(folder, models, data, objective, schedule, options, loss_weights=weights, noise=_noise).run()
     unet.set_attn_processor(processors)
     return unet

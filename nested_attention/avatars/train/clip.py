@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..models.pixels import ids_for_both, to_vision
 from ..models.tokenizer import load_tokenizer
 from ..models.vocabulary import compact, used_tokens
 from .attribute_heads import ATTRIBUTES, AttributeHeads
 from .data import draw_crops
-from .device import autocast, device, faster_precision, vision_pass
+from .device import autocast, device, precision_of, vision_pass
+
+OPTIONS = TrainerOptions(ema=0.995)
 
 LENGTH = 40
 """Tokens a description may take; the pooled state sits at its end, so padding beyond is not needed."""
@@ -55,19 +57,18 @@ def _contrast(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
 def train_clip(
     folder: Path,
     schedule: Schedule,
+    options: TrainerOptions = OPTIONS,
     *,
     start: nn.Module | None = None,
     crops: int = 60_000,
-    batch: int = 32,
-    seed: int = 0,
 ) -> nn.Module:
     """Train on crops drawn here; returns the averaged vision encoder. `start`: one to begin with."""
-    torch.manual_seed(seed)
-    drawn, texts, labels = draw_crops(crops, seed + 11)
+    torch.manual_seed(options.seed)
+    drawn, texts, labels = draw_crops(crops, options.seed + 11)
     ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
     vision = (new_vision() if start is None else start).requires_grad_(True).to(device())
     models = {"vision": vision, "text": compact(new_text_g(), used_tokens(ids)), "heads": _Heads()}
-    precision = faster_precision(vision_pass(vision, batch))
+    precision = precision_of(folder, vision_pass(vision, options.batch))
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         pixels, heads = to_vision(batch["crops"]), models["heads"]
@@ -81,16 +82,7 @@ def train_clip(
             "attributes": heads.attributes.loss(tokens, batch["attributes"]),
         }
 
-    Trainer(
-        folder,
-        models,
-        Arrays(crops=drawn, ids=ids.astype("int64"), attributes=labels),
-        objective,
-        schedule=schedule,
-        loss_weights={"contrast": 1.0, "patches": 1.0, "attributes": ATTRIBUTE_WEIGHT},
-        batch=batch,
-        rate=1e-3,
-        ema=0.995,
-        seed=seed,
-    ).run()
+    data = Arrays(crops=drawn, ids=ids.astype("int64"), attributes=labels)
+    weights = {"contrast": 1.0, "patches": 1.0, "attributes": ATTRIBUTE_WEIGHT}
+    Trainer(folder, models, data, objective, schedule, options, loss_weights=weights).run()
     return vision

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...training.objective import Predict
-from ..models.model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
+from ...training.data import Batch
+from ...training.objective import Predict, denoising_losses
+from ..models.model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text, new_scheduler
 from ..models.pixels import ids_for_both
-from .device import autocast
+from ..models.tokenizer import load_tokenizer
+from .device import autocast, device
 
 
 class TextStates(NamedTuple):
@@ -33,6 +35,12 @@ def read_captions(text_l: nn.Module, text_g: nn.Module, ids: np.ndarray, batch: 
     return TextStates(torch.cat(context), torch.cat(pooled))
 
 
+def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
+    """The empty caption, on the device that trains: what captions are replaced by where they are dropped."""
+    read = read_captions(text_l, text_g, load_tokenizer().encode_all([""]))
+    return TextStates(*(states.to(device()) for states in read))
+
+
 def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:
     """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
     picture shows is decided."""
@@ -40,6 +48,12 @@ def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, 
         "latent": rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT), dtype=np.float32),
         "timestep": min(999, int(1000 * rng.random() ** power)),
     }
+
+
+def latent_losses(predict: Predict, batch: Batch, noise: Batch, **teaching: Any) -> dict[str, Tensor]:
+    """`denoising_losses` on the world's noise schedule, of a batch and its `denoising_noise`."""
+    step = batch["latents"].float(), noise["latent"], noise["timestep"], batch["loss_weight"]
+    return denoising_losses(predict, new_scheduler(), *step, **teaching)
 
 
 def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,16 @@ def faster_precision(work: Callable[[], tuple[Tensor, Tensor]], repetitions: int
     from it; on others it is slower than float32.
     """
     return min((torch.float32, torch.bfloat16), key=lambda dtype: _seconds(work, dtype, repetitions))
+
+
+def precision_of(run: Path, work: Callable[[], tuple[Tensor, Tensor]]) -> torch.dtype:
+    """The faster precision, measured at the first start of a run: its folder keeps it for later ones."""
+    path = run / "precision"
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(faster_precision(work)))
+    dtype: torch.dtype = getattr(torch, path.read_text().removeprefix("torch."))
+    return dtype
 
 
 def _seconds(work: Callable[[], tuple[Tensor, Tensor]], dtype: torch.dtype, repetitions: int) -> float:

@@ -23,16 +23,18 @@ from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...settings import SubjectSettings
 from ...sites import diffusers_sites
 from ...training.data import Arrays, Batch
-from ...training.objective import Predict, denoising_losses
+from ...training.objective import Predict
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, TrainerOptions
 from ..drawing.identity import KINDS, attributes
-from ..models.model import CONTEXT, VISION_WIDTH, new_scheduler
+from ..models.model import CONTEXT, VISION_WIDTH
 from ..models.world import World
 from .attribute_heads import AttributeHeads, columns_of
 from .data import Pictures
-from .denoising import TextStates, denoising_noise, normalised, predictor, read_captions
-from .device import device, faster_precision, unet_pass
+from .denoising import TextStates, denoising_noise, latent_losses, normalised, predictor, read_captions
+from .device import device, precision_of, unet_pass
+
+OPTIONS, HEADS_OPTIONS = TrainerOptions(ema=0.998), TrainerOptions(batch=64, ema=0.995)
 
 
 @dataclass(frozen=True)
@@ -116,35 +118,23 @@ def train_attribute_heads(
     encoder: SubjectEncoder,
     data: EncoderData,
     schedule: Schedule,
-    *,
-    batch: int = 64,
-    rate: float = 1e-3,
-    seed: int = 0,
+    options: TrainerOptions = HEADS_OPTIONS,
 ) -> tuple[SubjectEncoder, AttributeHeads]:
     """Train the Q-Former on attributes alone: heads classify them from its tokens, and nothing is denoised.
 
     A step costs a fifth of one through the UNet. The nested layers then learn to place what the tokens hold.
     Returns the averaged encoder, whose nested layers are as they were, and the averaged heads.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     heads = AttributeHeads(CONTEXT, attributes(KINDS[data.word]).values())
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         tokens = models["encoder"](batch["features"].float())
         return {"attributes": models["heads"].loss(tokens, batch["attributes"])}
 
-    Trainer(
-        folder,
-        {"encoder": encoder.float().requires_grad_(True), "heads": heads},
-        Arrays(features=data.features, attributes=data.attributes),
-        objective,
-        schedule=schedule,
-        loss_weights={"attributes": 1.0},
-        batch=batch,
-        rate=rate,
-        ema=0.995,
-        seed=seed,
-    ).run()
+    models = {"encoder": encoder.float().requires_grad_(True), "heads": heads}
+    arrays, weights = Arrays(features=data.features, attributes=data.attributes), {"attributes": 1.0}
+    Trainer(folder, models, arrays, objective, schedule, options, loss_weights=weights).run()
     return encoder, heads
 
 
@@ -153,12 +143,10 @@ def train_encoder(
     world: World,
     data: EncoderData,
     schedule: Schedule,
+    options: TrainerOptions = OPTIONS,
     *,
     start: SubjectEncoder | None = None,
     queries: int = 32,
-    batch: int = 32,
-    rate: float = 1e-3,
-    seed: int = 0,
     global_value: bool = False,
     auxiliary: AuxiliaryLosses = AuxiliaryLosses(),
 ) -> SubjectEncoder:
@@ -169,14 +157,14 @@ def train_encoder(
     `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
     that every query is given the same value.
     """
-    encoder = new_encoder(world, data.word, queries=queries, seed=seed) if start is None else start
+    encoder = new_encoder(world, data.word, queries=queries, seed=options.seed) if start is None else start
     models: dict[str, nn.Module] = {"encoder": encoder.float().requires_grad_(True)}
-    loss_weights = {"denoise": 1.0}
+    weights = {"denoise": 1.0}
     if auxiliary.heads is not None:
         models["heads"] = auxiliary.heads.requires_grad_(True)
-        loss_weights["attributes"] = auxiliary.attribute_weight
+        weights["attributes"] = auxiliary.attribute_weight
     unet = world.unet.requires_grad_(False).eval().to(device())
-    scheduler, precision = new_scheduler(), faster_precision(unet_pass(unet, batch))
+    precision = precision_of(folder, unet_pass(unet, options.batch))
     settings, slot = SubjectSettings().trained_as(encoder.config), SubjectSlot.install(unet)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
@@ -186,50 +174,25 @@ def train_encoder(
 
         tokens = models["encoder"](batch["features"].float())  # (B, queries, token_dim)
         used = tokens.mean(dim=1, keepdim=True) if global_value else tokens
-        binding = SubjectBinding(
-            projections=models["encoder"].project(used),
-            mask=batch["mask"],
-            settings=settings,
-        )
+        projections = models["encoder"].project(used)
 
         def personalised(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            with slot.bind(binding):
+            with slot.bind(SubjectBinding(projections=projections, mask=batch["mask"], settings=settings)):
                 return under("text")(noisy, timesteps)
 
-        losses = denoising_losses(
-            personalised,
-            scheduler,
-            batch["latents"].float(),
-            noise["latent"],
-            noise["timestep"],
-            batch["loss_weight"],
-            teacher=under("described"),
-            distillation=auxiliary.distillation,
-        )
+        teaching = {"teacher": under("described"), "distillation": auxiliary.distillation}
+        losses = latent_losses(personalised, batch, noise, **teaching)
         if "heads" in models:
             losses["attributes"] = models["heads"].loss(tokens, batch["attributes"])
         return losses
 
-    arrays = {
-        name: getattr(data, name) for name in ("latents", "features", "attributes", "mask", "loss_weight")
-    }
+    names = ("latents", "features", "attributes", "mask", "loss_weight")
+    arrays = {name: getattr(data, name) for name in names}
     for captions in ("text", "described"):
         arrays |= {f"{captions}_{name}": value for name, value in getattr(data, captions)._asdict().items()}
+    more: dict[str, Any] = {"loss_weights": weights, "noise": denoising_noise, "on_host": ["mask"]}
     try:
-        Trainer(
-            folder,
-            models,
-            Arrays(**arrays),
-            objective,
-            schedule=schedule,
-            loss_weights=loss_weights,
-            noise=denoising_noise,
-            batch=batch,
-            rate=rate,
-            ema=0.998,
-            on_host=["mask"],
-            seed=seed,
-        ).run()
+        Trainer(folder, models, Arrays(**arrays), objective, schedule, options, **more).run()
     finally:
         slot.remove()
         unet.cpu()

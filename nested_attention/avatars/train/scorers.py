@@ -6,6 +6,7 @@ score.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ...training.data import Arrays, Batch
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, TrainerOptions
 from ..drawing.identity import KINDS, Identity, sample, values_of
 from ..drawing.picture import crop, render
 from ..drawing.pose import window
@@ -32,7 +33,7 @@ from ..models.scorers import (
     prompt_labels,
 )
 
-BATCH = 64
+OPTIONS = TrainerOptions(batch=64, rate=2e-3, ema=0.99, weight_decay=0.05)
 NOISE = 0.3
 
 
@@ -41,8 +42,8 @@ def _through(vae: AutoencoderKL, rgb: np.ndarray, seed: int) -> np.ndarray:
     """Every second picture as the autoencoder gives it back, with noise on the latents."""
     generator = torch.Generator().manual_seed(seed)
     out = rgb.copy()
-    for start in range(0, len(rgb), 2 * BATCH):
-        rows = slice(start, start + 2 * BATCH, 2)
+    for start in range(0, len(rgb), 2 * OPTIONS.batch):
+        rows = slice(start, start + 2 * OPTIONS.batch, 2)
         z = vae.encode(to_tensor(rgb[rows])).latent_dist.mean
         level = NOISE * torch.rand(len(z), 1, 1, 1, generator=generator)
         out[rows] = to_rgb(vae.decode(z + level * torch.randn(z.shape, generator=generator)).sample)
@@ -103,20 +104,10 @@ def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
 def _train(
     folder: Path, network: Classifier, pixels: np.ndarray, labels: np.ndarray, schedule: Schedule, seed: int
 ) -> Classifier:
-    Trainer(
-        folder,
-        {"network": network},
-        Arrays(pixels=pixels, labels=labels),
-        _objective,
-        schedule=schedule,
-        loss_weights={"attributes": 1.0},
-        noise=partial(_noise, pixels.shape[1]),
-        batch=BATCH,
-        rate=2e-3,
-        ema=0.99,
-        weight_decay=0.05,
-        seed=seed,
-    ).run()
+    models, data = {"network": network}, Arrays(pixels=pixels, labels=labels)
+    options, noise = replace(OPTIONS, seed=seed), partial(_noise, pixels.shape[1])
+    weights = {"attributes": 1.0}
+    Trainer(folder, models, data, _objective, schedule, options, loss_weights=weights, noise=noise).run()
     return network
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ...paths import SMALL_WORLD
 from ...training.schedule import Schedule
+from ...training.trainer import TrainerOptions
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
 from ..models.lora import save_lora
 from ..models.pixels import encode_pictures
 from ..models.scorers import save_scorer
 from ..models.world import load_part, load_world, save_part
+from . import clip
 from .base import train_base
-from .clip import train_clip
 from .data import draw_pictures
 from .encoders import AuxiliaryLosses, encode_data, new_encoder, train_attribute_heads, train_encoder
 from .pose_and_style import train_pose, train_style
@@ -65,8 +66,9 @@ def _decoder(recipe: Recipe, schedule: Schedule) -> None:
 
 def _vision(recipe: Recipe, schedule: Schedule) -> None:
     start = load_part(recipe.weights, "vision") if recipe.onward else None
-    seed = int(recipe.onward)  # other crops than the first time
-    save_part(recipe.weights, "vision", train_clip(recipe.runs / "clip", schedule, start=start, seed=seed))
+    options = replace(clip.OPTIONS, seed=int(recipe.onward))  # other crops than the first time
+    vision = clip.train_clip(recipe.runs / "clip", schedule, options, start=start)
+    save_part(recipe.weights, "vision", vision)
 
 
 def _text(recipe: Recipe, schedule: Schedule) -> None:
@@ -81,8 +83,8 @@ def _base(recipe: Recipe, schedule: Schedule) -> None:
     latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
     text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
-    rate = 5e-4 if recipe.onward else 1e-3
-    unet = train_base(recipe.runs / "base", pictures, latents, text, schedule, start=start, rate=rate)
+    options = TrainerOptions(rate=5e-4 if recipe.onward else 1e-3)
+    unet = train_base(recipe.runs / "base", pictures, latents, text, schedule, options, start=start)
     save_part(recipe.weights, "unet", unet)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import TOKENS, load_tokenizer
@@ -26,6 +26,8 @@ from ..models.vocabulary import compact, used_tokens
 from .attribute_heads import attribute_loss
 from .data import FIGURE_LABELS, SETTING_LABELS, Pictures
 from .denoising import choose
+
+OPTIONS = TrainerOptions(batch=48, rate=2e-3, ema=0.998)
 
 IDENTITY = slice(0, len(FIGURE_LABELS) - 4)
 """Columns of a figure's labels that its identity fixes; the last four are worn, felt or placed."""
@@ -81,33 +83,17 @@ def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
 
 
 def train_text(
-    folder: Path, pictures: Pictures, schedule: Schedule, *, batch: int = 48, seed: int = 0
+    folder: Path, pictures: Pictures, schedule: Schedule, options: TrainerOptions = OPTIONS
 ) -> dict[str, nn.Module]:
     """Train both encoders on the captions of `pictures`; returns the averaged `text_l` and `text_g`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     tokens = used_tokens(pictures.described, pictures.plain, load_tokenizer().encode_all([""]))
     encoders = {"text_l": compact(new_text_l(), tokens), "text_g": compact(new_text_g(), tokens)}
-    arrays = {
-        "described": pictures.described,
-        "described_words": pictures.described_words,
-        "described_ends": pictures.described_ends,
-        "plain": pictures.plain,
-        "plain_words": pictures.plain_words,
-        "plain_ends": pictures.plain_ends,
-        "figures": pictures.figure_labels,
-        "setting": pictures.setting_labels,
-    }
-    Trainer(
-        folder,
-        {**encoders, "heads": _Heads()},
-        Arrays(**{name: array.astype(np.int64) for name, array in arrays.items()}),
-        _objective,
-        schedule=schedule,
-        loss_weights={"end": 1.0, "summary": 1.0, "word": 1.0, "phrase": 1.0},
-        noise=_noise,
-        batch=batch,
-        rate=2e-3,
-        ema=0.998,
-        seed=seed,
-    ).run()
+    names = [f"{caption}{part}" for caption in ("described", "plain") for part in ("", "_words", "_ends")]
+    arrays = {name: getattr(pictures, name) for name in names}
+    arrays |= {"figures": pictures.figure_labels, "setting": pictures.setting_labels}
+    data = Arrays(**{name: array.astype(np.int64) for name, array in arrays.items()})
+    models = {**encoders, "heads": _Heads()}
+    weights = {"end": 1.0, "summary": 1.0, "word": 1.0, "phrase": 1.0}
+    Trainer(folder, models, data, _objective, schedule, options, loss_weights=weights, noise=_noise).run()
     return encoders

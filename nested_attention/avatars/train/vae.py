@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ...training.data import Arrays, Batch
 from ...training.schedule import Schedule
-from ...training.trainer import Trainer
+from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import LATENT, LATENT_CHANNELS, new_vae
 from ..models.pixels import encode_pictures, to_tensor
 from .data import Pictures
+
+OPTIONS = TrainerOptions(rate=2e-3, ema=0.995)
 
 NOISE = 0.25
 """Largest standard deviation of the noise on unit-variance latents."""
@@ -39,35 +41,23 @@ def train_vae(
     folder: Path,
     pictures: Pictures,
     schedule: Schedule,
+    options: TrainerOptions = OPTIONS,
     *,
     decoder_of: AutoencoderKL | None = None,
-    batch: int = 32,
-    seed: int = 0,
 ) -> AutoencoderKL:
     """Train on drawn pictures; returns the averaged model with latents of zero mean and unit variance.
 
     `decoder_of` trains only the decoder of an autoencoder further: its latents, and with them whatever was
     trained on them, stay as they are.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     vae = new_vae()
     if decoder_of is not None:
         vae.load_state_dict(decoder_of.state_dict())
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    Trainer(
-        folder,
-        {"vae": vae},
-        Arrays(rgb=pictures.rgb),
-        _objective,
-        schedule=schedule,
-        loss_weights={"absolute": 1.0, "mse": 1.0, "kl": 1e-3},
-        noise=_noise,
-        batch=batch,
-        rate=2e-3,
-        ema=0.995,
-        seed=seed,
-    ).run()
+    models, data, weights = {"vae": vae}, Arrays(rgb=pictures.rgb), {"absolute": 1.0, "mse": 1.0, "kl": 1e-3}
+    Trainer(folder, models, data, _objective, schedule, options, loss_weights=weights, noise=_noise).run()
     return standardise(vae, pictures) if decoder_of is None else vae
 
 
