@@ -264,11 +264,11 @@ def summary(document: dict[str, Any]) -> str:
         [
             _table([*header, "true drawing"], rows),
             textwrap.fill(
-                "Two people each have their own photo, and nothing keeps them apart in that row; with a mask "
-                f"each it is {masks}, {bounded} with `bounded` too, and {auto} with regions found "
-                f"automatically. Whatever is set, in at least {_share(own)} of pictures each of the two "
-                "looks more like itself than like the other, and the other one is recognised in "
-                f"{_share(other, 1)} of places at most.",
+                "In the row of two people, each has a photo of their own, and nothing keeps them apart. With a "
+                f"mask each it is {masks}, with `bounded` besides {bounded}, with regions found automatically "
+                f"{auto}. With every setting, each of the two looks more like itself than like the other in "
+                f"{_share(own)} of pictures or more. The other one is recognised in its place in "
+                f"{_share(other, 1)} or less.",
                 width=118,
             ),
         ]

@@ -138,7 +138,7 @@ def _status(name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError as error:
         raise NestedAttentionError(
-            "bench: the memory of a process is read from /proc/self/status, which this system has not; run "
+            "bench: the memory of a process is read from /proc/self/status, which this system lacks; run "
             "the part 'loading' on Linux"
         ) from error
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))

@@ -32,7 +32,7 @@ def vision_name(width: int) -> str:
 
 
 def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> Any:
-    """CLIP_VISION, as ComfyUI's own loader reads it, for pictures that `encoder` shall encode.
+    """CLIP_VISION, as ComfyUI's own loader reads it, for the pictures that `encoder` will read.
 
     Raises NestedAttentionError that names both files if the widths differ, and one that says what was
     expected if the file is missing, damaged, or no CLIP vision model.

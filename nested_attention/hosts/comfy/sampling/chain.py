@@ -138,8 +138,8 @@ class SubjectChain(Shared):
     ) -> Any:
         """At each step: drops the marks of subjects that are not in force.
 
-        If a prompt is marked, every prompt gets marks of its context's length, so that ComfyUI batches the same
-        prompts as without us.
+        If a prompt is marked, every prompt gets marks of its context's length, so that ComfyUI batches the
+        same prompts as without us.
         """
         active = self._active(model, timestep)
         codes = [[self._codes(cond, active) for cond in prompt or ()] for prompt in conds]
