@@ -11,7 +11,7 @@ PY := py=$$("$(PYTHON)" scripts/install.py --venv "$(VENV)") && "$$py"
 RUN := $(PY) -m nested_attention.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checkers acceptance train lint format
+.PHONY: help install demo test torch checkers acceptance train lint format
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test:
 ## make checkers    compares workflows and code with every ComfyUI that is found, by comfy-lint and comfy-import-guard
 checkers:
 	@"$(PYTHON)" scripts/checkers.py --venv "$(VENV)"
+
+## make torch       runs the tests of the mechanism on the oldest and the newest PyTorch that pyproject.toml states
+torch:
+	@"$(PYTHON)" scripts/torch_versions.py --venv "$(VENV)" $(ARGS)
 
 ## make acceptance  measures every figure of the small world's card at full counts
 acceptance:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_reads import NoHostReads
+from host_reads import NoHostReads, OwnHostWork
 
 PROMPT = "a photo of a person on the beach"
 STEPS = 4
@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-def test_a_subject_is_projected_once_and_its_masks_are_read_once_a_pass(
+def test_a_subject_is_projected_once_and_its_masks_are_read_once_a_sampling(
     world: Any, calls: dict[str, int]
 ) -> None:
     from tiny import encode, make_subject, sample
@@ -47,7 +47,7 @@ def test_a_subject_is_projected_once_and_its_masks_are_read_once_a_pass(
     assert calls == {"projections": sites, "layers": 0, "masks read": 0}
     positive, negative = encode(clip, PROMPT), encode(clip, "bad")
     sample(model, positive, negative, steps=STEPS)
-    assert calls == {"projections": sites, "layers": STEPS * sites, "masks read": STEPS}
+    assert calls == {"projections": sites, "layers": STEPS * sites, "masks read": 1}
     both, both_clip = world.apply(*world.apply(world.model, world.clip), world.rex)
     sample(both, encode(both_clip, "a person with a pet"), negative, steps=1)
     assert calls["layers"] == (STEPS + 1) * sites  # one call a site, however many subjects
@@ -69,7 +69,7 @@ def test_off_is_no_work(world: Any, calls: dict[str, int], settings: dict[str, A
     calls["projections"] = 0
     sample(model, encode(clip, PROMPT), encode(clip, "bad"), steps=STEPS)
     sites = len(world.person.config.sites)
-    assert calls == {"projections": 0, "layers": steps * sites, "masks read": steps}
+    assert calls == {"projections": 0, "layers": steps * sites, "masks read": min(steps, 1)}
 
 
 def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +92,31 @@ def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.Mon
     assert torch.equal(sample(model, positive, negative), expected)
     assert passes
     assert carries(expected, sample(world.model, positive, negative))
+
+
+@pytest.mark.parametrize("cfg", [4.0, 1.0])
+@pytest.mark.parametrize("placed", [False, True])
+def test_after_the_first_step_nothing_is_read_on_the_host_or_copied_to_the_device(
+    world: Any, placed: bool, cfg: float
+) -> None:
+    from tiny import encode, make_subject, sample
+
+    mask = torch.zeros(1, 8, 8)
+    mask[..., :4] = 1
+    settings = {"region": mask, "bounded": True, "bound_self_attention": True} if placed else {}
+    model, clip = world.apply(
+        world.model, world.clip, make_subject(world.person, seed=3, images=2), **settings
+    )
+    model, clip = world.apply(model, clip, world.rex, **({"region": 1 - mask} if placed else {}))
+    positive, negative = encode(clip, "a person with a pet"), encode(clip, "bad")
+    done: list[tuple[int, int]] = []
+    with OwnHostWork() as work:
+        sample(
+            model, positive, negative, cfg=cfg, steps=STEPS,
+            callback=lambda *_: done.append((len(work.reads), len(work.copies))),
+        )  # fmt: skip
+    assert len(done) == STEPS and done[0][1] > 0  # the first step does read and copy
+    assert done[1:] == done[:1] * (STEPS - 1), (work.reads[done[0][0] :], work.copies[done[0][1] :])
 
 
 @pytest.mark.slow

@@ -59,12 +59,9 @@ class SubjectBinding:
     def strength_at(self, site: str) -> float:
         return self.settings.strength * self.factors[site]
 
-    def at(self, site: str, grid: tuple[int, int] | None = None) -> BoundSubject:
-        """The subject at one layer. grid: (h, w) of the layer's queries, needed with a region only."""
+    def at(self, site: str, region: Tensor | None = None) -> BoundSubject:
+        """The subject at one layer. region: on the layer's grid, (1|B, L); None: everywhere."""
         key, value = self.projections[site]
-        region = self.region
-        if region is not None and grid is not None and self.strength_at(site):
-            region = area_mean(region, grid).flatten(1)  # (1|B, L)
         return self.settings.bind(
             key,
             value,
@@ -98,6 +95,7 @@ class SubjectSlot:
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
+        self._regions: dict[tuple[SubjectBinding, tuple[int, int]], Tensor] = {}
         self._rows: dict[tuple[tuple[int, ...], torch.device], Rows] = {}
         self._latent_size = (0, 0)
         self._hook: Any = None
@@ -165,17 +163,25 @@ class SubjectSlot:
             first = next(iter(self.sites))
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
         self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
-        self._layers, self._rows = {}, {}
+        self._layers, self._rows, self._regions = {}, {}, {}
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
         """The subjects at a layer with that many image queries."""
         found = self._layers.get((site, queries))
         if found is None:
-            needs_grid = any(binding.region is not None for binding in self._bindings)
-            grid = self.grid(site, queries) if needs_grid else None
             active = [binding for binding in self._bindings if binding.strength_at(site)]
-            found = self._layers[site, queries] = [binding.at(site, grid) for binding in active]
+            found = [binding.at(site, self._region(binding, site, queries)) for binding in active]
+            self._layers[site, queries] = found
         return found
+
+    def _region(self, binding: SubjectBinding, site: str, queries: int) -> Tensor | None:
+        """(1|B, L), the same tensor in all layers of one grid."""
+        if binding.region is None:
+            return None
+        grid = self.grid(site, queries)
+        if (binding, grid) not in self._regions:
+            self._regions[binding, grid] = area_mean(binding.region, grid).flatten(1)
+        return self._regions[binding, grid]
 
     def grid(self, site: str, queries: int) -> tuple[int, int]:
         """(h, w) of a layer's queries. Raises NestedAttentionError if the latent's size does not give it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,12 +38,15 @@ class RowValues:
     values: Sequence[Values]
     rows: Sequence[int]
     length: int
+    _rows: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def __call__(self, site: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """→ two times (B, N, inner)"""
         found = [one(site, device) for one in self.values]
         key, value = (torch.cat([self._fill(pair[i]) for pair in found]) for i in (0, 1))
-        rows = torch.tensor(self.rows).to(device, non_blocking=True)
+        if device not in self._rows:
+            self._rows[device] = torch.tensor(self.rows).to(device, non_blocking=True)
+        rows = self._rows[device]
         return key[rows], value[rows]
 
     def _fill(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from .coupled import CoupledRows, is_coupled
 from .missing import elsewhere_carried, reason_missing, tell_missing
 from .places import PLACES, Pass, Places
 from .regions import PassRegion, SamplingRun
-from .slots import fill_slots
+from .slots import SubjectsOfPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,10 @@ class SubjectChain(Shared):
             role: of_role if of_role is None else [self._claim(prompt) for prompt in of_role]
             for role, of_role in prompts
         }
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        try:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            run.end()
 
     def calc_cond_batch(
         self,
@@ -142,10 +145,10 @@ class SubjectChain(Shared):
         same prompts as without us.
         """
         active = self._active(model, timestep)
-        codes = [[self._codes(cond, active) for cond in prompt or ()] for prompt in conds]
-        marked = any(one is not None for prompt in codes for one in prompt)
         options = model_options.get("transformer_options", {})
         run, places = SamplingRun.of(options), None
+        codes = [[self._codes(cond, active, run) for cond in prompt or ()] for prompt in conds]
+        marked = any(one is not None for prompt in codes for one in prompt)
         if run is not None:
             run.active = active
             if run.needs_places and marked:
@@ -186,15 +189,15 @@ class SubjectChain(Shared):
         where = None if places is None or run is None else run.where(places, x)
         read = torch.zeros(len(x), 1, dtype=torch.int64) if codes is None else codes[..., 0].cpu()
         values = self._values(executor.class_obj)
-        carried = self._carried(read, x.device, values, run, where)
+        subjects = self._of_pass(read, x.device, values, run, where)
         if run is not None and c_crossattn is not None and coupling:
             numbers = {key: n for key, n in self._numbers(negative=False).items() if n in run.active}
             bind = partial(self._carried, device=x.device, values=values, run=run)
             coupled = CoupledRows(c_crossattn, read, numbers, bind)
-        if not carried and coupled is None:
+        if not subjects.carried and coupled is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         there = options.get("patches_replace", {})
-        options["patches_replace"] = fill_slots(there, self.addresses, carried, x.device, coupled)
+        options["patches_replace"] = subjects.slots(there, coupled)
         options = options if coupled is None else coupled.patched(options)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 
@@ -294,7 +297,7 @@ class SubjectChain(Shared):
             >= sampling.percent_to_sigma(s.settings.end)
         }
 
-    def _codes(self, cond: Mapping[str, Any], active: set[int]) -> Tensor | None:
+    def _codes(self, cond: Mapping[str, Any], active: set[int], run: SamplingRun | None) -> Tensor | None:
         marks = cond["model_conds"].get(COND)
         if isinstance(marks, UnclaimedMarks):
             warn_once(
@@ -303,7 +306,11 @@ class SubjectChain(Shared):
                 "guider node of ComfyUI"
             )
             return None
-        return None if marks is None else _only(marks.cond[..., 0], active)
+        if marks is None or run is None:
+            return None if marks is None else _only(marks.cond[..., 0], active)
+        here = marks.cond
+        key = (id(here), frozenset(active))  # what is kept holds it, so that no other gets its id
+        return run.codes.get(key, lambda: (here, _only(here[..., 0], active)))[1]
 
     def _patchers(self) -> list[Any]:
         everything = [values for s in self.subjects for values in (s.values, *(v for v, _ in s.batch))]
@@ -317,6 +324,26 @@ class SubjectChain(Shared):
         beside = [] if patcher is None else patcher.get_additional_models_with_key(KEY)
         here = beside if len(beside) == len(ours) else ours
         return {one: other.model for one, other in zip(ours, here, strict=True)}
+
+    def _of_pass(
+        self,
+        codes: Tensor,
+        device: torch.device,
+        values: Mapping[Any, Any],
+        run: SamplingRun | None,
+        where: Pass | None,
+    ) -> SubjectsOfPass:
+        """codes: (B, T) on the CPU."""
+
+        def make() -> SubjectsOfPass:
+            carried = self._carried(codes, device, values, run, where)
+            return SubjectsOfPass.of(carried, self.addresses, device)
+
+        if run is None:
+            return make()
+        prompts = codes.numpy().tobytes(), codes.shape
+        key = (*prompts, where, device, tuple(map(id, values.values())), run.watching)
+        return run.passes.get(key, make)
 
     def _carried(
         self,

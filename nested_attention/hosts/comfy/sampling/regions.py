@@ -21,6 +21,7 @@ from ..notices import warn_once
 from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
+from .kept import Kept
 from .places import Pass, Places, check_whole, on_tiles, places_of
 
 Grid = tuple[int, int]
@@ -67,11 +68,18 @@ class SamplingRun(Shared):
         self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
         self._empty: dict[Any, Tensor] = {}
         self._biases: tuple[Any, dict[Any, Tensor]] = (None, {})  # of the last pass, by grid
+        self.codes: Kept[Any] = Kept(64)  # by a prompt's marks and the subjects in force
+        self.passes: Kept[Any] = Kept(16)  # by the prompts of a forward pass, and where it is
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
 
     @staticmethod
     def of(transformer_options: Mapping[str, Any]) -> SamplingRun | None:
         return transformer_options.get(KEY)
+
+    def end(self) -> None:
+        """Lets go of what was made for the layers."""
+        self.codes.clear()
+        self.passes.clear()
 
     @property
     def watching(self) -> bool:

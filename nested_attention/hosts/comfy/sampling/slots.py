@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +19,54 @@ from .watching import WatchedLayer
 Slots = dict[str, dict[Any, Any]]
 
 
-def fill_slots(
-    replaced: Mapping[str, dict[Any, Any]],
-    addresses: Iterable[tuple[ComfyAddress, str]],
-    carried: Sequence[CarriedSubject],
-    device: torch.device,
-    coupled: CoupledRows | None = None,
-) -> Slots:
-    """`patches_replace` with ours on top of what other packs have there; theirs is not changed.
+@dataclass(frozen=True, eq=False)
+class SubjectsOfPass:
+    """Who is carried where in a forward pass, and what the layers read of that: the same for every pass with
+    the same prompts.
 
-    Cross-attention becomes nested, and in a sampling's first steps watched, where a region is to be found;
-    self-attention is kept apart where two subjects with regions meet and one asks for it. A layer that none
-    of this concerns is left as it is. What the subjects' masks say is read here, once for all layers.
+    by_layer: address and name of each cross-attention layer, the subjects that count there, and what their
+    masks say. watching: those whose region is being found. apart: who is kept apart in self-attention.
     """
-    crossed, own = dict(replaced.get("attn2", {})), dict(replaced.get("attn1", {}))
-    watching = [one for one in carried if one.region and one.region.run.watches(one.subject)]
-    apart = SubjectsApart.of([one for one in carried if one.region and one not in watching])
-    rows: dict[tuple[int, ...], Rows] = {}  # by which subjects count in a layer
-    for address, site in addresses:
-        counting = tuple(i for i, one in enumerate(carried) if one.subject.strength_at(site))
-        if watching or counting or coupled is not None:
-            here = [carried[i] for i in counting]
-            if counting not in rows:
-                rows[counting] = read_rows(here, device)
-            layer = NestedLayer(_there(crossed, address), site, here, rows[counting], coupled)
-            crossed[address] = WatchedLayer(layer, site, watching) if watching else layer
-        if apart is not None:
-            own[address] = RegionSelfAttention(_there(own, address), apart)
-    return {**replaced, "attn2": crossed, **({} if apart is None else {"attn1": own})}
+
+    carried: tuple[CarriedSubject, ...]
+    by_layer: tuple[tuple[ComfyAddress, str, tuple[CarriedSubject, ...], Rows], ...]
+    watching: tuple[CarriedSubject, ...]
+    apart: SubjectsApart | None
+
+    @classmethod
+    def of(
+        cls,
+        carried: Sequence[CarriedSubject],
+        addresses: Iterable[tuple[ComfyAddress, str]],
+        device: torch.device,
+    ) -> SubjectsOfPass:
+        """device: of the layers. Masks are read here, and nowhere else."""
+        watching = tuple(one for one in carried if one.region and one.region.run.watches(one.subject))
+        apart = SubjectsApart.of([one for one in carried if one.region and one not in watching])
+        rows: dict[tuple[CarriedSubject, ...], Rows] = {}
+        by_layer = []
+        for address, site in addresses:
+            here = tuple(one for one in carried if one.subject.strength_at(site))
+            if here not in rows:
+                rows[here] = read_rows(here, device)
+            by_layer.append((address, site, here, rows[here]))
+        return cls(tuple(carried), tuple(by_layer), watching, apart)
+
+    def slots(self, replaced: Mapping[str, dict[Any, Any]], coupled: CoupledRows | None = None) -> Slots:
+        """`patches_replace` with ours on top of what other packs have there; theirs is not changed.
+
+        Cross-attention becomes nested, and in a sampling's first steps watched, where a region is to be
+        found; self-attention is kept apart where two subjects with regions meet and one asks for it. A layer
+        that none of this concerns is left as it is.
+        """
+        crossed, own = dict(replaced.get("attn2", {})), dict(replaced.get("attn1", {}))
+        for address, site, here, rows in self.by_layer:
+            if here or self.watching or coupled is not None:
+                layer = NestedLayer(_there(crossed, address), site, here, rows, coupled)
+                crossed[address] = WatchedLayer(layer, site, self.watching) if self.watching else layer
+            if self.apart is not None:
+                own[address] = RegionSelfAttention(_there(own, address), self.apart)
+        return {**replaced, "attn2": crossed, **({} if self.apart is None else {"attn1": own})}
 
 
 def _there(slots: Mapping[Any, Any], address: ComfyAddress) -> Any:
