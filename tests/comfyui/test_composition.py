@@ -78,6 +78,7 @@ def test_a_layer_is_what_was_there_plus_the_correction(world: Any, scale: float,
     from comfy.ldm.modules.attention import optimized_attention
 
     from nested_attention.attention import nested_cross_attention
+    from nested_attention.hosts.comfy.sampling.carried import carried_in
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
 
@@ -87,7 +88,9 @@ def test_a_layer_is_what_was_there_plus_the_correction(world: Any, scale: float,
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 64, generator=generator) for n in (16, 77, 77))
     chain = SubjectChain.of(model)
-    carried = chain._carried(torch.cat([torch.zeros_like(codes), codes]), q.device, chain._values(None))
+    carried = carried_in(
+        chain.subjects, torch.cat([torch.zeros_like(codes), codes]), q.device, chain._values(None)
+    )
     options = {"n_heads": 4, "attn_precision": None}
     there = (lambda q, k, v, options: optimized_attention(q, k, v, heads=4) + 0.3 * q) if occupied else None
     out = NestedLayer(there, site, carried)(q, k, v, options)

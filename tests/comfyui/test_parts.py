@@ -46,6 +46,7 @@ def run(world: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     import comfy.ldm.modules.attention as comfy_attention
 
     from nested_attention.attention import nested_cross_attention
+    from nested_attention.hosts.comfy.sampling.carried import carried_in
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
     from nested_attention.kernels.rows import read_rows
@@ -65,7 +66,7 @@ def run(world: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
         chain = SubjectChain.of(model)
         codes = clip.marks(clip.tokenize("a person")).codes
         marks = torch.cat([codes if here else torch.zeros_like(codes) for here in marked])
-        carried = chain._carried(marks, torch.device("cpu"), chain._values(None))
+        carried = carried_in(chain.subjects, marks, torch.device("cpu"), chain._values(None))
         site = chain.addresses[0][1]
         generator = torch.Generator().manual_seed(0)
         q, k, v = (torch.randn(len(marked), n, 64, generator=generator) for n in (queries, TOKENS, TOKENS))

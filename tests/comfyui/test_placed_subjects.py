@@ -68,6 +68,7 @@ def test_region_zero_is_the_base_model_and_region_one_no_region_to_the_bit(
 def test_only_queries_inside_the_region_change_in_a_layer(world: Any) -> None:
     from comfy.ldm.modules.attention import optimized_attention
 
+    from nested_attention.hosts.comfy.sampling.carried import carried_in
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
     from nested_attention.hosts.comfy.sampling.places import Pass
@@ -83,7 +84,8 @@ def test_only_queries_inside_the_region_change_in_a_layer(world: Any) -> None:
         chain = SubjectChain.of(model)
         codes = clip.marks(clip.tokenize("a person")).codes
         run = SamplingRun(chain.subjects, 1, torch.tensor([1.0, 0.0]))
-        carried = chain._carried(
+        carried = carried_in(
+            chain.subjects,
             torch.cat([torch.zeros_like(codes), codes]),
             q.device,
             chain._values(None),

@@ -180,6 +180,7 @@ def qkv() -> list[Tensor]:
 
 def layer(world: Any, previous: Any = None) -> Any:
     """What stands in a self-attention's slot: a row without subjects, and one with two in halves."""
+    from nested_attention.hosts.comfy.sampling.carried import carried_in
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.places import Pass
     from nested_attention.hosts.comfy.sampling.regions import SamplingRun
@@ -191,7 +192,9 @@ def layer(world: Any, previous: Any = None) -> Any:
     whole = (0, 0, 8, 8, 8, 8)
     run = SamplingRun(chain.subjects, 1, torch.tensor([1.0, 0.0]))
     codes = torch.cat([torch.zeros_like(codes), codes])
-    carried = chain._carried(codes, codes.device, chain._values(None), run, Pass((0, 0), (whole, whole)))
+    carried = carried_in(
+        chain.subjects, codes, codes.device, chain._values(None), run, Pass((0, 0), (whole, whole))
+    )
     apart = SubjectsApart.of(carried)
     assert apart is not None and apart.rows == (1,)
     return RegionSelfAttention(previous, apart)

@@ -1,17 +1,21 @@
-"""One subject in one forward pass, to be bound at each layer."""
+"""Subjects in one forward pass, to be bound at each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....attention import BoundSubject
+from ....errors import NestedAttentionError
 from ..prompts.marks import fit
 from .applied import AppliedSubject
-from .regions import PassRegion, grid_of
+from .batches import row_values
+from .places import Pass
+from .regions import PassRegion, SamplingRun, grid_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +57,48 @@ class CarriedSubject:
             token_bias=self.token_bias,
             region=region,
         )
+
+
+def carried_in(
+    subjects: Sequence[AppliedSubject],
+    codes: Tensor,
+    device: torch.device,
+    values: Mapping[Any, Any],
+    run: SamplingRun | None = None,
+    where: Pass | None = None,
+) -> list[CarriedSubject]:
+    """Which of the subjects the rows of a forward pass carry. codes: (B, T) on the CPU.
+
+    Raises NestedAttentionError where pictures or places matter, and nobody tells them.
+    """
+    found = []
+    for number, subject in enumerate(subjects, 1):
+        mask = codes == 2 * number
+        if not bool(mask.any()):
+            continue
+        word, region = (codes >> 1) == number, None
+        own, bias = values.get(subject.values), subject.token_bias
+        if subject.batch or subject.settings.placed:
+            if run is None or where is None:
+                raise NestedAttentionError(
+                    f"Apply Subject: {subject.settings.called.name!r} differs from picture to picture "
+                    "or place to place, and another node runs the model without telling which pictures "
+                    "it runs. Take it out, or give Apply Subject one subject and no region"
+                )
+            if subject.batch:
+                own, bias = row_values(
+                    [values[one] for one, _ in subject.batch],
+                    [bias for _, bias in subject.batch],
+                    where.pictures,
+                )
+            if subject.settings.placed:
+                region = PassRegion(run, subject, where)
+                if not subject.settings.bounded:  # rows it leaves out are the base model's, exactly
+                    mask = mask & ~run.empty(subject, where)[:, None]
+                    if not bool(mask.any()):
+                        continue
+        bias = None if bias is None else bias.to(device, non_blocking=True)
+        found.append(CarriedSubject(subject, own, mask, word, bias, region))
+        if run is not None:
+            run.carried.add(subject.key)
+    return found

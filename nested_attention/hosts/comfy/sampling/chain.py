@@ -18,7 +18,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ....errors import NestedAttentionError
 from ....placeholders import name_key
 from ....sites import ComfyAddress
 from ..graph import merged_away
@@ -35,13 +34,12 @@ from ..prompts.marks import (
     warn_of_lost_words,
 )
 from .applied import AppliedSubject
-from .batches import row_values
-from .carried import CarriedSubject
+from .carried import carried_in
 from .copies import Shared
 from .coupled import CoupledRows, is_coupled
 from .missing import elsewhere_carried, reason_missing, tell_missing
 from .places import PLACES, Pass, Places
-from .regions import PassRegion, SamplingRun
+from .regions import SamplingRun
 from .slots import SubjectsOfPass
 
 
@@ -192,7 +190,7 @@ class SubjectChain(Shared):
         subjects = self._of_pass(read, x.device, values, run, where)
         if run is not None and c_crossattn is not None and coupling:
             numbers = {key: n for key, n in self._numbers(negative=False).items() if n in run.active}
-            bind = partial(self._carried, device=x.device, values=values, run=run)
+            bind = partial(carried_in, self.subjects, device=x.device, values=values, run=run)
             coupled = CoupledRows(c_crossattn, read, numbers, bind)
         if not subjects.carried and coupled is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
@@ -336,7 +334,7 @@ class SubjectChain(Shared):
         """codes: (B, T) on the CPU."""
 
         def make() -> SubjectsOfPass:
-            carried = self._carried(codes, device, values, run, where)
+            carried = carried_in(self.subjects, codes, device, values, run, where)
             return SubjectsOfPass.of(carried, self.addresses, device)
 
         if run is None:
@@ -344,47 +342,6 @@ class SubjectChain(Shared):
         prompts = codes.numpy().tobytes(), codes.shape
         key = (*prompts, where, device, tuple(map(id, values.values())), run.watching)
         return run.passes.get(key, make)
-
-    def _carried(
-        self,
-        codes: Tensor,
-        device: torch.device,
-        values: Mapping[Any, Any],
-        run: SamplingRun | None = None,
-        where: Pass | None = None,
-    ) -> list[CarriedSubject]:
-        """codes: (B, T) on the CPU."""
-        found = []
-        for number, subject in enumerate(self.subjects, 1):
-            mask = codes == 2 * number
-            if not bool(mask.any()):
-                continue
-            word, region = (codes >> 1) == number, None
-            own, bias = values.get(subject.values), subject.token_bias
-            if subject.batch or subject.settings.placed:
-                if run is None or where is None:
-                    raise NestedAttentionError(
-                        f"Apply Subject: {subject.settings.called.name!r} differs from picture to picture "
-                        "or place to place, and another node runs the model without telling which pictures "
-                        "it runs. Take it out, or give Apply Subject one subject and no region"
-                    )
-                if subject.batch:
-                    own, bias = row_values(
-                        [values[one] for one, _ in subject.batch],
-                        [bias for _, bias in subject.batch],
-                        where.pictures,
-                    )
-                if subject.settings.placed:
-                    region = PassRegion(run, subject, where)
-                    if not subject.settings.bounded:  # rows it leaves out are the base model's, exactly
-                        mask = mask & ~run.empty(subject, where)[:, None]
-                        if not bool(mask.any()):
-                            continue
-            bias = None if bias is None else bias.to(device, non_blocking=True)
-            found.append(CarriedSubject(subject, own, mask, word, bias, region))
-            if run is not None:
-                run.carried.add(subject.key)
-        return found
 
 
 def _negative(role: str, cond: Mapping[str, Any]) -> bool:
