@@ -266,7 +266,8 @@ def summary(document: dict[str, Any]) -> str:
             textwrap.fill(
                 "In the row of two people, each has a photo of their own, and nothing keeps them apart. With "
                 f"a mask each it is {masks}, with `bounded` besides {bounded}, with regions found "
-                f"automatically {auto}. With every setting, each of the two looks more like itself than like the other in "
+                f"automatically {auto}. "
+                "With every setting, each of the two looks more like itself than like the other in "
                 f"{_share(own)} of pictures or more. The other one is recognised in its place in "
                 f"{_share(other, 1)} or less.",
                 width=118,
