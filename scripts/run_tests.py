@@ -121,12 +121,14 @@ def parts(chosen: argparse.Namespace, found: Sequence[ComfyUI], given: Sequence[
             f"ComfyUI {comfyui.version} ({comfyui.folder}, front end {versions['front_end']}, "
             f"PyTorch {versions['torch']}, Python {versions['python']})"
         )
-        facts = {"comfyui": comfyui.version, **versions}
-        (REPORTS / f"{comfyui.name}.json").write_text(json.dumps(facts), encoding="utf-8")
+        facts = REPORTS / f"{comfyui.name}.json"
+        facts.unlink(missing_ok=True)
         options = [*shared, "--part=comfyui"]
         if once_on and not chosen.full:
             options.append(f"--once-on={once_on}")
         part = run(title, python, REPORTS / f"{comfyui.name}.xml", [*options, *given], comfyui)
+        if part.passed or part.failed:
+            facts.write_text(json.dumps({"comfyui": comfyui.version, **versions}), encoding="utf-8")
         if not part.passed + len(part.failed) and (part.left_out or not given):
             part.problem = part.problem or "none of its tests ran"
         done.append(part)
