@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .nodes import NestedAttentionExtension
 
-WEB_DIRECTORY = "./web"  # the nodes' help pages, web/docs/<node id>.md
+WEB_DIRECTORY = "./web"  # help pages (docs/<node id>.md), and what shows the pack's sentences in the editor
 
 
 async def comfy_entrypoint() -> NestedAttentionExtension:

@@ -28,7 +28,7 @@ from parts import Context  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
 
-PAGE, MARGIN = (1700, 1300), 6
+PAGE, MARGIN = (1700, 1500), 6
 
 
 @dataclass(frozen=True)

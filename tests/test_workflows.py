@@ -6,6 +6,7 @@ comfyui/test_server.py.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -288,3 +289,9 @@ def test_a_node_that_grows_moves_what_lies_below_and_its_group_grows(
         [800, 0, 300, 220],
     ]
     assert beside["pos"] == [150, 80] and far["pos"][1] == 2020 and elsewhere["pos"] == [900, 320]
+
+    grow(graph, node, 100, 150)  # 130 px with its title, and room for 20 more
+    assert node["size"] == [100, 100] and under["pos"][1] == 80 + 120 + 20 + 30
+    moved = copy.deepcopy(graph)
+    grow(graph, node, 100, 150)
+    assert graph == moved

@@ -12,6 +12,7 @@ from typing import Any
 from formats import (
     INPUT_NODE,
     OUTPUT_NODE,
+    PREVIEWS,
     Definitions,
     Graph,
     Input,
@@ -26,17 +27,6 @@ TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 40, 80, 20, 80
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
-PREVIEWS = {
-    "PreviewImage": 280,
-    "SaveImage": 420,
-    "MaskPreview": 200,
-    "LoadImage": 280,
-    "NestedAttentionAlignFace": 280,
-    "NestedAttentionIsolateSubject": 280,
-    "NestedAttentionSaveSubject": 250,
-    "NestedAttentionLoadSubject": 250,
-}
-"""Pixels a node takes for the pictures it shows."""
 WIDE = {"SaveImage": 420}
 
 

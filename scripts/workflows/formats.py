@@ -17,6 +17,18 @@ Definitions = Mapping[str, Mapping[str, Any]]
 
 NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+PREVIEWS = {
+    "PreviewImage": 280,
+    "SaveImage": 420,
+    "MaskPreview": 200,
+    "LoadImage": 280,
+    "NestedAttentionAlignFace": 280,
+    "NestedAttentionIsolateSubject": 280,
+    "NestedAttentionSaveSubject": 250,
+    "NestedAttentionLoadSubject": 250,
+}
+"""Pixels that a new node takes for the pictures it shows."""
+
 INPUT_NODE, OUTPUT_NODE = -10, -20
 """What a subgraph's links call its own inputs and outputs."""
 
@@ -167,7 +179,8 @@ def update(editor: Graph, definitions: Definitions, version: str) -> Graph:
         for node in graph["nodes"]:
             if node["type"] in definitions:
                 _update_node(node, definitions[node["type"]], version)
-                grow(graph, node, needed_height(definitions[node["type"]]))
+                definition = definitions[node["type"]]
+                grow(graph, node, needed_height(definition), needed_room(node["type"], definition))
     return editor
 
 
@@ -212,3 +225,18 @@ def needed_height(definition: Mapping[str, Any]) -> int:
     rows = sum(64 if entry.options.get("multiline") else 24 for entry in widgets)
     seeds = sum(bool(entry.options.get("control_after_generate")) for entry in widgets)
     return 10 + 20 * slots + rows + 24 * seeds
+
+
+def needed_room(kind: str, definition: Mapping[str, Any]) -> int:
+    """Pixels a node takes in the newer renderer (Nodes 2.0), at most: with its title, the inputs that are
+    folded away at first, the pictures it shows, and a line below it that says a fault or whose node it is."""
+    inputs = inputs_of(definition)
+    slots = max(sum(not entry.is_widget for entry in inputs), len(definition["output"]))
+    room = 68 + 20 * slots
+    for entry in inputs:
+        if entry.is_widget:
+            room += 28 + 40 * bool(entry.options.get("multiline")) + 8 * (entry.kind == "STRING")
+            room += 36 * bool(entry.options.get("image_upload"))  # the button
+    if kind.startswith("NestedAttention"):
+        room += 24  # for what unfolds the rest
+    return room + (232 if kind in PREVIEWS else 0)

@@ -12,14 +12,14 @@ GAP = 20
 """Pixels between two nodes, and between a node and the lower edge of its group."""
 
 
-def grow(graph: Mapping[str, Any], node: Mapping[str, Any], height: float) -> None:
-    """Make `node` at least `height` pixels high. Where that takes more room than there is, everything that
-    lies wholly below it, in all columns, moves down by what is missing, so that rows stay rows."""
+def grow(graph: Mapping[str, Any], node: Mapping[str, Any], height: float, room: float = 0) -> None:
+    """Make `node` at least `height` pixels high, below its title, and leave it at least `room` pixels, its
+    title included. Where that takes more than there is, everything that lies wholly below it, in all columns,
+    moves down by what is missing, so that rows stay rows."""
     left, top = node["pos"]
     width, before = node["size"]
-    if height <= before:
-        return
-    old, new = top + before, top + height
+    node["size"][1] = max(height, before)
+    old, new = top + before, max(top + node["size"][1], top - TITLE + room)
     groups = [group["bounding"] for group in graph.get("groups", ())]
     around = [box for box in groups if _contains(box, left, top, left + width, old)]
     below = [
@@ -30,7 +30,6 @@ def grow(graph: Mapping[str, Any], node: Mapping[str, Any], height: float) -> No
     below += [y for x, y, w, _ in groups if y >= old and _side_by_side(left, width, x, w)]
     needs = [new + GAP - y for y in below] + [new + GAP - (box[1] + box[3]) for box in around]
     shift = max(needs, default=0)
-    node["size"][1] = height
     if shift <= 0:
         return
     for other in graph["nodes"]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -37,12 +37,57 @@ NODES_2 = "Comfy.VueNodes.Enabled"
 """The setting of the newer renderer, Nodes 2.0: nodes are HTML elements, not drawings on a canvas."""
 
 RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
-SAYS = ".p-dialog, .p-toast-message, [data-testid=error-overlay]"
-CLOSE = ".p-dialog-close-button, .p-toast-close-button, [data-testid=error-overlay-dismiss]"
+TOASTS = ".p-toast-message, [data-toast-kind=error], [data-toast-kind=warning]"
+SAYS = f".p-dialog, {TOASTS}, [data-testid=error-overlay]"
+CLOSE = (
+    ".p-dialog-close-button, .p-toast-close-button, [data-testid=toast-close], "
+    "[data-testid=error-overlay-dismiss]"
+)
 PICTURES = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').map(node =>
     [...(node.imgs ?? []), ...document.querySelectorAll(`[data-node-id="${node.id}"] img`)]
         .filter(image => image.complete && image.naturalWidth).length)"""
 """The first renderer draws a node's pictures, Nodes 2.0 makes elements of them."""
+
+BOXES = """() => {
+    const {x, y} = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds
+    const title = LiteGraph.NODE_TITLE_HEIGHT
+    return [
+        app.graph._nodes.map(node => {
+            const element = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+            return [node.title, ...(element
+                ? [(element.x - x) / scale - offset[0], (element.y - y) / scale - offset[1],
+                   element.width / scale, element.height / scale]
+                : [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title])]
+        }),
+        app.graph._groups.map(group => [group.title, ...group._bounding]),
+    ]
+}"""
+
+
+class Box(NamedTuple):
+    """A rectangle on the canvas, in its own pixels."""
+
+    title: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def overlaps(self, other: Box) -> bool:
+        return (
+            self.x < other.x + other.width
+            and other.x < self.x + self.width
+            and self.y < other.y + other.height
+            and other.y < self.y + self.height
+        )
+
+    def contains(self, other: Box) -> bool:
+        return (
+            self.x <= other.x
+            and self.y <= other.y
+            and other.x + other.width <= self.x + self.width
+            and other.y + other.height <= self.y + self.height
+        )
 
 
 def find_chromium() -> tuple[str | None, str]:
@@ -108,6 +153,35 @@ class Editor:
 
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+    def show_pictures(self, types: Collection[str], file: str) -> None:
+        """As when nodes of these types have made a picture: a file in the server's output folder."""
+        self.evaluate(
+            """([types, filename]) => {
+                for (const {id, type} of app.graph._nodes.filter(node => types.includes(node.type))) {
+                    const images = [{filename, subfolder: '', type: 'output'}]
+                    app.api.dispatchCustomEvent('executed', {node: String(id), display_node: String(id),
+                        prompt_id: '', output: {images}})
+                }
+            }""",
+            [list(types), file],
+        )
+
+    def unfold(self) -> None:
+        """Shows the inputs that nodes fold away at first; the older renderer shows all."""
+        self.evaluate(
+            """() => [...document.querySelectorAll('[data-node-id] button')]
+                .filter(button => button.innerText.includes('Show advanced'))
+                .forEach(button => button.click())"""
+        )
+
+    def boxes(self) -> tuple[list[Box], list[Box]]:
+        """Nodes, their titles included, and groups, as they are drawn, once that has come to rest."""
+        shown = before = None
+        while shown is None or shown != before:
+            before, shown = shown, self.evaluate(BOXES)
+            self.page.wait_for_timeout(150)
+        return tuple([Box(*one) for one in part] for part in shown)
 
     def prompt(self) -> dict[str, Any]:
         """What the editor would send the server: node id → class and inputs."""

@@ -10,14 +10,16 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from editor import Editor, find_chromium, open_editor, without_meta
+from editor import SAYS, TOASTS, Editor, find_chromium, open_editor, without_meta
 from PIL import Image
 
 from nested_attention.demo.draw import load_workflow
@@ -70,7 +72,10 @@ def front_ends() -> list[FrontEnd]:
     return [FrontEnd(one, nodes_2, own) for one, own in versions.items() for nodes_2 in (False, True)]
 
 
-@pytest.fixture(scope="module", params=front_ends(), ids=str)
+FRONT_ENDS = front_ends()
+
+
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=str)
 def front_end(request: pytest.FixtureRequest) -> FrontEnd:
     return request.param
 
@@ -93,7 +98,8 @@ def editor(front_end: FrontEnd, request: pytest.FixtureRequest) -> Iterator[Edit
             f"--no-deps --target {NEWER_PLACE} -r {NEWER.relative_to(ROOT)}` puts it there"
         )
     running: ComfyServer = request.getfixturevalue("server" if front_end.own else "newer_server")
-    Image.new("RGB", (64, 64)).save(running.base / "input" / "example.png")  # as ComfyUI brings one
+    for folder in ("input", "output"):  # as ComfyUI brings one, and as it has made one
+        Image.new("RGB", (512, 512)).save(running.base / folder / "example.png")
     with open_editor(running, program, SIZE, nodes_2=front_end.nodes_2) as opened:
         yield opened
 
@@ -122,6 +128,24 @@ def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Editor, name: 
     assert editor.prompt() == without_meta(load_workflow(name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_on_a_workflow_covers_anything(
+    editor: Editor, name: str, script: Callable[[str], ModuleType]
+) -> None:
+    """Nodes keep clear of each other and inside their groups, with pictures and all inputs shown."""
+    load(editor, name)
+    editor.show_pictures(script("workflows/formats.py").PREVIEWS.keys() - {"LoadImage"}, "example.png")
+    editor.unfold()
+    nodes, groups = editor.boxes()
+    for boxes in (nodes, groups):
+        assert [(a.title, b.title) for a, b in combinations(boxes, 2) if a.overlaps(b)] == []
+    outside = [node.title for node in nodes if not any(group.contains(node) for group in groups)]
+    assert outside == ["About this workflow"]
+
+
+@pytest.mark.parametrize(
+    "front_end", [one for one in FRONT_ENDS if not one.nodes_2], indirect=True, ids=str, scope="module"
+)
 @pytest.mark.parametrize("name", SAVED_NAMES)
 def test_a_workflow_saved_long_ago_sends_the_same_values_and_links(
     editor: Editor, name: str, definitions: dict[str, Any]
@@ -187,13 +211,33 @@ def test_queued_in_the_editor_the_picture_appears(
             small.save(ROOT / "docs" / "editor.png", optimize=True)
 
 
-def test_a_prompt_without_the_word_shows_its_reason(editor: Editor) -> None:
-    """What the user reads when the subject would be missing from the picture."""
+@pytest.mark.parametrize("when_missing", ["error", "warn"])
+def test_a_prompt_without_the_word_shows_its_reason(editor: Editor, when_missing: str) -> None:
+    """What the user reads when the subject would be missing from the picture, without a click."""
     load(editor, "avatar_person")
     editor.set_widget("steps", 2)
-    editor.set_widget("text", "a photo of a lamp in a room")
+    editor.set_widget("batch_size", 1)
+    editor.set_widget("when_missing", when_missing)
+    editor.set_widget("text", f"a photo of a {when_missing} lamp in a room")
     editor.run.click()
-    shown = editor.wait_for_words()
-    assert "Apply Subject" in shown
-    assert "'person'" in shown
-    assert "lamp" in shown
+    if when_missing == "warn":
+        editor.wait_for_pictures(1)
+    said = editor.page.locator(SAYS).filter(has_text="no prompt carries the subject 'person'")
+    said.first.wait_for(timeout=120_000)
+    editor.page.wait_for_timeout(1000)  # a second message would have come
+    assert said.count() == 1
+    assert "Apply Subject" in said.inner_text()
+    assert "lamp" in said.inner_text()
+
+
+def test_a_run_takes_away_what_the_one_before_has_said(editor: Editor) -> None:
+    load(editor, "avatar_person")
+    editor.set_widget("steps", 1)
+    editor.set_widget("when_missing", "warn")
+    editor.set_widget("text", "a photo of a lamp")
+    said = editor.page.locator(TOASTS).filter(has_text="no prompt carries")
+    editor.run.click()
+    said.wait_for(timeout=120_000)
+    editor.set_widget("text", "a photo of a person")
+    editor.run.click()
+    said.wait_for(state="detached", timeout=120_000)
