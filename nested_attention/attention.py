@@ -72,11 +72,15 @@ def without_autocast(
     @wraps(function)
     def run(query: Tensor, *args: Options.args, **options: Options.kwargs) -> Tensor:
         device = query.device.type
-        known = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if known else nullcontext():
+        with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
             return function(query, *args, **options)
 
     return run
+
+
+@torch.compiler.assume_constant_result  # compilers of some versions cannot follow it
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @without_autocast

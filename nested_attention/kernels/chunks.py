@@ -74,11 +74,11 @@ def add_correction(
     out = out if plain else out.clone()
     for group in rows.groups:
         if group.carried:
-            carried = [(subjects[number], marks) for number, marks in group.carried]
-            q, k, v, here = (x[group.rows] for x in (query, key, value, out))
-            here += _change(q, k, v, carried, heads, here if plain else None)
-            if not isinstance(group.rows, slice):
-                out[group.rows] = here
+            carried, at = [(subjects[number], marks) for number, marks in group.carried], group.rows
+            here = out[at]
+            here += _change(query[at], key[at], value[at], carried, heads, here if plain else None)
+            if not isinstance(at, slice):
+                out[at] = here
     return out
 
 

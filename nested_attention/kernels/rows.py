@@ -115,12 +115,18 @@ def by_rows(
     """Calls run(carried, *tensors) on each group of rows, carried being its (subject, Marks) pairs, and joins
     what comes back in the batch's order. rows: None reads them."""
     rows = read_rows(subjects, tensors[0].device) if rows is None else rows
-    parts = [
-        run([(subjects[i], marks) for i, marks in group.carried], *(take(x, group.rows) for x in tensors))
-        for group in rows.groups
-    ]
+    parts = [_of_group(run, subjects, group, tensors) for group in rows.groups]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out if rows.back is None else out[rows.back]
+
+
+def _of_group(
+    run: Callable[..., Tensor], subjects: Sequence[Marked], group: RowGroup, tensors: Sequence[Tensor]
+) -> Tensor:
+    """A function of its own, for a generator that reads a comprehension's variable cannot be compiled by some
+    versions of PyTorch."""
+    carried = [(subjects[i], marks) for i, marks in group.carried]
+    return run(carried, *[take(x, group.rows) for x in tensors])
 
 
 def take(x: Any, rows: slice | Tensor) -> Any:
