@@ -1,4 +1,4 @@
-"""A 32×32 canvas that remembers, beside the colours, what every art pixel belongs to."""
+"""A 32×32 canvas: the colour of every art pixel, and what it shows."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class Part(IntEnum):
 
 @dataclass
 class Canvas:
-    """Colours with two label planes: the part shown, and the number of the subject it belongs to (0:
-    none)."""
+    """Colours with two label planes: the part shown, and the number of its subject (0: none)."""
 
     rgb: np.ndarray = field(default_factory=lambda: np.zeros((SIZE, SIZE, 3), np.uint8))
     part: np.ndarray = field(default_factory=lambda: np.zeros((SIZE, SIZE), np.uint8))

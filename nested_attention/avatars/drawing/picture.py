@@ -1,5 +1,4 @@
-"""A whole picture: one or two figures in a scene, in a style; and the aligned crop a subject is encoded
-from."""
+"""A whole picture: one or two figures in a scene and a style; and the crop a subject is encoded from."""
 
 from __future__ import annotations
 
@@ -78,8 +77,7 @@ def _draw(canvas: Canvas, figure: Figure) -> None:
 
 
 def _stylise(canvas: Canvas, style: str) -> np.ndarray:
-    """Photo: soft light from the left. Cartoon: ink outlines, flat colours. Mosaic: tiles with dark
-    grooves."""
+    """Photo: soft light from the left. Cartoon: outlines, flat colours. Mosaic: tiles, dark grooves."""
     rgb = canvas.rgb.astype(np.float32)
     inside = canvas.subject > 0
     if style == "photo":
@@ -109,8 +107,8 @@ def crop_window(pose: Pose) -> tuple[int, int]:
 
 
 def crop(rgb: np.ndarray, corner: tuple[int, int], size: int = CROP) -> np.ndarray:
-    """Cut a square window; what lies outside the picture repeats its border. (…, 32, 32, 3) → (…, size,
-    size, 3)"""
+    """Cut a square window; outside the picture its border is repeated. (…, 32, 32, 3) →
+    (…, size, size, 3)"""
     x, y = corner
     rows = np.clip(np.arange(y, y + size), 0, SIZE - 1)
     columns = np.clip(np.arange(x, x + size), 0, SIZE - 1)

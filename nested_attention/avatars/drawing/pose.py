@@ -1,5 +1,4 @@
-"""Where a figure stands, where it looks and how it feels: all that changes between pictures of one
-subject."""
+"""The pose of a figure: place, gaze and expression. It changes between pictures of one subject."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The words for a picture: captions for training the base model, and prompts that never name what identity
-fixes."""
+"""The words for a picture: captions that train the base model, and prompts without what identity fixes."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ def caption_and_phrases(
     words: tuple[str, ...] | None = None,
     expression: bool = True,
 ) -> tuple[str, list[str]]:
-    """A caption, and the phrase in it that speaks of each figure, in their order."""
+    """A caption, and its phrase about each figure, in their order."""
     subjects = []
     for index, figure in enumerate(picture.figures):
         nouns = figure.identity.nouns
@@ -120,14 +119,14 @@ def caption_and_phrases(
 
 
 def without_place(text: str) -> str:
-    """A caption that does not say where anybody stands: for pictures whose pose something else decides."""
+    """A caption without places: for pictures whose pose a control picture decides."""
     for place in _PLACES.values():
         text = text.replace(f" {place}", "")
     return text
 
 
 def prompt(picture: Picture, rng: np.random.Generator) -> str:
-    """The prompt an adapter is trained and evaluated with: `person` and `pet`, nothing that identity
+    """The prompt an encoder is trained and evaluated with: `person` and `pet`, nothing that identity
     fixes."""
     return caption(picture, rng, words=subject_words(picture))
 

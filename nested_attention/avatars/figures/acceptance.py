@@ -1,8 +1,7 @@
 """The figures of the small world: identity, prompt, several subjects, and the control over both (λ).
 
-Every image counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true
-drawing
-through the autoencoder), and the base model given the identity in words.
+Every picture counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true
+drawing through the autoencoder), and the base model with the identity described in words.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def curve(
     judges: Judges, word: str, counts: Counts, say: Callable[[str], None], kept: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Identity against prompt over λ (the paper's Fig. 10), on the cases of `one_subject`: its floor and
-    ceiling are the curve's, and what it kept at the default λ is not drawn again."""
+    ceiling are the curve's. `kept`: the figures at the default λ, which are not drawn again."""
     cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
     points = []
     for scale in LAMBDAS:
@@ -111,10 +110,9 @@ def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[st
 
 @torch.no_grad()
 def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
-    """P[s*] of the base model in the finest layers, inside and outside the subject, halfway through the
-    noise.
+    """P[s*] of the base model in the finest layers, inside and outside the subject, at timestep 500.
 
-    Without attention to the subject's word there is nothing that a nested value could change.
+    A nested value acts through this attention alone.
     """
     world = judges.world
     result = {}

@@ -1,8 +1,8 @@
 """Nested values against one global value a subject (the paper's "Global V"), under equal training.
 
 Both encoders begin with the same random weights and see the same pictures, noise and number of steps. The
-paper finds that a value which does not depend on the query carries fewer details (Appendix B); a small world
-in which that is not so would have identities too coarse to need nested attention.
+paper finds that a value which does not depend on the query carries fewer details (Appendix B). Where that
+does not hold, identities are too coarse to need nested attention.
 
 Compared are the error of the prediction on held-out subjects, in pairs of the same picture, noise and
 timestep, and who is recognised in what is drawn from noise alone.

@@ -15,8 +15,7 @@ from ..drawing.references import sample_crop
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One picture to be generated: its subjects, the drawing a perfect model would match, the words, the
-    seed."""
+    """One picture to be generated: the drawing a perfect model would match, its words, references, seed."""
 
     picture: Picture
     prompt: str

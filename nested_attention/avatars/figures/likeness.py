@@ -1,4 +1,4 @@
-"""How like its subject a picture is, beyond being told from strangers: each attribute, and among twins."""
+"""Likeness beyond retrieval among strangers: each attribute, and retrieval among near-twins."""
 
 from __future__ import annotations
 

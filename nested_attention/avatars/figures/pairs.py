@@ -52,8 +52,8 @@ MEASURES = {
 def people(
     judges: Judges, counts: Counts, say: Callable[[str], None], sampling: Sampling | None = None
 ) -> dict[str, Any]:
-    """The figures under each measure, beside those of the base model, also when it is told of both people in
-    words, and of the true drawing.
+    """The figures under each measure, beside those of the base model without and with a description of both
+    people, and of the true drawing.
 
     first, second: the person that the prompt names first or second is recognised in its place, among all of
     them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all

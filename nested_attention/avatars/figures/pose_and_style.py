@@ -32,8 +32,7 @@ AS_SHIPPED = Sampling()
 
 @dataclass(frozen=True)
 class PoseScore:
-    """How far figures stand from where the control picture has them, and whether they are who they should
-    be."""
+    """How far figures stand from their place in the control picture, and how well they are recognised."""
 
     columns: float  # mean distance in art pixels, across
     rows: float  # and down
@@ -43,7 +42,7 @@ class PoseScore:
 
 @dataclass(frozen=True)
 class StyleScore:
-    """How far pictures are from drawings in ink, and whether their people are who they should be."""
+    """How far pictures are from drawings in ink, and how well their people are recognised."""
 
     distance: float  # Fréchet distance of patches of 4 × 4 art pixels, colours in [0, 1]
     attributes: float
@@ -110,7 +109,7 @@ def patch_distance(one: np.ndarray, other: np.ndarray, size: int = 4) -> float:
         return flat.mean(0), flat.T.cov()
 
     (mean, cov), (mean_2, cov_2) = moments(one), moments(other)
-    # The trace of the root of cov · cov_2, from its eigenvalues: real and not negative but for rounding.
+    # The trace of the root of cov · cov_2, from its eigenvalues: real and at least 0, up to rounding.
     root = torch.linalg.eigvals(cov @ cov_2).real.clamp(min=0).sqrt().sum()
     return float((mean - mean_2).square().sum() + cov.trace() + cov_2.trace() - 2 * root)
 

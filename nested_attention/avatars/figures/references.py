@@ -1,9 +1,7 @@
-"""How much of the identity figures is the reference picture: a calm close-up instead of any picture, and more
-than one.
+"""How the identity figures depend on the reference: any picture, a calm close-up, or several pictures.
 
-A subject's own reference in the other figures is a crop of any picture of it, which may wear a crown over its
-hair or close its eyes. What is hidden there no encoder can hand over, and no words of the base model have to
-do without it.
+The other figures' reference is a crop of any picture of the subject, in which a crown may cover its hair or
+its eyes may be closed. An encoder cannot pass on what its reference hides.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _references(document: dict[str, Any], references: dict[str, Any]) -> list[st
     return [
         "### What the reference decides",
         "The same subjects, prompts and seeds with other references. *Any picture* may show a crown over the "
-        "hair or closed eyes, and what it hides no encoder can hand over; several are of that kind too. "
+        "hair or closed eyes, and an encoder cannot pass on what it hides; several are of that kind too. "
         f"Measured by `nested-attention world references` on {ran['date']} "
         f"({ran['machine']}; {ran['seconds']} s).",
         _table([*header, "prompt"], rows),
@@ -260,16 +260,16 @@ def summary(document: dict[str, Any]) -> str:
     subjects = [people[name] for name in people if name not in _ROWS]
     other = max(each["swapped"]["rate"] for each in subjects)
     own = min(each["own_both"]["rate"] for each in subjects)
+    likeness = "in every picture" if own == 1 else f"in {_share(own)} of pictures or more"
+    mistaken = "neither" if other == 0 else f"in up to {_share(other, 1)} of places one"
     return "\n\n".join(
         [
             _table([*header, "true drawing"], rows),
             textwrap.fill(
-                "In the row of two people, each has a photo of their own, and nothing keeps them apart. With "
-                f"a mask each it is {masks}, with `bounded` besides {bounded}, with regions found "
-                f"automatically {auto}. "
-                "With every setting, each of the two looks more like itself than like the other in "
-                f"{_share(own)} of pictures or more. The other one is recognised in its place in "
-                f"{_share(other, 1)} or less.",
+                "Two people each have their own photo. In that row nothing keeps them apart; with a mask "
+                f"each it is {masks}, with `bounded` too {bounded}, and with regions found automatically "
+                f"{auto}. Under each of these settings, both look more like themselves than like the other "
+                f"{likeness}, and {mistaken} is recognised as the other.",
                 width=118,
             ),
         ]

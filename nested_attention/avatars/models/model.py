@@ -1,10 +1,10 @@
 """The tiny SDXL of the small world: its sizes, and its modules with random weights.
 
-Same building blocks and text conditioning as SDXL: a UNet of `CrossAttnDownBlock2D`, `DownBlock2D` and their
-counterparts with linear projections, two CLIP text encoders whose penultimate states are concatenated, a
-pooled
-projection and size conditioning; a KL autoencoder; a CLIP vision model for references. Only the sizes differ,
-and the order of the blocks: latents are 16×16, so attention starts at the first level.
+Same building blocks and text conditioning as SDXL: a UNet of `CrossAttnDownBlock2D`, `DownBlock2D` and
+their counterparts with linear projections, two CLIP text encoders whose penultimate states are
+concatenated, a pooled projection and size conditioning; a KL autoencoder; a CLIP vision model for
+references. Only the sizes differ, and the order of the blocks: latents are 16×16, so attention starts at
+the first level.
 """
 
 from __future__ import annotations

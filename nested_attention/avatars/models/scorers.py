@@ -1,8 +1,7 @@
 """Two judges of generated pictures, trained apart from everything that generates.
 
-`IdentityScorer` looks at the window where a subject stands and tells who it is: an embedding for retrieval,
-and
-one answer an attribute. `PromptScorer` looks at the whole picture and tells what the prompt asked for.
+`IdentityScorer` classifies each attribute of a subject in the window where it stands; retrieval compares the
+classifiers' log-likelihoods. `PromptScorer` classifies what the prompt decides, from the whole picture.
 """
 
 from __future__ import annotations

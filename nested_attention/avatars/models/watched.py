@@ -1,4 +1,4 @@
-"""Cross-attention that can be looked at: P of the finest layers, for training and for measuring."""
+"""Cross-attention that keeps its weights: P of the finest layers, for training and for measuring."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The small world as torch modules: load, draw from prompts, encode references; the diffusers side of the
-demo."""
+"""The small world as torch modules: load it, draw from prompts, encode references. The demo uses it."""
 
 from __future__ import annotations
 

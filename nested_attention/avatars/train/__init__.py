@@ -1,2 +1,1 @@
-"""How the small world's weights are made, stage by stage; every stage is seeded and resumes from its last
-checkpoint."""
+"""How the small world's weights are made, in stages: each is seeded and resumes from its last checkpoint."""
