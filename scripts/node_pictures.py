@@ -102,6 +102,7 @@ def photograph(editor: Editor, shown: Shown, context: Context) -> Image.Image:
         editor.set_widget("batch_size", 1)
         editor.run.click()
         editor.wait_for_pictures(1)
+    editor.page.wait_for_timeout(1500)  # the view glides to where it was told to go
     x, y = editor.evaluate("(r => [r.x, r.y])(app.canvas.canvas.getBoundingClientRect())")
     place = (100, 100)  # clear of the editor's side bar and tabs
     offset = [place[0] - left - x, place[1] - top - y]
