@@ -51,9 +51,12 @@ PICTURES = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').m
 BOXES = """() => {
     const {x, y} = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds
     const title = LiteGraph.NODE_TITLE_HEIGHT
+    const elements = new Map(app.graph._nodes.map(node =>
+        [node, document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()]))
+    if (LiteGraph.vueNodesMode && [...elements.values()].some(element => !element?.height)) return null
     return [
         app.graph._nodes.map(node => {
-            const element = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+            const element = elements.get(node)
             return [node.title, ...(element
                 ? [(element.x - x) / scale - offset[0], (element.y - y) / scale - offset[1],
                    element.width / scale, element.height / scale]
@@ -113,6 +116,7 @@ def open_editor(
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": size[0], "height": size[1]}, locale="en-US")
+        page.set_default_timeout(120_000)  # a busy machine
         page.goto(server.url)
         editor = Editor(page)
         editor.run.wait_for(timeout=180_000)
@@ -180,7 +184,7 @@ class Editor:
         shown = before = None
         while shown is None or shown != before:
             before, shown = shown, self.evaluate(BOXES)
-            self.page.wait_for_timeout(150)
+            self.page.wait_for_timeout(250)
         return tuple([Box(*one) for one in part] for part in shown)
 
     def prompt(self) -> dict[str, Any]:
