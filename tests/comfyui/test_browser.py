@@ -165,8 +165,8 @@ def test_a_workflow_saved_long_ago_sends_the_same_values_and_links(
         ]
 
 
-@pytest.mark.parametrize("bypassed", [{"person"}, {"person", "pet"}], ids="+".join)
-def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Editor, bypassed: set[str]) -> None:
+@pytest.mark.parametrize("bypassed", [("person",), ("person", "pet")], ids="+".join)
+def test_a_bypassed_node_is_as_if_it_were_not_there(editor: Editor, bypassed: tuple[str, ...]) -> None:
     """The server gets the graph without it: what it draws then is in test_server.py, beside strength 0."""
     load(editor, "avatar_person_and_pet")
     whole = load_workflow("avatar_person_and_pet")
