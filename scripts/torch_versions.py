@@ -45,7 +45,9 @@ def environment(torch: str, comfyui: ComfyUI | None, folder: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
         _pip(python, f"torch=={torch}")
         constraint = place / "torch.txt"
-        constraint.write_text(f"torch=={torch}\n", encoding="utf-8")
+        # Triton's interpreter of that time does not run with what newer versions of NumPy refuse.
+        older = "numpy<2.3\n" if tuple(map(int, torch.split(".")[:2])) < (2, 9) else ""
+        constraint.write_text(f"torch=={torch}\n{older}", encoding="utf-8")
         _pip(python, "-r", str(ROOT / "requirements-dev.txt"), "-c", str(constraint))
         if comfyui is not None:
             _install_requirements(comfyui, place)

@@ -25,6 +25,7 @@ from nested_attention.kernels import chunks
 from nested_attention.kernels.rows import read_rows
 
 CPU = torch.device("cpu")
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 @pytest.fixture
@@ -130,7 +131,8 @@ class TestCompiled:
                 found = compiled(query, key, value, subjects, rows)
                 expected = layer(query, key, value, subjects, rows)
             torch.testing.assert_close(found, expected)
-        assert counter.frame_count == 1
+        # PyTorch 2.6 compiles once more, when the place first differs, and takes it as a variable from then on.
+        assert counter.frame_count <= (1 if TORCH >= (2, 9) else 2)
         torch._dynamo.reset()
 
 

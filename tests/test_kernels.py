@@ -25,6 +25,7 @@ from nested_attention.kernels.rows import read_rows
 HERE = Path(__file__).parent
 
 COMPILE = """
+import inspect
 import conftest
 import triton
 from triton.backends.compiler import GPUTarget
@@ -47,7 +48,11 @@ def shared(capability, dtype, size, reweighted):
     types |= {name: "fp32" for name in ("scale", "strength", "alpha", "epsilon")}
     types |= {name: "constexpr" for name in constants}
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    else:  # Triton 3.2
+        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        source = ASTSource(fn=kernel, signature=signature, constants=constants)
     options = {"num_warps": warps, "num_stages": 1}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
 

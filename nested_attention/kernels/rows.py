@@ -84,6 +84,7 @@ class Rows:
     back: Tensor | None
 
 
+@torch.compiler.disable  # it reads on the host
 def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
     """What the layers of a forward pass on `device` have to know of the subjects' masks.
 

@@ -147,6 +147,7 @@ class _Run:
         """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
         self._masks = self._bound = self._regions = None
 
+    @torch.compiler.disable  # a compiled UNet calls it too, and some versions cannot follow it
     def before_step(self, slot: SubjectSlot, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Binds the subjects that count at this step. Reads the timestep only if that depends on it."""
         if self._masks is None:

@@ -46,7 +46,7 @@ class NestedLayer:
             "transformer_options": extra_options,
         }
         carried = self._carried(q, k, v)
-        known = carried is self.carried and bool(carried) and carried[0].mask.shape[1] == tokens
+        known = carried is self.carried and len(carried) > 0 and carried[0].mask.shape[1] == tokens
         rows = self.rows if known else None  # None: another pack changed the context's length
         if self.previous is None and rows is not None and attends_in_parts(q, k, rows, extra_options):
             subjects = self._bind(carried, q, tokens, extra_options)
