@@ -131,7 +131,7 @@ class TestCompiled:
                 found = compiled(query, key, value, subjects, rows)
                 expected = layer(query, key, value, subjects, rows)
             torch.testing.assert_close(found, expected)
-        # PyTorch 2.6 compiles once more, when the place first differs, and takes it as a variable from then on.
+        # PyTorch 2.6 compiles once more, when the place first differs, and takes it as variable from then on.
         assert counter.frame_count <= (1 if TORCH >= (2, 9) else 2)
         torch._dynamo.reset()
 

@@ -96,9 +96,11 @@ def new_patcher(
     One of another kind would be estimated by older rules, and make ComfyUI unload other models.
     disable_dynamic: of the older kind nevertheless, which newer versions ask for where they need it.
     """
-    kind = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        kind = getattr(comfy.model_patcher, "CoreModelPatcher", kind)
+    try:
+        newest = comfy.model_patcher.CoreModelPatcher
+    except AttributeError:  # older versions have one kind
+        newest = comfy.model_patcher.ModelPatcher
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else newest
     return kind(model, load_device, offload_device)
 
 
@@ -120,11 +122,13 @@ class SiteValues(nn.Module, comfy.ops.CastWeightBiasOp):
         if self.weight.device == device:
             return self.weight, self.bias
         cast = {"dtype": self.weight.dtype, "bias_dtype": self.bias.dtype, "device": device}
-        if not hasattr(comfy.ops, "uncast_bias_weight"):  # older versions hand out tensors to keep
+        try:
+            give_back = comfy.ops.uncast_bias_weight
+        except AttributeError:  # older versions hand out tensors to keep
             return comfy.ops.cast_bias_weight(self, **cast)
         key, value, stream = comfy.ops.cast_bias_weight(self, **cast, offloadable=True)
         kept = key.clone(), value.clone()  # of what is given back, before the next layer gets its place
-        comfy.ops.uncast_bias_weight(self, key, value, stream)
+        give_back(self, key, value, stream)
         return kept
 
 
