@@ -3,6 +3,7 @@ explained."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -88,3 +89,12 @@ def test_what_is_missing_is_explained(monkeypatch: pytest.MonkeyPatch, folder: P
     install(monkeypatch, None)
     with pytest.raises(NestedAttentionError, match=r"det_10g.onnx is no face detector.*built-in"):
         InsightFaceDetector(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_model(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Whoever opens one waits for ever, and the server with them."""
+    asked = install(monkeypatch, FakeModel())
+    os.mkfifo(folder / "models" / "buffalo_l" / "det_0.onnx")
+    InsightFaceDetector(folder)
+    assert [Path(path).name for path in asked] == ["det_10g.onnx"]

@@ -34,7 +34,8 @@ class InsightFaceDetector:
                 "built-in detector, which needs nothing, or install insightface and onnxruntime into "
                 f"ComfyUI's Python. {_NON_COMMERCIAL}"
             ) from error
-        files = sorted(folder.glob("*/det_*.onnx"), key=lambda path: (path.parent.name != "buffalo_l", path))
+        found = [path for path in folder.glob("*/det_*.onnx") if path.is_file()]  # a pipe would wait for ever
+        files = sorted(found, key=lambda path: (path.parent.name != "buffalo_l", path))
         if not files:
             raise NestedAttentionError(
                 f"the detector insightface is chosen, and no det_*.onnx lies in {folder / 'buffalo_l'} or "

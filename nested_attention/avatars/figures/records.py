@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...paths import PACKAGE, SMALL_WORLD
+from ...storage.files import replacing
 
 _CODE = (
     *("attention.py", "regions.py", "qformer.py", "encoder.py", "settings.py"),
@@ -47,7 +48,6 @@ def hashes(folder: Path = SMALL_WORLD) -> dict[str, str]:
 
 def write(document: dict[str, Any], path: Path, belongs: dict[str, str] | None = None) -> None:
     """Write figures in one piece, with the hashes of what they belong to: all of the folder's by default."""
-    temporary = path.with_suffix(".tmp")
     found = hashes(path.parent) if belongs is None else belongs
-    temporary.write_text(json.dumps({**document, "hashes": found}, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**document, "hashes": found}, indent=1) + "\n")
