@@ -20,7 +20,12 @@ from nested_attention.avatars.drawing.ink import INK, PAPER, ink
 from nested_attention.avatars.drawing.picture import STYLES, Figure, Picture, render
 from nested_attention.avatars.drawing.pose import Pose
 from nested_attention.avatars.drawing.pose_map import pose_map, pose_picture
-from nested_attention.avatars.drawing.prompts import caption, sample_picture, without_place
+from nested_attention.avatars.drawing.prompts import (
+    caption,
+    combination_split,
+    sample_picture,
+    without_place,
+)
 from nested_attention.avatars.figures.judges import Judges
 from nested_attention.avatars.figures.pose_and_style import (
     find_pose,
@@ -132,7 +137,9 @@ def test_posed_pictures_stand_where_no_word_places_them(tmp_path: Path) -> None:
     again = draw_pose_data(40, 3, workers=1, cache=tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(vars(drawn).values(), vars(again).values(), strict=True))
     rng = np.random.default_rng(0)
-    columns = {sample_posed(rng, "person").figures[0].pose.x for _ in range(200)}
+    posed = [sample_posed(rng, "person") for _ in range(200)]
+    assert {combination_split(picture) for picture in posed} == {"train"}
+    columns = {picture.figures[0].pose.x for picture in posed}
     assert columns == set(COLUMNS)
 
 

@@ -104,7 +104,7 @@ class AuxiliaryLosses:
 
     heads: classify the subject's attributes from its tokens, and are trained with the encoder; None: no
     heads. attribute_weight: weight of their cross-entropies. distillation: the share by which the target
-    moves from the picture's own velocity, which is mostly noise, to the frozen model's prediction under a
+    moves from the picture's own velocity to the frozen model's prediction under a
     caption that describes the subject, in [0, 1].
     """
 

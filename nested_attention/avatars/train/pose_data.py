@@ -12,7 +12,7 @@ from ..drawing.ink import ink
 from ..drawing.picture import Picture, render
 from ..drawing.pose import Pose
 from ..drawing.pose_map import pose_map
-from ..drawing.prompts import caption, sample_identities, sample_picture, without_place
+from ..drawing.prompts import caption, combination_split, sample_identities, sample_picture, without_place
 from ..models.tokenizer import load_tokenizer
 from .data import by_cell, cached, in_chunks, loss_weight_of
 
@@ -36,8 +36,14 @@ class PoseData:
 
 
 def sample_posed(rng: np.random.Generator, kinds: str) -> Picture:
-    """A picture whose figures stand anywhere; two of them side by side."""
-    picture = sample_picture(rng, sample_identities(rng, kinds))
+    """A picture whose figures stand anywhere, two of them side by side, in a combination for training."""
+    while True:
+        picture = _moved(rng, sample_picture(rng, sample_identities(rng, kinds)))
+        if combination_split(picture) == "train":  # the placement is part of it
+            return picture
+
+
+def _moved(rng: np.random.Generator, picture: Picture) -> Picture:
     figures = []
     for figure in picture.figures:
         columns = [
