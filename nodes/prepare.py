@@ -9,8 +9,10 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy.notices import begin_notices, warn
 from ..nested_attention.paths import FACE_DETECTOR
 from ..nested_attention.pictures.align import align_faces
+from ..nested_attention.pictures.background import estimate_subjects
 from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_masks, check_pictures
 from ..nested_attention.pictures.draw import draw_faces
@@ -19,7 +21,7 @@ from ..nested_attention.pictures.insight import InsightFaceDetector
 from ..nested_attention.pictures.isolate import BACKGROUNDS, Isolation, isolate_subjects
 from ..nested_attention.pictures.pyramid import TiledFaceDetector
 from ..nested_attention.pictures.square import PADDINGS, Padding
-from .common import schema
+from .common import naming, schema
 
 
 class AlignFace(io.ComfyNode):
@@ -161,9 +163,9 @@ class IsolateSubject(io.ComfyNode):
             "IsolateSubject",
             "Isolate Subject",
             description=(
-                "Puts a subject on a plain background, in the middle of a square, from a picture and a "
-                "mask. For pets and objects: pet encoders are trained with subjects on white, as the "
-                "paper advises."
+                "Puts a subject on a plain background, in the middle of a square. For pets and objects: pet "
+                "encoders are trained with subjects on white, as the paper advises. Without a mask, what "
+                "differs from the picture's border is the subject, and the node says if that is not certain."
             ),
             search_aliases=[
                 "remove background",
@@ -179,8 +181,10 @@ class IsolateSubject(io.ComfyNode):
                     "mask",
                     tooltip=(
                         "White where the subject is, of any size; several pieces count as one subject. "
-                        "One for each picture, one for all of them, or several for one picture."
+                        "One for each picture, one for all of them, or several for one picture. Not "
+                        "connected: it is estimated from the picture's border, for plain backgrounds."
                     ),
+                    optional=True,
                 ),
                 io.Combo.Input(
                     "background",
@@ -240,21 +244,27 @@ class IsolateSubject(io.ComfyNode):
     def execute(
         cls,
         image: Any,
-        mask: Any,
         background: str,
         padding: float,
         grow: int,
         feather: float,
         invert: bool,
         size: int,
+        mask: Any = None,
     ) -> io.NodeOutput:
         node = "Isolate Subject"
-        pictures, masks = check_pictures(image, node).cpu(), check_masks(mask, node).cpu()
-        try:
+        begin_notices()
+        pictures = check_pictures(image, node).cpu()
+        with naming(node):
+            if mask is None:
+                masks, doubts = estimate_subjects(pictures)
+                for doubt in doubts:
+                    warn(f"{node}: {doubt}")
+                invert = False
+            else:
+                masks = check_masks(mask, node).cpu()
             how = Isolation(
                 background=background, padding=padding, grow=grow, feather=feather, invert=invert, size=size
             )
             images, alphas = isolate_subjects(pictures, masks, how)
-        except NestedAttentionError as error:
-            raise NestedAttentionError(f"{node}: {error}") from error
         return io.NodeOutput(images, alphas, ui=ui.PreviewImage(images, cls=cls))

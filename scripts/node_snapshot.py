@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from definitions import ROOT, load_definitions, slots  # noqa: E402
 
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SNAPSHOT = ROOT / "tests" / "node_snapshot.json"
 
 Snapshot = Mapping[str, Any]
@@ -70,7 +71,7 @@ def _broken_inputs(node: str, old: list[dict[str, Any]], new: list[dict[str, Any
             continue
         there = known[name]
         for key in ("type", "required", "default"):
-            if entry.get(key) != there.get(key):
+            if entry.get(key) != there.get(key) and not (key == "required" and _relaxed(entry, there)):
                 yield f"{node}: {key} of input {name!r} was {entry.get(key)!r}, is {there.get(key)!r}"
         lost = [option for option in entry.get("options", ()) if option not in there.get("options", ())]
         if lost:
@@ -79,7 +80,9 @@ def _broken_inputs(node: str, old: list[dict[str, Any]], new: list[dict[str, Any
             "max", 1e30
         ):
             yield f"{node}: input {name!r} allowed {_range(entry)}, allows {_range(there)}"
-    names = [entry["name"] for entry in old]
+    moved = {entry["name"] for entry in old if _relaxed(entry, known.get(entry["name"], {}))}
+    new = [entry for entry in new if entry["name"] not in moved]
+    names = [entry["name"] for entry in old if entry["name"] not in moved]
     if [entry["name"] for entry in new if entry["name"] in names] != names:
         yield f"{node}: the inputs changed places, and saved widgets go by their place"
     seen = [entry["name"] in names for entry in new]
@@ -88,6 +91,12 @@ def _broken_inputs(node: str, old: list[dict[str, Any]], new: list[dict[str, Any
     for entry in new:
         if entry["name"] not in names and entry["required"]:
             yield f"{node}: the new input {entry['name']!r} is required, and saved workflows lack it"
+
+
+def _relaxed(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether an input that had to be connected no longer has to be: it stands behind those that do, and the
+    editor joins its links by name. Widgets go by their place, and are none of these."""
+    return bool(old["required"] and not new.get("required", True) and old["type"] not in WIDGETS)
 
 
 def _range(entry: Mapping[str, Any]) -> str:

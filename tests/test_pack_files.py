@@ -17,13 +17,16 @@ NODE: dict[str, Any] = {
     "display_name": "A Node",
     "description": "Does what it does with λ.",
     "input": {
-        "required": {"model": ["MODEL", {"tooltip": "A model."}]},
+        "required": {
+            "model": ["MODEL", {"tooltip": "A model."}],
+            "size": ["INT", {"default": 8, "tooltip": "Pixels a side."}],
+        },
         "optional": {
             "scale": ["FLOAT", {"default": 1.0, "min": 0.0, "max": 2.0, "tooltip": "From 0 to 2."}],
             "mode": ["COMBO", {"default": "a", "options": ["a", "b"], "tooltip": "Write <alice> for a."}],
         },
     },
-    "input_order": {"required": ["model"], "optional": ["scale", "mode"]},
+    "input_order": {"required": ["model", "size"], "optional": ["scale", "mode"]},
     "output": ["MODEL"],
     "output_name": ["MODEL"],
     "output_tooltips": ["A changed model."],
@@ -53,6 +56,14 @@ def without(name: str) -> dict[str, Any]:
     return {"Node": node}
 
 
+def moved_back(name: str) -> dict[str, Any]:
+    """The node with an input that no longer has to be there, behind those that have to."""
+    node = copy.deepcopy(NODE)
+    node["input"]["optional"][name] = node["input"]["required"].pop(name)
+    node["input_order"] = {section: list(inputs) for section, inputs in node["input"].items()}
+    return {"Node": node}
+
+
 @pytest.mark.parametrize(
     ("now", "said"),
     [
@@ -63,6 +74,7 @@ def without(name: str) -> dict[str, Any]:
         (changed(mode={"options": ["a"]}), "input 'mode' no longer offers ['b']"),
         (grown("new", first=True), "put before older ones"),
         (grown("new", section="required"), "the new input 'new' is required"),
+        (moved_back("size"), "required of input 'size' was True, is False"),
         ({"Node": {**NODE, "output": ["CLIP"], "output_name": ["CLIP"]}}, "output 0 was"),
     ],
 )
@@ -75,7 +87,13 @@ def test_a_change_that_breaks_saved_workflows_is_named(
 
 
 @pytest.mark.parametrize(
-    "now", [grown("new"), {"Node": NODE, "Other": NODE}, changed(mode={"options": ["a", "b", "c"]})]
+    "now",
+    [
+        grown("new"),
+        {"Node": NODE, "Other": NODE},
+        changed(mode={"options": ["a", "b", "c"]}),
+        moved_back("model"),
+    ],
 )
 def test_an_addition_only_wants_a_new_snapshot(script: Script, now: dict[str, Any]) -> None:
     snapshots = script("node_snapshot.py")

@@ -149,8 +149,9 @@ def square_around(alpha: Tensor, padding: float) -> Square:
     if not len(rows):
         raise NestedAttentionError(
             f"the mask is empty (its largest value is {float(alpha.max()):.2g}). Paint or segment the "
-            "subject; Load Image gives an empty mask for a picture without transparency, and one that "
-            "shows the surroundings for a cut-out, which needs invert"
+            "subject, or disconnect the mask to have it estimated; Load Image gives an empty mask for a "
+            "picture without transparency, and one that shows the surroundings for a cut-out, which needs "
+            "invert"
         )
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1

@@ -139,6 +139,19 @@ def test_isolate_subject_by_default_gives_a_pet_on_white(nodes: dict[str, Any], 
     assert (temporary / shown[0]["filename"]).is_file()
 
 
+def test_isolate_subject_without_a_mask_estimates_one_and_says_if_it_is_not_sure(
+    nodes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    horse = torch.from_numpy(data.horse()).float()[None]
+    given = run(nodes["IsolateSubject"], image=horse[..., None], mask=1 - horse, size=128).args[1]
+    estimated = run(nodes["IsolateSubject"], image=horse[..., None], invert=True, size=128).args[1]
+    assert float((estimated - given).abs().mean()) < 0.05
+    assert not [record for record in caplog.records if record.name == "nested_attention"]
+    run(nodes["IsolateSubject"], image=cat())
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "nested_attention"]
+    assert said.startswith("Isolate Subject: picture 1 of 1: the background could not be told")
+
+
 @pytest.mark.parametrize("name", ["AlignFace", "IsolateSubject"])
 def test_the_help_page_explains_every_slot_and_shows_a_small_picture(
     nodes: dict[str, Any], name: str
