@@ -12,3 +12,4 @@ WEIGHTS = PACK / "weights" if (PACK / "weights" / "registry.json").is_file() els
 REGISTRY = WEIGHTS / "registry.json"
 SMALL_WORLD = WEIGHTS / "avatars"
 FACE_DETECTOR = WEIGHTS / "blazeface" / "face_detection.safetensors"
+FACE_RECOGNISER = WEIGHTS / "face_recognition" / "face_recognition.safetensors"

@@ -1,2 +1,2 @@
-"""Preparing reference pictures: faces found and aligned, subjects isolated. Needs torch, and Pillow to
-draw."""
+"""Preparing reference pictures: faces found, aligned and recognised, subjects isolated. Needs torch, and
+Pillow to draw."""
