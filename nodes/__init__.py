@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .apply import ApplySubject, MarkPrompt
 from .demo import DemoPose, DemoWorld
 from .encode import EncodeSubject
+from .likeness import MeasureLikeness
 from .load import LoadEncoder
 from .prepare import AlignFace, IsolateSubject
 from .subjects import LoadSubject, MixSubjects, SaveSubject
@@ -23,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadSubject,
     ApplySubject,
     MarkPrompt,
+    MeasureLikeness,
 ]
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the pictures of the help pages about the small world: python scripts/help_pictures.py
+"""Draws the pictures of the help pages about the small world and Likeness: python scripts/help_pictures.py
 
 Demo Pose's is drawn by the shipped weights: run it again when they change.
 """
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,7 +28,10 @@ from nested_attention.avatars.drawing.references import (  # noqa: E402
 from nested_attention.avatars.models.control import Control, load_control  # noqa: E402
 from nested_attention.avatars.models.world import load_world  # noqa: E402
 from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
-from nested_attention.paths import SMALL_WORLD  # noqa: E402
+from nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
+from nested_attention.pictures.blazeface import load_blazeface  # noqa: E402
+from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
+from nested_attention.pictures.recognise import compare, load_face_recogniser  # noqa: E402
 
 SIDE, GAP, SEEDS = 80, 8, range(6)
 
@@ -63,7 +67,40 @@ def poses() -> Image.Image:
     return Image.fromarray(shown)
 
 
+def likeness() -> Image.Image:
+    """The photographs that scikit-image ships, and what Likeness says of them."""
+    from skimage import data
+
+    astronaut = Image.fromarray(data.astronaut())
+    pictures = {
+        "reference": astronaut,
+        "darker": astronaut.point(lambda value: value * 0.35),
+        "cropped": astronaut.crop((110, 20, 350, 260)),
+        "a photographer": Image.fromarray(data.camera()).convert("RGB"),
+        "a cat": Image.fromarray(data.chelsea()[:, 80:380]),
+    }
+    side = 176
+    shown = {
+        name: picture.resize((side, side), Image.Resampling.LANCZOS) for name, picture in pictures.items()
+    }
+    batches = {name: torch.from_numpy(np.asarray(p)).float()[None] / 255 for name, p in pictures.items()}
+    detect, network = TiledFaceDetector(load_blazeface(FACE_DETECTOR)), load_face_recogniser(FACE_RECOGNISER)
+    sheet = Image.new("RGB", (len(shown) * (side + GAP) + GAP, side + 64), (250, 249, 246))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, (name, picture) in enumerate(shown.items()):
+        left = GAP + column * (side + GAP)
+        sheet.paste(picture, (left, GAP))
+        lines = [name]
+        if name != "reference":
+            (found,) = compare(batches["reference"], batches[name], detect, network)
+            verdict, _, figure = found.verdict.partition(": ")
+            lines = [verdict, figure.partition(",")[0]]
+        draw.multiline_text((left, side + GAP + 6), "\n".join(lines), fill=(40, 40, 40), font=font)
+    return sheet
+
+
 if __name__ == "__main__":
+    likeness().save(ROOT / "web" / "docs" / "likeness.jpg", quality=85)
     for name, picture in (("demo_world", references()), ("demo_pose", poses())):
         place = ROOT / "web" / "docs" / f"{name}.png"
         picture.quantize(64, dither=Image.Dither.NONE).save(place, optimize=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import NestedAttentionError
 from ..storage.tensors import read_tensors
-from .faces import Face
+from .faces import Face, FaceDetector
 from .square import Square, cut
 
 SIDE = 150
@@ -190,3 +190,25 @@ def likeness(references: Tensor, faces: Tensor) -> Likeness:
     picture (faces, 128)."""
     distance = float(torch.cdist(references, faces).min()) if len(faces) else math.inf
     return Likeness(distance, len(faces))
+
+
+def compare(
+    references: Tensor, pictures: Tensor, detect: FaceDetector, network: FaceRecogniser
+) -> list[Likeness]:
+    """Photographs of one person, whose largest face counts, and any pictures, (n, height, width, 3) in [0, 1]
+    → the person's likeness in each of the pictures.
+
+    Raises NestedAttentionError, naming the reference, where it shows no face.
+    """
+    known = []
+    for number, picture in enumerate(references, start=1):
+        faces = detect(picture)
+        if not faces:
+            raise NestedAttentionError(
+                f"reference {number} of {len(references)} ({picture.shape[1]} × {picture.shape[0]} pixels): "
+                "no face was found. Expected a photograph of the person that shows both eyes and the mouth. "
+                "Crop it closer to the face, or take another one"
+            )
+        known.append(describe(network, picture, faces[:1]))
+    person = torch.cat(known)
+    return [likeness(person, describe(network, picture, detect(picture))) for picture in pictures]

@@ -30,6 +30,7 @@ IDS = {
         "LoadSubject",
         "ApplySubject",
         "MarkPrompt",
+        "Likeness",
     )
 }
 
