@@ -205,10 +205,12 @@ def test_marks_where_each_token_has_two_rows(
 
 
 def together(clip: Any, *texts: str) -> Any:
-    """A conditioning of one prompt a picture, as nodes for batches of prompts build it."""
+    """A conditioning of one prompt a picture, as nodes for batches of prompts build it: shorter ones are
+    repeated, as ComfyUI repeats them."""
     encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in texts]
-    contexts, pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    return [[contexts, {"pooled_output": pooled}]]
+    longest = max(context.shape[1] for context, _ in encoded)
+    contexts = [context.repeat(1, longest // context.shape[1], 1) for context, _ in encoded]
+    return [[torch.cat(contexts), {"pooled_output": torch.cat([pooled for _, pooled in encoded])}]]
 
 
 def two(world: Any, **settings: Any) -> tuple[Any, Any]:
@@ -221,17 +223,19 @@ def two(world: Any, **settings: Any) -> tuple[Any, Any]:
     order="prompt",
     note="each carries its own subjects; of two that read the same with different subjects an error says so",
 )
-def test_a_prompt_for_each_picture(world: Any) -> None:
+@pytest.mark.parametrize("more", ["", ", a house" * 40])
+def test_a_prompt_for_each_picture(world: Any, more: str) -> None:
     from tiny import carries, encode
 
     from nested_attention.errors import NestedAttentionError
     from nested_attention.hosts.comfy import mark_prompt
 
     model, clip = two(world)
-    texts = "<alice> by the sea", "the forest, and <bob:man>"
+    texts = "<alice> by the sea", f"the forest, and <bob:man>{more}"
     bad = encode(clip, "bad")
     both = drawn(model, together(clip, *texts), bad, batch=2)
-    plain = drawn(world.model, together(world.clip, "person by the sea", "the forest, and man"), bad, batch=2)
+    without = together(world.clip, "person by the sea", f"the forest, and man{more}")
+    plain = drawn(world.model, without, bad, batch=2)
     for row, text in enumerate(texts):
         alone = drawn(model, encode(clip, text), bad, batch=2)
         torch.testing.assert_close(both[row], alone[row], rtol=1e-4, atol=1e-4)
