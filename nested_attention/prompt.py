@@ -157,7 +157,9 @@ def describe_words(words: Sequence[str], wanted: str | None = None, limit: int =
         return told
     looked_for = " ".join(unicodedata.normalize("NFC", wanted).lower().split())
     around = next((word for word in words if looked_for in word and word[0] not in "<＜"), None)
-    if around is not None:
+    if looked_for in words:
+        told += f". That {wanted!r} is another subject's, or past what the text encoder reads"
+    elif around is not None:
         told += (
             f". Whole words are compared, and {around!r} is one word: set word to {around!r}, or put spaces "
             f"around {wanted!r} in the prompt"

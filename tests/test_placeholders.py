@@ -180,6 +180,12 @@ def test_three_subjects_on_one_place_carry_neither() -> None:
             "a dog",
             "it has the words a, dog. Write 'person' or <alice> where the subject should appear",
         ),
+        (
+            SubjectWord("bob", "person"),
+            parse_prompt("<alice> by the sea", [ALICE]).text,
+            "it has the words person, by, the, sea. That 'person' is another subject's, or past what the "
+            "text encoder reads. Write 'person' or <bob> where the subject should appear",
+        ),
         (ALICE, "<lora:x:1>", "it has no words. Write 'person' or <alice> where the subject should appear"),
     ],
 )
