@@ -183,3 +183,14 @@ def test_the_sites_of_the_converted_unet_are_those_of_diffusers(both: SimpleName
         (transformer,) = (layer for layer in block if hasattr(layer, "transformer_blocks"))
         theirs = both.unet.get_submodule(site).to_k.weight
         assert torch.equal(transformer.transformer_blocks[index].attn2.to_k.weight, theirs)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (300, 200), (77, 640)])
+def test_both_hosts_show_the_vision_model_the_same(world: Any, size: tuple[int, int]) -> None:
+    from comfy.clip_vision import clip_preprocess
+
+    from nested_attention.hosts.diffusers.vision import vision_input
+
+    pictures = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(0))
+    ours = vision_input(pictures.permute(0, 3, 1, 2), 224)
+    torch.testing.assert_close(ours, clip_preprocess(pictures, 224), rtol=0, atol=1e-6)

@@ -8,13 +8,10 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ...hosts.diffusers.vision import vision_input
 from ..drawing.picture import ENLARGE
 from .model import VISION_SIZE
 from .tokenizer import TOKENS
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's normalisation, which every host applies."""
 
 
 def to_tensor(rgb: np.ndarray | Tensor) -> Tensor:
@@ -37,9 +34,7 @@ def to_vision(crops: np.ndarray | Tensor) -> Tensor:
     """Reference crops (n, 20, 20, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host
     would."""
     pixels = functional.interpolate(channels_first(crops).div(255), scale_factor=ENLARGE, mode="nearest")
-    pixels = functional.interpolate(pixels, size=(VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True)
-    pixels = pixels.mul(255).round().clamp(0, 255).div(255)
-    return (pixels - pixels.new_tensor(MEAN).view(3, 1, 1)) / pixels.new_tensor(STD).view(3, 1, 1)
+    return vision_input(pixels, VISION_SIZE)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from .pipeline import personalize
 from .processors import SubjectBinding, SubjectSlot
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot
+from .vision import encode_subject
 
 __all__ = [
     "AppliedSubject",
@@ -12,5 +13,6 @@ __all__ = [
     "SelfAttentionSlot",
     "SubjectBinding",
     "SubjectSlot",
+    "encode_subject",
     "personalize",
 ]

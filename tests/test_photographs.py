@@ -1,0 +1,89 @@
+"""From pictures to a picture in diffusers: the vision model's input, a subject, and the small world as a
+pipeline like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nested_attention.avatars.drawing.references import held_out, reference_crop, reference_picture
+from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS, TIME_IDS
+from nested_attention.avatars.models.pipeline import world_pipeline
+from nested_attention.avatars.models.world import World, load_world
+from nested_attention.checkpoint import load_subject_encoder
+from nested_attention.encoder import SubjectEncoder
+from nested_attention.errors import NestedAttentionError
+from nested_attention.hosts.diffusers import AppliedSubject, encode_subject, personalize
+from nested_attention.hosts.diffusers.vision import picture_features, vision_input
+from nested_attention.paths import SMALL_WORLD
+
+PROMPT, SEED = "a cartoon of a person at the beach", 5
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SubjectEncoder:
+    return load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors", dtype=torch.float32)
+
+
+def test_the_small_world_is_a_pipeline_like_any_other(world: World, encoder: SubjectEncoder) -> None:
+    """To the last level: the same subject, and the same picture of it."""
+    person = held_out("person", 3)
+    crop = reference_crop(person)[None]
+    picture = torch.from_numpy(reference_picture(person)).float()[None] / 255
+    subject = encode_subject(encoder, world.vision, picture)
+    assert torch.equal(subject.tokens, encoder(world.features(crop))[0])
+
+    pipeline = world_pipeline(world)
+    pipeline.set_progress_bar_config(disable=True)
+    shape = (1, LATENT_CHANNELS, LATENT, LATENT)
+    height, width = TIME_IDS[:2]
+    options = {
+        "latents": torch.randn(shape, generator=torch.Generator().manual_seed(SEED)),
+        "original_size": (height, width),
+        "target_size": (height, width),
+        "output_type": "np",
+    }
+    with personalize(pipeline, [AppliedSubject(subject=subject, encoder=encoder)]):
+        drawn = pipeline(PROMPT, num_inference_steps=20, guidance_scale=3.0, **options).images[0]
+    expected = world.generate([PROMPT], [SEED], [world.attach(encoder, crop, "person")])[0]
+    np.testing.assert_array_equal((drawn * 255).round(), expected)
+
+
+def test_what_the_vision_model_sees() -> None:
+    """The middle of a picture that is wider or higher than it is the other way, in bytes, normalised."""
+    generator = torch.Generator().manual_seed(0)
+    square = torch.rand(1, 3, 56, 56, generator=generator)
+    wide = torch.nn.functional.pad(square, (10, 10))
+    torch.testing.assert_close(vision_input(wide, 56), vision_input(square, 56))
+    torch.testing.assert_close(vision_input(wide.mT, 56), vision_input(square.mT, 56))
+    grey = vision_input(torch.full((2, 3, 300, 200), 0.6), 56)
+    assert grey.shape == (2, 3, 56, 56)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    torch.testing.assert_close(grey[1, :, 9, 9], (0.6 - mean) / std)
+
+
+def test_features_of_both_layers(world: World) -> None:
+    pictures = torch.rand(2, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    last, before = (
+        picture_features(world.vision, pictures, layer)
+        for layer in ("last_hidden_state", "penultimate_hidden_states")
+    )
+    layer = world.vision.vision_model.encoder.layers[-1]
+    found = layer(before, attention_mask=None)
+    torch.testing.assert_close(found[0] if isinstance(found, tuple) else found, last)
+
+
+def test_another_vision_model_is_refused(world: World, encoder: SubjectEncoder) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    other = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14))
+    with pytest.raises(NestedAttentionError, match="64 wide.*'person' reads features of width 128"):
+        encode_subject(encoder, other, torch.rand(1, 80, 80, 3))
