@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce, wraps
-from typing import Concatenate, Literal, ParamSpec
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from einops import rearrange
@@ -31,6 +31,7 @@ EPSILON = 1e-6  # smallest norm divided by
 LOG_ZERO = -1e4  # softmax gives exactly 0 beside any other token, and no NaN where there is none
 
 Options = ParamSpec("Options")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,12 +66,12 @@ class BoundSubject:
 
 
 def without_autocast(
-    function: Callable[Concatenate[Tensor, Options], Tensor],
-) -> Callable[Concatenate[Tensor, Options], Tensor]:
+    function: Callable[Concatenate[Tensor, Options], Result],
+) -> Callable[Concatenate[Tensor, Options], Result]:
     """Autocast would run the text's logits in half precision; the decorated function chooses precisions."""
 
     @wraps(function)
-    def run(query: Tensor, *args: Options.args, **options: Options.kwargs) -> Tensor:
+    def run(query: Tensor, *args: Options.args, **options: Options.kwargs) -> Result:
         device = query.device.type
         with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
             return function(query, *args, **options)

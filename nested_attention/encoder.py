@@ -189,6 +189,11 @@ class SubjectEncoder(nn.Module):
         self.check_features(features, finite=not self.training)
         return self.qformer(self._cast(features))
 
+    def attention_maps(self, features: Tensor) -> Tensor:
+        """`QFormer.attention_maps`: (images, patches, vision_dim) → (images, depth, num_queries, patches)"""
+        self.check_features(features)
+        return self.qformer.attention_maps(self._cast(features))
+
     def check_features(self, features: Tensor, *, finite: bool = True) -> None:
         """Raises NestedAttentionError for features `forward` cannot use. finite: look at every value, too."""
         if features.dim() != 3 or features.shape[-1] != self.config.vision_dim or 0 in features.shape:

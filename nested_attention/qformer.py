@@ -97,6 +97,23 @@ class QFormer(nn.Module):
         self.proj_out = operations.Linear(width, token_dim)
         self.norm_out = operations.LayerNorm(token_dim)
 
+    def attention_maps(self, features: Tensor) -> Tensor:
+        """What each learned query attends to of the image features, averaged over heads, layer by layer.
+
+        (B, P, vision_dim) → (B, depth, num_queries, P). With what it attends to of the other latents, a row
+        sums to 1.
+        """
+        x = self.proj_in(features)  # (B, P, width)
+        latents = self.latents.to(x).expand(x.shape[0], -1, -1)  # (B, N, width)
+        maps = []
+        for layer in self.layers:
+            attention: Any = layer.attention
+            q, k, _ = attention.project(x, latents)
+            weights = (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, H, N, P + N)
+            maps.append(weights[..., : x.shape[1]].mean(dim=1))
+            latents = layer(x, latents)
+        return torch.stack(maps, dim=1)
+
     def forward(self, features: Tensor) -> Tensor:
         """(B, P, vision_dim) → (B, num_queries, token_dim)"""
         x = self.proj_in(features)  # (B, P, width)

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from .attention import text_weights
-
-Box = tuple[int, int, int, int, int, int]
-"""A part of a picture: top, left, height, width of the part, then height and width of the whole, in cells."""
+from .inspection.observed import Box, ObservedLayer
 
 SHARPNESS = 4.0
 """Power of the ratio of two words' attention: at half the attention of another one, a region is 1/16."""
@@ -133,14 +131,14 @@ def bias_in_rows(regions: Sequence[Tensor], carries: Tensor, bounding: Tensor, r
 
 class RegionFinder:
     """What subjects' words were attended to while one batch of pictures is sampled, and the regions that
-    follow.
+    follow: an observer of the first steps.
 
     Maps from layers of any resolution, of whole pictures or of parts of them, are added up on the latent
-    grid; `settle` turns the sum into regions. One finder a sampling, and one thread at a time.
+    grid; `settle` turns the sum into regions. names: of the subjects. One finder a sampling.
     """
 
-    def __init__(self, pictures: int, subjects: int) -> None:
-        self._shape = (pictures, subjects)
+    def __init__(self, pictures: int, names: Sequence[str]) -> None:
+        self._pictures, self._names = pictures, tuple(names)
         self._sum: Tensor | None = None  # (pictures, S, H, W)
 
     @property
@@ -149,22 +147,35 @@ class RegionFinder:
 
     @property
     def unseen(self) -> set[int]:
-        """Subjects whose word drew no attention in any picture so far."""
+        """Numbers of the subjects whose word drew no attention in any picture so far."""
         if self._sum is None:
-            return set(range(self._shape[1]))
+            return set(range(len(self._names)))
         return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
 
-    def of(self, pictures: Sequence[int]) -> RegionFinder:
-        """What was seen so far, of a batch that has these pictures of this one."""
-        other = RegionFinder(len(pictures), self._shape[1])
-        other._sum = None if self._sum is None else self._sum[list(pictures)]
-        return other
+    def watches(self, site: str) -> bool:
+        """In the decoder, where attention follows the layout best, the first layer of each transformer."""
+        return site.startswith("up_blocks.") and ".transformer_blocks.0." in site
+
+    def see(self, layer: ObservedLayer) -> None:
+        """Adds what the layer attends to each subject's word, where its cells are fine enough."""
+        for subject in layer.subjects:
+            rows = subject.rows if subject.name in self._names else []
+            if not rows or not fine(layer.grid, layer.places[rows[0]][1]):
+                continue
+            query, key = (x[rows].detach() for x in (layer.query, layer.key))
+            word = subject.word[rows].to(query.device, non_blocking=True)
+            seen = word_attention(query, key, word, heads=layer.heads).unflatten(1, layer.grid)
+            for row, attention in zip(rows, seen, strict=True):
+                self.add(
+                    self._names.index(subject.name), layer.places[row][0], attention, layer.places[row][1]
+                )
 
     def add(self, subject: int, picture: int, attention: Tensor, part: Box) -> None:
         """attention: (h, w), what one layer attended to a subject's word in a part of one picture."""
         top, left, height, width, *whole = part
         if self._sum is None:
-            self._sum = attention.new_zeros((*self._shape, *whole), dtype=torch.float32)
+            shape = (self._pictures, len(self._names), *whole)
+            self._sum = attention.new_zeros(shape, dtype=torch.float32)
         place = self._sum[picture, subject, top : top + height, left : left + width]
         place += area_mean(attention, (height, width)).to(self._sum.device)
 
@@ -173,35 +184,9 @@ class RegionFinder:
         return None if self._sum is None else assign_regions(self._sum)
 
 
-def watched(site: str, grid: tuple[int, int], part: Box) -> bool:
-    """Whether a layer's attention is watched: in the decoder, where attention follows the layout best, the
-    first layer of each transformer, where cells are fine enough."""
-    rows = -(-part[2] // grid[0])
-    return site.startswith("up_blocks.") and ".transformer_blocks.0." in site and rows <= COARSEST
-
-
-def watched_maps(
-    site: str,
-    grid: tuple[int, int],
-    parts: Sequence[Box],
-    mask: Tensor,
-    word: Tensor,
-    query: Tensor,
-    key: Tensor,
-    *,
-    heads: int,
-) -> list[tuple[int, Tensor]]:
-    """What a layer attends to a subject's word, in the rows that carry it, if the layer is watched.
-
-    grid: rows and columns of its queries. parts: of each row. mask, word: (B, T) bool on the CPU, the tokens
-    whose value is replaced and all of the word's. query, key: (B, L, H·d), (B, T, H·d). → row, (h, w)
-    """
-    rows = mask.any(dim=1).nonzero().flatten().tolist()
-    if not rows or not watched(site, grid, parts[rows[0]]):
-        return []
-    here = word[rows].to(query.device, non_blocking=True)
-    seen = word_attention(query[rows].detach(), key[rows].detach(), here, heads=heads)
-    return list(zip(rows, seen.unflatten(1, grid), strict=True))
+def fine(grid: tuple[int, int], part: Box) -> bool:
+    """Whether the cells of a layer's grid on a part of a picture tell two people apart."""
+    return -(-part[2] // grid[0]) <= COARSEST
 
 
 def watched_steps(steps: int) -> int:

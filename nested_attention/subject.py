@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,12 +43,24 @@ class Fingerprinted(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """A picture that a subject is made of, for as long as the subject is in memory. It is never saved.
+
+    picture: (h, w, 3) uint8 on the CPU, as the vision model sees it. looks: () → (queries, rows, columns),
+    where in the picture each of the encoder's learned queries looked; each map sums to 1.
+    """
+
+    picture: Tensor
+    looks: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
     """Immutable; its tensors must not be written to.
 
     tokens: (N, token_dim), the tokens of all images. token_bias: (N,), log-weights, 0 for the heaviest.
     word: the word its encoder was trained on. fingerprint: of its encoder. images: how many pictures it is
-    made of.
+    made of. references: those pictures in order, None for one that is not known; empty if none is.
     """
 
     tokens: Tensor
@@ -56,6 +68,7 @@ class Subject:
     word: str
     fingerprint: str
     images: int = 1
+    references: tuple[Reference | None, ...] = ()
 
     def __post_init__(self) -> None:
         tokens, bias = self.tokens, self.token_bias
@@ -83,6 +96,10 @@ class Subject:
             )
         if not isinstance(self.images, int) or isinstance(self.images, bool) or self.images < 1:
             raise NestedAttentionError(f"subject: number of images is {self.images!r}; expected at least 1")
+        if self.references and len(self.references) != self.images:
+            raise NestedAttentionError(
+                f"subject: {len(self.references)} references for {self.images} images; expected one each"
+            )
 
     @classmethod
     def from_images(
@@ -150,7 +167,13 @@ class Subject:
             ]
         )  # (N,)
         tokens = torch.cat((self.tokens, other.tokens.to(self.tokens)))  # (N, token_dim)
-        return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images)
+        references = (*self.known_references, *other.known_references)
+        return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images, references)
+
+    @property
+    def known_references(self) -> tuple[Reference | None, ...]:
+        """The pictures it is made of, one entry each."""
+        return self.references or (None,) * self.images
 
     def check_encoder(self, encoder: Fingerprinted) -> None:
         """Raises NestedAttentionError unless `encoder` is the one this subject was made with."""

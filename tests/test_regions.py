@@ -14,9 +14,9 @@ from nested_attention.regions import (
     RegionFinder,
     area_mean,
     assign_regions,
+    fine,
     self_attention_bias,
     self_attention_share,
-    watched,
     watched_steps,
     word_attention,
 )
@@ -105,7 +105,7 @@ class TestAssignment:
         assert torch.equal(assign_regions(attention.flip(1)), assign_regions(attention).flip(1))
 
     def test_a_finder_adds_layers_and_parts_of_every_size_and_keeps_pictures_apart(self) -> None:
-        finder = RegionFinder(2, 2)
+        finder = RegionFinder(2, ["one", "other"])
         assert finder.empty and finder.settle() is None
         left, right = torch.zeros(4, 4), torch.zeros(2, 2)
         left[:, :2], right[:, 1] = 1, 1
@@ -122,10 +122,11 @@ class TestAssignment:
 
     def test_what_is_watched(self) -> None:
         whole = (0, 0, 128, 128, 128, 128)
-        assert watched("up_blocks.0.attentions.2.transformer_blocks.0.attn2", (32, 32), whole)
-        assert not watched("up_blocks.0.attentions.2.transformer_blocks.1.attn2", (32, 32), whole)
-        assert not watched("down_blocks.2.attentions.0.transformer_blocks.0.attn2", (32, 32), whole)
-        assert not watched("up_blocks.0.attentions.0.transformer_blocks.0.attn2", (16, 16), whole)
+        finder = RegionFinder(1, ["one"])
+        assert finder.watches("up_blocks.0.attentions.2.transformer_blocks.0.attn2")
+        assert not finder.watches("up_blocks.0.attentions.2.transformer_blocks.1.attn2")
+        assert not finder.watches("down_blocks.2.attentions.0.transformer_blocks.0.attn2")
+        assert fine((32, 32), whole) and not fine((16, 16), whole)
         assert [watched_steps(n) for n in (1, 3, 20)] == [1, 1, 6]
 
 

@@ -79,6 +79,7 @@ def apply_subject(
         token_bias=biases[0] if alone and bool(biases[0].any()) else None,
         factors=factors,
         node=running_node(),
+        subjects=tuple(subjects),
         batch=() if alone else tuple(zip(managed, biases, strict=True)),
     )
     earlier = SubjectChain.of(model)

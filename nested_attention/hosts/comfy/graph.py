@@ -4,7 +4,7 @@ which texts are encoded with a CLIP that knows them."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 APPLY = "NestedAttentionApplySubject"
@@ -79,6 +79,18 @@ def merged_away(graph: Mapping[str, Any], node_id: str) -> set[str]:
     may keep the subjects of one of them alone."""
     merges = [one for one in _before(graph, node_id) if len(_models(graph, one)) > 1]
     return {one for merge in merges for one in _before(graph, merge) if graph[one].get("class_type") == APPLY}
+
+
+def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[str]) -> str | None:
+    """The id, of these, of the node that leads to a node over the fewest links; None if none does."""
+    ahead, seen = [node_id], {node_id}
+    while ahead:
+        ahead = [one for at in ahead for one, _ in _links(graph, at) if one not in seen]
+        found = next((one for one in ahead if one in wanted), None)
+        if found is not None:
+            return found
+        seen.update(ahead)
+    return None
 
 
 def _before(graph: Mapping[str, Any], node_id: str) -> set[str]:

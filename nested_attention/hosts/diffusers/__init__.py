@@ -3,6 +3,7 @@
 from .applied import AppliedSubject
 from .pipeline import personalize
 from .processors import SubjectBinding, SubjectSlot
+from .recorder import Recorder
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot
 from .vision import encode_subject
@@ -10,6 +11,7 @@ from .vision import encode_subject
 __all__ = [
     "AppliedSubject",
     "AutomaticRegions",
+    "Recorder",
     "SelfAttentionSlot",
     "SubjectBinding",
     "SubjectSlot",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...inspection.recording import Recording
 from ...placeholders import parse_prompt, why_missing
 from ...prompt import Tokenize, short, words_in
 from ...settings import SubjectSettings
@@ -24,6 +25,7 @@ from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
 from .applied import AppliedSubject
 from .processors import SubjectBinding, SubjectSlot
+from .recorder import Recorder
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot
 
@@ -36,21 +38,23 @@ _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 @contextmanager
-def personalize(pipeline: Any, subjects: Sequence[AppliedSubject]) -> Iterator[Any]:
+def personalize(
+    pipeline: Any, subjects: Sequence[AppliedSubject], *, recorder: Recorder | None = None
+) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
     Only this pipeline's own calls use the subjects. Another pipeline on the same UNet draws without them.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
     negative ones those of `apply_to_negative`. K̆ and V̆
-    are computed once, on entering.
+    are computed once, on entering. recorder: keeps maps of what the subjects do in each call.
 
     Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
     for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
     (naming it, its word and the prompt's words), if two subjects claim one word, and for embeddings in place
     of text.
     """
-    run = _Run(pipeline, tuple(subjects))
+    run = _Run(pipeline, tuple(subjects), recorder)
     with ExitStack() as undo:
         slot = SubjectSlot.install(pipeline.unet)
         undo.callback(slot.remove)
@@ -74,7 +78,9 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return kind.__call__(self, *args, **kwargs)
+            out = kind.__call__(self, *args, **kwargs)
+            run.keep()
+            return out
         finally:
             run.end()
             slot.set()
@@ -96,8 +102,11 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
 class _Run:
     """What `personalize` knows of the pipeline's current call: which rows and tokens carry which subject."""
 
-    def __init__(self, pipeline: Any, subjects: tuple[AppliedSubject, ...]) -> None:
-        self._pipeline, self._subjects = pipeline, subjects
+    def __init__(
+        self, pipeline: Any, subjects: tuple[AppliedSubject, ...], recorder: Recorder | None
+    ) -> None:
+        self._pipeline, self._subjects, self._recorder = pipeline, subjects, recorder
+        self._observers: tuple[Recording, ...] = ()
         self._encode: Callable[..., Any] = pipeline.encode_prompt
         self._check_names()
         for subject in subjects:
@@ -146,6 +155,13 @@ class _Run:
     def end(self) -> None:
         """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
         self._masks = self._bound = self._regions = None
+        self._observers = ()
+
+    def keep(self) -> None:
+        """After a call that was not interrupted."""
+        for recording in self._observers:
+            if self._recorder is not None:
+                self._recorder.keep(recording)
 
     @torch.compiler.disable  # a compiled UNet calls it too, and some versions cannot follow it
     def before_step(self, slot: SubjectSlot, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -157,14 +173,15 @@ class _Run:
         active = self._active(timestep)
         if self._regions is None or self._regions[0] != batch:
             bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
+            number = len(self._masks[0][0]) if self._masks else batch
+            pictures = [row % number for row in range(batch)]  # negative prompts stand before the others
             if self._regions is None:
                 steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
-                regions = AutomaticRegions(slot, bindings, steps)
-            else:  # guidance was switched on or off; the positive prompts' rows are the last ones
-                before = self._regions[0]
-                pictures = len(self._masks[0][0]) if self._masks else 1
-                rows = [before - pictures + row % pictures for row in range(batch)]
-                regions = self._regions[1].moved(bindings, rows)
+                if self._recorder is not None:
+                    self._observers = (self._recorder.begin(self._subjects, number, steps),)
+                regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures)
+            else:  # guidance was switched on or off
+                regions = self._regions[1].moved(bindings, pictures)
             self._regions = batch, regions
         regions = self._regions[1]
         bindings_now = regions.at(self._step(timestep), active)
@@ -175,7 +192,7 @@ class _Run:
 
     def _step(self, timestep: Tensor | float) -> int:
         """Number of the step, where it matters."""
-        if not any(s.auto_region for s in self._subjects):
+        if not self._observers and not any(s.auto_region for s in self._subjects):
             return 0
         now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
         if now not in self._times:

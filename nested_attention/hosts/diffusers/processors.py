@@ -5,10 +5,10 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...attention import BoundSubject, check_subjects
 from ...errors import NestedAttentionError
+from ...inspection.observed import ObservedLayer, ObservedSubject, Observer
 from ...kernels import correction, nested
 from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
@@ -46,6 +47,7 @@ class SubjectBinding:
     settings: SubjectSettings = PAPER
     token_bias: Tensor | None = None  # (N,) or (1|B, N)
     region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
+    name: str = ""  # what observers call it
 
     @cached_property
     def factors(self) -> Mapping[str, float]:
@@ -100,8 +102,12 @@ class SubjectSlot:
         self._latent_size = (0, 0)
         self._hook: Any = None
         self._processors: dict[str, NestedAttentionProcessor] = {}
-        self.watch: Callable[[str, Tensor, Tensor, int], None] | None = None
-        """Called with site, projected queries and keys, and heads of each layer subjects are bound to."""
+        self.observers: Sequence[Observer] = ()
+        """See every layer of the forward passes to come, with the bindings by their names."""
+        self.step = 0
+        """Number of the sampling's step, for observers."""
+        self.pictures: Sequence[int] | None = None
+        """Number of the picture that each row of a pass is, for observers. None: rows are pictures."""
 
     @property
     def bindings(self) -> tuple[SubjectBinding, ...]:
@@ -173,6 +179,35 @@ class SubjectSlot:
             found = [binding.at(site, self._region(binding, site, queries)) for binding in active]
             self._layers[site, queries] = found
         return found
+
+    def watched(self, site: str) -> bool:
+        """Whether an observer wants to see a layer."""
+        return any(observer.watches(site) for observer in self.observers)
+
+    @torch.compiler.disable
+    def show(self, site: str, query: Tensor, key: Tensor, value: Tensor, heads: int) -> None:
+        """Shows a layer to the observers that want to see it."""
+        queries, (height, width) = query.shape[1], self._latent_size
+        part = (0, 0, height, width, height, width)
+        pictures = range(len(query)) if self.pictures is None else self.pictures
+
+        def bind(binding: SubjectBinding) -> BoundSubject | None:
+            return (
+                binding.at(site, self._region(binding, site, queries)) if binding.strength_at(site) else None
+            )
+
+        subjects = [
+            ObservedSubject(
+                b.name, b.mask.cpu(), (b.mask if b.word is None else b.word).cpu(), partial(bind, b)
+            )
+            for b in self._bindings
+        ]
+        places = [(picture, part) for picture in pictures]
+        grid = self.grid(site, queries)
+        layer = ObservedLayer(site, self.step, grid, places, query, key, value, heads, subjects)
+        for observer in self.observers:
+            if observer.watches(site):
+                observer.see(layer)
 
     def _region(self, binding: SubjectBinding, site: str, queries: int) -> Tensor | None:
         """(1|B, L), the same tensor in all layers of one grid."""
@@ -254,7 +289,8 @@ class NestedAttentionProcessor:
         subjects = self.slot.at(self.site, hidden_states.shape[1])
         if ip_adapter_masks is not None:
             kwargs["ip_adapter_masks"] = ip_adapter_masks
-        if not subjects:
+        shown = bool(self.slot.observers) and bool(self.slot.bindings) and self.slot.watched(self.site)
+        if not subjects and not shown:
             return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         is_pair = isinstance(encoder_hidden_states, tuple)  # IP-Adapter: (text, images)
         text = encoder_hidden_states[0] if is_pair else encoder_hidden_states
@@ -262,8 +298,10 @@ class NestedAttentionProcessor:
         if attn.norm_cross:
             text = attn.norm_encoder_hidden_states(text)
         query, key, value = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
-        if self.slot.watch is not None:
-            self.slot.watch(self.site, query, key, attn.heads)
+        if shown:
+            self.slot.show(self.site, query, key, value, attn.heads)
+        if not subjects:
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         rows = self.slot.rows(self.site, query.device)
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
             out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)

@@ -1,13 +1,15 @@
-"""Regions of subjects that are found while pictures are sampled, in what their words are attended to."""
+"""One sampling of a batch: who observes it, and regions that are found in what words are attended to."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from ...regions import RegionFinder, watched_maps, watched_steps
+from ...inspection.observed import Observer
+from ...regions import RegionFinder, watched_steps
 from .processors import SubjectBinding, SubjectSlot
 
 
@@ -19,36 +21,43 @@ class AutomaticRegions:
             with slot.bind(*regions.at(step)): …        # the pass for positive prompts
 
     In the first steps (`regions.WATCHED_SHARE`) the words' attention is watched, without regions; from then
-    on the regions are held. One sampling, and one thread at a time.
+    on the regions are held. observers: see the layers of all steps. pictures: number of the picture that each
+    row is; the row's own if left out. One sampling, and one thread at a time.
     """
 
-    def __init__(self, slot: SubjectSlot, bindings: Sequence[SubjectBinding], steps: int) -> None:
-        self._slot, self._bindings = slot, tuple(bindings)
-        self._numbers = [
+    def __init__(
+        self,
+        slot: SubjectSlot,
+        bindings: Sequence[SubjectBinding],
+        steps: int,
+        observers: Sequence[Observer] = (),
+        pictures: Sequence[int] | None = None,
+    ) -> None:
+        self._slot, self._observers = slot, tuple(observers)
+        rows = range(len(bindings[0].mask)) if bindings else range(0)
+        self._pictures = tuple(rows if pictures is None else pictures)
+        self._bindings = named(bindings)
+        self._automatic = [
             i for i, b in enumerate(self._bindings) if b.settings.region_mode == "auto" and b.region is None
         ]
-        self._watched = watched_steps(steps) if self._numbers else 0
-        rows = len(self._bindings[0].mask) if self._bindings else 0
-        self._finder: RegionFinder | None = RegionFinder(rows, len(self._numbers)) if self._numbers else None
+        self._watched = watched_steps(steps) if self._automatic else 0
+        names = [self._bindings[i].name for i in self._automatic]
+        self._finder = RegionFinder(1 + max(self._pictures), names) if names else None
         self._found: Tensor | None = None
-        self._active: Sequence[int] = range(len(self._bindings))
 
-    def moved(self, bindings: Sequence[SubjectBinding], rows: Sequence[int]) -> AutomaticRegions:
-        """The same sampling gone on with another batch, whose row i is this one's row `rows[i]`: a pipeline
-        that stops guiding halves its batch. What was seen, and what was found, is kept."""
-        other = AutomaticRegions(self._slot, bindings, 0)
-        other._watched = self._watched
-        if self._finder is None:
-            other._finder = None
-            other._hold(None if self._found is None else self._found[list(rows)])
-        else:
-            other._finder = self._finder.of(rows)
+    def moved(self, bindings: Sequence[SubjectBinding], pictures: Sequence[int]) -> AutomaticRegions:
+        """The same sampling of the same pictures gone on with other rows: a pipeline that stops guiding
+        halves its batch. What was seen, and what was found, is kept."""
+        other = AutomaticRegions(self._slot, bindings, 0, self._observers, pictures)
+        other._watched, other._finder = self._watched, self._finder
+        other._hold(self._found)
         return other
 
     def _hold(self, found: Tensor | None) -> None:
         self._found = found
         if found is not None:
-            regions = {number: found[:, i] for i, number in enumerate(self._numbers)}
+            rows = list(self._pictures)
+            regions = {number: found[rows, i] for i, number in enumerate(self._automatic)}
             self._bindings = tuple(
                 replace(binding, region=regions[i]) if i in regions else binding
                 for i, binding in enumerate(self._bindings)
@@ -59,28 +68,26 @@ class AutomaticRegions:
         return self._finder is not None
 
     def at(self, step: int, active: Sequence[int] | None = None) -> tuple[SubjectBinding, ...]:
-        """The bindings of a step, counted from 0; the slot is set to watch, or no longer.
+        """The bindings of a step, counted from 0; the slot is told who observes it.
 
         active: numbers of the bindings in force at this step, in order; all if left out.
         """
-        self._active = range(len(self._bindings)) if active is None else active
         if self._finder is not None and step >= self._watched:
             found, self._finder = self._finder.settle(), None
             self._hold(found)
-        self._slot.watch = None if self._finder is None else self._watch
-        return tuple(self._bindings[i] for i in self._active)
+        self._slot.step, self._slot.pictures = step, self._pictures
+        self._slot.observers = self._observers if self._finder is None else (*self._observers, self._finder)
+        numbers = range(len(self._bindings)) if active is None else active
+        return tuple(self._bindings[i] for i in numbers)
 
-    def _watch(self, site: str, query: Tensor, key: Tensor, heads: int) -> None:
-        height, width = self._slot.latent_size
-        part = (0, 0, height, width, height, width)
-        grid = self._slot.grid(site, query.shape[1])
-        if self._finder is None:
-            return
-        for number, index in enumerate(self._numbers):
-            binding = self._bindings[index]
-            if not binding.strength or index not in self._active:
-                continue
-            word, mask = binding.mask if binding.word is None else binding.word, binding.mask
-            parts = [part] * len(mask)
-            for row, seen in watched_maps(site, grid, parts, mask, word, query, key, heads=heads):
-                self._finder.add(number, row, seen, part)
+
+def named(bindings: Sequence[SubjectBinding]) -> tuple[SubjectBinding, ...]:
+    """Each with a name of its own: its subject's name or word, with a number where several have the same."""
+    names = [b.name or b.settings.name or b.settings.word or "subject" for b in bindings]
+    several = {name for name, count in Counter(names).items() if count > 1}
+    seen: Counter[str] = Counter()
+    found = []
+    for binding, name in zip(bindings, names, strict=True):
+        seen[name] += 1
+        found.append(replace(binding, name=f"{name} {seen[name]}" if name in several else name))
+    return tuple(found)

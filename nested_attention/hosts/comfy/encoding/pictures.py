@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
+from ....inspection.looks import looks, reference
 from ....paths import FACE_DETECTOR
 from ....pictures.blazeface import load_blazeface
 from ....pictures.check import check_pictures
@@ -20,7 +21,7 @@ from ....pictures.faces import FaceDetector
 from ....pictures.pyramid import TiledFaceDetector
 from ....pictures.suspect import suspicions
 from ....prompt import short
-from ....subject import Subject
+from ....subject import Reference, Subject
 from ..notices import begin_notices, warn
 from .memory import SubjectEncoderHandle
 from .vision import vision_name
@@ -57,9 +58,31 @@ def encode_subject(
             subject = Subject.from_images(
                 handle.encoder, features.to(device, torch.float32, copy=True), weights
             )
-            return replace(subject, tokens=subject.tokens.cpu(), token_bias=subject.token_bias.cpu())
+            return replace(
+                subject,
+                tokens=subject.tokens.cpu(),
+                token_bias=subject.token_bias.cpu(),
+                references=_references(handle, features, pictures, weights),
+            )
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Encode Subject: {error}") from error
+
+
+def _references(
+    handle: SubjectEncoderHandle, features: Tensor, pictures: Tensor, weights: Sequence[float] | None
+) -> tuple[Reference, ...]:
+    """Of the pictures that count. Where the encoder looked is computed when somebody asks."""
+    kept = features.detach().to("cpu", torch.float32, copy=True)
+
+    def look(number: int) -> Tensor:
+        device = handle.load()
+        return looks(handle.encoder, kept[number].to(device))
+
+    return tuple(
+        reference(picture, partial(look, number))
+        for number, picture in enumerate(pictures)
+        if weights is None or weights[number] > 0
+    )
 
 
 def _detector(handle: SubjectEncoderHandle) -> FaceDetector | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ....placeholders import name_key
 from ....settings import SubjectSettings
+from ....subject import Subject
 from .copies import Shared
 
 
@@ -19,7 +20,7 @@ class AppliedSubject(Shared):
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
     subject instead, where they have different ones. factors: on its strength, at each site. node:
-    the id of the node that applied it, if one did.
+    the id of the node that applied it, if one did. subjects: who it is, or who it is in each picture.
     """
 
     settings: SubjectSettings
@@ -28,6 +29,7 @@ class AppliedSubject(Shared):
     factors: Mapping[str, float]
     batch: tuple[tuple[Any, Tensor], ...] = ()
     node: str = ""
+    subjects: tuple[Subject, ...] = ()
 
     @property
     def key(self) -> str:

@@ -38,7 +38,9 @@ from .carried import carried_in
 from .copies import Shared
 from .coupled import CoupledRows, is_coupled
 from .missing import elsewhere_carried, reason_missing, tell_missing
+from .observing import ObservedPass
 from .places import PLACES, Pass, Places
+from .recorder import Recorder
 from .regions import SamplingRun
 from .slots import SubjectsOfPass
 
@@ -105,6 +107,10 @@ class SubjectChain(Shared):
             for role, conds in guider.conds.items()
         ]
         read = [prompt for _, of_role in prompts for prompt in of_role or ()]
+        recordings = [
+            (recorder, recorder.begin(self.subjects, len(noise), len(sigmas) - 1))
+            for recorder in Recorder.of(options)
+        ]
         run = options[KEY] = SamplingRun(
             self.subjects,
             len(noise),
@@ -113,6 +119,7 @@ class SubjectChain(Shared):
             rows_per_token=max((marks.rows_per_token for one in read for marks in one.known), default=1),
             coupled=is_coupled(options)
             and any(map(len, encoded_prompts.carrying(self._numbers(negative=False)))),
+            observers=[recording for _, recording in recordings],
         )
         self._check(read, run)
         for prompt in read:
@@ -123,7 +130,10 @@ class SubjectChain(Shared):
             for role, of_role in prompts
         }
         try:
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            for recorder, recording in recordings:
+                recorder.keep(recording)
+            return out
         finally:
             run.end()
 
@@ -195,7 +205,8 @@ class SubjectChain(Shared):
         if not subjects.carried and coupled is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         there = options.get("patches_replace", {})
-        options["patches_replace"] = subjects.slots(there, coupled)
+        seen = ObservedPass(run, where) if run is not None and where is not None and run.observers else None
+        options["patches_replace"] = subjects.slots(there, coupled, seen)
         options = options if coupled is None else coupled.patched(options)
         return executor(x, t, c_concat, c_crossattn, control, options, *args, **kwargs)
 

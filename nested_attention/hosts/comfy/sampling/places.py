@@ -15,10 +15,38 @@ import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
-from ....regions import Box
+from ....inspection.observed import Box
 
 PLACES = "nested_attention_places"
 """The places under `model_conds`, and the keyword that reaches the model."""
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What places are for, in words: which node asks, what is lost without them in a picture and in a batch,
+    and what one does then."""
+
+    asks: str
+    lost: str
+    way_out: str
+    lost_in_batch: str
+    without: str
+
+
+REGIONS = Purpose(
+    asks="Apply Subject",
+    lost="a region cannot be placed in them",
+    way_out="set region_mode of Apply Subject to 'none'",
+    lost_in_batch="the subject, the mask or the found region of each cannot be chosen",
+    without="Use one subject, and one mask, for all pictures",
+)
+MAPS = Purpose(
+    asks="Observe Subjects",
+    lost="what is observed cannot be placed in the picture",
+    way_out="switch Observe Subjects off",
+    lost_in_batch="it cannot be told which picture is observed",
+    without="Switch Observe Subjects off",
+)
 
 
 class Places(comfy.conds.CONDRegular):
@@ -52,7 +80,9 @@ class Pass:
         return cls(tuple(row[0] for row in rows), tuple(tuple(row[1:]) for row in rows))
 
 
-def places_of(x: Tensor, batch: int, transformer_options: Mapping[str, Any]) -> Places:
+def places_of(
+    x: Tensor, batch: int, transformer_options: Mapping[str, Any], purpose: Purpose = REGIONS
+) -> Places:
     """The places of the latents x (b, C, H, W), which are some of a sampling's `batch` pictures.
 
     Raises NestedAttentionError if which ones cannot be told.
@@ -62,30 +92,30 @@ def places_of(x: Tensor, batch: int, transformer_options: Mapping[str, Any]) -> 
         pictures = list(range(batch))
     if pictures is None:
         raise NestedAttentionError(
-            f"Apply Subject: a node runs {len(x)} of the batch's {batch} pictures at a time and does not "
-            "tell "
-            "which, so the subject, the mask or the found region of each cannot be chosen. Use one subject, "
-            "and one mask, for all pictures, or take out the node that splits the batch (context windows of "
-            "ComfyUI and of AnimateDiff-Evolved are understood)"
+            f"{purpose.asks}: a node runs {len(x)} of the batch's {batch} pictures at a time and does not "
+            f"tell which, so {purpose.lost_in_batch}. {purpose.without}, or take out the node that splits "
+            "the batch (context windows of ComfyUI and of AnimateDiff-Evolved are understood)"
         )
     height, width = x.shape[-2:]
     whole = torch.tensor([0, 0, height, width, height, width]).expand(len(x), -1)
     return Places(torch.cat([torch.tensor(pictures)[:, None], whole], dim=1))
 
 
-def check_whole(x: Tensor, size: tuple[int, int]) -> None:
+def check_whole(x: Tensor, size: tuple[int, int], purpose: Purpose = REGIONS) -> None:
     """Raises NestedAttentionError if latents x (b, C, H, W) are a part of pictures of `size` cells."""
     height, width = x.shape[-2:]
     if height < size[0] or width < size[1]:
         raise NestedAttentionError(
-            f"Apply Subject: a node runs {height} × {width} latent cells of pictures that have {size[0]} × "
-            f"{size[1]}, and does not tell which, so a region cannot be placed in them. Take that node out, "
-            "or set region_mode of Apply Subject to 'none' (tiles that are cut around the model, as Tiled "
-            "Diffusion's are, are understood)"
+            f"{purpose.asks}: a node runs {height} × {width} latent cells of pictures that have {size[0]} "
+            f"× {size[1]}, and does not tell which, so {purpose.lost}. Take that node out, or "
+            f"{purpose.way_out} (tiles that are cut around the model, as Tiled Diffusion's are, are "
+            "understood)"
         )
 
 
-def on_tiles(where: Pass, x: Tensor, latents: Tensor, pictures: Sequence[int]) -> Pass:
+def on_tiles(
+    where: Pass, x: Tensor, latents: Tensor, pictures: Sequence[int], purpose: Purpose = REGIONS
+) -> Pass:
     """The rows of a forward pass on latents x (B, C, h, w), which a node may have cut out of those of the
     step, (b, C, H, W): where they are smaller, each row's part of the picture is found by its noise.
 
@@ -97,8 +127,8 @@ def on_tiles(where: Pass, x: Tensor, latents: Tensor, pictures: Sequence[int]) -
         return where
     if len(where.parts) != len(x):
         raise NestedAttentionError(
-            f"Apply Subject: a node runs {len(x)} tiles at once and tells the places of {len(where.parts)}, "
-            "so a region cannot be placed in them. Take it out, or set region_mode of Apply Subject to 'none'"
+            f"{purpose.asks}: a node runs {len(x)} tiles at once and tells the places of {len(where.parts)}, "
+            f"so {purpose.lost}. Take it out, or {purpose.way_out}"
         )
     parts: list[Box] = []
     for tile, (picture, part) in zip(x, where.rows, strict=True):
@@ -107,10 +137,9 @@ def on_tiles(where: Pass, x: Tensor, latents: Tensor, pictures: Sequence[int]) -
         found = _find(tile, seen)
         if len(found) != 1:
             raise NestedAttentionError(
-                f"Apply Subject: a node runs the model on {height} × {width} of a picture's {rows} × "
+                f"{purpose.asks}: a node runs the model on {height} × {width} of a picture's {rows} × "
                 f"{columns} latent cells and changes them, or rolls them over the edge, so it cannot be told "
-                "where they are and a region cannot be placed in them. Take it out, or set region_mode of "
-                "Apply Subject to 'none'"
+                f"where they are and {purpose.lost}. Take it out, or {purpose.way_out}"
             )
         parts.append((top + found[0][0], left + found[0][1], height, width, whole[0], whole[1]))
     return Pass(where.pictures, tuple(parts))

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
+from ....inspection.observed import ObservedLayer, Observer
 from ....regions import RegionFinder, area_mean, watched_steps
 from ..notices import warn_once
 from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
 from .kept import Kept
-from .places import Pass, Places, check_whole, on_tiles, places_of
+from .places import MAPS, REGIONS, Pass, Places, Purpose, check_whole, on_tiles, places_of
 
 Grid = tuple[int, int]
 
@@ -34,7 +35,8 @@ class SamplingRun(Shared):
     levels of its steps. rows_per_token: rows of a text context for each token that the layers see. coupled:
     whether another pack may bring in prompts that come past no sampler; `awaited` are the subjects that only
     they can carry, with what to say if they do not, and `carried` those that some pass has carried. active:
-    numbers of the subjects in force at the present step.
+    numbers of the subjects in force at the present step. observers: see the layers of every step; those that
+    find regions come on top. number: of the present step.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SamplingRun(Shared):
         size: tuple[int, int] | None = None,
         rows_per_token: int = 1,
         coupled: bool = False,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.batch, self.size = batch, size
         self.rows_per_token = rows_per_token
@@ -55,15 +58,18 @@ class SamplingRun(Shared):
         self.active: set[int] = set()
         self._latents: tuple[Tensor, list[int]] | None = None  # of this step, and which pictures they are
         active = [s for s in subjects if s.strength > 0]
-        self.needs_places = any(s.settings.placed or s.batch for s in active)
-        self._placed = any(s.settings.placed for s in active)
+        self._observers = tuple(observers)
+        self.number = 0
+        regions = any(s.settings.placed for s in active)
+        self.purpose: Purpose = REGIONS if regions or not observers else MAPS
+        self.needs_places = bool(observers) or any(s.settings.placed or s.batch for s in active)
+        self._placed = bool(observers) or regions
         automatic = [s for s in active if s.settings.auto_region]
         self._names = [s.settings.called.name for s in automatic]
         self._numbers = {s.key: i for i, s in enumerate(automatic)}
-        self._finder = RegionFinder(batch, len(self._numbers)) if self._numbers else None
-        # Steps are told by their noise: samplers may evaluate the model several times a step.
-        steps = len(sigmas) - 1
-        self._until = float(sigmas[min(watched_steps(steps), steps)]) if self._numbers else 0.0
+        self._finder = RegionFinder(batch, list(self._numbers)) if self._numbers else None
+        self._until = watched_steps(len(sigmas) - 1)
+        self._sigmas = sigmas.tolist() if automatic or observers else []
         self._found: Tensor | None = None  # (pictures, automatic subjects, H, W) once it is settled
         self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
         self._empty: dict[Any, Tensor] = {}
@@ -86,24 +92,46 @@ class SamplingRun(Shared):
         """Whether the words' attention is being watched to find regions."""
         return self._finder is not None
 
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Who sees the layers of the present step."""
+        return self._observers if self._finder is None else (*self._observers, self._finder)
+
+    def watched(self, site: str) -> bool:
+        """Whether anybody wants to see a layer at the present step."""
+        return any(observer.watches(site) for observer in self.observers)
+
+    def show(self, layer: ObservedLayer) -> None:
+        with self._lock:
+            for observer in self.observers:
+                if observer.watches(layer.site):
+                    observer.see(layer)
+
     def step(self, timestep: Tensor) -> None:
         """At each step: settles the regions that are found once the first steps are over."""
-        if self._finder is not None and float(timestep.flatten()[0]) <= self._until * (1 + 1e-4):
+        if not self.observers:
+            return
+        # Steps are told by their noise: samplers may evaluate the model several times a step.
+        noise = float(timestep.flatten()[0])
+        self.number = max(0, sum(noise <= sigma * (1 + 1e-4) for sigma in self._sigmas) - 1)
+        if self._finder is not None and self.number >= self._until:
             self._warn_of_unseen(self._finder)
             self._found, self._finder = self._finder.settle(), None
 
     def place(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Places:
         """At each step: the places of its latents. Raises as `places_of` and `check_whole`."""
         if self._placed and self.size is not None:
-            check_whole(x, self.size)
-        places = places_of(x, self.batch, transformer_options)
+            check_whole(x, self.size, self.purpose)
+        places = places_of(x, self.batch, transformer_options, self.purpose)
         self._latents = x, places.cond[:, 0].tolist()
         return places
 
     def where(self, places: Tensor, x: Tensor) -> Pass:
         """The places of a forward pass on latents x, (B, C, h, w). Raises as `on_tiles`."""
         where = Pass.read(places)
-        return on_tiles(where, x, *self._latents) if self._placed and self._latents is not None else where
+        if not self._placed or self._latents is None:
+            return where
+        return on_tiles(where, x, *self._latents, self.purpose)
 
     def _warn_of_unseen(self, finder: RegionFinder) -> None:
         if len(self._names) < 2:  # one alone has the whole picture anyway
@@ -114,14 +142,6 @@ class SamplingRun(Shared):
                 "attended in the first third of the steps, so it counts in the whole picture. Start it with "
                 "the sampling (start_percent 0), or give it a mask"
             )
-
-    def watch(self, subject: AppliedSubject, seen: Sequence[tuple[int, Tensor]], where: Pass) -> None:
-        """seen: rows of a pass, and what a layer attends to the subject's word in them (h, w)."""
-        number = self._numbers.get(subject.key)
-        with self._lock:
-            for row, attention in seen:
-                if self._finder is not None and number is not None:
-                    self._finder.add(number, where.pictures[row], attention, where.parts[row])
 
     def watches(self, subject: AppliedSubject) -> bool:
         return self.watching and subject.key in self._numbers
@@ -184,14 +204,12 @@ class PassRegion:
         return self.run.region(self.subject, self.where, grid, device)
 
 
-def grid_of(site: str, queries: int, options: Mapping[str, Any]) -> Grid:
+def grid_of(site: str, queries: int, options: Mapping[str, Any], purpose: Purpose = REGIONS) -> Grid:
     """Rows and columns of a layer's queries. Raises NestedAttentionError if another node changed them."""
     height, width = options["activations_shape"][-2:]
     if height * width != queries:
         raise NestedAttentionError(
-            f"Nested Attention: {site} has {queries} queries for {height} × {width} cells, so a region "
-            "cannot "
-            "be placed there: another node merges or tiles its tokens. Take it out, or set region_mode of "
-            "Apply Subject to 'none'"
+            f"Nested Attention: {site} has {queries} queries for {height} × {width} cells, so "
+            f"{purpose.lost}: another node merges or tiles its tokens. Take it out, or {purpose.way_out}"
         )
     return height, width

@@ -13,8 +13,8 @@ from ....sites import ComfyAddress
 from .carried import CarriedSubject
 from .coupled import CoupledRows
 from .layer import NestedLayer
+from .observing import ObservedPass, ObservedSlot
 from .self_attention import RegionSelfAttention, SubjectsApart
-from .watching import WatchedLayer
 
 Slots = dict[str, dict[Any, Any]]
 
@@ -25,12 +25,11 @@ class SubjectsOfPass:
     the same prompts.
 
     by_layer: address and name of each cross-attention layer, the subjects that count there, and what their
-    masks say. watching: those whose region is being found. apart: who is kept apart in self-attention.
+    masks say. apart: who is kept apart in self-attention: nobody whose region is still being found.
     """
 
     carried: tuple[CarriedSubject, ...]
     by_layer: tuple[tuple[ComfyAddress, str, tuple[CarriedSubject, ...], Rows], ...]
-    watching: tuple[CarriedSubject, ...]
     apart: SubjectsApart | None
 
     @classmethod
@@ -41,8 +40,9 @@ class SubjectsOfPass:
         device: torch.device,
     ) -> SubjectsOfPass:
         """device: of the layers. Masks are read here, and nowhere else."""
-        watching = tuple(one for one in carried if one.region and one.region.run.watches(one.subject))
-        apart = SubjectsApart.of([one for one in carried if one.region and one not in watching])
+        apart = SubjectsApart.of(
+            [one for one in carried if one.region and not one.region.run.watches(one.subject)]
+        )
         rows: dict[tuple[CarriedSubject, ...], Rows] = {}
         by_layer = []
         for address, site in addresses:
@@ -50,20 +50,26 @@ class SubjectsOfPass:
             if here not in rows:
                 rows[here] = read_rows(here, device)
             by_layer.append((address, site, here, rows[here]))
-        return cls(tuple(carried), tuple(by_layer), watching, apart)
+        return cls(tuple(carried), tuple(by_layer), apart)
 
-    def slots(self, replaced: Mapping[str, dict[Any, Any]], coupled: CoupledRows | None = None) -> Slots:
+    def slots(
+        self,
+        replaced: Mapping[str, dict[Any, Any]],
+        coupled: CoupledRows | None = None,
+        observed: ObservedPass | None = None,
+    ) -> Slots:
         """`patches_replace` with ours on top of what other packs have there; theirs is not changed.
 
-        Cross-attention becomes nested, and in a sampling's first steps watched, where a region is to be
-        found; self-attention is kept apart where two subjects with regions meet and one asks for it. A layer
-        that none of this concerns is left as it is.
+        Cross-attention becomes nested, and is shown to the run's observers, if there are any;
+        self-attention is kept apart where two subjects with regions meet and one asks for it. A layer that
+        none of this concerns is left as it is.
         """
         crossed, own = dict(replaced.get("attn2", {})), dict(replaced.get("attn1", {}))
         for address, site, here, rows in self.by_layer:
-            if here or self.watching or coupled is not None:
+            shown = observed if observed and observed.run.watched(site) else None
+            if here or shown or coupled is not None:
                 layer = NestedLayer(_there(crossed, address), site, here, rows, coupled)
-                crossed[address] = WatchedLayer(layer, site, self.watching) if self.watching else layer
+                crossed[address] = ObservedSlot(layer, self.carried, shown) if shown else layer
             if self.apart is not None:
                 own[address] = RegionSelfAttention(_there(own, address), self.apart)
         return {**replaced, "attn2": crossed, **({} if self.apart is None else {"attn1": own})}

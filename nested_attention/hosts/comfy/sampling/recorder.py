@@ -1,0 +1,82 @@
+"""Samplings of a MODEL are recorded: what the nodes Observe Subjects and View Subject Maps pass on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ....errors import NestedAttentionError
+from ....inspection.maps import Observation
+from ....inspection.recording import Recorded, Recording, Watch
+from ..graph import nearest_before
+from ..notices import running_graph, running_node
+from .applied import AppliedSubject
+from .copies import Shared
+
+OBSERVED = "nested_attention_recorders"
+"""In the transformer options: recorders of the samplings to come."""
+
+KEPT = 4
+"""Samplers whose last sampling is kept."""
+
+
+class Recorder(Shared):
+    """Keeps what was seen of the last sampling of each sampler node.
+
+    on_step: is called with the recording when a step has been seen. An interrupted sampling is dropped.
+    """
+
+    def __init__(self, watch: Watch, on_step: Callable[[Recording], None] | None = None) -> None:
+        self.watch = watch
+        self._on_step = on_step
+        self._seen: OrderedDict[str, Observation] = OrderedDict()
+
+    @staticmethod
+    def of(transformer_options: Mapping[str, Any]) -> tuple[Recorder, ...]:
+        return tuple(transformer_options.get(OBSERVED, ()))
+
+    def begin(self, subjects: Sequence[AppliedSubject], pictures: int, steps: int) -> Recording:
+        """An observer of one sampling."""
+        recorded = [
+            Recorded(s.key, s.settings.called.name, s.settings.called.word, s.subjects)
+            for s in subjects
+            if s.strength > 0
+        ]
+        self._seen.pop(running_node(), None)
+        return Recording(self.watch, recorded, pictures=pictures, steps=steps, on_step=self._on_step)
+
+    def keep(self, recording: Recording) -> None:
+        """At the end of a sampling."""
+        self._seen[running_node()] = recording.finish()
+        while len(self._seen) > KEPT:
+            self._seen.popitem(last=False)
+
+    def observation(self) -> Observation:
+        """What was seen by the sampler that leads to the running node; outside of a graph, by the last one.
+
+        Raises NestedAttentionError if nothing was, with the reasons there can be.
+        """
+        here = nearest_before(running_graph() or {}, running_node(), self._seen)
+        found = self._seen.get(here) if here is not None else None
+        if found is None and not running_node() and self._seen:
+            found = next(reversed(self._seen.values()))
+        if found is None or not found.subjects:
+            seen = "no sampler that leads to this picture used the MODEL that Observe Subjects puts out"
+            if found is not None:
+                seen = "no layer saw a subject in the steps that were observed"
+            raise NestedAttentionError(
+                f"nothing was observed: {seen}. Connect Apply Subject's MODEL to Observe Subjects, its MODEL "
+                "to the sampler and the sampler's picture to this node, switch observe on, and check that a "
+                "prompt carries the subject between start_percent and end_percent"
+            )
+        return found
+
+
+def observe(model: Any, recorder: Recorder) -> Any:
+    """MODEL → a clone whose samplings the recorder sees. Nothing else about it changes."""
+    model = model.clone()
+    options = dict(model.model_options.get("transformer_options", {}))
+    options[OBSERVED] = (*Recorder.of(options), recorder)
+    model.model_options = {**model.model_options, "transformer_options": options}
+    return model

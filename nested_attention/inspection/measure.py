@@ -1,0 +1,102 @@
+"""What a subject does at one layer, computed with the pieces of `attention.py`. Letters as there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..attention import (
+    BoundSubject,
+    at_tokens,
+    gate,
+    nested_value,
+    nested_weights,
+    per_head,
+    regularisation,
+    text_weights,
+    without_autocast,
+)
+from ..kernels.rows import take
+from ..subject import Subject
+
+CPU_WEIGHTS, DEVICE_WEIGHTS = 2**20, 2**24  # weights held at once: 4 MiB and 64 MiB
+COLOURS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one subject does in one row, at each of its L queries, in fp32.
+
+    word: P[s*], summed over its tokens s* and averaged over heads, (L,). change: ‖Σ P[s*]·g·(v*_q − V[s*])‖,
+    over all heads together, (L,). nested: the nested attention's weights, averaged over heads, (L, N).
+    """
+
+    word: Tensor
+    change: Tensor
+    nested: Tensor
+
+
+def measure(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], number: int, *, heads: int
+) -> Measured:
+    """One row, (1, L, H·d), (1, T, H·d), (1, T, H·d), with all of its subjects → what subject `number` does.
+
+    In chunks of queries, so that weights of all heads are in memory for a few of them only.
+    """
+    queries, tokens = query.shape[1], max(key.shape[1], subjects[number].key.shape[1])
+    limit = CPU_WEIGHTS if query.device.type == "cpu" else DEVICE_WEIGHTS
+    step = max(1, limit // (heads * tokens))
+    parts = []
+    for start in range(0, queries, step):
+        at = slice(start, start + step)
+        here = [one if one.region is None else replace(one, region=one.region[:, at]) for one in subjects]
+        parts.append(_chunk(query[:, at], key, value, here, number, heads))
+    return Measured(*(torch.cat(same) for same in zip(*parts, strict=True)))
+
+
+@without_autocast
+def _chunk(
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], number: int, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    subject = subjects[number]
+    probs = text_weights(query, key, subjects, heads=heads)  # P, (1, H, L, T)
+    v = per_head(value, heads).to(probs)
+    share = probs * gate(subject, probs, subject.bounded)  # g·P[s*], and 0 at all other tokens
+    star = nested_value(query, subject, heads=heads)  # v*_q, (1, H, L, d)
+    length = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
+    change = length * star - share @ v  # Σ P[s*]·g·(v*_q − V[s*]), as in `nested_cross_attention`
+    word = (probs * at_tokens(subject.mask, probs)).sum(dim=-1)  # (1, H, L)
+    nested = nested_weights(query, subject, heads=heads)  # (1, H, L, N)
+    return word[0].mean(dim=0), change[0].square().sum(dim=(0, 2)).sqrt(), nested[0].mean(dim=0)
+
+
+def in_row(subject: BoundSubject, row: int) -> BoundSubject:
+    """The subject in one row of the batch, (1, …) each."""
+    at = slice(row, row + 1)
+    word, key, value, bias, region = (
+        take(x, at) for x in (subject.word, subject.key, subject.value, subject.token_bias, subject.region)
+    )
+    mask = take(subject.mask, at)
+    return replace(subject, mask=mask, word=word, key=key, value=value, token_bias=bias, region=region)
+
+
+def token_colours(subject: Subject) -> Tensor:
+    """Each token's place on the three main axes of the subject's tokens: (N, 3), in fp32 on the CPU.
+
+    The nested value of a head is linear in the tokens, v*_q = (Σ_n a_n t_n) W, so what the query chooses is
+    the point Σ a_n t_n among the tokens. These axes are the same in all layers, heads and steps, where values
+    themselves lie in spaces that differ from layer to layer. Tokens count by their weight; the axes are
+    scaled to a standard deviation of one, and their signs are fixed.
+    """
+    tokens = subject.tokens.detach().float().cpu()
+    weights = subject.token_bias.detach().float().cpu().exp()[:, None]
+    centred = tokens - (weights * tokens).sum(dim=0) / weights.sum()
+    _, _, axes = torch.linalg.svd(weights.sqrt() * centred, full_matrices=False)
+    places = centred @ axes[:COLOURS].mT  # (N, ≤ 3)
+    places = torch.nn.functional.pad(places, (0, COLOURS - places.shape[1]))
+    places = places * torch.where((places**3).sum(dim=0) < 0, -1.0, 1.0)  # a longer tail is positive
+    spread = (weights * places.square()).sum(dim=0) / weights.sum()
+    return places / spread.sqrt().clamp_min(1e-6)

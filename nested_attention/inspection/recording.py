@@ -1,0 +1,289 @@
+"""An observer that keeps maps of what subjects do, within a bound on memory.
+
+Sums are kept where the layers run, and nothing is read on the host before the sampling ends. Each half of
+the bound is kept to in its own way: maps of layers and steps are averaged over two, four, eight … steps; what
+places take of the subject's tokens is kept on a coarser grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import NestedAttentionError
+from ..regions import area_mean
+from ..subject import Subject
+from .maps import Observation, SubjectMaps
+from .measure import COLOURS, Measured, in_row, measure, token_colours
+from .observed import Box, ObservedLayer, ObservedSubject
+
+Layers = Literal["decoder", "all"]
+CHANNELS = 2 + COLOURS
+"""Of a layer's maps: the word, the change, three colours."""
+
+FEWEST_CELLS = 8
+"""A side of the coarsest grid on which tokens are kept."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is to be kept.
+
+    layers: "decoder" sees the first layer of each of its transformers, where attention follows the layout
+    best, "all" every layer. start, end: part of the sampling's steps, 0 ≤ start < end ≤ 1. tokens: how many
+    of the strongest are kept for each place. megabytes: bound on what is held while sampling.
+    """
+
+    layers: Layers = "decoder"
+    start: float = 0.0
+    end: float = 1.0
+    tokens: int = 8
+    megabytes: float = 128
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise NestedAttentionError(
+                f"start is {self.start} and end is {self.end}; expected 0 ≤ start < end ≤ 1"
+            )
+
+    def watches(self, site: str) -> bool:
+        return self.layers == "all" or (site.startswith("up_blocks.") and ".transformer_blocks.0." in site)
+
+    def steps(self, number: int) -> range:
+        """Of a sampling of so many steps: at least one."""
+        first = min(round(self.start * number), number - 1)
+        return range(first, max(first + 1, round(self.end * number)))
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A subject of the sampling: what observers call it, what users call it, its word, and who it is in each
+    picture, from the first again where there are more."""
+
+    name: str
+    title: str
+    word: str
+    subjects: Sequence[Subject]
+
+    def of(self, picture: int) -> Subject:
+        return self.subjects[picture % len(self.subjects)]
+
+
+class Tally:
+    """Sums of maps over a whole picture, (C, H, W), and how often each cell was added to."""
+
+    def __init__(self, channels: int, grid: tuple[int, int], device: torch.device) -> None:
+        self.sum = torch.zeros(channels, *grid, device=device)
+        self.count = torch.zeros(grid, device=device)
+
+    @staticmethod
+    def bytes(channels: int, grid: tuple[int, int]) -> int:
+        return 4 * (channels + 1) * grid[0] * grid[1]
+
+    def add(self, maps: Tensor, part: Box) -> None:
+        """maps: (C, h, w), of a part of the picture; brought to this grid's cells."""
+        rows, columns = self.count.shape
+        top, left, height, width, whole_height, whole_width = part
+        first = top * rows // whole_height, left * columns // whole_width
+        last = -(-(top + height) * rows // whole_height), -(-(left + width) * columns // whole_width)
+        here = slice(first[0], last[0]), slice(first[1], last[1])
+        size = last[0] - first[0], last[1] - first[1]
+        self.sum[:, here[0], here[1]] += maps if maps.shape[1:] == size else area_mean(maps, size)
+        self.count[here] += 1
+
+    def merge(self, other: Tally) -> None:
+        self.sum += other.sum.to(self.sum.device)
+        self.count += other.count.to(self.count.device)
+
+    def mean(self) -> Tensor:
+        """(C, H, W) on the CPU; 0 where nothing was added."""
+        return (self.sum / self.count.clamp_min(1)).cpu()
+
+
+@dataclass(eq=False)
+class _Kept:
+    """Of one subject in one picture. maps: by site and group of steps."""
+
+    subject: Subject
+    colours: Tensor  # (N, 3)
+    tokens: Tally
+    maps: dict[tuple[str, int], Tally] = field(default_factory=dict)
+
+
+class Recording:
+    """An observer of one sampling. pictures: how many are sampled, in `steps` steps. on_step: is called when
+    a step has been seen and the next one begins."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        subjects: Sequence[Recorded],
+        *,
+        pictures: int,
+        steps: int,
+        on_step: Callable[[Recording], None] | None = None,
+    ) -> None:
+        self.watch = watch
+        self.subjects = {one.name: one for one in subjects}
+        self.pictures = pictures
+        self.steps = watch.steps(steps)
+        self.number = steps
+        self.group = 1  # steps that are averaged
+        self.step = -1  # the last that was seen
+        self._on_step = on_step
+        self._kept: dict[tuple[int, str], _Kept] = {}
+        self._bytes = {"maps": 0, "tokens": 0}
+
+    @property
+    def bytes(self) -> int:
+        """What is held now, in bytes."""
+        return sum(self._bytes.values())
+
+    def watches(self, site: str) -> bool:
+        return self.watch.watches(site)
+
+    def see(self, layer: ObservedLayer) -> None:
+        """Adds what each subject does in each row that carries it.
+
+        Raises NestedAttentionError if what one step takes is beyond the bound.
+        """
+        if layer.step not in self.steps:
+            return
+        if self.step not in (-1, layer.step) and self._on_step is not None:
+            self._on_step(self)
+        self.step = layer.step
+        with torch.no_grad():
+            bound = [(one, found) for one in layer.subjects if (found := one.bind()) is not None]
+            for row in range(len(layer.query)):
+                here = [
+                    pair for pair in bound if pair[0].name in self.subjects and bool(pair[0].mask[row].any())
+                ]
+                for one, _ in here:
+                    self._add(layer, row, one, measure_row(layer, row, here, one))
+
+    def _add(self, layer: ObservedLayer, row: int, one: ObservedSubject, found: Measured) -> None:
+        picture, part = layer.places[row]
+        kept = self._of(picture, one.name, part, layer.query.device)
+        nested = found.nested[:, : len(kept.colours)]  # (L, N), without what fills a row up to a longer one
+        kept.tokens.add(nested.T.unflatten(1, layer.grid), part)
+        colours = (nested @ kept.colours).T  # (3, L)
+        maps = torch.cat([found.word[None], found.change[None], colours]).unflatten(1, layer.grid)
+        key = layer.site, layer.step // self.group
+        if key not in kept.maps:
+            size = tuple(
+                -(-cells * part[4 + axis] // part[2 + axis]) for axis, cells in enumerate(layer.grid)
+            )
+            self._make_room(Tally.bytes(CHANNELS, (size[0], size[1])))
+            key = layer.site, layer.step // self.group  # steps may have been averaged to make room
+            if key not in kept.maps:
+                kept.maps[key] = Tally(CHANNELS, (size[0], size[1]), maps.device)
+                self._bytes["maps"] += Tally.bytes(CHANNELS, (size[0], size[1]))
+        kept.maps[key].add(maps, part)
+
+    def _of(self, picture: int, name: str, part: Box, device: torch.device) -> _Kept:
+        if (picture, name) not in self._kept:
+            subject = self.subjects[name].of(picture)
+            tokens, grid = len(subject.tokens), self._token_grid((part[4], part[5]))
+            self._bytes["tokens"] += Tally.bytes(tokens, grid)
+            colours = token_colours(subject).to(device)
+            self._kept[picture, name] = _Kept(subject, colours, Tally(tokens, grid, device))
+        return self._kept[picture, name]
+
+    def _token_grid(self, latent: tuple[int, int]) -> tuple[int, int]:
+        """The finest halving of the latent's grid on which all tokens of all pictures fit into half the
+        bound. Raises NestedAttentionError if none is."""
+        who = [one.of(picture) for one in self.subjects.values() for picture in range(self.pictures)]
+        grid = latent
+        while (needed := sum(Tally.bytes(len(one.tokens), grid) for one in who)) > self._half:
+            grid = -(-grid[0] // 2), -(-grid[1] // 2)
+            if min(grid) < min(FEWEST_CELLS, *latent):
+                self._refuse(2 * needed)  # on the coarsest grid
+        return grid
+
+    @property
+    def _half(self) -> float:
+        return self.watch.megabytes * 1e6 / 2
+
+    def _make_room(self, more: int) -> None:
+        """Averages over twice as many steps until so many bytes fit. Raises NestedAttentionError if that does
+        not help."""
+        while self._bytes["maps"] + more > self._half:
+            if self.group >= len(self.steps):
+                self._refuse(2 * (self._bytes["maps"] + more))
+            self.group *= 2
+            for kept in self._kept.values():
+                merged: dict[tuple[str, int], Tally] = {}
+                for (site, number), tally in kept.maps.items():
+                    key = site, number // 2
+                    if key in merged:
+                        merged[key].merge(tally)
+                        self._bytes["maps"] -= Tally.bytes(
+                            CHANNELS, (tally.count.shape[0], tally.count.shape[1])
+                        )
+                    else:
+                        merged[key] = tally
+                kept.maps = merged
+
+    def _refuse(self, needed: float) -> None:
+        raise NestedAttentionError(
+            f"Observe Subjects: the maps of {self.pictures} pictures with {len(self.subjects)} subjects take "
+            f"more than {needed / 1e6:.1f} MB, and megabytes allows {self.watch.megabytes:g}. Raise it, "
+            "observe fewer layers, or draw fewer pictures at once"
+        )
+
+    def glimpse(self) -> list[tuple[str, Tensor]]:
+        """Each subject, and its word's map in the first picture that it is seen in, (h, w): the mean of the
+        last group of steps so far, on the CPU."""
+        found: dict[str, Tensor] = {}
+        for (_, name), kept in sorted(self._kept.items(), key=lambda item: item[0][0]):
+            if name in found or not kept.maps:
+                continue
+            last = max(number for _, number in kept.maps)
+            maps = [tally.mean()[:1] for (_, number), tally in kept.maps.items() if number == last]
+            finest = max((m.shape[1:] for m in maps), key=lambda s: s[0] * s[1])
+            found[name] = torch.stack([area_mean(m, (finest[0], finest[1])) for m in maps]).mean(dim=0)[0]
+        return [(self.subjects[name].title, attention) for name, attention in found.items()]
+
+    def finish(self) -> Observation:
+        """What was seen, on the CPU."""
+        groups = sorted({number for kept in self._kept.values() for _, number in kept.maps})
+        spans = []
+        for number in groups:
+            last = min((number + 1) * self.group, self.steps.stop) - 1
+            spans.append((max(number * self.group, self.steps.start), last))
+        found = []
+        for (picture, name), kept in sorted(
+            self._kept.items(), key=lambda i: (i[0][0], self._order(i[0][1]))
+        ):
+            who = self.subjects[name]
+            sites = list(dict.fromkeys(site for site, _ in kept.maps))
+            maps = {}
+            for site in sites:
+                grid = next(t.count.shape for (s, _), t in kept.maps.items() if s == site)
+                empty = torch.full((CHANNELS, *grid), torch.nan)
+                maps[site] = torch.stack(
+                    [kept.maps[site, n].mean() if (site, n) in kept.maps else empty for n in groups]
+                )  # (groups, C, h, w)
+            found.append(
+                SubjectMaps.of(
+                    who.title, who.word, picture, kept.subject, maps, kept.tokens.mean(), self.watch.tokens
+                )
+            )
+        return Observation(tuple(found), tuple(spans), self.number, self.pictures)
+
+    def _order(self, name: str) -> int:
+        return list(self.subjects).index(name)
+
+
+def measure_row(
+    layer: ObservedLayer, row: int, here: Sequence[tuple[ObservedSubject, object]], one: ObservedSubject
+) -> Measured:
+    """What a subject does in one row of a layer. here: all subjects of the row, as they are bound."""
+    at = slice(row, row + 1)
+    subjects = [in_row(bound, row) for _, bound in here]  # type: ignore[arg-type]
+    number = next(i for i, (other, _) in enumerate(here) if other is one)
+    return measure(layer.query[at], layer.key[at], layer.value[at], subjects, number, heads=layer.heads)

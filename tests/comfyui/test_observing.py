@@ -1,0 +1,215 @@
+"""Samplings in ComfyUI that are observed: the same pictures, and maps of every kind of pass."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+TWO = "<alice> and <bob:man> on the beach"
+
+Observed = tuple[Any, Any]
+
+
+@pytest.fixture
+def observe() -> Callable[..., Observed]:
+    from nested_attention.hosts.comfy.sampling.recorder import Recorder, observe
+    from nested_attention.inspection.recording import Watch
+
+    def on(model: Any, **watch: Any) -> Observed:
+        recorder = Recorder(Watch(**{"layers": "all", **watch}))
+        return observe(model, recorder), recorder
+
+    return on
+
+
+def left() -> Tensor:
+    mask = torch.zeros(1, 64, 64)
+    mask[..., :32] = 1
+    return mask
+
+
+def chain(world: Any, **alice: Any) -> tuple[Any, Any]:
+    first = world.apply(world.model, world.clip, name="alice", **alice)
+    return world.apply(*first, world.bob, name="bob")
+
+
+def draw(model: Any, clip: Any, prompt: str = TWO, **options: Any) -> Tensor:
+    from tiny import encode, sample
+
+    return sample(model, encode(clip, prompt), encode(clip, "bad"), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"cfg": 1.0}, {"batch": 3}, {"batch": 2, "cfg": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "alice", [{}, {"region": left(), "bounded": True, "bound_self_attention": True}, {"region_mode": "auto"}],
+    ids=["plain", "region", "auto"],
+)  # fmt: skip
+def test_pictures_are_the_same_to_the_bit(
+    world: Any, observe: Callable[..., Observed], alice: dict[str, Any], options: dict[str, Any]
+) -> None:
+    model, clip = chain(world, **alice)
+    plain = draw(model, clip, **options)
+    watched, recorder = observe(model)
+    assert torch.equal(draw(watched, clip, **options), plain)
+    assert torch.equal(draw(watched, clip, **options), plain)
+    seen = recorder.observation()
+    assert seen.pictures == options.get("batch", 1) and seen.steps == 3
+    titles = [(one.picture, one.title) for one in seen.subjects]
+    assert titles == [(n, title) for n in range(seen.pictures) for title in ("alice", "bob")]
+    for one in seen.subjects:
+        assert set(one.maps) == {site.name for site in world.person.config.sites}
+        assert all(not bool(x.isnan().any()) for x in one.maps.values())
+        assert torch.allclose(one.drawn.sum(0), torch.ones_like(one.drawn[0]), atol=1e-4)
+        assert one.weights.sum(0).max() <= 1 + 1e-4
+
+
+def test_off_is_no_work_and_the_run_leaves_nothing(world: Any, observe: Callable[..., Observed]) -> None:
+    model, clip = chain(world)
+    watched, recorder = observe(model)
+    before = dict(watched.model_options["transformer_options"])
+    draw(watched, clip)
+    assert watched.model_options["transformer_options"] == before
+    assert model.model_options["transformer_options"] == {}
+    seen = weakref.ref(recorder.observation())
+    draw(watched, clip)
+    gc.collect()
+    assert seen() is None  # each sampling is in place of the one before
+
+
+def test_a_clone_and_a_further_subject_keep_the_observer(
+    world: Any, observe: Callable[..., Observed]
+) -> None:
+    watched, recorder = observe(world.apply(world.model, world.clip, name="alice")[0])
+    clip = world.apply(world.model, world.clip, name="alice")[1]
+    model, clip = world.apply(watched.clone(), clip, world.bob, name="bob")
+    draw(model, clip)
+    assert [one.title for one in recorder.observation().subjects] == ["alice", "bob"]
+
+
+def test_an_interrupted_sampling_is_dropped(world: Any, observe: Callable[..., Observed]) -> None:
+    from nested_attention.errors import NestedAttentionError
+
+    model, clip = chain(world)
+    watched, recorder = observe(model)
+    draw(watched, clip)
+
+    def stop(*_: Any) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        draw(watched, clip, callback=stop)
+    with pytest.raises(NestedAttentionError, match="nothing was observed"):
+        recorder.observation()
+
+
+def test_steps_layers_and_off_square_pictures(world: Any, observe: Callable[..., Observed]) -> None:
+    import comfy.sample
+    from tiny import encode
+
+    model, clip = chain(world)
+    noise = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
+    conds = encode(clip, TWO), encode(clip, "bad")
+
+    def run(model: Any) -> Tensor:
+        return comfy.sample.sample(model, noise, 6, 4.0, "heun", "normal", *conds, 0 * noise, seed=0)
+
+    watched, recorder = observe(model, layers="decoder", start=0.5)
+    assert torch.equal(run(watched), run(model))
+    seen = recorder.observation()
+    assert seen.spans == ((3, 3), (4, 4), (5, 5))  # heun evaluates most steps twice
+    for one in seen.subjects:
+        assert one.maps and all(
+            s.startswith("up_blocks.") and ".transformer_blocks.0." in s for s in one.maps
+        )
+        assert {h * 20 for h, _ in one.grids.values()} == {w * 12 for _, w in one.grids.values()}
+
+
+def test_a_prompt_in_an_area_is_seen_there_alone(world: Any, observe: Callable[..., Observed]) -> None:
+    import nodes
+    from tiny import encode, sample
+
+    model, clip = world.apply(world.model, world.clip)
+    watched, recorder = observe(model)
+    area = nodes.ConditioningSetArea().append(encode(clip, "a person"), 64, 128, 64, 0, 1.0)[0]
+    sample(watched, area + encode(clip, "a house"), encode(clip, "bad"), size=16)
+    (one,) = recorder.observation().subjects
+    site, grid = next((s, g) for s, g in one.grids.items() if s.startswith("up_blocks.1"))
+    word = one.maps[site][0, 0]
+    # the area is the right half; the left was never seen
+    assert grid == (8, 8)
+    assert not word[:, :4].any() and bool((word[:, 4:] > 0).all())
+
+
+def test_tiles_are_found_and_what_changes_them_is_refused(
+    world: Any, observe: Callable[..., Observed]
+) -> None:
+    from nested_attention.errors import NestedAttentionError
+
+    def tiled(change: float) -> Any:
+        def run(apply_model: Any, args: dict[str, Any]) -> Tensor:
+            x, out = args["input"], torch.zeros_like(args["input"])
+            for start in (0, 8):
+                part = x[..., start : start + 8] + change
+                out[..., start : start + 8] = apply_model(part, args["timestep"], **args["c"])
+            return out
+
+        return run
+
+    model, clip = chain(world)
+    watched, recorder = observe(model)
+    watched.set_model_unet_function_wrapper(tiled(0.0))
+    draw(watched, clip, size=16)
+    one = recorder.observation().subjects[0]
+    assert {grid for site, grid in one.grids.items() if site.startswith("up_blocks.1")} == {(16, 16)} or all(
+        h * 2 == w * 2 for h, w in one.grids.values()
+    )
+    assert all(not bool((x[:, 0] == 0).any()) for x in one.maps.values())
+    watched.set_model_unet_function_wrapper(tiled(1e-3))
+    with pytest.raises(NestedAttentionError, match="Observe Subjects: .*switch Observe Subjects off"):
+        draw(watched, clip, size=16)
+
+
+def test_values_are_the_mechanisms_own(world: Any, observe: Callable[..., Observed]) -> None:
+    """Of the layer as it ran, with the subjects as they were bound."""
+    from nested_attention.attention import text_weights
+    from nested_attention.hosts.comfy.sampling import observing
+
+    caught: list[Any] = []
+    original = observing.SamplingRun.show
+    model, clip = world.apply(world.model, world.clip)
+    watched, recorder = observe(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            observing.SamplingRun, "show", lambda self, layer: caught.append(layer) or original(self, layer)
+        )
+        draw(watched, clip, "a person", steps=1)
+    (one,) = recorder.observation().subjects
+    assert caught
+    for layer in caught:
+        (shown,) = layer.subjects
+        (row,) = shown.rows
+        bound = shown.bind()
+        probs = text_weights(layer.query, layer.key, [bound], heads=layer.heads)[row]
+        expected = probs[..., shown.mask[row]].sum(-1).mean(0)
+        found = one.maps[layer.site][0, 0].flatten()
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_another_pack_adds_are_refused(world: Any, observe: Callable[..., Observed]) -> None:
+    from nested_attention.errors import NestedAttentionError
+
+    def doubled(n: Tensor, context: Tensor, value: Tensor, options: Any) -> tuple[Tensor, ...]:
+        return n.repeat(2, 1, 1), context.repeat(2, 1, 1), value.repeat(2, 1, 1)
+
+    model, clip = world.apply(world.model, world.clip)
+    watched, _ = observe(model)
+    watched.set_model_attn2_patch(doubled)
+    watched.set_model_attn2_output_patch(lambda n, options: n[: len(n) // 2])
+    with pytest.raises(NestedAttentionError, match="adds rows of its own.*switch Observe Subjects off"):
+        draw(watched, clip, "a person")
