@@ -1,7 +1,8 @@
 """The subject encoder: image features → subject tokens → keys and values for every cross-attention layer.
 
 The features come from a frozen CLIP vision model, the tokens from the Q-Former, and one pair of linear layers
-a site turns the tokens into the nested keys and values K̆, V̆ of the paper's Eq. 2.
+a site turns the tokens into the nested keys and values K̆, V̆ of the paper's Eq. 2. IP-Adapter's plain form
+reads one pooled embedding a picture in place of features, and has a linear layer in place of the Q-Former.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from .errors import NestedAttentionError
 from .qformer import QFormer
 from .sites import Site, check_size, sdxl_sites
 
-FeatureLayer = Literal["last_hidden_state", "penultimate_hidden_states"]
-"""Which output of the vision model is read, class token included and without the final norm in both cases."""
+FeatureLayer = Literal["last_hidden_state", "penultimate_hidden_states", "image_embeds"]
+"""Which output of the vision model is read: a layer, class token included and without the final norm, or
+"image_embeds", the projected embedding that is pooled of a whole picture."""
+
+Injection = Literal["nested", "decoupled"]
+"""How an encoder was trained to reach the picture: as the word's value, or added to the text's attention."""
 
 _SIZES = ("vision_dim", "token_dim", "num_queries", "width", "depth", "heads", "head_dim", "ff_mult")
-# What decides the tokens and their projections. The rest of the configuration (word, alpha, norm) says how a
-# subject is applied: changing it does not turn a saved subject into another encoder's.
-_NOT_FINGERPRINTED = ("word", "alpha", "norm")
+# What decides the tokens and their projections. The rest of the configuration says how a subject is applied:
+# changing it does not turn a saved subject into another encoder's.
+_NOT_FINGERPRINTED = ("word", "alpha", "norm", "injection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +39,12 @@ class SubjectEncoderConfig:
 
     vision_dim: width of the image features. token_dim: width of the subject's tokens.
     num_queries: learned queries, that is tokens per image. width: inner width of the Q-Former.
-    depth, heads, head_dim, ff_mult: layers, heads, head size and feed-forward multiple of the Q-Former.
+    depth, heads, head_dim, ff_mult: layers, heads, head size and feed-forward multiple of the Q-Former. An
+        encoder of "image_embeds" has no Q-Former, and reads none of these five.
     sites: the cross-attention layers that receive keys and values.
     word: the word the encoder was trained on. features: which output of the vision model it reads.
     alpha, norm: the regularisation it was trained with (BoundSubject's fields of the same names).
+    injection: how it was trained; "decoupled" is IP-Adapter's way, without α and norm.
     """
 
     vision_dim: int = 1280
@@ -53,6 +60,7 @@ class SubjectEncoderConfig:
     features: FeatureLayer = "last_hidden_state"
     alpha: float | None = 2.0
     norm: Literal["inner", "head"] = "inner"
+    injection: Injection = "nested"
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -78,6 +86,11 @@ class SubjectEncoderConfig:
             raise NestedAttentionError(
                 f"encoder configuration: norm is {self.norm!r}; expected 'inner' or 'head'"
             )
+        if self.injection not in get_args(Injection):
+            raise NestedAttentionError(
+                f"encoder configuration: injection is {self.injection!r}; expected one of "
+                f"{get_args(Injection)}"
+            )
         numeric = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if self.alpha is not None and not (numeric and 0 < self.alpha < float("inf")):
             raise NestedAttentionError(
@@ -86,7 +99,11 @@ class SubjectEncoderConfig:
             )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """A nested encoder's says nothing of injection, so that it is read by versions that know no other."""
+        values = asdict(self)
+        if self.injection == "nested":
+            del values["injection"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> SubjectEncoderConfig:
@@ -96,7 +113,7 @@ class SubjectEncoderConfig:
         except (ValueError, RecursionError) as error:
             raise NestedAttentionError(f"encoder configuration: not valid JSON ({error})") from error
         known = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        if not isinstance(values, dict) or {"injection", *values} != known:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise NestedAttentionError(
                 f"encoder configuration: found {found}; expected an object with {sorted(known)}. The file "
@@ -124,6 +141,21 @@ class SiteProjection(nn.Module):
         return self.to_key(tokens), self.to_value(tokens)
 
 
+class PooledProjection(nn.Module):
+    """A picture's pooled embedding → its subject tokens: a linear layer and a norm."""
+
+    def __init__(self, vision_dim: int, token_dim: int, num_queries: int, operations: Any = nn) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.proj = operations.Linear(vision_dim, num_queries * token_dim)
+        self.norm = operations.LayerNorm(token_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, 1, vision_dim) → (B, num_queries, token_dim)"""
+        tokens: Tensor = self.norm(self.proj(features[:, 0]).unflatten(-1, (self.num_queries, -1)))
+        return tokens
+
+
 def site_key(name: str) -> str:
     """A site's name as a key of nn.ModuleDict, which may not contain dots (names of sites have no dash)."""
     return name.replace(".", "-")
@@ -142,18 +174,21 @@ class SubjectEncoder(nn.Module):
         self.config = config
         self._casts = operations is not nn
         self._fingerprint: str | None = None
-        self.qformer = QFormer(
-            vision_dim=config.vision_dim,
-            token_dim=config.token_dim,
-            num_queries=config.num_queries,
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            ff_mult=config.ff_mult,
-            operations=operations,
-        )
         token_dim = config.token_dim
+        if config.features == "image_embeds":
+            self.pooled = PooledProjection(config.vision_dim, token_dim, config.num_queries, operations)
+        else:
+            self.qformer = QFormer(
+                vision_dim=config.vision_dim,
+                token_dim=token_dim,
+                num_queries=config.num_queries,
+                width=config.width,
+                depth=config.depth,
+                heads=config.heads,
+                head_dim=config.head_dim,
+                ff_mult=config.ff_mult,
+                operations=operations,
+            )
         self.projections = nn.ModuleDict(
             {site_key(s.name): SiteProjection(token_dim, s.inner_dim, operations) for s in config.sites}
         )
@@ -180,14 +215,16 @@ class SubjectEncoder(nn.Module):
         return encoder
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n_images, patches, vision_dim) → (n_images, num_queries, token_dim)
+        """(n_images, patches, vision_dim) → (n_images, num_queries, token_dim); patches is 1 if it is pooled.
 
         Raises NestedAttentionError for another rank or width, no image, or values that are not finite. The
         last check is left out in training mode, where it would make the host wait for the device at every
         step.
         """
         self.check_features(features, finite=not self.training)
-        return self.qformer(self._cast(features))
+        read = self.pooled if self.config.features == "image_embeds" else self.qformer
+        tokens: Tensor = read(self._cast(features))
+        return tokens
 
     def attention_maps(self, features: Tensor) -> Tensor:
         """`QFormer.attention_maps`: (images, patches, vision_dim) → (images, depth, num_queries, patches)"""
@@ -196,11 +233,15 @@ class SubjectEncoder(nn.Module):
 
     def check_features(self, features: Tensor, *, finite: bool = True) -> None:
         """Raises NestedAttentionError for features `forward` cannot use. finite: look at every value, too."""
-        if features.dim() != 3 or features.shape[-1] != self.config.vision_dim or 0 in features.shape:
+        config, shape = self.config, tuple(features.shape)
+        pooled = config.features == "image_embeds"
+        fits = len(shape) == 3 and shape[-1] == config.vision_dim and 0 not in shape
+        if not fits or (pooled and shape[1] != 1):
+            patches, other = ("1", "a layer's") if pooled else ("patches", "the pooled embedding")
             raise NestedAttentionError(
-                f"image features have shape {tuple(features.shape)}; this encoder expects (images, patches, "
-                f"{self.config.vision_dim}). Use the CLIP vision model the encoder was trained with and pass "
-                f"its {self.config.features}, not the pooled embedding"
+                f"image features have shape {shape}; this encoder expects (images, {patches}, "
+                f"{config.vision_dim}). Use the CLIP vision model the encoder was trained with and pass its "
+                f"{config.features}, not {other}"
             )
         if not features.is_floating_point():
             raise NestedAttentionError(
@@ -231,7 +272,7 @@ class SubjectEncoder(nn.Module):
             yield site.name, self.projections[site_key(site.name)](tokens)
 
     def _cast(self, x: Tensor) -> Tensor:
-        return x if self._casts else x.to(self.qformer.latents.dtype)
+        return x if self._casts else x.to(next(self.parameters()).dtype)
 
     @property
     def fingerprint(self) -> str:

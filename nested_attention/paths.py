@@ -11,5 +11,7 @@ PACK = PACKAGE.parent
 WEIGHTS = PACK / "weights" if (PACK / "weights" / "registry.json").is_file() else PACKAGE / "weights"
 REGISTRY = WEIGHTS / "registry.json"
 SMALL_WORLD = WEIGHTS / "avatars"
+ADAPTERS = WEIGHTS / "adapters"
+"""The small world's decoupled adapters, for anchored attention."""
 FACE_DETECTOR = WEIGHTS / "blazeface" / "face_detection.safetensors"
 FACE_RECOGNISER = WEIGHTS / "face_recognition" / "face_recognition.safetensors"

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 from torch import Tensor
 
+from .anchored import AnchoredSubject
 from .attention import BoundSubject
 from .blocks import parse_blocks
 from .encoder import SubjectEncoderConfig
@@ -19,7 +20,9 @@ from .prompt import check_word
 Norm = Literal["inner", "head"]
 WhenMissing = Literal["error", "warn"]
 RegionMode = Literal["mask", "auto", "none"]
+Injection = Literal["trained", "nested", "anchored", "everywhere"]
 REGION_MODES: tuple[RegionMode, ...] = ("mask", "auto", "none")
+INJECTIONS: tuple[Injection, ...] = ("trained", "nested", "anchored", "everywhere")
 AnySettings = TypeVar("AnySettings", bound="SubjectSettings")
 
 
@@ -44,6 +47,10 @@ class SubjectSettings:
     blocks: factors on the strength by block of the UNet (`blocks.parse_blocks`).
     when_missing: what happens when no prompt carries the subject.
     apply_to_negative: whether the word in a negative prompt carries it too.
+    injection: "nested" replaces the word's value; "anchored" adds the subject where the word is attended
+        (`anchored.py`), "everywhere" in the whole picture or region, as IP-Adapter does; "trained": nested
+        or anchored, as the encoder was trained.
+    weight: w > 0, of what is added. α, norm and `bounded` concern nested subjects only.
 
     Raises NestedAttentionError that lists every value out of range. The caller adds who asked.
     """
@@ -63,6 +70,8 @@ class SubjectSettings:
     blocks: str = "all"
     when_missing: WhenMissing = "error"
     apply_to_negative: bool = False
+    injection: Injection = "trained"
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         for field in ("word", "name"):
@@ -97,17 +106,25 @@ class SubjectSettings:
             wrong.append(
                 f"region_mode is {self.region_mode!r}; expected one of {', '.join(map(repr, REGION_MODES))}"
             )
+        if self.injection not in INJECTIONS:
+            wrong.append(
+                f"injection is {self.injection!r}; expected one of {', '.join(map(repr, INJECTIONS))}"
+            )
+        if not number(self.weight) or not 0 < self.weight < math.inf:
+            wrong.append(f"weight is {self.weight}; expected above 0, 1 for the adapter's own")
         if self.when_missing not in ("error", "warn"):
             wrong.append(f"when_missing is {self.when_missing!r}; expected 'error' or 'warn'")
         return wrong
 
     def trained_as(self: AnySettings, encoder: SubjectEncoderConfig) -> AnySettings:
-        """What is left to the encoder, its word, α and norm, filled in."""
+        """What is left to the encoder, its word, α, norm and injection, filled in."""
+        trained: Injection = "anchored" if encoder.injection == "decoupled" else "nested"
         return replace(
             self,
             word=self.word or encoder.word,
             alpha=encoder.alpha if self.alpha == "trained" else self.alpha,
             norm=self.norm or encoder.norm,
+            injection=trained if self.injection == "trained" else self.injection,
         )
 
     @property
@@ -153,6 +170,18 @@ class SubjectSettings:
         assert self.alpha != "trained", "call trained_as first"
         strength = self.strength * factor
         region = region if strength else None
+        if self.injection in ("anchored", "everywhere"):
+            return AnchoredSubject(
+                key=key,
+                value=value,
+                mask=mask,
+                attention_scale=self.attention_scale,
+                strength=strength,
+                token_bias=token_bias,
+                region=region,
+                weight=self.weight,
+                everywhere=self.injection == "everywhere",
+            )
         return BoundSubject(
             key=key,
             value=value,

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -103,13 +103,21 @@ class Subject:
 
     @classmethod
     def from_images(
-        cls, encoder: SubjectEncoder, features: Tensor, weights: Sequence[float] | Tensor | None = None
+        cls,
+        encoder: SubjectEncoder,
+        features: Tensor,
+        weights: Sequence[float] | Tensor | None = None,
+        *,
+        average: bool = False,
     ) -> Subject:
         """A subject from the features (n_images, patches, vision_dim) of one or several pictures.
 
         weights: one number ≥ 0 a picture, only their ratios matter; equal weights (the default) leave
         token_bias zero, a picture of weight 0 is left out altogether. Pictures are encoded one at a time, so
         that a picture's tokens do not depend, to the last bit, on which others come with it.
+
+        average: encode the mean of the pictures' features, by the weights, in place of each, as IPAdapter's
+        "average" does: as many tokens as of one picture.
 
         Raises NestedAttentionError for features the encoder refuses and for weights that do not fit them.
         """
@@ -124,6 +132,10 @@ class Subject:
             raise NestedAttentionError(
                 f"image weights are {shares}; expected numbers ≥ 0, at least one above 0"
             )
+        if average:
+            by = features.new_tensor(shares, dtype=torch.float32)[:, None, None] / sum(shares)
+            mean = (features.float() * by).sum(dim=0, keepdim=True).to(features.dtype)
+            return replace(cls.from_images(encoder, mean), images=sum(share > 0 for share in shares))
         heaviest = math.log(max(shares))
         tokens, biases = [], []
         with torch.no_grad():

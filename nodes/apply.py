@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from comfy_api.latest import io
 
@@ -10,6 +10,8 @@ from ..nested_attention.hosts.comfy import apply_subject, mark_prompt
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectEncoderType, SubjectType, naming, schema
+
+AS_TRAINED: Final = "as trained"
 
 
 class ApplySubject(io.ComfyNode):
@@ -28,7 +30,7 @@ class ApplySubject(io.ComfyNode):
             search_aliases=["nested attention", "ip-adapter", "face id", "personalization", "identity"],
             advanced=(
                 *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
-                *("bounded", "bound_self_attention", "blocks"),
+                *("bounded", "bound_self_attention", "blocks", "injection", "weight"),
             ),
             inputs=[
                 io.Model.Input(
@@ -178,6 +180,30 @@ class ApplySubject(io.ComfyNode):
                         "up.0, up.0.1; the most specific name decides, and what is not named keeps 1."
                     ),
                 ),
+                io.Combo.Input(
+                    "injection",
+                    options=[AS_TRAINED, "nested", "anchored", "everywhere"],
+                    default=AS_TRAINED,
+                    optional=True,
+                    tooltip=(
+                        "How the subject gets into the picture. nested: as the word's value, for encoders "
+                        "trained that way. anchored: added to the text where the word is attended, for "
+                        "IP-Adapter's files. everywhere: added in the whole picture, or region, as "
+                        "IP-Adapter does. as trained: nested or anchored, as the encoder's file says."
+                    ),
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.05,
+                    max=5.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip=(
+                        "How much is added where a subject is anchored or everywhere: IP-Adapter's weight. "
+                        "1 is what adapters are trained with. Does nothing for a nested subject."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="For the sampler, or for the next Apply Subject."),
@@ -208,6 +234,8 @@ class ApplySubject(io.ComfyNode):
         bounded: bool = False,
         bound_self_attention: bool = False,
         blocks: str = "all",
+        injection: Literal["as trained", "nested", "anchored", "everywhere"] = AS_TRAINED,
+        weight: float = 1.0,
     ) -> io.NodeOutput:
         with naming("Apply Subject"):
             settings = SubjectSettings(
@@ -225,6 +253,8 @@ class ApplySubject(io.ComfyNode):
                 blocks=blocks,
                 when_missing=when_missing,
                 apply_to_negative=apply_to_negative,
+                injection="trained" if injection == AS_TRAINED else injection,
+                weight=weight,
             )
             model, clip = apply_subject(model, clip, encoder, subject, settings)
         return io.NodeOutput(model, clip)

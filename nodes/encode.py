@@ -11,6 +11,7 @@ from ..nested_attention.hosts.comfy import encode_batch, encode_subject
 from .common import SubjectEncoderType, SubjectType, schema
 
 TOGETHER, EACH = "one subject from all pictures", "one subject a picture"
+AVERAGE = "one subject from the pictures' average"
 
 
 class EncodeSubject(io.ComfyNode):
@@ -54,13 +55,15 @@ class EncodeSubject(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "batch",
-                    options=[TOGETHER, EACH],
+                    options=[TOGETHER, EACH, AVERAGE],
                     default=TOGETHER,
                     optional=True,
                     tooltip=(
                         "What several pictures are: of one subject, or each of a subject of its own, which "
                         "Apply Subject gives to the pictures of the latent batch in order, from the first "
-                        "again where there are more (also in AnimateDiff's context windows)."
+                        "again where there are more (also in AnimateDiff's context windows). The average is "
+                        "IPAdapter's: the mean of what the vision model sees, as small as one picture's "
+                        "subject."
                     ),
                 ),
             ],
@@ -77,8 +80,9 @@ class EncodeSubject(io.ComfyNode):
     def execute(
         cls, encoder: Any, clip_vision: Any, image: Any, weights: str = "", batch: str = TOGETHER
     ) -> io.NodeOutput:
-        if batch == TOGETHER:
-            return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights))
+        if batch != EACH:
+            average = batch == AVERAGE
+            return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights, average=average))
         if weights.strip():
             raise NestedAttentionError(
                 f"Encode Subject: weights are given ({weights.strip()!r}), and batch is {EACH!r}: a picture "

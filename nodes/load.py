@@ -12,7 +12,6 @@ from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
-from ..nested_attention.hosts.comfy.notices import warn_once
 from ..nested_attention.paths import PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state
@@ -198,9 +197,6 @@ class LoadEncoder(io.ComfyNode):
         chosen = {"features": features, "norm": norm}
         overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value != AS_STORED}
         overrides["ignore_unexpected"] = ignore_unexpected
-        known = weights_for(FOLDER, encoder_name)
-        if known is not None and known.experimental:
-            warn_once(f"Load Subject Encoder: {encoder_name}: {known.note}")
         with naming("Load Subject Encoder"):
             encoder = load_encoder_for_comfy(encoder_path(encoder_name), **overrides)
             if clip_vision_name == NO_VISION:

@@ -116,6 +116,26 @@ def encoder_tensors(
     return tensors
 
 
+def plain_tensors(
+    *,
+    sizes: Sizes = Sizes(queries=4),  # noqa: B008 (frozen)
+    sites: Sequence[Site] = TINY_SITES,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """A plain IP-Adapter as it is published: `sizes` but for the resampler's own."""
+    generator = torch.Generator().manual_seed(seed)
+    scheme = NAMING["published"]
+    shapes = {
+        "image_proj.proj.weight": (sizes.queries * sizes.token_dim, sizes.vision_dim),
+        "image_proj.proj.bias": (sizes.queries * sizes.token_dim,),
+        "image_proj.norm.weight": (sizes.token_dim,),
+        "image_proj.norm.bias": (sizes.token_dim,),
+    }
+    for i, site in enumerate(sites):
+        shapes |= {scheme.projection(i, site, kv): (site.inner_dim, sizes.token_dim) for kv in "kv"}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
 def write(path: Path, tensors: dict[str, Tensor]) -> Path:
     """As safetensors, or for a name that ends with .bin as IP-Adapter's nested PyTorch file."""
     if path.suffix != ".bin":

@@ -304,7 +304,7 @@ def reshaped(name: str, *shape: int) -> Change:
             "1 tensors belong to no known layout: ip_adapter.1.to_k_ip.bias",
         ),
         (reshaped("image_proj.pos_emb.weight", 9, 16), "no known layout: image_proj.pos_emb.weight"),
-        (reshaped("ip_adapter.0.to_q_lora.down.weight", 4, 4), "no known layout"),
+        (reshaped("ip_adapter.0.to_q_lora.down.weight", 4, 4), "it is an IP-Adapter FaceID"),
         (
             reshaped("ip_adapter.9.to_k_ip.weight", 32, 24),
             r"ip_adapter.9.to_k_ip.weight has shape \(32, 24\); expected",

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("", "errors", "find_comfyui", "paths"),
     ("attention", "qformer"),
+    ("anchored",),
     ("kernels", "inspection.observed"),
     ("blocks", "prompt", "regions", "sites"),
     ("encoder", "placeholders"),

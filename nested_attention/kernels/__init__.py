@@ -2,7 +2,8 @@
 
 On NVIDIA GPUs with Triton that is `epilogue.py`, for what it supports; everywhere else it is `chunks.py`, in
 PyTorch. The first layer on a device decides, and says so in the log. NESTED_ATTENTION_BACKEND chooses: "auto"
-(the default), "torch", or "triton", which is an error where Triton does not run.
+(the default), "torch", or "triton", which is an error where Triton does not run. What anchored subjects add
+(`anchored.py`) comes on top of either, from `additions.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..anchored import AnchoredSubject
 from ..attention import BoundSubject, plain_attention
 from ..errors import NestedAttentionError
 from . import chunks
+from .additions import add_anchored
 from .rows import Rows, read_rows
 
 BACKENDS = ("auto", "torch", "triton")
@@ -37,12 +40,14 @@ def nested(
     unmarked: the attention of rows that carry no subject, (q, k, v) → out; plain attention if None.
     """
     rows = read_rows(subjects, query.device) if rows is None else rows
-    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    own = _nested_only(subjects, rows)
+    epilogue = _epilogue(query, key, value, subjects, heads, own)
     if epilogue is None:
-        return chunks.nested(query, key, value, subjects, heads=heads, rows=rows, unmarked=unmarked)
-    out = unmarked(query, key, value) if unmarked else plain_attention(query, key, value, heads=heads)
-    corrected: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
-    return corrected
+        out = chunks.nested(query, key, value, subjects, heads=heads, rows=own, unmarked=unmarked)
+    else:
+        out = unmarked(query, key, value) if unmarked else plain_attention(query, key, value, heads=heads)
+        out = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=own)
+    return out if own is rows else add_anchored(out, query, key, subjects, heads=heads, rows=rows)
 
 
 def correction(
@@ -51,12 +56,14 @@ def correction(
 ) -> Tensor:  # fmt: skip
     """`attention.subject_correction`. rows: as in `nested`."""
     rows = read_rows(subjects, query.device) if rows is None else rows
-    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    own = _nested_only(subjects, rows)
+    epilogue = _epilogue(query, key, value, subjects, heads, own)
     if epilogue is None:
-        return chunks.correction(query, key, value, subjects, heads=heads, rows=rows)
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    change: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
-    return change
+        change = chunks.correction(query, key, value, subjects, heads=heads, rows=own)
+    else:
+        change = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        change = epilogue.add_correction(change, query, key, value, subjects, heads=heads, rows=own)
+    return change if own is rows else add_anchored(change, query, key, subjects, heads=heads, rows=rows)
 
 
 def add_correction(
@@ -69,12 +76,20 @@ def add_correction(
     rows: as in `nested`.
     """
     rows = read_rows(subjects, query.device) if rows is None else rows
-    epilogue = _epilogue(query, key, value, subjects, heads, rows)
+    own = _nested_only(subjects, rows)
+    epilogue = _epilogue(query, key, value, subjects, heads, own)
     if epilogue is None or out.dtype != query.dtype:
-        return chunks.add_correction(out, query, key, value, subjects, heads=heads, plain=plain, rows=rows)
-    out = out if plain and out.stride(-1) == 1 else out.clone(memory_format=torch.contiguous_format)
-    corrected: Tensor = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=rows)
-    return corrected
+        out = chunks.add_correction(out, query, key, value, subjects, heads=heads, plain=plain, rows=own)
+    else:
+        out = out if plain and out.stride(-1) == 1 else out.clone(memory_format=torch.contiguous_format)
+        out = epilogue.add_correction(out, query, key, value, subjects, heads=heads, rows=own)
+    return out if own is rows else add_anchored(out, query, key, subjects, heads=heads, rows=rows)
+
+
+def _nested_only(subjects: Sequence[BoundSubject], rows: Rows) -> Rows:
+    """The rows without their anchored subjects; `rows` itself where there are none."""
+    nested = [number for number, one in enumerate(subjects) if not isinstance(one, AnchoredSubject)]
+    return rows if len(nested) == len(subjects) else rows.only(nested)
 
 
 def _epilogue(

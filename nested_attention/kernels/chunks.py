@@ -104,10 +104,8 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, te
     device, precise = q.device.type, torch.promote_types(q.dtype, torch.float32)
     values = [_value(q, v, subject, marks, heads) for subject, marks in carried]
     v_text = per_head(v.to(precise) if device == "cpu" and v.dtype == torch.float16 else v, heads)  # slow
-    size, limit = len(q) * heads * q.shape[1] * k.shape[1], CPU_LOGITS if device == "cpu" else DEVICE_LOGITS
-    step = -(-q.shape[1] // -(-size // limit))  # even chunks of queries
     chunks = []
-    for at in (slice(start, start + step) for start in range(0, q.shape[1], step)):
+    for at in chunks_of(q, k, heads):
         reweighting = [_here(subject, marks, at) for subject, marks in carried if subject.reweights]
         probs = text_weights(q[:, at], k, reweighting, heads=heads)  # shared by the text and all subjects
         changes = [_of_subject(probs, *one, value, at) for one, value in zip(carried, values, strict=True)]
@@ -115,6 +113,14 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, te
             changes.append((probs.to(v_text.dtype) @ v_text).transpose(1, 2))
         chunks.append(reduce(Tensor.add_, changes).flatten(2))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+
+
+def chunks_of(q: Tensor, k: Tensor, heads: int) -> list[slice]:
+    """Even chunks of the queries q (n, L, H·d), so small that their logits over the text k (n, T, H·d) fit."""
+    limit = CPU_LOGITS if q.device.type == "cpu" else DEVICE_LOGITS
+    length, size = q.shape[1], len(q) * heads * q.shape[1] * k.shape[1]
+    step = -(-length // -(-size // limit))
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _here(subject: BoundSubject, marks: Marks, at: slice) -> BoundSubject:

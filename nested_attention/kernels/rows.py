@@ -82,6 +82,16 @@ class Rows:
 
     groups: tuple[RowGroup, ...]
     back: Tensor | None
+    _made: dict[tuple[int, ...], Rows] = field(default_factory=dict)  # kept for all layers and steps
+
+    def only(self, numbers: Sequence[int]) -> Rows:
+        """The same rows with these of the subjects, by their numbers, and without the others."""
+        wanted = tuple(numbers)
+        if wanted not in self._made:
+            kept = [[(n, marks) for n, marks in group.carried if n in wanted] for group in self.groups]
+            groups = [RowGroup(g.rows, tuple(c)) for g, c in zip(self.groups, kept, strict=True)]
+            self._made[wanted] = Rows(tuple(groups), self.back)
+        return self._made[wanted]
 
 
 @torch.compiler.disable  # it reads on the host

@@ -51,7 +51,7 @@ def overview(models: Path | None) -> list[str]:
         if place is not None and place.is_file():
             state = f"installed: {place}"
         lines += [
-            f"{known.name}{' (experimental)' if known.experimental else ''}",
+            known.name,
             f"    {known.title}",
             f"    licence {known.licence}, from {known.repo}{f', {known.size}' if known.size else ''}",
             f"    {state}",

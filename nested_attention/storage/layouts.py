@@ -1,8 +1,9 @@
 """Layouts of other people's encoder files, recognised by structure under any prefix.
 
-Two kinds are known: IP-Adapter Plus (SDXL) and the paper's official release, whose code derives from it. Both
-hold a perceiver resampler (marked by its `latents`, the learned queries) and, for every cross-attention layer
-in diffusers' order (down, up, mid), one projection to keys and one to values. Published files and training
+Known are IP-Adapter (SDXL), plain and Plus, and the paper's official release, whose code derives from Plus. Plus
+and the release hold a perceiver resampler (marked by its `latents`, the learned queries), the plain one a linear
+layer and a norm for the pooled embedding; all hold, for every cross-attention layer in diffusers' order (down, up,
+mid), one projection to keys and one to values. Published files and training
 dumps name these parts `image_proj.* / ip_adapter.N.to_k_ip`, `image_proj_model.* /
 adapter_modules.N.to_k_ip`, or by the path of the layer in the UNet; N counts 1, 3, 5 … in the published ones.
 None of that is relied upon: the resampler is found by its latents, the projections by a name that says key or
@@ -27,6 +28,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _HEAD_DIM = 64  # of the Q-Former in every published file; shapes give heads · head_dim only
 _IP_ADAPTER_QUERIES = 16  # IP-Adapter Plus reads the penultimate layer, the paper the last one
 _QFORMER_PARTS = {"latents", "proj_in", "layers", "proj_out", "norm_out"}
+_POOLED_PARTS = {"proj", "norm"}
+_FACE_ID_WIDTH = 512  # of the face recogniser's embedding that IP-Adapter's FaceID files read
 # Frozen models that training scripts save along.
 _FROZEN = {"unet", "text_encoder", "text_encoder_2", "vae", "image_encoder"}
 _SITE_PATH = re.compile(
@@ -59,13 +62,18 @@ def recognise(shapes: Shapes, overrides: Mapping[str, Any], *, ignore_unexpected
     overrides: SubjectEncoderConfig's fields that shapes cannot tell (sites, heads, head_dim, word, features,
     alpha, norm). Raises NestedAttentionError that says what was found and what was expected.
     """
-    prefix = _find_resampler(shapes)
-    resampler = {name[len(prefix) :]: name for name in shapes if _is_under(name, prefix)}
-    config = _read_resampler({short: shapes[name] for short, name in resampler.items()}, overrides)
-    rest = [name for name in shapes if not _is_under(name, prefix)]
+    _refuse_face_id(shapes)
+    prefix, parts = _find_resampler(shapes), _QFORMER_PARTS
+    if prefix is None:
+        prefix, parts = _find_pooled(shapes), _POOLED_PARTS
+    own = {n[len(prefix) :]: n for n in shapes if _is_under(n, prefix, parts)}
+    read = _read_resampler if parts is _QFORMER_PARTS else _read_pooled
+    config = read({short: shapes[name] for short, name in own.items()}, overrides)
+    rest = [name for name in shapes if not _is_under(name, prefix, parts)]
     pairs = _pair_with_sites(_find_projections(rest, shapes), config, shapes)
 
-    names = {f"qformer.{_rename(short)}": name for short, name in resampler.items()}
+    module = "qformer" if parts is _QFORMER_PARTS else "pooled"
+    names = {f"{module}.{_rename(short)}": name for short, name in own.items()}
     for site, (key, value) in zip(config.sites, pairs, strict=True):
         names[f"projections.{site_key(site.name)}.to_key.weight"] = key
         names[f"projections.{site_key(site.name)}.to_value.weight"] = value
@@ -80,7 +88,35 @@ def recognise(shapes: Shapes, overrides: Mapping[str, Any], *, ignore_unexpected
     return Layout(config, names)
 
 
-def _find_resampler(shapes: Shapes) -> str:
+def _refuse_face_id(shapes: Shapes) -> None:
+    """IP-Adapter's FaceID files hold a projection of a face recogniser's embedding, and mostly a LoRA."""
+    for name, shape in shapes.items():
+        lora = re.search(r"\.to_[qkv]_lora\.", name) is not None
+        embedding = name.endswith("proj.0.weight") and shape[1:] == (_FACE_ID_WIDTH,)
+        if lora or embedding or ".perceiver_resampler." in name:
+            raise NestedAttentionError(
+                f"it is an IP-Adapter FaceID ({name}): those read the embedding of InsightFace's face "
+                "recogniser, whose weights are for non-commercial research only and are not part of this "
+                "pack. Use IP-Adapter Plus Face (`nested-attention download ip-adapter-plus-face`)"
+            )
+
+
+def _find_pooled(shapes: Shapes) -> str:
+    """What stands before a plain IP-Adapter's `proj` and `norm`."""
+    found = [n[: -len("proj.weight")] for n in shapes if n.endswith("proj.weight")]
+    found = [p for p in found if f"{p}proj.bias" in shapes and len(shapes.get(f"{p}norm.weight", ())) == 1]
+    if len(found) == 1:
+        return found[0]
+    raise NestedAttentionError(
+        "no Q-Former: expected learned queries, a tensor `latents` of shape (1, queries, width), or a plain "
+        f"IP-Adapter's image_proj.proj and image_proj.norm; found "
+        f"{_some(sorted(shapes)) or 'no tensors at all'}. A LoRA or a checkpoint of SDXL itself is no subject "
+        "encoder"
+    )
+
+
+def _find_resampler(shapes: Shapes) -> str | None:
+    """What stands before the tensors of the one Q-Former; None without one."""
     found = [n for n, shape in shapes.items() if n.split(".")[-1] == "latents" and len(shape) == 3]
     if len(found) == 1:
         return found[0][: -len("latents")]
@@ -88,15 +124,29 @@ def _find_resampler(shapes: Shapes) -> str:
         raise NestedAttentionError(
             f"several Q-Formers: {_some(found)}; expected one tensor `latents` of rank 3"
         )
-    raise NestedAttentionError(
-        "no Q-Former: expected learned queries, a tensor `latents` of shape (1, queries, width), found "
-        f"{_some(sorted(shapes)) or 'no tensors at all'}. A plain IP-Adapter (one pooled embedding), a "
-        "FaceID model, a LoRA or a checkpoint of SDXL itself is no subject encoder"
-    )
+    return None
 
 
-def _is_under(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and name[len(prefix) :].split(".")[0] in _QFORMER_PARTS
+def _is_under(name: str, prefix: str, parts: set[str]) -> bool:
+    return name.startswith(prefix) and name[len(prefix) :].split(".")[0] in parts
+
+
+def _read_pooled(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEncoderConfig:
+    weight, token_dim = shapes["proj.weight"], shapes["norm.weight"][0]
+    if len(weight) != 2 or not token_dim or not weight[0] or weight[0] % token_dim:
+        raise NestedAttentionError(
+            f"the projection of the pooled embedding has shape {weight}; expected (tokens × {token_dim}, width "
+            "of the embedding)"
+        )
+    derived: dict[str, Any] = {
+        "vision_dim": weight[1],
+        "token_dim": token_dim,
+        "num_queries": weight[0] // token_dim,
+        "sites": sdxl_sites(),
+        "features": "image_embeds",
+        "injection": "decoupled",
+    }
+    return SubjectEncoderConfig(**{**derived, **overrides})
 
 
 def _rename(short: str) -> str:
@@ -131,6 +181,7 @@ def _read_resampler(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEnco
         "ff_mult": hidden // width,
         "sites": sdxl_sites(),
         "features": "penultimate_hidden_states" if queries == _IP_ADAPTER_QUERIES else "last_hidden_state",
+        "injection": "decoupled" if queries == _IP_ADAPTER_QUERIES else "nested",
     }
     return SubjectEncoderConfig(**{**derived, **overrides, "heads": heads, "head_dim": head_dim})
 

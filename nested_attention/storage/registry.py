@@ -36,7 +36,6 @@ class KnownWeights:
     folder: str
     target: str
     needs: tuple[str, ...]
-    experimental: bool
     note: str
     layout: Mapping[str, Any]
 

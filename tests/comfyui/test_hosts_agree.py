@@ -84,7 +84,7 @@ def in_diffusers(unet: Any, given: dict[str, Tensor]) -> Tensor:
     return unet(given["x"], given["t"], given["context"], added_cond_kwargs=conditions).sample
 
 
-def binding(both: SimpleNamespace, who: str, word: str, scale: float) -> Any:
+def binding(both: SimpleNamespace, who: str, word: str, scale: float, **more: Any) -> Any:
     """A subject in diffusers, with the positions of its word found apart from ComfyUI's CLIP. Rows: uncond
     twice, cond twice, as ComfyUI batches them."""
     from nested_attention.hosts.diffusers import SubjectBinding
@@ -97,19 +97,21 @@ def binding(both: SimpleNamespace, who: str, word: str, scale: float) -> Any:
     return SubjectBinding(
         projections=encoder.encoder.project(subject.tokens),
         mask=mask,
-        settings=SubjectSettings(alpha=6.0, norm="inner", attention_scale=scale),
+        settings=SubjectSettings(alpha=6.0, norm="inner", attention_scale=scale, **more),
         token_bias=subject.token_bias,
     )
 
 
-def apply(both: SimpleNamespace, model: Any, who: tuple[str, ...], scale: float) -> tuple[Any, Any]:
+def apply(
+    both: SimpleNamespace, model: Any, who: tuple[str, ...], scale: float, **more: Any
+) -> tuple[Any, Any]:
     from tiny import apply_with
 
     clip = both.clip
     for one in who:
         model, clip = apply_with(
             model, clip, *getattr(both, one), word=one, attention_scale=scale, alpha=6.0, strength=1.0,
-            when_missing="error",
+            when_missing="error", **more,
         )  # fmt: skip
     return model, clip
 
@@ -140,6 +142,19 @@ def agree(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("occupied", [False, True], ids=["free slots", "occupied slots"])
 @pytest.mark.parametrize("who", [("person",), ("person", "pet")], ids="+".join)
 def test_both_hosts_agree(both: SimpleNamespace, scale: float, occupied: bool, who: tuple[str, ...]) -> None:
+    compare(both, scale, occupied, who)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("occupied", [False, True], ids=["free slots", "occupied slots"])
+@pytest.mark.parametrize("injection", ["anchored", "everywhere"])
+def test_both_hosts_agree_on_what_is_added(
+    both: SimpleNamespace, scale: float, occupied: bool, injection: str
+) -> None:
+    compare(both, scale, occupied, ("person", "pet"), injection=injection, weight=1.5)
+
+
+def compare(both: SimpleNamespace, scale: float, occupied: bool, who: tuple[str, ...], **more: Any) -> None:
     from tiny import encode
 
     from nested_attention.hosts.diffusers import SubjectSlot
@@ -155,11 +170,11 @@ def test_both_hosts_agree(both: SimpleNamespace, scale: float, occupied: bool, w
                 [("input", n) for n in range(9)] + [("output", n) for n in range(9)] + [("middle", 0)]
             ):
                 base.set_model_attn2_replace(Theirs().in_comfyui, *block)
-        model, clip = apply(both, base, who, scale)
+        model, clip = apply(both, base, who, scale, **more)
         given, ours = in_comfyui(model, encode(clip, TEXT), encode(clip, "bad"))
         assert [len(x) for x in given.values()] == [4] * 4
         slot = SubjectSlot.install(both.unet)
-        with slot.bind(*(binding(both, one, one, scale) for one in who)):
+        with slot.bind(*(binding(both, one, one, scale, **more) for one in who)):
             agree(ours, in_diffusers(both.unet, given))
         plain = in_diffusers(both.unet, given)
         slot.remove()

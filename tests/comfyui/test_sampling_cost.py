@@ -60,6 +60,7 @@ def test_a_subject_is_projected_once_and_its_masks_are_read_once_a_sampling(
         ({"start": 0.0, "end": 0.0}, 0),
         ({"start": 0.5}, STEPS - 2),
         ({"end": 0.5}, 2),
+        ({"end": 0.5, "injection": "anchored"}, 2),
     ],
 )
 def test_off_is_no_work(world: Any, calls: dict[str, int], settings: dict[str, Any], steps: int) -> None:
@@ -72,7 +73,10 @@ def test_off_is_no_work(world: Any, calls: dict[str, int], settings: dict[str, A
     assert calls == {"projections": 0, "layers": steps * sites, "masks read": min(steps, 1)}
 
 
-def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("injection", ["nested", "anchored", "everywhere"])
+def test_the_layers_read_nothing_on_the_host(
+    world: Any, injection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tiny import carries, encode, sample
 
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
@@ -85,7 +89,8 @@ def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.Mon
         with NoHostReads():
             return original(self, *args)
 
-    model, clip = world.apply(*world.apply(world.model, world.clip), world.rex)
+    chosen = {"injection": injection}
+    model, clip = world.apply(*world.apply(world.model, world.clip, **chosen), world.rex, **chosen)
     positive, negative = encode(clip, "a person with a pet"), encode(clip, "bad")
     expected = sample(model, positive, negative)
     monkeypatch.setattr(NestedLayer, "__call__", watched)
@@ -96,8 +101,9 @@ def test_the_layers_read_nothing_on_the_host(world: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("cfg", [4.0, 1.0])
 @pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("injection", ["nested", "anchored"])
 def test_after_the_first_step_nothing_is_read_on_the_host_or_copied_to_the_device(
-    world: Any, placed: bool, cfg: float
+    world: Any, injection: str, placed: bool, cfg: float
 ) -> None:
     from tiny import encode, make_subject, sample
 
@@ -105,7 +111,7 @@ def test_after_the_first_step_nothing_is_read_on_the_host_or_copied_to_the_devic
     mask[..., :4] = 1
     settings = {"region": mask, "bounded": True, "bound_self_attention": True} if placed else {}
     model, clip = world.apply(
-        world.model, world.clip, make_subject(world.person, seed=3, images=2), **settings
+        world.model, world.clip, make_subject(world.person, seed=3, images=2), injection=injection, **settings
     )
     model, clip = world.apply(model, clip, world.rex, **({"region": 1 - mask} if placed else {}))
     positive, negative = encode(clip, "a person with a pet"), encode(clip, "bad")

@@ -423,18 +423,6 @@ def test_a_known_file_that_is_missing_says_where_to_get_it(nodes: dict[str, Any]
         assert part in message
 
 
-def test_an_experimental_file_is_called_so(
-    nodes: dict[str, Any],  # noqa: F811
-    folder: Path,  # noqa: F811
-    encoder_file: Path,  # noqa: F811
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    name = "ip-adapter-plus_sdxl_vit-h.safetensors"
-    encoder_file.rename(folder / name)
-    nodes["NestedAttentionLoadEncoder"].execute(name)
-    assert f"Load Subject Encoder: {name}: Experimental: trained for decoupled" in caplog.text
-
-
 def test_files_of_every_layout_are_found_through_extra_model_paths(
     comfyui: Path,
     nodes: dict[str, Any],  # noqa: F811

@@ -10,7 +10,7 @@ distillation from the frozen base model under a caption that describes the subje
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ...settings import SubjectSettings
+from ...settings import Injection, SubjectSettings
 from ...sites import diffusers_sites
 from ...training.data import Arrays, Batch
 from ...training.objective import Predict
@@ -71,6 +71,13 @@ def new_encoder(world: World, word: str, *, queries: int = 32, seed: int = 0) ->
     """An encoder with random weights."""
     torch.manual_seed(seed)
     return SubjectEncoder(encoder_config(world, word, queries))
+
+
+def new_adapter(encoder: SubjectEncoder) -> SubjectEncoder:
+    """A decoupled adapter to be trained, which begins with all that a nested encoder has learned."""
+    adapter = SubjectEncoder(replace(encoder.config, injection="decoupled"))
+    adapter.load_state_dict(encoder.float().state_dict())
+    return adapter
 
 
 def image_features(world: World, crops: np.ndarray, batch: int = 64) -> Tensor:
@@ -152,6 +159,8 @@ def train_encoder(
 ) -> SubjectEncoder:
     """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default.
 
+    One whose configuration says "decoupled" is trained as IP-Adapter is, added in the whole picture.
+
     `auxiliary`: losses beside the denoising loss; none by default, as in the paper (Sec. 3.3).
 
     `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
@@ -165,7 +174,9 @@ def train_encoder(
         weights["attributes"] = auxiliary.attribute_weight
     unet = world.unet.requires_grad_(False).eval().to(device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
-    settings, slot = SubjectSettings().trained_as(encoder.config), SubjectSlot.install(unet)
+    added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
+    settings = SubjectSettings(injection=added).trained_as(encoder.config)
+    slot = SubjectSlot.install(unet)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         def under(captions: str) -> Predict:

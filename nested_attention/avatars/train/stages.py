@@ -16,7 +16,7 @@ import torch
 
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
-from ...paths import SMALL_WORLD
+from ...paths import ADAPTERS, SMALL_WORLD
 from ...training.schedule import Schedule
 from ...training.trainer import TrainerOptions
 from ..drawing.identity import Person, Pet
@@ -28,7 +28,14 @@ from ..models.world import load_part, load_world, save_part
 from . import clip
 from .base import train_base
 from .data import draw_pictures
-from .encoders import AuxiliaryLosses, encode_data, new_encoder, train_attribute_heads, train_encoder
+from .encoders import (
+    AuxiliaryLosses,
+    encode_data,
+    new_adapter,
+    new_encoder,
+    train_attribute_heads,
+    train_encoder,
+)
 from .pose_and_style import train_pose, train_style
 from .pose_data import draw_pose_data
 from .scorers import train_identity_scorer, train_prompt_scorer
@@ -44,8 +51,10 @@ class Recipe:
 
     runs: Path = Path("runs/world")
     weights: Path = SMALL_WORLD
+    adapters: Path = ADAPTERS
     pictures: int = 48_000
     encoder_pictures: int = 20_000
+    adapter_pictures: int = 8_000
     pose_pictures: int = 8_000
     threads: int = 2
     workers: int = 2
@@ -118,6 +127,26 @@ def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
     return stage
 
 
+ADAPTER_STEPS = 900
+
+
+def _adapter(word: str) -> Callable[[Recipe, Schedule], None]:
+    def stage(recipe: Recipe, schedule: Schedule) -> None:
+        """The plain loss from the shipped encoder's Q-Former: as adapters are trained that are not ours."""
+        world = load_world(recipe.weights)
+        seed = 7 + SUBJECTS.index(word)
+        pictures = draw_pictures(
+            word, recipe.adapter_pictures, seed, workers=recipe.workers, cache=recipe.runs / "data"
+        )
+        data = encode_data(world, pictures, word)
+        start = new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
+        short = Schedule(steps=ADAPTER_STEPS, minutes=schedule.minutes)
+        adapter = train_encoder(recipe.runs / f"{word}-adapter", world, data, short, start=start)
+        save_subject_encoder(adapter.half(), recipe.adapters / f"{word}.safetensors")
+
+    return stage
+
+
 def _identity_scorer(word: str) -> Callable[[Recipe, Schedule], None]:
     def stage(recipe: Recipe, schedule: Schedule) -> None:
         vae = load_part(recipe.weights, "vae")
@@ -156,6 +185,8 @@ STAGES: dict[str, tuple[Callable[[Recipe, Schedule], None], float]] = {
     "base": (_base, 130),
     "person": (_encoder("person"), 225),
     "pet": (_encoder("pet"), 215),
+    "person-adapter": (_adapter("person"), 20),
+    "pet-adapter": (_adapter("pet"), 20),
     "decoder": (_decoder, 3),
     "pose": (_pose, 8),
     "style": (_style, 5),

@@ -45,7 +45,8 @@ def apply_subject(
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Apply Subject: {error}") from error
     trained = encoder.config.alpha
-    if settings.alpha == SubjectEncoderConfig.alpha != trained:  # nobody chose it
+    nested = settings.injection == "nested"
+    if nested and settings.alpha == SubjectEncoderConfig.alpha != trained:  # nobody chose it
         warn_once(
             f"Apply Subject: {name!r} is applied with α = {settings.alpha}, and {encoder.source} was trained "
             f"with {trained or 0}; set alpha to that"

@@ -28,8 +28,9 @@ class AppliedSubject(SubjectSettings):
         self.subject.check_encoder(self.encoder)
         config = self.encoder.config
         try:
-            trained = SubjectSettings(word=self.word, alpha=self.alpha, norm=self.norm).trained_as(config)
-            for field in ("word", "alpha", "norm"):
+            left = ("word", "alpha", "norm", "injection")
+            trained = SubjectSettings(**{field: getattr(self, field) for field in left}).trained_as(config)
+            for field in left:
                 object.__setattr__(self, field, getattr(trained, field))
             super().__post_init__()
             self.factors(site.name for site in config.sites)

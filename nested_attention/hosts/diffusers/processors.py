@@ -24,7 +24,7 @@ from ...regions import area_mean
 from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
 
-PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm)
+PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm, injection="nested")
 """As the paper trains its encoders."""
 
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")

@@ -35,12 +35,14 @@ def encode_subject(
     clip_vision: Any,
     image: Tensor,
     weights: Sequence[float] | str | None = None,
+    *,
+    average: bool = False,
 ) -> Subject:
     """A subject from an IMAGE batch (pictures, height, width, channels): several pictures are of one subject.
 
     weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
-    if left out. Pictures are cropped to a square around their middle, as the vision model reads them. Raises
-    NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
+    if left out. average: `Subject.from_images`. Pictures are cropped to a square around their middle, as the
+    vision model reads them. Raises NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
     that do not fit them and a vision model of another width than the encoder's; warns of pictures that show
     no subject of the encoder's kind (`suspicions`).
     """
@@ -56,7 +58,7 @@ def encode_subject(
         # A subject outlives the node's inference mode, and is saved, mixed and projected outside of it.
         with torch.inference_mode(False), torch.no_grad():
             subject = Subject.from_images(
-                handle.encoder, features.to(device, torch.float32, copy=True), weights
+                handle.encoder, features.to(device, torch.float32, copy=True), weights, average=average
             )
             return replace(
                 subject,
@@ -86,8 +88,10 @@ def _references(
 
 
 def _detector(handle: SubjectEncoderHandle) -> FaceDetector | None:
-    """Finds faces for encoders that see photographs; the small world's see drawings, where it finds none."""
-    return _faces() if handle.config.vision_dim >= PHOTOGRAPHS else None
+    """Finds faces for encoders of people or animals that see photographs. The small world's see drawings,
+    where it finds none, and IP-Adapter's files do not say what they are for."""
+    config = handle.config
+    return _faces() if config.vision_dim >= PHOTOGRAPHS and config.injection == "nested" else None
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +133,7 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
     config = handle.config
     needed = (
         f"the subject encoder {handle.source} reads {config.features} of width {config.vision_dim} from the "
-        f"CLIP vision model it was trained with. Load that one: {vision_name(config.vision_dim)}"
+        f"CLIP vision model it was trained with. Load that one: {vision_name(config)}"
     )
     if clip_vision is None:
         raise NestedAttentionError(
@@ -143,6 +147,8 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
             f"Encode Subject: the CLIP vision model {type(clip_vision).__name__} gives no {config.features} "
             f"({error}); {needed}"
         ) from error
+    if config.features == "image_embeds":
+        features = features[:, None]  # one vector a picture
     if features.dim() != 3 or features.shape[-1] != config.vision_dim:
         raise NestedAttentionError(
             f"Encode Subject: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.clip_vision
 
+from ....encoder import SubjectEncoderConfig
 from ....errors import NestedAttentionError
 from ....storage.tensors import read_shapes
 from .memory import SubjectEncoderHandle
@@ -26,9 +27,14 @@ _MODELS = {
 """Width → what a user calls the vision model of that width."""
 
 
-def vision_name(width: int) -> str:
-    """The vision model of a width, as a user knows it."""
-    return _MODELS.get(width, f"one of width {width}, which the encoder's maker has to name")
+_POOLED = {768: _MODELS[1024], 1024: _MODELS[1280], 1280: _MODELS[1664]}
+"""The same by the width of their pooled embeddings."""
+
+
+def vision_name(config: SubjectEncoderConfig) -> str:
+    """The vision model that an encoder reads, as a user knows it."""
+    width, known = config.vision_dim, _POOLED if config.features == "image_embeds" else _MODELS
+    return known.get(width, f"one of width {width}, which the encoder's maker has to name")
 
 
 def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> Any:
@@ -38,10 +44,12 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     expected if the file is missing, damaged, or no CLIP vision model.
     """
     path = Path(path)
-    width = _width(read_shapes(path), path)
+    shapes, pooled = read_shapes(path), encoder.config.features == "image_embeds"
+    width = _pooled_width(shapes, path) if pooled else _width(shapes, path)
     if width != encoder.config.vision_dim:
         raise NestedAttentionError(
-            f"the CLIP vision model {path.name} is {width} wide, and the subject encoder {encoder.source} "
+            f"the {'pooled embedding of the ' * pooled}CLIP vision model {path.name} is {width} wide, and the "
+            f"subject encoder {encoder.source} "
             f"reads features of width {encoder.config.vision_dim}. {_advice(encoder)}"
         )
     try:
@@ -57,6 +65,18 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     return vision
 
 
+def _pooled_width(shapes: Mapping[str, tuple[int, ...]], path: Path) -> int:
+    for name, shape in shapes.items():
+        if name.endswith("visual_projection.weight") and len(shape) == 2:  # Hugging Face's
+            return shape[0]
+        if name.endswith("visual.proj") and len(shape) == 2:  # OpenCLIP's
+            return shape[1]
+    raise NestedAttentionError(
+        f"{path} gives no pooled embedding, which the subject encoder reads: expected a tensor "
+        f"visual_projection.weight, found {', '.join(sorted(shapes)[:3]) or 'no tensors'}"
+    )
+
+
 def _width(shapes: Mapping[str, tuple[int, ...]], path: Path) -> int:
     for end in _WIDTHS:
         for name, shape in shapes.items():
@@ -69,6 +89,4 @@ def _width(shapes: Mapping[str, tuple[int, ...]], path: Path) -> int:
 
 
 def _advice(encoder: SubjectEncoderHandle) -> str:
-    return (
-        f"Choose the vision model that the encoder was trained with: {vision_name(encoder.config.vision_dim)}"
-    )
+    return f"Choose the vision model that the encoder was trained with: {vision_name(encoder.config)}"

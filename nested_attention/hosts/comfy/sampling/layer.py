@@ -10,6 +10,7 @@ from typing import Any
 import comfy.ldm.modules.attention as comfy_attention
 from torch import Tensor
 
+from ....anchored import AnchoredSubject
 from ....attention import BoundSubject
 from ....errors import NestedAttentionError
 from ....kernels import add_correction, nested
@@ -50,7 +51,8 @@ class NestedLayer:
         rows = self.rows if known else None  # None: another pack changed the context's length
         if self.previous is None and rows is not None and attends_in_parts(q, k, rows, extra_options):
             subjects = self._bind(carried, q, tokens, extra_options)
-            if all(one.region is None for one in subjects):  # outside of one it is the host's to the bit
+            # Outside of a region, and beside an addition, it is the host's to the bit.
+            if not any(isinstance(one, AnchoredSubject) or one.region is not None for one in subjects):
                 attend = partial(comfy_attention.optimized_attention, **host)
                 return nested(q, k, v, subjects, heads=heads, rows=rows, unmarked=attend)
         if self.previous is None:
