@@ -1,4 +1,4 @@
-"""Anchored attention: against a slow construction, against diffusers' IP-Adapter, and what is exact about it."""
+"""Anchored attention: against a slow construction, against diffusers' IP-Adapter, and what of it is exact."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What anchored subjects add, as the hosts run it: only in rows that carry one, the word's attention in chunks
-of queries.
+"""What anchored subjects add, as the hosts run it: only in rows that carry one, and the word's attention in
+chunks of queries.
 
 What it computes is what `anchored.py` says. Letters as there; n of the batch's rows.
 """

@@ -116,7 +116,7 @@ def _in_chunks(q: Tensor, k: Tensor, v: Tensor, carried: Carried, heads: int, te
 
 
 def chunks_of(q: Tensor, k: Tensor, heads: int) -> list[slice]:
-    """Even chunks of the queries q (n, L, H·d), so small that their logits over the text k (n, T, H·d) fit."""
+    """Even chunks of the queries q (n, L, H·d), such that their logits over the text k (n, T, H·d) fit."""
     limit = CPU_LOGITS if q.device.type == "cpu" else DEVICE_LOGITS
     length, size = q.shape[1], len(q) * heads * q.shape[1] * k.shape[1]
     step = -(-length // -(-size // limit))

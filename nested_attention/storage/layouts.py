@@ -1,11 +1,11 @@
 """Layouts of other people's encoder files, recognised by structure under any prefix.
 
-Known are IP-Adapter (SDXL), plain and Plus, and the paper's official release, whose code derives from Plus. Plus
-and the release hold a perceiver resampler (marked by its `latents`, the learned queries), the plain one a linear
-layer and a norm for the pooled embedding; all hold, for every cross-attention layer in diffusers' order (down, up,
-mid), one projection to keys and one to values. Published files and training
-dumps name these parts `image_proj.* / ip_adapter.N.to_k_ip`, `image_proj_model.* /
-adapter_modules.N.to_k_ip`, or by the path of the layer in the UNet; N counts 1, 3, 5 … in the published ones.
+Known are IP-Adapter (SDXL), plain and Plus, and the paper's official release, whose code derives from Plus.
+Plus and the release hold a perceiver resampler (marked by its `latents`, the learned queries), the plain one
+a linear layer and a norm for the pooled embedding. All hold, for every cross-attention layer in diffusers'
+order (down, up, mid), one projection to keys and one to values. Published files and training dumps name them
+`image_proj.* / ip_adapter.N.to_k_ip`, `image_proj_model.* / adapter_modules.N.to_k_ip`, or by the path of the
+layer in the UNet; N counts 1, 3, 5 … in the published ones.
 None of that is relied upon: the resampler is found by its latents, the projections by a name that says key or
 value, a number or a path, and their shapes.
 
@@ -109,9 +109,9 @@ def _find_pooled(shapes: Shapes) -> str:
         return found[0]
     raise NestedAttentionError(
         "no Q-Former: expected learned queries, a tensor `latents` of shape (1, queries, width), or a plain "
-        f"IP-Adapter's image_proj.proj and image_proj.norm; found "
-        f"{_some(sorted(shapes)) or 'no tensors at all'}. A LoRA or a checkpoint of SDXL itself is no subject "
-        "encoder"
+        "IP-Adapter's image_proj.proj and image_proj.norm; found "
+        f"{_some(sorted(shapes)) or 'no tensors at all'}. A LoRA or a checkpoint of SDXL itself is no "
+        "subject encoder"
     )
 
 
@@ -135,8 +135,8 @@ def _read_pooled(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEncoder
     weight, token_dim = shapes["proj.weight"], shapes["norm.weight"][0]
     if len(weight) != 2 or not token_dim or not weight[0] or weight[0] % token_dim:
         raise NestedAttentionError(
-            f"the projection of the pooled embedding has shape {weight}; expected (tokens × {token_dim}, width "
-            "of the embedding)"
+            f"the projection of the pooled embedding has shape {weight}; expected (tokens × {token_dim}, its "
+            "width)"
         )
     derived: dict[str, Any] = {
         "vision_dim": weight[1],

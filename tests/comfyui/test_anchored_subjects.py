@@ -44,7 +44,7 @@ def test_off_is_the_base_model_to_the_bit(world: Any, injection: str, off: dict[
 def test_prompts_without_the_word_gain_nothing(
     world: Any, injection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative prompt has the word, too: the subject is attended to in the rows of the positive one only."""
+    """The negative prompt has the word, too: rows of the positive one alone attend to the subject."""
     from nested_attention.kernels import additions
 
     rows = []

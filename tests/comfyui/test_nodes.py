@@ -209,6 +209,8 @@ def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.Monke
         "bounded": False,
         "bound_self_attention": False,
         "blocks": "all",
+        "injection": "nested",
+        "weight": 1.0,
     }
     apply.execute(
         world.model, world.clip, world.pet, world.rex, **{**defaults, "alpha": 0.0, "word": " dog "}
@@ -235,23 +237,25 @@ def test_apply_subject_is_named_by_its_errors(
 
 
 def test_one_subject_a_picture(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: Any) -> None:
-    calls: list[str] = []
+    calls: list[tuple[str, dict[str, bool]]] = []
     for name in ("encode_subject", "encode_batch"):
         module = sys.modules[f"{PACK}.nodes.encode"]
-        monkeypatch.setattr(module, name, lambda *args, name=name: calls.append(name))
+        monkeypatch.setattr(module, name, lambda *args, name=name, **options: calls.append((name, options)))
     encode = nodes["NestedAttentionEncodeSubject"]
     (combo,) = (i for i in encode.GET_SCHEMA().inputs if i.id == "batch")
     assert combo.optional and combo.default == "one subject from all pictures"
     encode.execute(world.person, None, None)
     for option in combo.options:
         encode.execute(world.person, None, None, batch=option)
-    assert calls == ["encode_subject", "encode_subject", "encode_batch"]
+    each, average = {"average": False}, {"average": True}
+    together = [("encode_subject", each), ("encode_subject", each)]
+    assert calls == [*together, ("encode_batch", {}), ("encode_subject", average)]
 
 
 def test_new_inputs_are_appended_optional_and_neutral(nodes: dict[str, Any]) -> None:
     """Saved workflows keep their widgets' order, and draw the same picture."""
     inputs = nodes["NestedAttentionApplySubject"].GET_SCHEMA().inputs
-    new = ["region", "region_mode", "bounded", "bound_self_attention", "blocks"]
+    new = ["region", "region_mode", "bounded", "bound_self_attention", "blocks", "injection", "weight"]
     assert [i.id for i in inputs][-len(new) :] == new
     assert all(i.optional for i in inputs[-len(new) :])
 

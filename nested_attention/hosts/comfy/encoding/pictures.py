@@ -42,9 +42,9 @@ def encode_subject(
 
     weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
     if left out. average: `Subject.from_images`. Pictures are cropped to a square around their middle, as the
-    vision model reads them. Raises NestedAttentionError, naming Encode Subject, for pictures that cannot be read (`check_pictures`), weights
-    that do not fit them and a vision model of another width than the encoder's; warns of pictures that show
-    no subject of the encoder's kind (`suspicions`).
+    vision model reads them. Raises NestedAttentionError, naming Encode Subject, for pictures that cannot be
+    read (`check_pictures`), weights that do not fit them and a vision model of another width than the
+    encoder's; warns of pictures that show no subject of the encoder's kind (`suspicions`).
     """
     begin_notices()
     pictures = check_pictures(image)

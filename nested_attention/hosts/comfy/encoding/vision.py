@@ -48,9 +48,9 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     width = _pooled_width(shapes, path) if pooled else _width(shapes, path)
     if width != encoder.config.vision_dim:
         raise NestedAttentionError(
-            f"the {'pooled embedding of the ' * pooled}CLIP vision model {path.name} is {width} wide, and the "
-            f"subject encoder {encoder.source} "
-            f"reads features of width {encoder.config.vision_dim}. {_advice(encoder)}"
+            f"the {'pooled embedding of the ' * pooled}CLIP vision model {path.name} is {width} wide, and "
+            f"the subject encoder {encoder.source} reads features of width {encoder.config.vision_dim}. "
+            f"{_advice(encoder)}"
         )
     try:
         vision = comfy.clip_vision.load(str(path))
