@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__, subject
+from .card import EncoderCard
 from .encoder import SubjectEncoder, SubjectEncoderConfig, weight_digests
 from .errors import NestedAttentionError
 from .storage.layouts import Layout, recognise
@@ -67,6 +68,15 @@ def load_subject_encoder(
     return SubjectEncoder.from_weights(layout.config, weights, digests, operations=operations)
 
 
+def read_card(path: str | os.PathLike[str]) -> EncoderCard:
+    """What an encoder's file says of itself; an empty card for files of other layouts, and older ones.
+
+    Raises NestedAttentionError for a missing or damaged file.
+    """
+    with open_tensors(path) as file:
+        return EncoderCard.from_metadata(file.metadata)
+
+
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
@@ -76,9 +86,13 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def save_subject_encoder(
-    encoder: SubjectEncoder, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None
+    encoder: SubjectEncoder,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    card: EncoderCard | None = None,
 ) -> None:
-    """Write an encoder in our layout: its state dict, and its configuration in the metadata.
+    """Write an encoder in our layout: its state dict, and its configuration and card in the metadata.
 
     dtype: of the stored weights; None keeps the encoder's. The file is replaced in one step. Raises
     NestedAttentionError if it cannot be written.
@@ -91,6 +105,7 @@ def save_subject_encoder(
         "library_version": __version__,
         "config": encoder.config.to_json(),
         "checksum": _checksum(weight_digests(weights.items())),
+        "card": (card or EncoderCard()).to_json(),
     }
     write_tensors(path, weights, metadata)
 

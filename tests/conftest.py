@@ -72,6 +72,28 @@ def script():  # noqa: ANN201
     return load_script
 
 
+@pytest.fixture(scope="session")
+def world_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small world in diffusers' layout, as `nested-attention world export` writes it."""
+    from nested_attention.avatars.models.export import export_world
+
+    folder = tmp_path_factory.mktemp("world")
+    export_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(world_on_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 16 people of the small world, prepared; not to be written to."""
+    from small_training import draw, preparing
+
+    from nested_attention.training.prepare.run import prepare
+
+    folder = tmp_path_factory.mktemp("people")
+    prepare(preparing(world_on_disk, folder, draw(folder)), lambda line: None)
+    return folder / "prepared"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     part = config.getoption("--part")
     if part != "all":

@@ -18,7 +18,7 @@ FLOORS = (
     ("kernels", "inspection.observed"),
     ("blocks", "prompt", "regions", "sites"),
     ("encoder", "placeholders"),
-    ("settings",),
+    ("settings", "card"),
     ("storage",),
     ("subject",),
     ("checkpoint", "subject_batch", "storage.store", "pictures", "inspection"),

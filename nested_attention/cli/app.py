@@ -10,6 +10,7 @@ except ImportError as error:  # the nodes do not need it
 from .bench import bench
 from .demo import demo
 from .download import download
+from .training import prepare, train
 from .world import world
 
 app = typer.Typer(
@@ -20,4 +21,6 @@ app = typer.Typer(
 app.command()(download)
 app.command()(demo)
 app.command()(bench)
+app.command()(prepare)
+app.command()(train)
 app.add_typer(world, name="world")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import NestedAttentionError
 from .stopping import stopping
 
 world = typer.Typer(help="The small world: train it, measure it, report its figures.", no_args_is_help=True)
@@ -120,6 +121,34 @@ def probe(
         typer.echo(
             f"{name:12} " + "  ".join(f"{source} {each[name]['rate']:.3f}" for source, each in rates.items())
         )
+
+
+@world.command()
+def export(folder: Annotated[Path, typer.Argument(help="Where it is written.")]) -> None:
+    """Write the small world as any SDXL on disk, in diffusers' layout: a base model for `train`."""
+    from ..avatars.models.export import export_world
+
+    with stopping():
+        export_world(folder)
+    typer.echo(f"The small world: {folder.resolve()}")
+
+
+@world.command()
+def pictures(
+    word: Annotated[str, typer.Argument(help="person or pet.")],
+    folder: Annotated[Path, typer.Argument(help="Where they are written.")],
+    number: Annotated[int, typer.Option(min=1, help="How many subjects, a picture each.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Which subjects.")] = 0,
+) -> None:
+    """Draw pictures of people or pets with captions and reference pictures: a source for `prepare`."""
+    from ..avatars.drawing.dataset import write_pictures
+    from ..avatars.drawing.identity import KINDS
+
+    with stopping():
+        if word not in KINDS:
+            raise NestedAttentionError(f"the small world has no {word!r}; expected {' or '.join(KINDS)}")
+        write_pictures(folder, word, number, seed=seed)
+    typer.echo(f"The pictures: {folder.resolve()}")
 
 
 @world.command()

@@ -6,7 +6,8 @@ neither the number of processes nor that of workers changes what is learned from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -26,10 +27,19 @@ time."""
 class Data(Protocol):
     """Examples that can be read in any order."""
 
-    def __len__(self) -> int: ...
+    @property
+    def buckets(self) -> Sequence[np.ndarray]:
+        """The rows of each kind of example, (n,) int64 each: only examples of one kind stack to a batch."""
+        ...
 
-    def __getitem__(self, rows: Tensor) -> Batch:
-        """The examples of some rows (B,) int64."""
+    def read(self, rows: Tensor, noise: Batch) -> Batch:
+        """The examples of some rows (B,) int64 of one bucket. noise: theirs, with `position` (B,) int64, how
+        many examples came before in the run: what is left to chance about reading is taken from there."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What a person calls an example, for messages."""
+        ...
 
 
 class Arrays:
@@ -40,12 +50,13 @@ class Arrays:
         lengths = {name: len(tensor) for name, tensor in self._tensors.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"arrays of examples must be equally long; found {lengths}")
+        self.buckets = (np.arange(next(iter(lengths.values()))),)
 
-    def __len__(self) -> int:
-        return len(next(iter(self._tensors.values())))
-
-    def __getitem__(self, rows: Tensor) -> Batch:
+    def read(self, rows: Tensor, noise: Batch) -> Batch:
         return {name: tensor[rows] for name, tensor in self._tensors.items()}
+
+    def name(self, row: int) -> str:
+        return f"example {row}"
 
 
 def no_noise(rng: np.random.Generator) -> dict[str, Any]:
@@ -53,23 +64,63 @@ def no_noise(rng: np.random.Generator) -> dict[str, Any]:
     return {}
 
 
-@lru_cache(maxsize=2)
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(length)
+@lru_cache(maxsize=64)
+def _order(length: int, seed: int, epoch: int, bucket: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch, bucket]).permutation(length)
+
+
+class Order:
+    """Which row each place of a run reads: an endless stream of seeded permutations of every bucket.
+
+    Places come in groups, each of one bucket; a group may reach into its bucket's next permutation, so that
+    nothing is left out and nothing is read twice an epoch. Within an epoch the buckets' groups are shuffled.
+    """
+
+    def __init__(self, buckets: Sequence[np.ndarray], *, group: int, seed: int) -> None:
+        self._buckets, self._group, self._seed = [np.asarray(rows) for rows in buckets], group, seed
+        self._starts = [0]  # of each epoch, in groups
+
+    def __call__(self, place: int) -> int:
+        group, within = divmod(place, self._group)
+        bucket, number = self._find(group)
+        epoch, position = divmod(number * self._group + within, len(self._buckets[bucket]))
+        order = _order(len(self._buckets[bucket]), self._seed, epoch, bucket)
+        return int(self._buckets[bucket][order[position]])
+
+    def _find(self, group: int) -> tuple[int, int]:
+        """The bucket of a group, and how many of its groups came before."""
+        if len(self._buckets) == 1:
+            return 0, group
+        while self._starts[-1] <= group:
+            self._starts.append(sum(self._before(len(self._starts))))
+        epoch = bisect_right(self._starts, group) - 1
+        first, end = self._before(epoch), self._before(epoch + 1)
+        labels = np.repeat(np.arange(len(first)), np.subtract(end, first))
+        np.random.default_rng([self._seed, 2, epoch]).shuffle(labels)
+        place = group - self._starts[epoch]
+        bucket = int(labels[place])
+        return bucket, first[bucket] + int((labels[:place] == bucket).sum())
+
+    def _before(self, epoch: int) -> list[int]:
+        """The complete groups of each bucket before an epoch."""
+        return [epoch * len(rows) // self._group for rows in self._buckets]
 
 
 class Examples(Dataset[tuple[Batch, Batch]]):
     """Batches by position: item p holds the p-th example of the run and the `batch` − 1 that follow.
 
-    Each epoch is a permutation of the data; a batch may reach into the next one. An item is (batch, noise).
+    An item is (batch, noise); the batch has `row` (B,), the noise `position` (B,) besides. group: examples a
+    step, of all processes together; the same for any number of them, if the step reads as many.
     """
 
-    def __init__(self, data: Data, noise: Noise, *, batch: int, seed: int) -> None:
+    def __init__(self, data: Data, noise: Noise, *, batch: int, seed: int, group: int | None = None) -> None:
         self.data, self.noise, self.batch, self.seed = data, noise, batch, seed
+        self._order = Order(data.buckets, group=group or batch, seed=seed)
 
     def __getitem__(self, position: int) -> tuple[Batch, Batch]:
-        positions, length = range(position, position + self.batch), len(self.data)
-        rows = [_order(length, self.seed, p // length)[p % length] for p in positions]
+        positions = range(position, position + self.batch)
+        rows = torch.as_tensor([self._order(p) for p in positions])
         drawn = [self.noise(np.random.default_rng([self.seed, 1, p])) for p in positions]
         noise = {name: torch.from_numpy(np.stack([each[name] for each in drawn])) for name in drawn[0]}
-        return self.data[torch.as_tensor(np.asarray(rows))], noise
+        noise["position"] = torch.tensor(positions)
+        return {**self.data.read(rows, noise), "row": rows}, noise

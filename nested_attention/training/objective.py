@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -19,6 +20,16 @@ def weighted_mse(error: Tensor, loss_weight: Tensor) -> Tensor:
     minimum is that of the plain mean.
     """
     return (error.square() * loss_weight[:, None]).mean(dim=(1, 2, 3))
+
+
+def min_snr_weight(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR-γ (Hang et al., 2023): the weight of each example's loss, (B,) for timesteps (B,).
+
+    min(SNR, γ)/SNR where noise is predicted, min(SNR, γ)/(SNR + 1) where velocity is.
+    """
+    snr = compute_snr(scheduler, timesteps)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
 
 
 def denoising_losses(
@@ -35,7 +46,7 @@ def denoising_losses(
     """One denoising step, with the losses of each example.
 
     scheduler: a noise schedule of diffusers; its prediction type (`epsilon` or `v_prediction`) is the target.
-    latents, noise (B, C, h, w); timesteps (B,); loss_weight (B, h, w).
+    latents, noise (B, C, h, w); timesteps (B,); loss_weight (B, h, w), or (B, 1, 1).
     teacher, distillation: the target moves by this share towards what the teacher predicts, in [0, 1].
 
     Returns `denoise` (B,): the weighted error; `plain` (B,): the unweighted one, from the undistilled

@@ -6,26 +6,27 @@ stopped at a checkpoint and resumed ends with the weights of one that was not st
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import NestedAttentionError
 from .data import Batch, Data, Examples, Noise, no_noise
+from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
@@ -42,8 +43,12 @@ class _Losses(nn.Module):
         super().__init__()
         self.models, self._objective = nn.ModuleDict(models), objective
 
-    def forward(self, batch: Batch, noise: Batch) -> dict[str, Tensor]:
-        return {name: loss.mean() for name, loss in self._objective(batch, self.models, noise).items()}
+    def forward(self, batch: Batch, noise: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The mean of each loss, and the row of an example that has one that is not finite, −1 if none."""
+        losses = self._objective(batch, self.models, noise)
+        each = torch.stack([loss.detach().expand(len(batch["row"])) for loss in losses.values()])
+        bad = torch.where(each.isfinite().all(dim=0), -1, batch["row"]).max()
+        return {name: loss.mean() for name, loss in losses.items()}, bad
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,23 @@ class TrainerOptions:
     """How a run is optimised and kept.
 
     batch: examples a step and process. rate: the highest learning rate. ema: decay of the average of the
-    weights. seed: of the order of examples and of their noise. save_every: steps between checkpoints; the
-    last `keep` are kept.
+    weights. clip: the largest norm of the gradient. seed: of the order of examples and of their noise.
+    save_every, validate_every: steps between checkpoints, and between validations; the last `keep`
+    checkpoints are kept. workers: processes that read examples, for each process that trains; 0: it reads
+    them itself. trackers: where figures go beside `log.jsonl`.
     """
 
     batch: int = 32
     rate: float = 1e-3
     ema: float = 0.999
     weight_decay: float = 0.01
+    clip: float = 1.0
     seed: int = 0
     save_every: int = 250
     keep: int = 2
+    validate_every: int = 0
+    workers: int = 0
+    trackers: tuple[TrackerName, ...] = ()
 
 
 class Trainer:
@@ -71,7 +82,9 @@ class Trainer:
     by name: their parameters that require gradients. Frozen ones are the objective's. loss_weights: the
     weight of each loss in the sum that is minimised; one without a weight is only logged. noise: draws what
     is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
-    no device.
+    no device. validate: figures of the averaged weights after a step, every `validate_every` steps, which
+    draw from no global generator. export: writes what else belongs into a checkpoint, from the averaged
+    weights; it gets the checkpoint's folder and how many examples were read.
     """
 
     def __init__(
@@ -86,11 +99,16 @@ class Trainer:
         loss_weights: Mapping[str, float],
         noise: Noise = no_noise,
         on_host: Collection[str] = (),
+        validate: Callable[[int], Mapping[str, float]] | None = None,
+        export: Callable[[Path, int], None] | None = None,
     ) -> None:
         self.folder, self.schedule, self.options = folder, schedule, options
         self.loss_weights, self.on_host = loss_weights, list(on_host)
-        self.examples = Examples(data, noise, batch=options.batch, seed=options.seed)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._validate, self._export = validate, export
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator = new_accelerator(folder, options.trackers)
+        self.group = self.accelerator.num_processes * options.batch
+        self.examples = Examples(data, noise, batch=options.batch, seed=options.seed, group=self.group)
         if self.accelerator.num_processes > 1 and schedule.minutes < float("inf"):
             raise NestedAttentionError(
                 "a run of several processes ends after steps, not after minutes: set steps"
@@ -103,10 +121,13 @@ class Trainer:
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.average = EMAModel(self.parameters, decay=options.ema, foreach=True)
         self.step = self.samples = 0
+        self.parts = 1
+        """Into how many parts a batch is split, one after the other, where it does not fit into memory."""
         self._before, self._started = 0.0, time.monotonic()
         self._unwritten: list[dict[str, Tensor]] = []
+        self._bad: list[Tensor] = []
+        self._records = Records(folder, self.accelerator)
         self.accelerator.register_for_checkpointing(self)
-        folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def elapsed(self) -> float:
@@ -116,13 +137,15 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the schedule; the models then hold the averaged weights, on the CPU.
 
-        Raises NestedAttentionError if a loss is not finite, and, after a checkpoint, if SIGTERM asks to stop.
+        Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, if a process that
+        reads examples dies, and, after a checkpoint, if SIGTERM asks to stop.
         """
-        checkpoints = self._checkpoints()
+        checkpoints = checkpoints_in(self.folder)
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
         self._started = time.monotonic()
-        with _sigterm() as asked:
+        self._records.begin(self.samples)
+        with _sigterm() as asked, self._naming_readers():
             for batch, noise in self._upcoming():
                 if self.schedule.done(self.step, self.elapsed):
                     break
@@ -131,7 +154,9 @@ class Trainer:
                 stopped = self._agreed(bool(asked))
                 if done or stopped or self.step % LOG_EVERY == 0:
                     self._write_log()
-                if done or stopped or self.step % self.options.save_every == 0:
+                if self._validate and (done or self._due(self.options.validate_every)):
+                    self._show()
+                if done or stopped or self._due(self.options.save_every):
                     self._save()
                 if stopped and not done:
                     raise NestedAttentionError(
@@ -141,6 +166,7 @@ class Trainer:
         self.average.copy_to(self.parameters)
         for model in self.models.values():
             model.eval().cpu()
+        self.accelerator.end_training()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside models, optimizer and generators, which Accelerate keeps."""
@@ -152,31 +178,75 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.average.to(self.accelerator.device)
 
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
     def _upcoming(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches and noise of this process from where the run is, on its device."""
-        everyone = self.accelerator.num_processes * self.options.batch
         first = self.samples + self.accelerator.process_index * self.options.batch
         left = self.schedule.steps - self.step
-        positions = range(first, first + left * everyone, everyone)
+        positions = range(first, first + left * self.group, self.group)
         # A generator of its own: a loader draws from the global one each time that it is started.
-        loader = DataLoader(self.examples, None, sampler=positions, generator=torch.Generator())
+        more: dict[str, Any] = {"generator": torch.Generator(), "num_workers": self.options.workers}
+        loader = DataLoader(
+            self.examples, None, sampler=positions, pin_memory=torch.cuda.is_available(), **more
+        )
         device = self.accelerator.device
         return (send_to_device(item, device, non_blocking=True, skip_keys=self.on_host) for item in loader)
 
     def _update(self, batch: Batch, noise: Batch) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * self.schedule.factor(self.step, self.elapsed)
-        losses = self.losses(batch, noise)
-        loss = torch.stack([weight * losses[name] for name, weight in self.loss_weights.items()]).sum()
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        while (full := self._backward(batch, noise)) is not None:
+            self.optimizer.zero_grad()
+            self._split(full, len(batch["row"]))
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.options.clip)
+        self._unwritten[-1]["norm"] = norm.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.step(self.parameters)
         self.step += 1
-        self.samples += self.accelerator.num_processes * self.options.batch
-        logged = {**losses, "loss": loss, "norm": norm}
-        self._unwritten.append({name: value.detach() for name, value in logged.items()})
+        self.samples += self.group
+
+    def _backward(self, batch: Batch, noise: Batch) -> str | None:
+        """The gradient of a step, and its losses for the log; what was said if memory did not suffice."""
+        whole = len(batch["row"])
+        pieces = zip(_pieces(batch, self.parts), _pieces(noise, self.parts), strict=True)
+        sums: dict[str, Tensor] = {}
+        rows: list[Tensor] = []
+        try:
+            for number, (some, drawn) in enumerate(pieces, start=1):
+                last = number == self.parts
+                with nullcontext() if last else self.accelerator.no_sync(self.losses):
+                    losses, bad = self.losses(some, drawn)
+                    loss = torch.stack([w * losses[name] for name, w in self.loss_weights.items()]).sum()
+                    share = len(some["row"]) / whole
+                    self.accelerator.backward(loss * share if self.parts > 1 else loss)
+                for name, value in {**losses, "loss": loss}.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() * share
+                rows.append(bad)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return str(error).splitlines()[0]
+        self._unwritten.append(sums)
+        self._bad.append(torch.stack(rows).max())
+        return None
+
+    def _split(self, reason: str, whole: int) -> None:
+        """Halve the parts of a batch that are in memory at once. Raises NestedAttentionError where they
+        cannot be."""
+        clear_device_cache(garbage_collection=True)
+        if self.parts * 2 > whole or self.accelerator.num_processes > 1:
+            held = -(-whole // self.parts)
+            raise NestedAttentionError(
+                f"{self.folder}: out of memory with {held} of {whole} examples of a batch at once, at "
+                f"{memory_peak():.1f} GB ({reason}). Set a smaller `batch`, gradient_checkpointing or fp8; "
+                "`--dry-run` says how much memory each takes. The same command goes on from the last "
+                "checkpoint"
+            )
+        self.parts *= 2
+        self._records.note(self.step, {"parts of a batch, for memory": self.parts})
 
     def _write_log(self) -> None:
         """The means since the last line, over all processes. Raises NestedAttentionError if one is not
@@ -184,24 +254,46 @@ class Trainer:
         names = list(self._unwritten[0])
         values = torch.stack([torch.stack([each[name] for name in names]) for each in self._unwritten])
         values = self.accelerator.reduce(values.float(), "mean").cpu()  # (steps, names)
+        gathered = self.accelerator.gather(torch.stack(self._bad)).view(-1, len(values))
+        bad = gathered.max(dim=0).values.cpu()  # (steps,)
         first = self.step - len(values) + 1
         self._unwritten.clear()
+        self._bad.clear()
         for row, column in (~values.isfinite()).nonzero()[:1].tolist():
+            example = int(bad[row])
+            which = f", of {self.examples.data.name(example)}" if example >= 0 else ""
             raise NestedAttentionError(
-                f"{self.folder}: `{names[column]}` was {float(values[row, column])} at step {first + row}. "
-                f"The checkpoints are of earlier steps. Look for examples that are not finite, or lower the "
-                f"learning rate, {self.options.rate:g}"
+                f"{self.folder}: `{names[column]}` was {float(values[row, column])} at step "
+                f"{first + row}{which}. "
+                "The checkpoints are of earlier steps. Look at that example, or lower the learning rate, "
+                f"{self.options.rate:g}"
             )
-        if self.accelerator.is_main_process:
-            line = {"step": self.step, "minutes": round(self.elapsed / 60, 2)}
-            line["rate"] = self.optimizer.param_groups[0]["lr"]
-            line |= {name: round(float(mean), 5) for name, mean in zip(names, values.mean(0), strict=True)}
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+        line = {"minutes": round(self.elapsed / 60, 2), "rate": self.optimizer.param_groups[0]["lr"]}
+        line |= {name: round(float(mean), 5) for name, mean in zip(names, values.mean(0), strict=True)}
+        with self._naming_disk(self.folder):
+            self._records.write(self.step, self.samples, line)
 
-    def _checkpoints(self) -> list[Path]:
-        """The complete ones, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if not path.suffix)
+    def _show(self) -> None:
+        if self.accelerator.is_main_process and self._validate is not None:
+            with self._averaged():
+                figures = self._validate(self.step)
+            self._records.note(self.step, {name: round(float(value), 5) for name, value in figures.items()})
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within it, the models hold the averaged weights."""
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        for model in self.models.values():
+            model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.average.restore(self.parameters)
+            for model in self.models.values():
+                model.train()
 
     def _save(self) -> None:
         """Write a checkpoint, in one piece or not at all, and delete those beyond the limit."""
@@ -212,12 +304,50 @@ class Trainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
+        with self._naming_disk(partial):
+            self.accelerator.save_state(str(partial))
+            if self._export is not None and self.accelerator.is_main_process:
+                with self._averaged():
+                    self._export(partial, self.samples)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             partial.replace(path)
-            for old in self._checkpoints()[: -self.options.keep]:
+            for old in checkpoints_in(self.folder)[: -self.options.keep]:
                 shutil.rmtree(old)
+
+    @contextmanager
+    def _naming_disk(self, path: Path) -> Iterator[None]:
+        """What cannot be written ends the run with its name, and leaves no part of a checkpoint."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError, NestedAttentionError) as error:
+            if path.suffix == ".partial":
+                shutil.rmtree(path, ignore_errors=True)
+            reason = " ".join(str(error).split())[:200]
+            raise NestedAttentionError(
+                f"{path.with_suffix('')} cannot be written ({reason}); check space and permissions. The same "
+                "command goes on from the last checkpoint"
+            ) from error
+
+    @contextmanager
+    def _naming_readers(self) -> Iterator[None]:
+        """What goes wrong in a process that reads examples, in a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise NestedAttentionError(
+                f"{self.folder}: a process that reads examples died during step {self.step + 1} "
+                f"({str(error).splitlines()[0][:200]}). The same command goes on from the last checkpoint; "
+                "with "
+                "fewer `workers` it takes less memory"
+            ) from error
+        except NestedAttentionError as error:
+            if "Original Traceback" not in str(error):
+                raise
+            said = str(error).strip().splitlines()[-1].partition("NestedAttentionError: ")[2]
+            raise NestedAttentionError(said or str(error)) from error
 
     def _agreed(self, stop: bool) -> bool:
         """Whether any process was asked to stop; several agree on it at the lines of the log."""
@@ -228,6 +358,18 @@ class Trainer:
         if stop:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The complete ones of a run, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if not path.suffix)
+
+
+def _pieces(batch: Batch, parts: int) -> list[Batch]:
+    if parts == 1:
+        return [batch]
+    columns = {name: values.tensor_split(parts) for name, values in batch.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(parts)]
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""The small world as any SDXL on disk: in diffusers' layout, with an ordinary table of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from torch import nn
+from transformers import CLIPTokenizer
+
+from ...paths import SMALL_WORLD
+from .model import SCHEDULER
+from .vocabulary import CompactEmbedding
+from .world import World, load_world
+
+
+def export_world(folder: Path, world: World | None = None) -> None:
+    """Write unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler and image_encoder.
+
+    Its autoencoder takes pictures of 32 pixels a side, one for each art pixel.
+    """
+    world = load_world() if world is None else world
+    second = CLIPTokenizer.from_pretrained(SMALL_WORLD / "tokenizer", pad_token="!")  # id 0, as SDXL's
+    pipeline = StableDiffusionXLPipeline(
+        unet=world.unet,
+        vae=world.vae,
+        text_encoder=_with_full_table(world.text_encoder),
+        text_encoder_2=_with_full_table(world.text_encoder_2),
+        tokenizer=CLIPTokenizer.from_pretrained(SMALL_WORLD / "tokenizer"),
+        tokenizer_2=second,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        image_encoder=world.vision,
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _with_full_table(encoder: Any) -> Any:
+    """A text encoder of the same weights that looks up all of CLIP's tokens."""
+    state = {key: value for key, value in encoder.state_dict().items() if "token_embedding" not in key}
+    inner = getattr(encoder, "text_model", encoder)
+    table: CompactEmbedding = inner.embeddings.token_embedding
+    copy = type(encoder)(encoder.config)
+    target = getattr(copy, "text_model", copy)
+    missing, unexpected = copy.load_state_dict(state, strict=False)
+    assert not unexpected and all("token_embedding" in key or "position_ids" in key for key in missing)
+    target.embeddings.token_embedding = nn.Embedding.from_pretrained(table.full(), freeze=True)
+    return copy.eval().requires_grad_(False)

@@ -1,0 +1,57 @@
+"""`nested-attention prepare` and `nested-attention train`: a subject encoder of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .stopping import stop, stopping
+
+
+@contextmanager
+def _needing_training() -> Iterator[None]:
+    """What is not installed is named, with the command that installs it."""
+    try:
+        with stopping():
+            yield
+    except ImportError as error:
+        stop(f"{error.name} is not installed, which this needs: pip install 'nested-attention[training]'")
+
+
+class Resume(str, Enum):
+    """What is done where a run has checkpoints."""
+
+    LATEST = "latest"
+    NEVER = "never"
+
+
+def prepare(
+    config: Annotated[
+        Path, typer.Argument(help="What is prepared, as YAML: docs/training.md says what it holds.")
+    ],
+) -> None:
+    """Encode photographs and captions once, into the shards that training reads."""
+    with _needing_training():
+        from ..training.prepare.run import prepare_from
+
+        prepare_from(config, typer.echo)
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="What is trained, as YAML: docs/training.md says what it holds.")
+    ],
+    resume: Annotated[
+        Resume, typer.Option(help="latest: go on where a run was stopped; never: only begin a new one.")
+    ] = Resume.LATEST,
+) -> None:
+    """Train a subject encoder on prepared shards, in one process (docs/training.md: several)."""
+    with _needing_training():
+        from ..training.run import train_from
+
+        train_from(config, resume=resume.value, say=typer.echo)

@@ -1,0 +1,192 @@
+"""The models that training leaves as they are: those of SDXL, in diffusers' layout, and the vision model.
+
+Any model of SDXL's kind will do, whatever its sizes: SDXL itself, one that was fine-tuned from it, or the
+small world as `nested-attention world export` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as functional
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from ..encoder import FeatureLayer, weight_digests
+from ..errors import NestedAttentionError
+from .reading import Place
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of colours by which CLIP's pictures are normalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """Where the frozen models are.
+
+    base: a folder in diffusers' layout (unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2,
+    scheduler), or such a repository's name on the model hub, which is then downloaded. vision: the folder or
+    name of the CLIP vision model; the base's `image_encoder` if null. vae: another autoencoder's folder or
+    name. precision: in which the frozen encoders run.
+    """
+
+    base: Place
+    vision: Place | None = None
+    vae: Place | None = None
+    precision: Precision = "bf16"
+
+
+def load_part(kind: Any, where: str, folder: str | None, **options: Any) -> Any:
+    """A model of diffusers or transformers from a folder or the hub. Raises NestedAttentionError, naming
+    it."""
+    more = {"subfolder": folder} if folder else {}
+    try:
+        return kind.from_pretrained(where, **more, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        name = f"{where}/{folder}" if folder else where
+        raise NestedAttentionError(
+            f"{kind.__name__} cannot be loaded from {name}: {' '.join(str(error).split())[:300]}. Expected a "
+            "folder in diffusers' layout, or the name of one on the model hub"
+        ) from error
+
+
+def load_unet(model: BaseModel, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The denoiser, frozen."""
+    unet = load_part(UNet2DConditionModel, model.base, "unet", torch_dtype=dtype)
+    return unet.requires_grad_(False).eval()
+
+
+def load_schedule(model: BaseModel) -> DDPMScheduler:
+    """The noise schedule that the base was trained with."""
+    return load_part(DDPMScheduler, model.base, "scheduler")
+
+
+def load_vae(model: BaseModel) -> AutoencoderKL:
+    """The autoencoder, frozen, in the precision of the encoders."""
+    where, folder = (model.vae, None) if model.vae else (model.base, "vae")
+    return load_part(AutoencoderKL, where, folder, torch_dtype=DTYPES[model.precision]).requires_grad_(False)
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenEncoders:
+    """What turns pictures and captions into what a step reads. Everything stays on one device."""
+
+    vae: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    vision: Any
+
+    @classmethod
+    def load(cls, model: BaseModel, device: torch.device) -> FrozenEncoders:
+        """Raises NestedAttentionError, naming the part that cannot be loaded."""
+        dtype = DTYPES[model.precision]
+        vision = (model.vision, None) if model.vision else (model.base, "image_encoder")
+        texts = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        parts: dict[str, Any] = {
+            "vae": load_vae(model),
+            "vision": load_part(CLIPVisionModelWithProjection, *vision, torch_dtype=dtype),
+            **{name: load_part(kind, model.base, name, torch_dtype=dtype) for name, kind in texts.items()},
+        }
+        parts = {name: part.requires_grad_(False).eval().to(device) for name, part in parts.items()}
+        tokenizers = {
+            name: load_part(CLIPTokenizer, model.base, name) for name in ("tokenizer", "tokenizer_2")
+        }
+        return cls(**parts, **tokenizers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vision.parameters()).device
+
+    def fingerprints(self) -> dict[str, str]:
+        """Part → a hash of its configuration and weights: what it gives changes when this does."""
+        parts = ("vae", "text_encoder", "text_encoder_2", "vision")
+        return {name: _fingerprint(getattr(self, name)) for name in parts}
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids that the first text encoder reads, 77 of them; the second one's stand at the same
+        places."""
+        return _ids(self.tokenizer, [text])[0].tolist()
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, H, W) in [0, 1] → mean and deviation of the latents, (n, C, h, w) each, not scaled."""
+        pixels = (pictures * 2 - 1).to(self.device, self.vae.dtype)
+        latents = self.vae.encode(pixels).latent_dist
+        return latents.mean, latents.std
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions → context (n, 77, width) and pooled (n, width), as SDXL conditions its UNet."""
+        states, pooled = [], None
+        for tokenizer, encoder in (
+            (self.tokenizer, self.text_encoder),
+            (self.tokenizer_2, self.text_encoder_2),
+        ):
+            out = encoder(_ids(tokenizer, captions).to(self.device), output_hidden_states=True)
+            states.append(out.hidden_states[-2])
+            pooled = getattr(out, "text_embeds", None)
+        assert pooled is not None  # of the second encoder
+        return torch.cat(states, dim=-1), pooled
+
+    @torch.no_grad()
+    def encode_references(self, pictures: Tensor, layer: FeatureLayer) -> Tensor:
+        """(n, 3, H, W) in [0, 1] → features (n, patches, width), class token included, without the final
+        norm."""
+        pixels = vision_input(pictures, self.vision.config.image_size).to(self.device, self.vision.dtype)
+        out = self.vision(pixels, output_hidden_states=True)
+        return out.last_hidden_state if layer == "last_hidden_state" else out.hidden_states[-2]
+
+
+def vision_input(pictures: Tensor, size: int) -> Tensor:
+    """(n, 3, H, W) in [0, 1] → (n, 3, size, size), normalised: the shorter side is resized, the middle cut
+    out, and values are rounded to bytes, as hosts do."""
+    height, width = pictures.shape[-2:]
+    scale = size / min(height, width)
+    shape = max(size, round(scale * height)), max(size, round(scale * width))
+    resized = functional.interpolate(pictures.float(), shape, mode="bicubic", antialias=True)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    cut = resized[..., top : top + size, left : left + size].mul(255).clamp(0, 255).round().div(255)
+    mean, deviation = (cut.new_tensor(values).view(3, 1, 1) for values in PIXELS)
+    return (cut - mean) / deviation
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    length = tokenizer.model_max_length
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(texts), **options).input_ids
+
+
+def _fingerprint(module: nn.Module) -> str:
+    config: Any = module.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    # Where a file lies, and which version wrote it, changes nothing.
+    told = {
+        name: value for name, value in values.items() if not name.startswith("_") and "version" not in name
+    }
+    # Half precision would hide nothing that training could tell apart.
+    digests = weight_digests(module.state_dict().items())
+    dtype = str(next(module.parameters()).dtype)
+    whole = json.dumps([told, digests, dtype], sort_keys=True, default=str)
+    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
+
+def folder_name(where: str) -> str:
+    """What a person calls a base model by its folder or repository."""
+    return where.rstrip("/") if "/" in where and not Path(where).exists() else Path(where).name

@@ -1,0 +1,77 @@
+"""The recipe `synthetic`: the base model draws the pictures from a list of prompts, which are their
+captions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from tqdm import tqdm
+
+from ...errors import NestedAttentionError
+from ...storage.files import replacing
+from ..frozen import DTYPES, BaseModel, load_part
+from .plan import digest
+from .settings import GenerateSettings, SourceSettings
+
+
+def generate(model: BaseModel, settings: GenerateSettings, device: torch.device) -> SourceSettings:
+    """Draw what is not in the folder yet; the folder, as a source. The noise of each picture follows from its
+    prompt, number and the seed. Raises NestedAttentionError for a list of prompts that cannot be read."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    wanted: dict[Path, tuple[str, int]] = {}
+    for prompt in _prompts(settings.prompts):
+        for number in range(settings.each):
+            made = [
+                prompt,
+                number,
+                settings.seed,
+                settings.size,
+                settings.steps,
+                settings.guidance,
+                model.base,
+            ]
+            wanted[settings.folder / f"{digest(made)}.png"] = prompt, number
+    for old in settings.folder.glob("*.png"):
+        if old not in wanted:  # of other prompts or settings
+            old.unlink()
+            old.with_suffix(".txt").unlink(missing_ok=True)
+    missing = {path: each for path, each in wanted.items() if not path.exists()}
+    if missing:
+        pipeline = load_part(StableDiffusionXLPipeline, model.base, None, torch_dtype=DTYPES[model.precision])
+        pipeline = pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        for path, (prompt, number) in tqdm(missing.items(), desc="drawing", unit="picture", disable=None):
+            _draw(pipeline, settings, path, prompt, number)
+    return SourceSettings(kind="folder", path=settings.folder)
+
+
+def _prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NestedAttentionError(f"generate.prompts: {path} cannot be read ({error})") from error
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not prompts:
+        raise NestedAttentionError(f"generate.prompts: {path} is empty; expected a prompt a line")
+    return prompts
+
+
+def _draw(pipeline: Any, settings: GenerateSettings, path: Path, prompt: str, number: int) -> None:
+    seed = int(digest([settings.seed, prompt, number])[:12], 16)
+    picture = pipeline(
+        prompt,
+        height=settings.size,
+        width=settings.size,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())

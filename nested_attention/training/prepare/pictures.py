@@ -1,0 +1,64 @@
+"""Pictures from bytes; the sizes they are trained at; and how one is brought to its size."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...errors import NestedAttentionError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+def decode(content: bytes) -> tuple[Tensor, Tensor | None]:
+    """Bytes of a file → picture (H, W, 3) in [0, 1], upright and on white, and its alpha (H, W) if it is
+    transparent anywhere. Raises NestedAttentionError for what is no picture, or not all of one."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except Exception as error:  # Pillow raises what its decoders meet
+        raise NestedAttentionError(f"no picture that can be read ({error})") from error
+    pixels = torch.from_numpy(np.array(image)).float().div(255)  # (H, W, 4)
+    alpha = pixels[..., 3]
+    if bool((alpha == 1).all()):
+        return pixels[..., :3], None
+    return pixels[..., :3] * alpha[..., None] + (1 - alpha[..., None]), alpha
+
+
+def bucket_sizes(resolution: int, step: int, *, square: bool) -> list[Size]:
+    """The sizes of targets: sides are multiples of `step`, of `resolution`² pixels at most, between 1:2 and
+    2:1."""
+    if square:
+        return [(resolution, resolution)]
+    sizes = set()
+    for width in range(step, 2 * resolution + 1, step):
+        height = resolution * resolution // width // step * step
+        if height and 0.5 <= width / height <= 2:
+            sizes |= {(height, width), (width, height)}
+    return sorted(sizes)
+
+
+def bucket_of(size: Size, sizes: list[Size]) -> Size:
+    """The size whose shape is nearest to that of a picture."""
+    shape = math.log(size[1] / size[0])
+    return min(sizes, key=lambda each: (abs(math.log(each[1] / each[0]) - shape), -each[0] * each[1]))
+
+
+def fit(picture: Tensor, size: Size) -> tuple[Tensor, tuple[int, ...]]:
+    """A picture (H, W, 3) → (3, h, w) of that size, the middle of it, and what SDXL is told: the picture's
+    own height and width, the corner of the crop, and the size."""
+    height, width = picture.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    shape = max(size[0], round(scale * height)), max(size[1], round(scale * width))
+    pixels = picture.movedim(-1, 0)[None]
+    resized = functional.interpolate(pixels, shape, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
+    cut = resized[:, top : top + size[0], left : left + size[1]]
+    return cut, (height, width, top, left, *size)

@@ -1,0 +1,144 @@
+"""What a recipe makes of a sample: the target picture, the reference picture, and the caption; or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...errors import NestedAttentionError
+from ...paths import FACE_DETECTOR
+from ...pictures.align import align_faces
+from ...pictures.blazeface import load_blazeface
+from ...pictures.isolate import Isolation, isolate_subjects
+from ...pictures.pyramid import TiledFaceDetector
+from ...prompt import Tokenize, find_word, short, word_spans
+from .pictures import Size, bucket_of, bucket_sizes, decode, fit
+from .settings import PrepareSettings
+from .sources import Sample
+
+REFERENCE = 512
+"""Pixels a side of references that are cut out. The vision models read 224 or 336."""
+
+EXPECTED_REASONS: Mapping[str, str] = {
+    "no caption": "write one in a .txt file of the picture's name, or in the source's column",
+    "no word": "write the word, or list what stands for it in `replaces`",
+    "not a picture": "save it again, or take it out",
+    "too small": "take a larger one, or lower `smallest`",
+    "no face": "use `pets` or `identities` for what has no face, or take another picture",
+    "no mask": "save it with transparency, or its mask beside it as NAME.mask.png; or switch `isolate` off",
+}
+"""Why a sample is left out → what to do."""
+
+
+class Rejected(Exception):
+    """A sample that a recipe cannot use. reason: one of EXPECTED_REASONS; detail: of this sample."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A sample as a recipe sees it, before the frozen models."""
+
+    target: Tensor  # (3, h, w) in [0, 1]
+    reference: Tensor  # (3, H, W) in [0, 1]
+    told: tuple[int, ...]  # the six numbers of SDXL's size conditioning
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with its settings."""
+
+    settings: PrepareSettings
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        settings = self.settings
+        return bucket_sizes(settings.resolution, settings.step, square=settings.square)
+
+    @cached_property
+    def _detector(self) -> TiledFaceDetector:
+        return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
+
+    def caption(self, text: str | None, tokenize: Tokenize) -> tuple[str, list[int]]:
+        """A caption with the training word in the subject's place, and the positions of its last token.
+
+        Raises Rejected for a caption that is missing, or in which nothing stands for the subject.
+        """
+        if text is None or not text.strip():
+            raise Rejected("no caption", "there is no text for it")
+        word, text = self.settings.word, " ".join(text.split())
+        for other in self.settings.replaces:
+            if next(word_spans(text, word), None) is None:
+                for start, end in reversed(list(word_spans(text, other))):
+                    text = f"{text[:start]}{word}{text[end:]}"
+        try:
+            return text, find_word(tokenize, text, word)
+        except NestedAttentionError as error:
+            listed = ", ".join((word, *self.settings.replaces))
+            raise Rejected("no word", f"none of {listed} in {short(text, 200)!r} ({error})") from error
+
+    def size_of(self, sample: Sample) -> Size:
+        """The bucket of a sample's target. Raises Rejected for a picture that cannot be used."""
+        picture, alpha = _picture(sample.picture())
+        if min(picture.shape[:2]) < self.settings.smallest:
+            raise Rejected(
+                "too small", f"{picture.shape[1]} × {picture.shape[0]}, under {self.settings.smallest} pixels"
+            )
+        self._reference(sample, picture, alpha)
+        return bucket_of((picture.shape[0], picture.shape[1]), self.sizes)
+
+    def prepare(self, sample: Sample, size: Size) -> Prepared:
+        """The pictures of a sample that `size_of` has accepted."""
+        picture, alpha = _picture(sample.picture())
+        target, told = fit(picture, size)
+        return Prepared(
+            target, self._reference(sample, picture, alpha), self.settings.size_conditioning or told
+        )
+
+    def _reference(self, sample: Sample, picture: Tensor, alpha: Tensor | None) -> Tensor:
+        """(3, H, W)"""
+        settings = self.settings
+        if "reference" in sample.more:
+            picture, alpha = _picture(sample.more["reference"]())
+        elif settings.recipe == "faces" or (settings.recipe == "identities" and settings.reference == "face"):
+            return self._face(picture).movedim(-1, 0)
+        if settings.isolate:
+            picture = _isolated(sample, picture, alpha)
+        return picture.movedim(-1, 0)
+
+    def _face(self, picture: Tensor) -> Tensor:
+        try:
+            return align_faces(picture[None], self._detector, size=REFERENCE).crops[0]
+        except NestedAttentionError as error:
+            raise Rejected("no face", str(error).partition(": ")[2]) from error
+
+
+def _picture(content: bytes) -> tuple[Tensor, Tensor | None]:
+    try:
+        return decode(content)
+    except NestedAttentionError as error:
+        raise Rejected("not a picture", str(error)) from error
+
+
+def _isolated(sample: Sample, picture: Tensor, alpha: Tensor | None) -> Tensor:
+    if "mask" in sample.more:
+        alpha = _picture(sample.more["mask"]())[0].mean(dim=-1)
+    if alpha is None:
+        raise Rejected("no mask", "it is not transparent, and there is no mask beside it")
+    try:
+        images, _ = isolate_subjects(picture[None], alpha[None], Isolation(size=REFERENCE))
+    except NestedAttentionError as error:
+        raise Rejected("no mask", str(error)) from error
+    return images[0]
+
+
+def blank_picture() -> Tensor:
+    """What a dropped reference shows: nothing, in the middle of all values. (3, H, W)"""
+    return torch.full((3, REFERENCE, REFERENCE), 0.5)

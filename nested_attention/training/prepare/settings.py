@@ -1,0 +1,114 @@
+"""What `nested-attention prepare` is told: where pictures come from, what is made of them, where it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...encoder import FeatureLayer
+from ...errors import NestedAttentionError
+from ...prompt import check_word
+from ..frozen import BaseModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """Where pictures and captions are.
+
+    kind: `folder`: pictures with captions in `.txt` files beside them, at any depth; `parquet`: one file, or
+    a folder of them, with columns `picture` (bytes, or a struct with `bytes`), `caption`, and where needed
+    `subject`, `reference` and `mask`; `webdataset`: `.tar` files, members grouped by name: pictures, `.txt`,
+    and where needed `.subject.txt`, `.reference.png` and `.mask.png` (a folder names the last two alike).
+    """
+
+    kind: Literal["folder", "parquet", "webdataset"] = "folder"
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Pictures that the base model draws itself: the paper's pets are SDXL's own, on white.
+
+    prompts: a text file, a prompt a line; they are the captions. each: pictures a prompt. folder: where they
+    are kept, so that none is drawn twice.
+    """
+
+    prompts: Path
+    folder: Path
+    each: int = 1
+    size: int = 1024
+    steps: int = 30
+    guidance: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("each", "size", "steps"):
+            if getattr(self, name) < 1:
+                raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """One prepared data set.
+
+    recipe: what is the reference, and what the target. `faces`: the aligned face, and the whole photograph
+    (the paper's). `pets`: the picture itself for both (the paper's). `identities`: several pictures of one
+    subject, one of which is the reference and another the target; which of a picture is shown as a reference,
+    `reference` says. `synthetic`: `pets`, of pictures that the base model draws by `generate`. A source that
+    has reference pictures of its own is used as it is, whatever the recipe.
+
+    reference: of `identities`: the aligned `face`, or the whole `picture`. isolate: a reference is cut out
+    along its mask (or its transparency) and put on white; a picture without one is rejected. word: stands for
+    the subject in the captions, and is what the encoder is trained on. replaces: words that captions have in
+    its place. domain: what is trained for, as the encoder's file will say. resolution: side of a square of as
+    many pixels as the targets have; with `square: false` targets keep their shape, in buckets whose sides are
+    multiples of `step`. size_conditioning: six numbers that SDXL is told of every picture; null: the true
+    ones. held_out: how many subjects are kept for validation. shard: examples a file. batch: pictures encoded
+    at once.
+    """
+
+    model: BaseModel
+    output: Path
+    recipe: Literal["faces", "pets", "identities", "synthetic"]
+    source: SourceSettings | None = None
+    generate: GenerateSettings | None = None
+    reference: Literal["face", "picture"] = "picture"
+    isolate: bool = False
+    word: str = "person"
+    replaces: tuple[str, ...] = ()
+    domain: str = "people"
+    features: FeatureLayer = "last_hidden_state"
+    resolution: int = 1024
+    square: bool = False
+    step: int = 64
+    smallest: int = 256
+    size_conditioning: tuple[int, int, int, int, int, int] | None = None
+    held_out: int = 16
+    shard: int = 256
+    batch: int = 8
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        if (self.generate is None) == (self.recipe == "synthetic"):
+            raise NestedAttentionError(
+                f"recipe is {self.recipe!r} and generate is "
+                f"{'missing' if self.generate is None else 'given'}; "
+                "expected `generate` with the recipe `synthetic`, and with no other"
+            )
+        if (self.source is None) == (self.recipe != "synthetic"):
+            raise NestedAttentionError(
+                f"recipe is {self.recipe!r} and source is {'missing' if self.source is None else 'given'}; "
+                "expected `source`, but with the recipe `synthetic`, which draws its pictures"
+            )
+        for name in ("resolution", "step", "shard", "batch", "workers", "smallest"):
+            if getattr(self, name) < 1:
+                raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.resolution % self.step:
+            raise NestedAttentionError(
+                f"resolution is {self.resolution}, which is no multiple of step, {self.step}"
+            )
+        if self.held_out < 0:
+            raise NestedAttentionError(f"held_out is {self.held_out}; expected 0 or more")
+        for word in (self.word, *self.replaces):
+            check_word(word, "a word for the subject")

@@ -1,0 +1,171 @@
+"""Where pictures and captions come from: folders, parquet files, webdataset's tar files.
+
+A source lists its samples without reading pictures, in an order of its own that does not change, and gives
+the bytes of each when asked, in any order.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import NestedAttentionError
+from .settings import SourceSettings
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_EXTRAS = ("reference", "mask")
+
+Read = Callable[[], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture of a source, not read yet. more: its own `reference` and `mask`, where it has them.
+
+    caption: None where there is none. subject: whom it shows.
+    """
+
+    name: str
+    picture: Read
+    caption: Callable[[], str | None]
+    subject: str
+    more: Mapping[str, Read] = field(default_factory=dict)
+
+
+def samples_of(source: SourceSettings) -> list[Sample]:
+    """All samples of a source. Raises NestedAttentionError if there are none, or it cannot be read."""
+    if not source.path.exists():
+        raise NestedAttentionError(f"source.path: there is no {source.path}")
+    found = list(_KINDS[source.kind](source.path))
+    if not found:
+        raise NestedAttentionError(
+            f"source.path: {source.path} has no pictures; expected, for the kind {source.kind!r}, "
+            f"{_EXPECTED[source.kind]}"
+        )
+    return found
+
+
+_EXPECTED = {
+    "folder": f"files that end with {', '.join(PICTURES)}",
+    "parquet": "a .parquet file, or a folder of them",
+    "webdataset": "a .tar file, or a folder of them, with pictures in them",
+}
+
+
+def _folder(root: Path) -> Iterator[Sample]:
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in PICTURES or Path(path.stem).suffix in (f".{name}" for name in _EXTRAS):
+            continue
+        beside = {name: path.with_name(f"{path.stem}.{name}.png") for name in _EXTRAS}
+        parent = path.parent.relative_to(root).as_posix()
+        name = path.relative_to(root).as_posix()
+        yield Sample(
+            name=name,
+            picture=path.read_bytes,
+            caption=partial(_text_beside, path.with_suffix(".txt")),
+            subject=name if parent == "." else parent,
+            more={name: file.read_bytes for name, file in beside.items() if file.exists()},
+        )
+
+
+def _text_beside(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _files(root: Path, ending: str) -> list[Path]:
+    return [root] if root.is_file() else sorted(root.rglob(f"*{ending}"))
+
+
+def _webdataset(root: Path) -> Iterator[Sample]:
+    for path in _files(root, ".tar"):
+        members: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with tarfile.open(path, "r:") as archive:  # not packed: members are read where they lie
+                for member in archive:
+                    if member.isfile():
+                        stem, _, ending = Path(member.name).name.partition(".")
+                        key = (Path(member.name).parent / stem).as_posix()
+                        members.setdefault(key, {})[ending.lower()] = (member.offset_data, member.size)
+        except (OSError, tarfile.TarError) as error:
+            raise NestedAttentionError(f"{path} cannot be read as a .tar file: {error}") from error
+        for key, parts in members.items():
+            picture = next((end for end in parts if f".{end}" in PICTURES), None)
+            if picture is None:
+                continue
+            read = {end: partial(_part, path, *place) for end, place in parts.items()}
+            subject = read["subject.txt"]().decode().strip() if "subject.txt" in read else key
+            yield Sample(
+                name=f"{path.name}:{key}",
+                picture=read[picture],
+                caption=partial(_decoded, read.get("txt")),
+                subject=subject,
+                more={name: read[f"{name}.png"] for name in _EXTRAS if f"{name}.png" in read},
+            )
+
+
+def _part(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _decoded(read: Read | None) -> str | None:
+    return None if read is None else read().decode("utf-8")
+
+
+def _parquet(root: Path) -> Iterator[Sample]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise NestedAttentionError("parquet files need pyarrow: pip install pyarrow") from error
+    for path in _files(root, ".parquet"):
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            raise NestedAttentionError(f"{path} cannot be read as a parquet file: {error}") from error
+        columns = set(file.schema_arrow.names)
+        if not {"picture", "caption"} <= columns:
+            raise NestedAttentionError(
+                f"{path} has the columns {', '.join(sorted(columns))}; expected picture and caption, and "
+                "where "
+                "needed subject, reference and mask"
+            )
+        told = [name for name in ("caption", "subject") if name in columns]
+        for group in range(file.num_row_groups):
+            for row, values in enumerate(file.read_row_group(group, columns=told).to_pylist()):
+                name = f"{path.name}:{group}:{row}"
+                more = [extra for extra in _EXTRAS if extra in columns]
+                yield Sample(
+                    name=name,
+                    picture=partial(_cell, path, group, row, "picture"),
+                    caption=partial(_same, values["caption"]),
+                    subject=str(values.get("subject") or name),
+                    more={extra: partial(_cell, path, group, row, extra) for extra in more},
+                )
+
+
+def _same(text: str | None) -> str | None:
+    return text
+
+
+def _cell(path: Path, group: int, row: int, column: str) -> bytes:
+    value = _column(path, group, column)[row].as_py()
+    return value["bytes"] if isinstance(value, dict) else value
+
+
+@lru_cache(maxsize=8)
+def _column(path: Path, group: int, column: str) -> Any:
+    import pyarrow.parquet as parquet
+
+    return parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(0)
+
+
+_KINDS: dict[str, Callable[[Path], Iterator[Sample]]] = {
+    "folder": _folder,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
+}

@@ -1,0 +1,248 @@
+"""`nested-attention train CONFIG`: the phases of a run one after the other, and the encoder they leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+
+from ..card import EncoderCard
+from ..checkpoint import save_subject_encoder
+from ..encoder import SubjectEncoder
+from ..errors import NestedAttentionError
+from ..hosts.diffusers.processors import SubjectSlot
+from ..storage.files import replacing
+from .fp8 import hold_in_fp8
+from .frozen import DTYPES, folder_name, load_schedule, load_unet
+from .reading import read_config
+from .schedule import Schedule
+from .settings import PhaseSettings, TrainSettings
+from .shards import Index, ShardData, verify
+from .start import encoder_config, new_encoder
+from .subjects import ON_HOST, SubjectObjective, subject_noise
+from .trainer import Trainer, TrainerOptions, checkpoints_in
+from .validation import Validation
+
+Resume = Literal["latest", "never"]
+Say = Callable[[str], object]
+
+
+def train_from(path: Path, *, resume: Resume = "latest", say: Say = print) -> Path:
+    """Train what a configuration file describes; the file of the encoder."""
+    return train(read_config(path, TrainSettings), resume=resume, say=say)
+
+
+def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = print) -> Path:
+    """Run all phases, and write the averaged encoder; its path.
+
+    A run that was stopped goes on from its last checkpoint. resume `never`: one with checkpoints is refused.
+    Raises NestedAttentionError for data that is missing, damaged or of other models, before the first step,
+    and for what `Trainer.run` does.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if resume == "never" and any(checkpoints_in(folder) for folder in settings.output.glob("phase-*")):
+        raise NestedAttentionError(
+            f"{settings.output} has checkpoints of a run; set another `output`, delete the folder, or "
+            "resume it"
+        )
+    indices = [_data(phase, state) for phase in settings.phases]
+    _check_alike(settings, indices)
+    run = _Run(settings, indices, state.device)
+    try:
+        samples = 0
+        for number in range(len(settings.phases)):
+            samples = run.phase(number, samples, say if state.is_main_process else lambda line: None)
+    finally:
+        run.slot.remove()
+    if state.is_main_process:
+        run.export(settings.file, samples, indices[-1])
+        say(f"The encoder: {settings.file.resolve()}")
+    state.wait_for_everyone()
+    return settings.file
+
+
+def _data(phase: PhaseSettings, state: Any) -> Index:
+    """The index of a phase's data, once it has been verified by one of the processes."""
+    index = Index.read(phase.data)
+    with state.main_process_first():
+        verify(phase.data, index)
+    if phase.batch % state.num_processes:
+        raise NestedAttentionError(
+            f"batch is {phase.batch}, for {state.num_processes} processes together; expected a multiple"
+        )
+    if not any(not shard.held_out for shard in index.shards):
+        raise NestedAttentionError(f"{phase.data} has no examples to train on; prepare more pictures")
+    return index
+
+
+def _check_alike(settings: TrainSettings, indices: list[Index]) -> None:
+    """All phases train one encoder, so they must read what the same models made."""
+    first = indices[0]
+    for phase, index in zip(settings.phases, indices, strict=True):
+        for name in ("word", "features", "frozen", "latents"):
+            ours, theirs = getattr(first, name), getattr(index, name)
+            if ours != theirs:
+                raise NestedAttentionError(
+                    f"{phase.data} was prepared with another {name} ({theirs}) than "
+                    f"{settings.phases[0].data} "
+                    f"({ours}); prepare both with the same model, word and features"
+                )
+
+
+class _Run:
+    """What the phases share: the frozen UNet, and the encoder that is trained."""
+
+    def __init__(self, settings: TrainSettings, indices: list[Index], device: torch.device) -> None:
+        self.settings, self.indices, self.device = settings, indices, device
+        unet = load_unet(settings.model, DTYPES[settings.precision])
+        sample = ShardData(settings.phases[0].data, indices[0])
+        first = sample.read(torch.tensor([0]), {})
+        _check_fits(settings, unet, first)
+        config = encoder_config(settings.encoder, unet, indices[0], first["features"].shape[-1])
+        self.encoder: SubjectEncoder = new_encoder(settings.start, config, unet, seed=settings.seed)
+        if settings.fp8:
+            hold_in_fp8(unet)
+        if settings.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()  # older versions of diffusers checkpoint in this mode only; SDXL has no dropout
+        self.unet = unet.to(device)
+        self.slot = SubjectSlot.install(self.unet)
+        self.scheduler = load_schedule(settings.model)
+        # The schedule's table belongs where steps read it, or the host would copy it at every step.
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+        self.blank = {name: tensor.to(device) for name, tensor in sample.blank.items()}
+
+    def phase(self, number: int, before: int, say: Say) -> int:
+        """Train one phase; how many examples have been read by its end. before: in earlier phases."""
+        settings, phase, index = self.settings, self.settings.phases[number], self.indices[number]
+        folder = settings.output / f"phase-{number + 1}"
+        steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
+        low, high = settings.loss.pairs
+        total = steps * phase.batch
+        data = ShardData(
+            phase.data, index, pair_share=lambda position: low + (high - low) * min(1.0, position / total)
+        )
+        objective = SubjectObjective(
+            unet=self.unet,
+            slot=self.slot,
+            scheduler=self.scheduler,
+            blank=self.blank,
+            latents=index.latents,
+            settings=settings.loss,
+            precision=DTYPES[settings.precision],
+        )
+        _keep_description(folder, settings, phase, index)
+        processes = PartialState().num_processes
+        options = TrainerOptions(
+            batch=phase.batch // processes,
+            rate=phase.rate,
+            ema=settings.ema,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+            seed=settings.seed + number,
+            save_every=settings.save_every,
+            keep=settings.keep,
+            validate_every=settings.validation.every,
+            workers=settings.workers,
+            trackers=settings.trackers,
+        )
+        channels, size = self.unet.config.in_channels, _largest(data)
+        timesteps = self.scheduler.config.num_train_timesteps
+        trainer = Trainer(
+            folder,
+            {"encoder": self.encoder.to(self.device).train()},
+            data,
+            objective,
+            Schedule(steps=steps, warmup=phase.warmup, decay=phase.decay),
+            options,
+            loss_weights={"denoise": 1.0},
+            noise=subject_noise(settings.loss, channels, size, timesteps),
+            on_host=ON_HOST,
+            validate=self._validation(phase, index, objective, folder),
+            export=lambda path, samples: self.export(path / "encoder.safetensors", before + samples, index),
+        )
+        say(f"phase {number + 1} of {len(settings.phases)}: {steps:,} steps of {phase.batch}, in {folder}")
+        trainer.run()
+        return before + trainer.samples
+
+    def _validation(
+        self, phase: PhaseSettings, index: Index, objective: SubjectObjective, folder: Path
+    ) -> Callable[[int], Mapping[str, float]] | None:
+        data = ShardData(phase.data, index, held_out=True)
+        if not self.settings.validation.every or not len(data):
+            return None
+        shown = self.settings.validation
+        validation = Validation(data, objective, self.encoder, shown, self.settings.model, self.device)
+
+        def validate(step: int) -> dict[str, float]:
+            figures = validation.figures()
+            if shown.sheet_steps:
+                validation.save_sheet(folder / "validation", step)
+            return figures
+
+        return validate
+
+    def export(self, path: Path, samples: int, index: Index) -> None:
+        """Write the encoder as nodes load it: in fp16, with all that it says of itself."""
+        vision = self.settings.model.vision
+        card = EncoderCard(
+            domain=index.domain,
+            licence=self.settings.licence,
+            source=self.settings.source,
+            base_model=index.base,
+            vision_model=folder_name(vision) if vision else f"{index.base}'s image encoder",
+            samples=samples,
+            resolution=index.resolution,
+        )
+        save_subject_encoder(self.encoder, path, dtype=torch.float16, card=card)
+
+
+def _largest(data: ShardData) -> int:
+    """Side, in latent cells, of a square that holds the latent of every size."""
+    firsts = torch.tensor([int(rows[0]) for rows in data.buckets])
+    return max(max(data.read(first[None], {})["latent_mean"].shape[-2:]) for first in firsts)
+
+
+def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Tensor]) -> None:
+    found = {
+        "context": (batch["context"].shape[-1], unet.config.cross_attention_dim),
+        "latent_mean": (batch["latent_mean"].shape[1], unet.config.in_channels),
+    }
+    for name, (there, wanted) in found.items():
+        if there != wanted:
+            raise NestedAttentionError(
+                f"{settings.phases[0].data}: {name} is {there} wide, and the UNet of {settings.model.base} "
+                "reads "
+                f"{wanted}; prepare the data with the base model that is trained on"
+            )
+
+
+def _keep_description(folder: Path, settings: TrainSettings, phase: PhaseSettings, index: Index) -> None:
+    """Note what a phase is trained on; refuse to go on with something else."""
+    ours = {
+        "data": index.digest,
+        "batch": phase.batch,
+        "seed": settings.seed,
+        "encoder": asdict(settings.encoder),
+        "loss": asdict(settings.loss),
+    }
+    ours = json.loads(json.dumps(ours))
+    path = folder / "run.json"
+    if checkpoints_in(folder) and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in ours if before.get(name) != ours[name]]
+        if changed:
+            raise NestedAttentionError(
+                f"{folder} was trained with another {', '.join(changed)} than the configuration has now "
+                f"({'; '.join(f'{name}: {before.get(name)} then, {ours[name]} now' for name in changed)}). "
+                "Put them "
+                "back, or set another `output`"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")

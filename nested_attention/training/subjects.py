@@ -1,0 +1,129 @@
+"""The paper's training step (Sec. 3.3) on shards: a subject's picture, a caption, and a target that is
+noised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoder import SubjectEncoder
+from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from ..settings import SubjectSettings
+from .data import Batch, Noise
+from .objective import denoising_losses, min_snr_weight
+from .settings import LossSettings
+
+ON_HOST = ("mask", "drop_caption")
+"""What a step reads on the host: where words are, and which captions are dropped."""
+
+
+def subject_noise(settings: LossSettings, channels: int, size: int, timesteps: int) -> Noise:
+    """What is random about an example. size: side of the largest latent in cells; smaller ones take a part of
+    the noise."""
+
+    def draw(rng: np.random.Generator) -> dict[str, Any]:
+        shape = (channels, size, size)
+        return {
+            "latent": rng.standard_normal(shape, dtype=np.float32),
+            "sampled": rng.standard_normal(shape, dtype=np.float32),
+            "offset": rng.standard_normal((channels, 1, 1), dtype=np.float32),
+            "timestep": min(timesteps - 1, int(timesteps * rng.random() ** settings.timestep_power)),
+            "drop_caption": rng.random() < settings.drop_caption,
+            "drop_picture": rng.random() < settings.drop_picture,
+            "pair": rng.random(),
+            "mate": rng.random(),
+        }
+
+    return draw
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectObjective:
+    """`Objective` of a subject encoder; it calls the model `encoder`.
+
+    unet: frozen, with `slot` installed, on the device that trains. blank: ShardData's, on that device.
+    latents: how the autoencoder's are scaled. precision: of the arithmetic.
+    """
+
+    unet: Any
+    slot: SubjectSlot
+    scheduler: Any
+    blank: Batch
+    latents: Mapping[str, float]
+    settings: LossSettings
+    precision: torch.dtype = torch.float32
+
+    def __call__(self, batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        dropped = noise["drop_caption"]  # on the host
+        latents = self.scaled(batch["latent_mean"], batch["latent_deviation"], noise["sampled"])
+        height, width = latents.shape[-2:]
+        eps = noise["latent"][..., :height, :width] + self.settings.noise_offset * noise["offset"]
+        features = _where(noise["drop_picture"], self.blank["features"], batch["features"])
+        on_device = dropped.to(features.device, non_blocking=True)
+        text = {name: _where(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
+        mask = batch["mask"] & ~dropped[:, None]
+        weight = latents.new_ones(len(latents))
+        if self.settings.min_snr is not None:
+            weight = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
+        encoder: SubjectEncoder = models["encoder"]
+        with self.autocast(latents.device):
+            projections = encoder.project(encoder(features.float()))
+        self.bind(encoder, projections, mask)
+        losses = denoising_losses(
+            lambda noisy, timesteps: self.predict(noisy, timesteps, batch["sizes"], **text),
+            self.scheduler,
+            latents,
+            eps,
+            noise["timestep"],
+            weight[:, None, None],
+        )
+        if not bool(mask.any()):  # nothing is attached, and the loss depends on nothing that is trained
+            losses["denoise"] = losses["denoise"] + 0 * sum(
+                k.sum() + v.sum() for k, v in projections.values()
+            )
+        return losses
+
+    def bind(
+        self, encoder: SubjectEncoder, projections: Mapping[str, tuple[Tensor, Tensor]], mask: Tensor
+    ) -> None:
+        """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again."""
+        settings = SubjectSettings().trained_as(encoder.config)
+        self.slot.set(SubjectBinding(projections=dict(projections), mask=mask, settings=settings))
+
+    def scaled(self, mean: Tensor, deviation: Tensor, sampled: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the UNet knows them, from the autoencoder's and standard noise that is at
+        least as large."""
+        height, width = mean.shape[-2:]
+        drawn = mean.float() + deviation.float() * sampled[..., :height, :width]
+        return (drawn - self.latents["shift_factor"]) * self.latents["scaling_factor"]
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, sizes: Tensor, context: Tensor, pooled: Tensor
+    ) -> Tensor:
+        """The UNet's prediction in fp32: noisy latents (B, C, h, w), timesteps (B,), sizes (B, 6), text."""
+        added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
+        with self.autocast(noisy.device):
+            out = self.unet(noisy.to(self.dtype), timesteps, context.to(self.dtype), added_cond_kwargs=added)
+        return out.sample.float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet's inputs."""
+        return self.unet.conv_in.weight.dtype
+
+    def autocast(self, device: torch.device) -> Any:
+        """Mixed precision in bf16, nothing in fp32."""
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.precision)
+
+
+def _where(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` (1, …) in the rows where `which` (B,) is true, `other` (B, …) elsewhere."""
+    return torch.where(which.view(-1, *[1] * (other.dim() - 1)), one.to(other), other)

@@ -1,0 +1,489 @@
+"""`nested-attention prepare`: sources, recipes, shards; what is kept of an earlier run, and what is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_training import base_of, draw, preparing
+
+from nested_attention.avatars.models.world import load_world
+from nested_attention.errors import NestedAttentionError
+from nested_attention.training.frozen import FrozenEncoders
+from nested_attention.training.prepare import encode as encoding
+from nested_attention.training.prepare.pictures import bucket_of, bucket_sizes, fit
+from nested_attention.training.prepare.recipes import Recipe, Rejected
+from nested_attention.training.prepare.run import prepare
+from nested_attention.training.prepare.settings import GenerateSettings, SourceSettings
+from nested_attention.training.prepare.sources import samples_of
+from nested_attention.training.shards import PARTS, Index, ShardData, verify
+
+
+def quietly(line: str) -> None:
+    """Nobody listens."""
+
+
+@contextmanager
+def counting() -> Iterator[dict[str, int]]:
+    """How many pictures, captions and references the frozen models encode meanwhile."""
+    counts = dict.fromkeys(("pictures", "captions", "references"), 0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in counts:
+            method = getattr(FrozenEncoders, f"encode_{name}")
+
+            def counted(self: Any, items: Any, *more: Any, method: Any = method, name: str = name) -> Any:
+                counts[name] += len(items)
+                return method(self, items, *more)
+
+            patch.setattr(FrozenEncoders, f"encode_{name}", counted)
+        yield counts
+
+
+BLANK = {"pictures": 0, "captions": 1, "references": 1}
+"""What is encoded even if nothing is new: the blank picture and the empty caption."""
+
+
+def more(pictures: int = 0, captions: int = 0, references: int = 0) -> dict[str, int]:
+    return {"pictures": pictures, "captions": 1 + captions, "references": 1 + references}
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrozenEncoders, "load", _load)
+    monkeypatch.setattr(FrozenEncoders, "fingerprints", _fingerprints)
+
+
+_load, _fingerprints = lru_cache(FrozenEncoders.load), lru_cache(FrozenEncoders.fingerprints)
+
+
+@pytest.fixture
+def people(prepared: Path, tmp_path: Path) -> Path:
+    """A folder of its own with the pictures and what was made of them."""
+    shutil.copytree(prepared.parent, tmp_path / "people")
+    return tmp_path / "people"
+
+
+def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
+    """The same pictures, captions and references as the world's own functions encode them, in bf16."""
+    index, world = Index.read(prepared), load_world()
+    data = ShardData(prepared, index)
+    rows = torch.arange(len(data))
+    read, names = data.read(rows, {}), [data.row(int(row)).name for row in rows]
+    pictures = prepared.parent / "pictures"
+    rgb = np.stack([np.asarray(Image.open(pictures / name)) for name in names])
+    crops = [Image.open(pictures / name.replace(".png", ".reference.png")) for name in names]
+    context, pooled, ids = world.text([data.row(int(row)).caption for row in rows])
+    wanted = {
+        "latent_mean": world.encode(rgb),
+        "context": context,
+        "pooled": pooled,
+        "features": world.features(np.stack([np.asarray(crop)[::4, ::4] for crop in crops])),
+    }
+    for name, values in wanted.items():
+        atol = 8e-3 * float(values.abs().max())
+        torch.testing.assert_close(read[name].float(), values, rtol=8e-3, atol=atol)
+        assert read[name].dtype == torch.bfloat16
+    assert torch.equal(read["mask"], torch.from_numpy(ids.astype(np.int64) == 2533)), "person"
+    assert read["sizes"].unique(dim=0).tolist() == [[128, 128, 0, 0, 128, 128]]
+    assert (read["latent_deviation"] > 0).all()
+    held = ShardData(prepared, index, held_out=True)
+    assert (len(data), len(held)) == (12, 4) and len({held.row(i).subject for i in range(4)}) == 4
+    assert all((prepared / "held_out" / f"{held.row(i).keys['reference']}.png").exists() for i in range(4))
+
+
+def test_what_has_been_encoded_is_not_encoded_again(world_on_disk: Path, people: Path) -> None:
+    before = Index.read(people / "prepared")
+    with counting() as counts:
+        after = prepare(preparing(world_on_disk, people), quietly)
+    assert counts == BLANK and after == before
+
+
+def test_a_stopped_run_goes_on_from_the_last_shard(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Path
+) -> None:
+    shutil.copytree(prepared.parent / "pictures", tmp_path / "pictures")
+    write, written = encoding.write_shard, []
+
+    def killed(*args: Any) -> Any:
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(write(*args))
+        return written[-1]
+
+    monkeypatch.setattr(encoding, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(preparing(world_on_disk, tmp_path), quietly)
+    monkeypatch.setattr(encoding, "write_shard", write)
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, tmp_path), quietly)
+    assert counts == more(10, 10, 10), "six of sixteen were done"
+    assert [shard.checksum for shard in index.shards] == [s.checksum for s in Index.read(prepared).shards]
+
+
+def test_a_changed_caption_picture_or_setting_invalidates_what_it_went_into(
+    world_on_disk: Path, people: Path
+) -> None:
+    caption = people / "pictures" / "person-00003.txt"
+    caption.write_text("a person in a box")
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, people), quietly)
+    assert counts == more(captions=1)
+    (row,) = [row for shard in index.shards for row in shard.rows if row.name == "person-00003.png"]
+    assert row.caption == "a person in a box"
+    Image.new("RGB", (32, 32), "red").save(people / "pictures" / "person-00005.png")
+    with counting() as counts:
+        prepare(preparing(world_on_disk, people), quietly)
+    assert counts == more(pictures=1, references=1)
+    with counting() as counts:
+        prepare(preparing(world_on_disk, people, features="penultimate_hidden_states"), quietly)
+    assert counts == more(references=16)
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, people, resolution=64, step=64), quietly)
+    assert counts["pictures"] == 16 and counts["captions"] == 1
+    assert {shard.size for shard in index.shards} == {(64, 64)}
+    files = {path.name for path in (people / "prepared" / "shards").iterdir()}
+    assert files == {Path(f).name for f in [index.blank, *(shard.file for shard in index.shards)]}
+
+
+def test_another_autoencoder_invalidates_the_latents_alone(world_on_disk: Path, people: Path) -> None:
+    vae = people / "vae"
+    shutil.copytree(world_on_disk / "vae", vae)
+    scale_weights(vae, 1.01)
+    model = replace(base_of(world_on_disk), vae=str(vae))
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, people, model=model), quietly)
+    assert counts == more(pictures=16)
+    assert index.frozen["vae"] != Index.read(people.parent / "people" / "prepared").blank
+
+
+def scale_weights(folder: Path, factor: float) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    state = load_file(path)
+    state["encoder.conv_in.weight"] *= factor
+    save_file(state, path, {"format": "pt"})
+
+
+def test_a_damaged_or_missing_shard_is_named_and_made_again(world_on_disk: Path, people: Path) -> None:
+    folder, index = people / "prepared", Index.read(people / "prepared")
+    verify(folder, index)
+    damaged, missing = (folder / shard.file for shard in index.shards[:2])
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(NestedAttentionError, match=f"{damaged.name} does not hold what was written"):
+        verify(folder, index)
+    missing.unlink()
+    with counting() as counts:
+        assert prepare(preparing(world_on_disk, people), quietly) == index
+    assert counts == more(12, 12, 12)
+    verify(folder, index)
+    missing.unlink()
+    with pytest.raises(NestedAttentionError, match=f"{missing.name} is missing"):
+        verify(folder, index)
+
+
+def test_a_file_that_was_verified_is_not_read_again(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index.read(prepared)
+    verify(prepared, index)
+    monkeypatch.setattr("nested_attention.training.shards.read_shard", pytest.fail)
+    verify(prepared, index)
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason(world_on_disk: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path, 8)
+    (pictures / "person-00000.txt").unlink()
+    (pictures / "person-00001.txt").write_text("somebody in a desert")
+    (pictures / "person-00002.txt").write_bytes(b"\xff\xfe\xfa")
+    (pictures / "person-00003.png").write_bytes((pictures / "person-00003.png").read_bytes()[:100])
+    Image.new("RGB", (8, 32)).save(pictures / "person-00004.png")
+    said: list[str] = []
+    index = prepare(preparing(world_on_disk, tmp_path), said.append)
+    names = {row.name for shard in index.shards for row in shard.rows}
+    assert names == {f"person-0000{i}.png" for i in (5, 6, 7)}
+    assert said[0].startswith("kept 3 (0 held out), left out 5; 2 × no caption; 1 × no word; 1 × not a pict")
+    page = (tmp_path / "prepared" / "report.html").read_text()
+    for name, told in {
+        "person-00000.png": "there is no text",
+        "person-00001.png": "somebody in a desert",
+        "person-00003.png": "truncated",
+        "person-00004.png": "32",
+    }.items():
+        assert name in page and told in page
+    assert "no caption: 2" in page and "contact/2.jpg" in page
+
+
+def test_nothing_that_can_be_used_is_an_error(world_on_disk: Path, tmp_path: Path) -> None:
+    pictures = draw(tmp_path, 2)
+    with pytest.raises(NestedAttentionError, match="none of 2 pictures can be used.*none of dragon in"):
+        prepare(preparing(world_on_disk, tmp_path, word="dragon"), quietly)
+    with pytest.raises(NestedAttentionError, match="there is no .*nowhere"):
+        prepare(preparing(world_on_disk, tmp_path, pictures.parent / "nowhere"), quietly)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NestedAttentionError, match="has no pictures"):
+        prepare(preparing(world_on_disk, tmp_path, tmp_path / "empty"), quietly)
+
+
+def test_parquet_and_webdataset_give_what_a_folder_gives(
+    world_on_disk: Path, tmp_path: Path, prepared: Path
+) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    pictures = prepared.parent / "pictures"
+    stems = sorted(path.stem for path in pictures.glob("*.txt"))[:5]
+    parts = {"picture": "png", "caption": "txt", "reference": "reference.png"}
+    table = {
+        name: [(pictures / f"{stem}.{end}").read_bytes() for stem in stems] for name, end in parts.items()
+    }
+    table["caption"] = [text.decode() for text in table["caption"]]
+    parquet.write_table(arrow.table({**table, "subject": stems}), tmp_path / "p.parquet", row_group_size=2)
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        for stem in stems:
+            for ending in parts.values():
+                archive.add(pictures / f"{stem}.{ending}", f"a/{stem}.{ending}")
+            subject = tarfile.TarInfo(f"a/{stem}.subject.txt")
+            subject.size = len(stem)
+            archive.addfile(subject, io.BytesIO(stem.encode()))
+    folder = samples_of(SourceSettings(path=pictures))[:5]
+    for kind, path in (("parquet", "p.parquet"), ("webdataset", "p.tar")):
+        source = SourceSettings(kind=kind, path=tmp_path / path)  # type: ignore[arg-type]
+        samples = samples_of(source)
+        assert [s.subject for s in samples] == stems
+        for ours, theirs in zip(samples, folder, strict=True):
+            assert ours.picture() == theirs.picture() and ours.caption().strip() == theirs.caption().strip()  # type: ignore[union-attr]
+            assert ours.more["reference"]() == theirs.more["reference"]()
+        made = prepare(
+            preparing(world_on_disk, tmp_path, output=tmp_path / kind, source=source, held_out=0), quietly
+        )
+        read = ShardData(tmp_path / kind, made).read(torch.arange(5), {})
+        whole = ShardData(prepared, Index.read(prepared))
+        named = {whole.row(i).name: i for i in range(len(whole))}
+        held = ShardData(prepared, Index.read(prepared), held_out=True)
+        for place, stem in enumerate(stems):
+            where, row = whole, named.get(f"{stem}.png")
+            if row is None:
+                where, row = held, [held.row(i).name for i in range(4)].index(f"{stem}.png")
+            wanted = where.read(torch.tensor([row]), {})
+            for name in (name for names in PARTS.values() for name in names):
+                torch.testing.assert_close(read[name][place], wanted[name][0], rtol=2e-2, atol=2e-2)
+
+
+def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.table({"image": [b""]}), tmp_path / "p.parquet")
+    with pytest.raises(NestedAttentionError, match="has the columns image; expected picture and caption"):
+        samples_of(SourceSettings(kind="parquet", path=tmp_path / "p.parquet"))
+    (tmp_path / "q.parquet").write_bytes(b"PAR")
+    with pytest.raises(NestedAttentionError, match="q.parquet cannot be read as a parquet file"):
+        samples_of(SourceSettings(kind="parquet", path=tmp_path / "q.parquet"))
+    (tmp_path / "t.tar").write_bytes(b"no tar")
+    with pytest.raises(NestedAttentionError, match="t.tar cannot be read as a .tar file"):
+        samples_of(SourceSettings(kind="webdataset", path=tmp_path / "t.tar"))
+
+
+def recipe(**changed: Any) -> Recipe:
+    return Recipe(replace(preparing(Path("w"), Path("f")), smallest=64, resolution=512, **changed))
+
+
+def photograph(tmp_path: Path, name: str, alpha: bool = False) -> Any:
+    """One of the photographs that scikit-image ships, as a sample."""
+    from skimage import data
+
+    tmp_path.mkdir(exist_ok=True)
+    picture = Image.fromarray(getattr(data, name)())
+    if alpha:
+        mask = Image.new("L", picture.size, 0)
+        mask.paste(255, (100, 20, 350, 280))
+        picture.putalpha(mask)
+    picture.save(tmp_path / f"{name}.png")
+    (tmp_path / f"{name}.txt").write_text("a photo of it")
+    return samples_of(SourceSettings(path=tmp_path))[0]
+
+
+def test_faces_takes_the_aligned_face_and_the_whole_photograph(tmp_path: Path) -> None:
+    sample = photograph(tmp_path / "a", "astronaut")
+    faces = recipe(recipe="faces", square=False, step=64)
+    size = faces.size_of(sample)
+    found = faces.prepare(sample, size)
+    assert size == (512, 512) and found.target.shape == (3, 512, 512)
+    assert found.reference.shape == (3, 512, 512) and not torch.equal(found.reference, found.target)
+    with pytest.raises(Rejected, match="no face"):
+        faces.size_of(photograph(tmp_path / "c", "chelsea"))
+
+
+def test_pets_are_as_they_are_or_on_white(tmp_path: Path) -> None:
+    sample = photograph(tmp_path / "a", "chelsea")
+    size = recipe(recipe="pets").size_of(sample)
+    as_it_is = recipe(recipe="pets").prepare(sample, size)
+    assert as_it_is.reference.shape == (3, 300, 451)
+    with pytest.raises(Rejected, match="no mask"):
+        recipe(recipe="pets", isolate=True).size_of(sample)
+    cut = photograph(tmp_path / "b", "chelsea", alpha=True)
+    isolated = recipe(recipe="pets", isolate=True).prepare(cut, size)
+    assert isolated.reference.shape == (3, 512, 512) and bool((isolated.reference[:, :20] == 1).all())
+    assert not bool((isolated.reference[:, 256, 256] == 1).all())
+
+
+def test_the_word_takes_the_place_of_what_stands_for_it(world_on_disk: Path) -> None:
+    frozen = FrozenEncoders.load(base_of(world_on_disk), torch.device("cpu"))
+    words = recipe(word="person", replaces=("old man", "girl"))
+    assert words.caption("A  girl,\nsitting", frozen.tokenize) == ("A person, sitting", [2])
+    assert words.caption("an old man and a girl", frozen.tokenize)[0] == "an person and a girl"
+    assert words.caption("a person and a girl", frozen.tokenize) == ("a person and a girl", [2])
+    with pytest.raises(Rejected, match="none of person, old man, girl in 'a girlish desert'"):
+        words.caption("a girlish desert", frozen.tokenize)
+    with pytest.raises(Rejected, match="no caption"):
+        words.caption(" \n", frozen.tokenize)
+    with pytest.raises(Rejected, match="cuts the text off"):
+        words.caption("tree " * 90 + "person", frozen.tokenize)
+
+
+def test_a_vae_that_gives_nan_is_told_with_file_and_remedy(world_on_disk: Path, people: Path) -> None:
+    vae = people / "vae"
+    shutil.copytree(world_on_disk / "vae", vae)
+    scale_weights(vae, float("nan"))
+    model = replace(base_of(world_on_disk), vae=str(vae))
+    said = r"person-\d+.png: its latents are NaN.*float32.*sdxl-vae-fp16-fix"
+    with pytest.raises(NestedAttentionError, match=said):
+        prepare(preparing(world_on_disk, people, model=model), quietly)
+
+
+def test_too_little_memory_halves_the_batch_or_names_the_picture(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Path
+) -> None:
+    shutil.copytree(prepared.parent / "pictures", tmp_path / "pictures")
+    encode, most = FrozenEncoders.encode_pictures, [2]
+
+    def limited(self: FrozenEncoders, pictures: torch.Tensor) -> Any:
+        if len(pictures) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return encode(self, pictures)
+
+    monkeypatch.setattr(FrozenEncoders, "encode_pictures", limited)
+    index = prepare(preparing(world_on_disk, tmp_path), quietly)
+    assert sum(len(shard.rows) for shard in index.shards) == 16
+    most[0] = 0
+    other = preparing(world_on_disk, tmp_path, output=tmp_path / "other")
+    with pytest.raises(NestedAttentionError, match="person-.*png: out of memory with one picture at a time"):
+        prepare(other, quietly)
+
+
+def test_a_full_disk_stops_it_and_what_is_there_is_kept(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Path
+) -> None:
+    from nested_attention.storage import tensors
+
+    shutil.copytree(prepared.parent / "pictures", tmp_path / "pictures")
+    save, saved = tensors.save_file, []
+
+    def full(content: Any, path: Any, metadata: Any) -> None:
+        if len(saved) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        saved.append(save(content, path, metadata))
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(NestedAttentionError, match="safetensors cannot be written .No space left on device"):
+        prepare(preparing(world_on_disk, tmp_path), quietly)
+    assert len(list((tmp_path / "prepared" / "shards").iterdir())) == 2
+    monkeypatch.setattr(tensors, "save_file", save)
+    with counting() as counts:
+        prepare(preparing(world_on_disk, tmp_path), quietly)
+    assert counts == more(4, 4, 4)
+
+
+def test_the_base_model_draws_what_the_paper_trains_pets_on(world_on_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a photo of a pet in the desert\n\na pet on a sofa\n")
+    generating = GenerateSettings(
+        prompts=tmp_path / "prompts.txt", folder=tmp_path / "drawn", each=2, size=32, steps=2, guidance=2.0
+    )
+    synthetic = preparing(
+        world_on_disk, tmp_path, source=None, generate=generating, recipe="synthetic", word="pet", held_out=0
+    )
+    index = prepare(synthetic, quietly)
+    rows = [row for shard in index.shards for row in shard.rows]
+    captions = ["a pet on a sofa"] * 2 + ["a photo of a pet in the desert"] * 2
+    assert sorted(row.caption for row in rows) == captions
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "drawn").glob("*.png")}
+    assert len(set(drawn.values())) == 4
+    read = ShardData(synthetic.output, index).read(torch.arange(4), {})
+    assert read["features"].unique(dim=0).shape[0] == 4
+    (tmp_path / "prompts.txt").write_text("a pet on a sofa\na pet at night\n")
+    with counting() as counts:
+        prepare(synthetic, quietly)
+    assert counts == more(2, 2, 2), "those of the prompt that stayed were neither drawn nor encoded again"
+    kept = {p.name for p in (tmp_path / "drawn").glob("*.png")} & set(drawn)
+    assert len(kept) == 2
+
+
+def test_settings_that_exclude_each_other_are_refused() -> None:
+    good = preparing(Path("w"), Path("f"))
+    for changed, said in (
+        ({"recipe": "synthetic"}, "expected `generate`"),
+        ({"source": None}, "expected `source`"),
+        ({"resolution": 33}, "no multiple of step"),
+        ({"word": "<x>"}, "a word for the subject"),
+        ({"batch": 0}, "batch is 0"),
+        ({"held_out": -1}, "held_out is -1"),
+    ):
+        with pytest.raises(NestedAttentionError, match=said):
+            replace(good, **changed)  # type: ignore[arg-type]
+
+
+@given(st.integers(40, 4000), st.integers(40, 4000), st.sampled_from([(512, 64), (1024, 64), (1024, 32)]))
+@settings(max_examples=60, deadline=None)
+def test_a_picture_goes_to_the_size_of_the_nearest_shape(
+    height: int, width: int, how: tuple[int, int]
+) -> None:
+    resolution, step = how
+    sizes = bucket_sizes(resolution, step, square=False)
+    found = bucket_of((height, width), sizes)
+    assert all(h % step == w % step == 0 and h * w <= resolution**2 and 0.5 <= w / h <= 2 for h, w in sizes)
+    assert (resolution, resolution) in sizes and all((w, h) in sizes for h, w in sizes)
+
+    def apart(size: tuple[int, int]) -> float:
+        return abs(np.log(size[1] / size[0]) - np.log(width / height))
+
+    assert apart(found) <= min(map(apart, sizes)) + 1e-9
+
+
+def test_fitting_keeps_the_middle_and_tells_what_was_cut() -> None:
+    picture = torch.zeros(40, 80, 3)
+    picture[:, 15:65] = 1  # more than the cut shows: resampling reads beside it
+    cut, told = fit(picture, (20, 20))
+    assert cut.shape == (3, 20, 20) and float(cut.mean()) == 1 and told == (40, 80, 0, 10, 20, 20)
+
+
+def test_an_index_of_another_version_is_refused(people: Path) -> None:
+    path = people / "prepared" / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    with pytest.raises(NestedAttentionError, match="training_shards version 99"):
+        Index.read(people / "prepared")
+    path.unlink()
+    with pytest.raises(NestedAttentionError, match="was not prepared, or not to the end"):
+        Index.read(people / "prepared")
+
+
+def test_a_model_that_is_not_there_is_named(world_on_disk: Path, tmp_path: Path) -> None:
+    draw(tmp_path, 2)
+    model = replace(base_of(world_on_disk), vision=str(tmp_path / "nothing"))
+    with pytest.raises(NestedAttentionError, match="CLIPVisionModel.* cannot be loaded from .*nothing"):
+        prepare(preparing(world_on_disk, tmp_path, model=model), quietly)

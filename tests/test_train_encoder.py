@@ -1,0 +1,632 @@
+"""`nested-attention train`: a subject encoder from prepared shards, on the small world as a base model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_training import SIZES, base_of, training
+from synthetic_checkpoints import write
+from torch import Tensor
+
+from nested_attention.card import EncoderCard, describe
+from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
+from nested_attention.encoder import SubjectEncoder, site_key
+from nested_attention.errors import NestedAttentionError
+from nested_attention.hosts.diffusers.processors import SubjectSlot
+from nested_attention.paths import PACK, SMALL_WORLD
+from nested_attention.storage.tensors import read_tensors
+from nested_attention.training import run as running
+from nested_attention.training.data import Batch, Examples, Order
+from nested_attention.training.fp8 import LinearInFp8, hold_in_fp8
+from nested_attention.training.frozen import load_schedule, load_unet
+from nested_attention.training.objective import min_snr_weight
+from nested_attention.training.run import train
+from nested_attention.training.settings import (
+    LossSettings,
+    PhaseSettings,
+    StartSettings,
+    TrainSettings,
+    ValidationSettings,
+)
+from nested_attention.training.shards import Index, ShardData
+from nested_attention.training.start import encoder_config, new_encoder
+from nested_attention.training.subjects import SubjectObjective, subject_noise
+from nested_attention.training.trainer import Trainer
+from nested_attention.training.validation import Validation
+
+
+def quietly(line: str) -> None:
+    """Nobody listens."""
+
+
+def content(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """A file's metadata and tensors: what it holds, whatever the order."""
+    file = read_tensors(path)
+    return file.metadata, {name: tensor.numpy().tobytes() for name, tensor in file.tensors.items()}
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    return {int(line["step"]): line["denoise"] for line in log_of(folder) if "denoise" in line}
+
+
+@pytest.fixture
+def unet(world_on_disk: Path) -> Any:
+    return load_unet(base_of(world_on_disk), torch.float32)
+
+
+def objective_on(unet: Any, world: Path, prepared: Path, **loss: Any) -> tuple[SubjectObjective, ShardData]:
+    index = Index.read(prepared)
+    data = ShardData(prepared, index)
+    objective = SubjectObjective(
+        unet=unet,
+        slot=SubjectSlot.install(unet),
+        scheduler=load_schedule(base_of(world)),
+        blank=data.blank,
+        latents=index.latents,
+        settings=LossSettings(**loss),
+    )
+    return objective, data
+
+
+def encoder_for(unet: Any, prepared: Path, **start: Any) -> SubjectEncoder:
+    config = encoder_config(SIZES, unet, Index.read(prepared), 128)
+    return new_encoder(StartSettings(**start), config, unet, seed=0)
+
+
+def example(data: ShardData, objective: SubjectObjective, rows: int = 4) -> tuple[Batch, Batch]:
+    draw = subject_noise(objective.settings, 8, 16, 1000)
+    return Examples(data, draw, batch=rows, seed=0)[0]
+
+
+def test_a_run_leaves_a_file_that_says_what_it_is(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Every trained tensor is in it, none is lost to deduplication, and the file is that of the last
+    checkpoint."""
+    said: list[str] = []
+    path = train(training(world_on_disk, prepared, tmp_path / "run"), say=said.append)
+    assert path == tmp_path / "run" / "small.safetensors" and str(path) in said[-1]
+    encoder, card = load_subject_encoder(path), read_card(path)
+    assert card == EncoderCard(
+        domain="people",
+        licence="CC0",
+        source="drawn here",
+        base_model=world_on_disk.name,
+        vision_model=f"{world_on_disk.name}'s image encoder",
+        samples=16,
+        resolution=32,
+    )
+    assert encoder.config.word == "person" and encoder.config.alpha == 2.0
+    last = tmp_path / "run" / "phase-1" / "step-00000004"
+    assert content(last / "encoder.safetensors") == content(path)
+    trained = read_tensors(last / "model.safetensors").tensors
+    names = {f"models.encoder.{name}" for name, _ in encoder.named_parameters()}
+    assert trained.keys() == names == {f"models.encoder.{name}" for name in encoder.state_dict()}
+    fresh = encoder_for(load_unet(base_of(world_on_disk), torch.float32), prepared)
+    moved = [name for name, tensor in fresh.state_dict().items() if not torch.equal(
+        tensor, trained[f"models.encoder.{name}"])]  # fmt: skip
+    assert set(moved) == set(fresh.state_dict()), "every one of them has been trained"
+    assert "word: person (people)" in describe(encoder.config, card)
+    assert any("trained on 16 pictures" in line for line in describe(encoder.config, card))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: int) -> None:
+    update = Trainer._update
+
+    def stopped(self: Trainer, *items: Any) -> None:
+        update(self, *items)
+        if self.step == step:
+            if how == signal.SIGTERM:
+                os.kill(os.getpid(), how)
+            else:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_update", stopped)
+
+
+@pytest.mark.parametrize(("step", "how"), [(1, signal.SIGTERM), (3, signal.SIGTERM), (3, signal.SIGKILL)])
+def test_stopping_and_going_on_gives_the_same_file(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, how: int
+) -> None:
+    """Bit for bit, in both phases, whatever stops it."""
+    phase = PhaseSettings(data=prepared, batch=4, steps=2, rate=1e-3, warmup=1)
+    settings = training(world_on_disk, prepared, tmp_path / "a", phases=(phase, replace(phase, steps=4)))
+    whole = train(settings, say=quietly)
+    other = replace(settings, output=tmp_path / "b")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, how)
+        with pytest.raises((NestedAttentionError, KeyboardInterrupt)):
+            train(other, say=quietly)
+        assert not other.file.exists()
+    assert content(train(other, say=quietly)) == content(whole)
+    assert read_card(whole).samples == 24
+
+
+@pytest.mark.once
+def test_a_killed_process_goes_on_where_it_was(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    """SIGKILL to the command itself, at whatever it is doing."""
+    settings = training(world_on_disk, prepared, tmp_path / "b", steps=12)
+    config = written(tmp_path, settings)
+    process = subprocess.Popen(command(config), env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "b").glob("phase-1/step-*[0-9]")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert not settings.file.exists()
+    whole = train(replace(settings, output=tmp_path / "a"), say=quietly)
+    assert content(train(settings, say=quietly)) == content(whole)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PACK), "OMP_NUM_THREADS": "1"}
+
+
+def command(config: Path) -> list[str]:
+    return [sys.executable, "-m", "nested_attention.training", str(config)]
+
+
+def written(folder: Path, settings: TrainSettings) -> Path:
+    """Settings as a file: JSON is YAML."""
+    from dataclasses import asdict
+
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(asdict(settings), default=str))
+    return path
+
+
+@pytest.mark.once
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "two", steps=4, save_every=1, workers=1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0"]  # fmt: skip
+    subprocess.run(
+        [*launch, "-m", "nested_attention.training", str(written(tmp_path, settings))],
+        env=environment(), check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    one = train(replace(settings, output=tmp_path / "one"), say=quietly)
+    ours, theirs = (losses_of(tmp_path / name / "phase-1") for name in ("one", "two"))
+    assert list(ours) == list(theirs) == [1, 2, 3, 4]
+    for step, loss in ours.items():
+        assert theirs[step] == pytest.approx(loss, abs=1e-4)
+    pairs = zip(
+        load_subject_encoder(one).parameters(), load_subject_encoder(settings.file).parameters(), strict=True
+    )
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in pairs)
+
+
+def test_the_second_phase_goes_on_from_the_first(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "run", steps=2)
+    alone = train(replace(settings, output=tmp_path / "alone"), say=quietly)
+    phase = replace(settings.phases[0], rate=1e-12)
+    train(replace(settings, phases=(settings.phases[0], phase), ema=0.0), say=quietly)
+    train(replace(settings, output=tmp_path / "last", ema=0.0), say=quietly)
+    (first,) = [load_subject_encoder(tmp_path / "last" / "small.safetensors")]
+    second = load_subject_encoder(settings.file)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert read_card(settings.file).samples == 2 * read_card(alone).samples
+
+
+def test_data_that_another_model_made_is_refused(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(prepared, other)
+    index = Index.read(other)
+    replace(index, frozen={**index.frozen, "vae": "another"}).write(other)
+    phase = PhaseSettings(data=prepared, batch=4, steps=1)
+    phases = phase, replace(phase, data=other)
+    with pytest.raises(NestedAttentionError, match="prepared with another frozen"):
+        train(training(world_on_disk, prepared, tmp_path / "run", phases=phases), say=quietly)
+    load = running.load_unet
+
+    def wider(*args: Any) -> Any:
+        unet = load(*args)
+        unet.register_to_config(cross_attention_dim=2048)
+        return unet
+
+    monkeypatch.setattr(running, "load_unet", wider)
+    with pytest.raises(NestedAttentionError, match="context is 256 wide, and the UNet of .* reads 2048"):
+        train(training(world_on_disk, prepared, tmp_path / "run"), say=quietly)
+
+
+def test_going_on_with_other_data_or_another_loss_is_refused(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "run", steps=1)
+    train(settings, say=quietly)
+    longer = replace(settings, phases=(replace(settings.phases[0], steps=2),))
+    train(longer, say=quietly)
+    changed = replace(longer, loss=LossSettings(noise_offset=0.1))
+    with pytest.raises(NestedAttentionError, match="trained with another loss than"):
+        train(changed, say=quietly)
+    with pytest.raises(NestedAttentionError, match="has checkpoints of a run"):
+        train(longer, resume="never", say=quietly)
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_a_bad_shard_is_named_before_the_first_step(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "prepared"
+    shutil.copytree(prepared, copy)
+    shard = copy / Index.read(copy).shards[1].file
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-8] + b"x" * 8)
+    monkeypatch.setattr(Trainer, "_update", pytest.fail)
+    with pytest.raises(NestedAttentionError, match=f"a shard cannot be used: .*{shard.name}.*prepare` again"):
+        train(training(world_on_disk, copy, tmp_path / "run"), say=quietly)
+
+
+def test_a_loss_that_is_not_finite_names_the_picture(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard says what it holds; what a step makes of one of its examples overflows."""
+    tensor = ShardData._tensor
+    index = Index.read(prepared)
+    wanted = ShardData(prepared, index).row(3).name
+
+    def broken(self: ShardData, number: int, name: str) -> Tensor:
+        value = tensor(self, number, name)
+        return value * float("nan") if name == "latent_mean" and self.row(number).name == wanted else value
+
+    monkeypatch.setattr(ShardData, "_tensor", broken)
+    settings = training(world_on_disk, prepared, tmp_path / "run", steps=4)
+    with pytest.raises(NestedAttentionError, match=f"`denoise` was nan at step [1-4], of {wanted}"):
+        train(settings, say=quietly)
+
+
+def test_too_little_memory_splits_the_batch_or_stops_with_the_figure(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "a", steps=3)
+    train(settings, say=quietly)
+    call, most = SubjectObjective.__call__, [1]
+
+    def limited(self: SubjectObjective, batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
+        if len(batch["row"]) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return call(self, batch, models, noise)
+
+    monkeypatch.setattr(SubjectObjective, "__call__", limited)
+    train(replace(settings, output=tmp_path / "b"), say=quietly)
+    whole, parted = (losses_of(tmp_path / name / "phase-1") for name in "ab")
+    assert parted == pytest.approx(whole, abs=2e-4)
+    parts = [line[key] for line in log_of(tmp_path / "b" / "phase-1") for key in line if "parts" in key]
+    assert parts == [2, 4]
+    most[0] = 0
+    with pytest.raises(
+        NestedAttentionError, match="out of memory with 1 of 4 examples.* GB .CUDA out of memory"
+    ):
+        train(replace(settings, output=tmp_path / "c"), say=quietly)
+
+
+def test_a_reader_that_dies_and_a_full_disk_stop_the_run_clean(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "a", save_every=1, workers=1)
+    whole = content(train(settings, say=quietly))
+    other = replace(settings, output=tmp_path / "b")
+    read, parent = ShardData.read, os.getpid()
+
+    def dies(self: ShardData, rows: Tensor, noise: Batch) -> Batch:
+        if os.getpid() != parent and int(noise["position"][0]) == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, rows, noise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardData, "read", dies)
+        with pytest.raises(NestedAttentionError, match="process that reads examples died.*goes on from"):
+            train(other, say=quietly)
+    with monkeypatch.context() as patch:
+        save = torch.save
+
+        def full(*args: Any, **kwargs: Any) -> None:
+            save(*args, **kwargs)
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(torch, "save", full)
+        with pytest.raises(NestedAttentionError, match="step-0000000. cannot be written .*No space left"):
+            train(other, say=quietly)
+        assert not list((tmp_path / "b" / "phase-1").glob("*.partial"))
+    assert content(train(other, say=quietly)) == whole
+
+
+def test_what_goes_wrong_in_a_reader_is_said_in_a_sentence(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "prepared"
+    shutil.copytree(prepared, copy)
+    settings = training(world_on_disk, copy, tmp_path / "run", workers=1)
+    verify = running.verify
+
+    def then_remove(folder: Path, index: Index) -> None:
+        verify(folder, index)
+        for shard in index.shards:
+            if not shard.held_out:
+                (folder / shard.file).rename(folder / f"{shard.file}.gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "verify", then_remove)
+        with pytest.raises(NestedAttentionError, match="^the shard .*safetensors cannot be read"):
+            train(settings, say=quietly)
+
+
+def test_it_begins_with_the_cross_attentions_own_keys_and_values(unet: Any, prepared: Path) -> None:
+    encoder = encoder_for(unet, prepared, kind="cross_attention")
+    for site in encoder.config.sites:
+        layer = unet.get_submodule(site.name)
+        projection: Any = encoder.projections[site_key(site.name)]
+        assert torch.equal(projection.to_key.weight, layer.to_k.weight)
+        assert torch.equal(projection.to_value.weight, layer.to_v.weight)
+        assert projection.to_key.weight.data_ptr() != layer.to_k.weight.data_ptr()
+        assert projection.to_key.weight.requires_grad and not layer.to_k.weight.requires_grad
+    narrow = encoder_config(replace(SIZES, token_dim=64), unet, Index.read(prepared), 128)
+    with pytest.raises(NestedAttentionError, match="encoder.token_dim 64, and the text is 256 wide"):
+        new_encoder(StartSettings(kind="cross_attention"), narrow, unet, seed=0)
+
+
+@pytest.mark.parametrize("queries", [4, 32, 40])
+def test_it_begins_with_a_file_and_as_many_queries_as_are_asked_for(
+    unet: Any, prepared: Path, queries: int
+) -> None:
+    path = SMALL_WORLD / "person_encoder.safetensors"
+    config = encoder_config(replace(SIZES, num_queries=queries, alpha=1.5), unet, Index.read(prepared), 128)
+    start, there = StartSettings(kind="file", path=path), load_subject_encoder(path)
+    encoder = new_encoder(start, config, unet, seed=0)
+    assert encoder.config.num_queries == queries and encoder.config.alpha == 1.5 and encoder.training
+    kept = min(queries, 32)
+    assert torch.equal(encoder.qformer.latents[:, :kept], there.qformer.latents[:, :kept].float())
+    mine, theirs = encoder.state_dict(), there.state_dict()
+    assert all(torch.equal(mine[n], theirs[n].float()) for n in mine if n != "qformer.latents")
+    other = encoder_config(SIZES, unet, Index.read(prepared), 1280)
+    with pytest.raises(NestedAttentionError, match="reads features of width 128, the data has 1280"):
+        new_encoder(StartSettings(kind="file", path=path), other, unet, seed=0)
+
+
+def test_it_begins_with_an_ip_adapter(unet: Any, prepared: Path, tmp_path: Path) -> None:
+    source = SubjectEncoder(encoder_config(replace(SIZES, num_queries=16), unet, Index.read(prepared), 128))
+    write(tmp_path / "ip.safetensors", as_ip_adapter(source))
+    start = StartSettings(kind="file", path=tmp_path / "ip.safetensors")
+    encoder = new_encoder(start, encoder_config(SIZES, unet, Index.read(prepared), 128), unet, seed=0)
+    key = site_key(source.config.sites[0].name)
+    assert torch.equal(encoder.state_dict()[f"projections.{key}.to_key.weight"],
+                       source.state_dict()[f"projections.{key}.to_key.weight"])  # fmt: skip
+    assert encoder.config.word == "person" and encoder.config.features == "last_hidden_state"
+
+
+def as_ip_adapter(encoder: SubjectEncoder) -> dict[str, Tensor]:
+    """An encoder's weights under the names of IP-Adapter Plus."""
+    state, renamed = encoder.state_dict(), {}
+    for name, tensor in state.items():
+        if name.startswith("qformer."):
+            short = (
+                name.removeprefix("qformer.").replace(".attention.", ".0.").replace(".feed_forward.", ".1.")
+            )
+            renamed[f"image_proj.{short}"] = tensor
+    for place, site in enumerate(encoder.config.sites):
+        for kind, part in (("k", "to_key"), ("v", "to_value")):
+            weight = state[f"projections.{site_key(site.name)}.{part}.weight"]
+            renamed[f"ip_adapter.{2 * place + 1}.to_{kind}_ip.weight"] = weight
+    return renamed
+
+
+def test_dropped_captions_and_pictures_are_as_if_they_were_empty(
+    unet: Any, world_on_disk: Path, prepared: Path
+) -> None:
+    objective, data = objective_on(unet, world_on_disk, prepared, drop_caption=0.0, drop_picture=0.0)
+    models = {"encoder": encoder_for(unet, prepared)}
+    batch, noise = example(data, objective)
+    plain = objective(batch, models, noise)["denoise"]
+    first = torch.tensor([True, False, False, False])
+    blank = data.blank
+    with torch.no_grad():
+        no_picture = objective(batch, models, {**noise, "drop_picture": first})["denoise"]
+        given = {**batch, "features": batch["features"].clone()}
+        given["features"][0] = blank["features"][0]
+        assert torch.equal(objective(given, models, noise)["denoise"], no_picture)
+        no_caption = objective(batch, models, {**noise, "drop_caption": first})["denoise"]
+        given = {name: value.clone() for name, value in batch.items()}
+        given["context"][0], given["pooled"][0] = blank["context"][0], blank["pooled"][0]
+        given["mask"][0] = False
+        assert torch.equal(objective(given, models, noise)["denoise"], no_caption)
+    assert no_picture[0] != plain[0] and torch.allclose(no_picture[1:], plain[1:], atol=1e-6)
+    assert no_caption[0] != plain[0] and torch.allclose(no_caption[1:], plain[1:], atol=1e-6)
+    everyone = torch.ones(4, dtype=torch.bool)
+    loss = objective(batch, models, {**noise, "drop_caption": everyone})["denoise"].mean()
+    loss.backward()  # nothing is attached: the step changes nothing, and fails nowhere
+    grads = [p.grad for p in models["encoder"].projections.parameters()]
+    assert all(g is not None and not g.any() for g in grads)
+
+
+def test_the_loss_is_the_papers_and_what_is_added_is_as_published(
+    unet: Any, world_on_disk: Path, prepared: Path
+) -> None:
+    """Min-SNR-γ weighs each example; offset noise is a shift of a channel."""
+    quiet = {"drop_caption": 0.0, "drop_picture": 0.0}
+    objective, data = objective_on(unet, world_on_disk, prepared, **quiet)
+    models = {"encoder": encoder_for(unet, prepared)}
+    batch, noise = example(data, objective)
+    with torch.no_grad():
+        plain = objective(batch, models, noise)
+        assert torch.allclose(plain["denoise"], plain["plain"])
+        weighed = replace(objective, settings=LossSettings(min_snr=5.0, **quiet))(batch, models, noise)
+        alphas = objective.scheduler.alphas_cumprod[noise["timestep"]]
+        snr = alphas / (1 - alphas)
+        weight = snr.clamp(max=5) / (snr + 1)  # velocity is predicted
+        torch.testing.assert_close(weighed["denoise"], plain["denoise"] * weight)
+        offset = replace(objective, settings=LossSettings(noise_offset=0.1, **quiet))(batch, models, noise)
+        shifted = {**noise, "latent": noise["latent"] + 0.1 * noise["offset"]}
+        torch.testing.assert_close(offset["denoise"], objective(batch, models, shifted)["denoise"])
+
+    class Epsilon:
+        alphas_cumprod = objective.scheduler.alphas_cumprod
+        config = type("config", (), {"prediction_type": "epsilon"})
+
+    t = torch.tensor([1, 500])
+    ratio = (alphas := Epsilon.alphas_cumprod[t]) / (1 - alphas)
+    torch.testing.assert_close(min_snr_weight(Epsilon, t, 5.0), ratio.clamp(max=5) / ratio)
+
+
+def test_checkpointing_bf16_and_fp8_give_the_same_gradient_or_nearly(
+    unet: Any, world_on_disk: Path, prepared: Path
+) -> None:
+    objective, data = objective_on(unet, world_on_disk, prepared, drop_caption=0.0)
+    # A trained one: where weights are random, |v*| is small, and α / |v*| magnifies what rounding leaves.
+    path = SMALL_WORLD / "person_encoder.safetensors"
+    encoder = encoder_for(unet, prepared, kind="file", path=path)
+    batch, noise = example(data, objective)
+
+    def gradient(objective: SubjectObjective) -> Tensor:
+        encoder.zero_grad()
+        objective(batch, {"encoder": encoder}, noise)["denoise"].mean().backward()
+        return torch.cat([p.grad.flatten() for p in encoder.parameters()])  # type: ignore[union-attr]
+
+    plain = gradient(objective)
+    assert plain.abs().max() > 0
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    torch.testing.assert_close(gradient(objective), plain, rtol=1e-4, atol=1e-7)
+    objective.slot.set()
+
+    def likeness(one: Tensor) -> float:
+        return float(torch.nn.functional.cosine_similarity(one, plain, dim=0))
+
+    unet.to(torch.bfloat16)
+    assert likeness(gradient(replace(objective, precision=torch.bfloat16))) > 0.8
+    in_bf16 = gradient(replace(objective, precision=torch.bfloat16))
+    hold_in_fp8(unet)
+    layers = [m for m in unet.modules() if isinstance(m, LinearInFp8)]
+    assert len(layers) > 50 and all(m.weight.element_size() == 1 for m in layers)
+    in_fp8 = gradient(replace(objective, precision=torch.bfloat16))
+    assert float(torch.nn.functional.cosine_similarity(in_fp8, in_bf16, dim=0)) > 0.8
+
+
+def test_a_run_in_8_bits_with_checkpointing_trains(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    settings = training(
+        world_on_disk, prepared, tmp_path / "run", steps=2, fp8=True, precision="bf16",
+        gradient_checkpointing=True, trackers=("tensorboard",),
+    )  # fmt: skip
+    encoder = load_subject_encoder(train(settings, say=quietly))
+    assert all(p.isfinite().all() for p in encoder.parameters())
+    assert list((tmp_path / "run" / "phase-1" / "figures").glob("**/events*")), "TensorBoard's"
+    with pytest.raises(NestedAttentionError, match="wandb, which is not installed: pip install wandb"):
+        train(replace(settings, output=tmp_path / "w", trackers=("wandb",)), say=quietly)
+
+
+def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: Path, tmp_path: Path) -> None:
+    index = Index.read(prepared)
+    shards = tuple(
+        replace(shard, rows=tuple(replace(row, subject=f"s{i // 3}") for i, row in enumerate(shard.rows)))
+        for shard in index.shards
+    )
+    data = ShardData(prepared, replace(index, shards=shards), pair_share=lambda position: position / 10)
+    own = torch.stack([data.read(torch.tensor([row]), {})["features"][0] for row in range(12)])
+    rows = torch.arange(12)
+    always = {"pair": torch.full((12,), 0.5), "mate": torch.rand(12), "position": torch.full((12,), 6)}
+    found = data.read(rows, always)["features"]
+    for row in range(12):
+        mates = [m for m in range(12) if m // 3 % 2 == row // 3 % 2 and m != row and same(data, m, row)]
+        assert any(torch.equal(found[row], own[m]) for m in mates) and not torch.equal(found[row], own[row])
+    never = data.read(rows, {**always, "position": torch.full((12,), 5)})["features"]
+    assert torch.equal(never, own)
+    alone = ShardData(prepared, index)
+    assert torch.equal(alone.read(rows, always)["features"], own), "who has one picture is shown by it"
+
+
+def same(data: ShardData, one: int, other: int) -> bool:
+    return data.row(one).subject == data.row(other).subject
+
+
+@pytest.mark.parametrize("sizes", [(7, 4), (10, 1, 6), (3, 2)])
+def test_buckets_are_read_apart_and_each_row_once_an_epoch(sizes: tuple[int, ...]) -> None:
+    starts = np.cumsum([0, *sizes])
+    buckets = [np.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    order = Order(buckets, group=4, seed=1)
+    epochs = 40
+    places = epochs * sum(sizes) // 4 * 4
+    read = np.asarray([order(place) for place in range(places)]).reshape(-1, 4)
+    for group in read:
+        assert len({int(np.searchsorted(starts, row, "right")) for row in group}) == 1
+    counts = np.bincount(read.flatten(), minlength=sum(sizes))
+    assert abs(counts - epochs).max() <= 5
+    again = Order(buckets, group=4, seed=1)
+    assert [again(place) for place in (places - 1, 0, 17)] == [read.flatten()[i] for i in (-1, 0, 17)]
+    labels = np.searchsorted(starts, read[:, 0], "right")
+    assert len({tuple(labels[i : i + 6]) for i in range(0, 30, 6)}) > 1, "buckets take turns at random"
+
+
+def test_validation_tells_a_trained_encoder_from_a_random_one(
+    unet: Any, world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """On the shipped person encoder: the subject helps, and people are told apart."""
+    objective, data = objective_on(unet, world_on_disk, prepared)
+    held = ShardData(prepared, Index.read(prepared))
+    shown = ValidationSettings(subjects=5, sheet_steps=2)
+    found = {}
+    for name, encoder in {
+        "trained": load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors").float(),
+        "random": encoder_for(unet, prepared).eval(),
+    }.items():
+        validation = Validation(held, objective, encoder, shown, base_of(world_on_disk), torch.device("cpu"))
+        state = torch.random.get_rng_state()
+        found[name] = validation.figures()
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert found["trained"]["gain"] > 0.01 > found["random"]["gain"]
+    assert found["trained"]["retrieval"] >= 0.5 and found["trained"]["retrieval by chance"] == 1 / 5
+    assert len([name for name in found["trained"] if name.startswith("nested t")]) == 5
+    pixels = validation.save_sheet(tmp_path, 7)
+    assert pixels.shape == (5 * 256, 4 * 256, 3) and (tmp_path / "step-00000007.jpg").exists()
+    assert not np.array_equal(pixels[:256, 512:768], pixels[:256, 768:]), "without, and with the subject"
+
+
+def test_a_run_validates_and_stays_as_it_would_have_been(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "a")
+    plain = train(settings, say=quietly)
+    shown = ValidationSettings(every=2, subjects=2, sheet_steps=1)
+    watched = train(replace(settings, output=tmp_path / "b", validation=shown), say=quietly)
+    assert content(watched) == content(plain)
+    steps = [int(line["step"]) for line in log_of(tmp_path / "b" / "phase-1") if "gain" in line]
+    assert steps == [2, 4]
+    sheets = sorted(path.name for path in (tmp_path / "b" / "phase-1" / "validation").iterdir())
+    assert sheets == ["step-00000002.jpg", "step-00000004.jpg"]
+
+
+def test_a_card_that_is_odd_does_not_keep_an_encoder_from_loading(
+    unet: Any, prepared: Path, tmp_path: Path
+) -> None:
+    encoder = encoder_for(unet, prepared)
+    save_subject_encoder(encoder, tmp_path / "plain.safetensors")
+    assert read_card(tmp_path / "plain.safetensors") == EncoderCard()
+    assert "licence: not stated" in describe(encoder.config, EncoderCard())
+    odd: Mapping[str, Any]
+    for odd in ({"card": "{"}, {"card": "[]"}, {"card": '{"samples": "x", "licence": 3, "new": 1}'}, {}):
+        assert EncoderCard.from_metadata(odd) == EncoderCard()
+    assert EncoderCard.from_metadata({"card": '{"licence": "CC0", "more": 1}'}) == EncoderCard(licence="CC0")
