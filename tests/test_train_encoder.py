@@ -416,6 +416,7 @@ def test_it_begins_with_an_ip_adapter(unet: Any, prepared: Path, tmp_path: Path)
     assert torch.equal(encoder.state_dict()[f"projections.{key}.to_key.weight"],
                        source.state_dict()[f"projections.{key}.to_key.weight"])  # fmt: skip
     assert encoder.config.word == "person" and encoder.config.features == "last_hidden_state"
+    assert encoder.config.injection == "nested", "whatever the file's was"
 
 
 def as_ip_adapter(encoder: SubjectEncoder) -> dict[str, Tensor]:
@@ -630,3 +631,13 @@ def test_a_card_that_is_odd_does_not_keep_an_encoder_from_loading(
     for odd in ({"card": "{"}, {"card": "[]"}, {"card": '{"samples": "x", "licence": 3, "new": 1}'}, {}):
         assert EncoderCard.from_metadata(odd) == EncoderCard()
     assert EncoderCard.from_metadata({"card": '{"licence": "CC0", "more": 1}'}) == EncoderCard(licence="CC0")
+
+
+def test_an_adapter_can_be_trained_too(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    """Decoupled, as IP-Adapter: another loss from the same start, and the file says so."""
+    nested = training(world_on_disk, prepared, tmp_path / "a", steps=2)
+    adapter = replace(nested, output=tmp_path / "b", encoder=replace(SIZES, injection="decoupled"))
+    first, second = (load_subject_encoder(train(settings, say=quietly)) for settings in (nested, adapter))
+    assert (first.config.injection, second.config.injection) == ("nested", "decoupled")
+    losses = [losses_of(tmp_path / name / "phase-1")[2] for name in "ab"]
+    assert abs(losses[0] - losses[1]) > 1e-3

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..encoder import Injection
 from ..errors import NestedAttentionError
 from .frozen import BaseModel
 from .records import TrackerName
@@ -28,7 +29,9 @@ def _share(settings: object, *names: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """Sizes of the encoder (`SubjectEncoderConfig`'s); the defaults are the paper's for faces. token_dim:
-    null is the width of the base model's text, which a start from its cross-attention needs."""
+    null is the width of the base model's text, which a start from its cross-attention needs. injection:
+    `decoupled` trains an adapter as IP-Adapter does, which attends everywhere, without α and norm.
+    \"\"\"
 
     num_queries: int = 1024
     width: int = 1280
@@ -39,12 +42,13 @@ class EncoderSettings:
     token_dim: int | None = None
     alpha: float | None = 2.0
     norm: Literal["inner", "head"] = "inner"
+    injection: Injection = "nested"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """What training begins with. kind: `scratch`: random weights (the paper's); `cross_attention`: the nested
-    keys and values begin as those of the text; `file`: an encoder, or IP-Adapter Plus for SDXL, in `path`,
+    """What training
+    begins with. kind: `scratch`: random weights (the paper's); `cross_attention`: the nested keys and values begin as those of the text; `file`: an encoder, or IP-Adapter Plus for SDXL, in `path`,
     which also decides the sizes; if `num_queries` is another one, queries are left out or added."""
 
     kind: Literal["scratch", "cross_attention", "file"] = "scratch"

@@ -16,6 +16,9 @@ from ..sites import diffusers_sites
 from .settings import EncoderSettings, StartSettings
 from .shards import Index
 
+_OURS = ("word", "features", "alpha", "norm", "injection", "sites")
+"""What a file that training begins with does not decide."""
+
 
 def encoder_config(sizes: EncoderSettings, unet: Any, index: Index, vision_dim: int) -> SubjectEncoderConfig:
     """The configuration of an encoder for a UNet and prepared data."""
@@ -33,6 +36,7 @@ def encoder_config(sizes: EncoderSettings, unet: Any, index: Index, vision_dim: 
         features=index.features,
         alpha=sizes.alpha,
         norm=sizes.norm,
+        injection=sizes.injection,
     )
 
 
@@ -72,7 +76,7 @@ def _copy_text_projections(encoder: SubjectEncoder, unet: nn.Module) -> None:
 
 def _from_file(start: StartSettings, config: SubjectEncoderConfig) -> SubjectEncoder:
     assert start.path is not None  # as StartSettings makes sure
-    ours = {name: getattr(config, name) for name in ("word", "features", "alpha", "norm", "sites")}
+    ours = {name: getattr(config, name) for name in _OURS}
     loaded = load_subject_encoder(start.path, dtype=torch.float32, **ours)
     if loaded.config.vision_dim != config.vision_dim:
         raise NestedAttentionError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoder import SubjectEncoder
 from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ..settings import SubjectSettings
+from ..settings import Injection, SubjectSettings
 from .data import Batch, Noise
 from .objective import denoising_losses, min_snr_weight
 from .settings import LossSettings
@@ -93,7 +93,8 @@ class SubjectObjective:
         self, encoder: SubjectEncoder, projections: Mapping[str, tuple[Tensor, Tensor]], mask: Tensor
     ) -> None:
         """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again."""
-        settings = SubjectSettings().trained_as(encoder.config)
+        added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
+        settings = SubjectSettings(injection=added).trained_as(encoder.config)
         self.slot.set(SubjectBinding(projections=dict(projections), mask=mask, settings=settings))
 
     def scaled(self, mean: Tensor, deviation: Tensor, sampled: Tensor) -> Tensor:
