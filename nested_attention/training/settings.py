@@ -31,7 +31,7 @@ class EncoderSettings:
     """Sizes of the encoder (`SubjectEncoderConfig`'s); the defaults are the paper's for faces. token_dim:
     null is the width of the base model's text, which a start from its cross-attention needs. injection:
     `decoupled` trains an adapter as IP-Adapter does, which attends everywhere, without α and norm.
-    \"\"\"
+    """
 
     num_queries: int = 1024
     width: int = 1280
