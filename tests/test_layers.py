@@ -27,6 +27,7 @@ FLOORS = (
     ("hosts.comfy.sampling",),
     ("hosts.comfy", "hosts.diffusers", "hosts"),
     ("avatars.drawing", "training"),
+    ("evaluation",),
     ("avatars.models", "avatars.comfy"),
     ("avatars.train",),
     ("avatars.figures", "avatars"),

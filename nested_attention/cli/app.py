@@ -10,6 +10,8 @@ except ImportError as error:  # the nodes do not need it
 from .bench import bench
 from .demo import demo
 from .download import download
+from .evaluate import evaluate
+from .preferences import preferences
 from .training import prepare, train
 from .world import world
 
@@ -23,4 +25,6 @@ app.command()(demo)
 app.command()(bench)
 app.command()(prepare)
 app.command()(train)
+app.command()(evaluate)
+app.add_typer(preferences, name="preferences")
 app.add_typer(world, name="world")

@@ -9,8 +9,8 @@ import torch
 
 from ..avatars.drawing.references import held_out
 from ..avatars.figures.cases import Case, windows
-from ..avatars.figures.statistics import top1
 from ..avatars.models.scorers import load_identity_scorer, load_prompt_scorer
+from ..evaluation.statistics import top1
 from .cases import Drawn, Row
 
 CANDIDATES = 100

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...attention import BoundSubject
+from ...evaluation.statistics import rate
 from ...paths import SMALL_WORLD
 from ..drawing.picture import render
 from ..models.model import TIME_IDS, new_scheduler
@@ -30,7 +31,6 @@ from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_ident
 from .pairs import people
 from .pose_and_style import measure_pose, measure_style
 from .records import circumstances
-from .statistics import rate
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = SMALL_WORLD / "acceptance.json"

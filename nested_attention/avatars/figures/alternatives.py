@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...evaluation.statistics import paired
 from ...hosts.diffusers import SubjectSlot
 from ...paths import SMALL_WORLD
 from ...training.objective import denoising_losses
@@ -34,7 +35,6 @@ from ..train.encoders import encode_data, train_encoder
 from . import records
 from .cases import Case, draw_cases, true_drawings
 from .judges import Counts, Judges, attach, score_identity, score_prompt
-from .statistics import paired
 
 RESULTS = SMALL_WORLD / "alternatives.json"
 """Where the committed comparison is."""

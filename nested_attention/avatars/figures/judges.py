@@ -15,12 +15,12 @@ import torch
 from ...attention import BoundSubject
 from ...checkpoint import load_subject_encoder
 from ...encoder import SubjectEncoder
+from ...evaluation.statistics import rate, top1
 from ...paths import SMALL_WORLD
 from ..models.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
 from ..models.world import Attached, World, load_world
 from .cases import Case, windows
 from .likeness import likeness
-from .statistics import rate, top1
 
 SUBJECTS = ("person", "pet")
 

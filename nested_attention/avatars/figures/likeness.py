@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...evaluation.statistics import rate, top1
 from ..drawing.identity import Identity, near_twins
 from ..models.scorers import IdentityScorer
-from .statistics import rate, top1
 
 
 def twins(identities: Sequence[Identity], number: int, seed: int) -> list[list[Identity]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...evaluation.statistics import rate, top1
 from ..drawing.identity import Identity
 from ..drawing.picture import crop
 from ..drawing.pose import window
@@ -21,7 +22,6 @@ from ..models.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
 from .judges import Counts, Judges
 from .likeness import likeness
-from .statistics import rate, top1
 
 WORD = "person"
 

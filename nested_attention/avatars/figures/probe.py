@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...encoder import SubjectEncoder
+from ...evaluation.statistics import Rate, rate
 from ..drawing.identity import KINDS, attributes, sample, values_of
 from ..drawing.references import sample_crop
 from ..models.world import World
 from ..train.attribute_heads import AttributeHeads
 from ..train.encoders import image_features
-from .statistics import Rate, rate
 
 
 def probe(

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...evaluation.statistics import Rate
 from ...paths import PACK, SMALL_WORLD
 from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
 from .judges import SUBJECTS
 from .references import RESULTS as REFERENCES
-from .statistics import Rate
 
 _ROWS = {
     "personalised": "with the subject",

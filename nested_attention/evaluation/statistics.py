@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -62,3 +63,38 @@ def top1(similarity: Tensor, truth: Tensor) -> Tensor:
     own = similarity.gather(1, truth[:, None])  # (n, 1)
     others = similarity.scatter(1, truth[:, None], -torch.inf)
     return (own > others.max(dim=1, keepdim=True).values).view(-1)
+
+
+class Mean(TypedDict):
+    """A mean over pictures, its 95 % interval (None where one subject alone was drawn), and what it is of."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pictures: int
+    subjects: int
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[str], resamples: int = 1000) -> Mean:
+    """The mean of the pictures' values, with a bootstrap interval over subjects.
+
+    clusters: the subject of each picture. Pictures of one subject are alike, so that whole subjects are drawn
+    with replacement (seeded), never single pictures. Raises ValueError without values.
+    """
+    if not values or len(values) != len(clusters):
+        raise ValueError(f"a mean needs values, each with its subject; found {len(values)}, {len(clusters)}")
+    groups: dict[str, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(value)
+    sums = torch.tensor([sum(group) for group in groups.values()], dtype=torch.float64)
+    counts = torch.tensor([len(group) for group in groups.values()], dtype=torch.float64)
+    low = high = None
+    if len(groups) > 1:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(len(groups), (resamples, len(groups)), generator=generator)
+        means = sums[drawn].sum(1) / counts[drawn].sum(1)
+        low, high = (
+            float(value) for value in means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype))
+        )
+    mean = float(sums.sum() / counts.sum())
+    return {"mean": mean, "low": low, "high": high, "pictures": len(values), "subjects": len(groups)}

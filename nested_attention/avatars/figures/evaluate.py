@@ -1,0 +1,200 @@
+"""The small world under `nested-attention evaluate`: its drawings, and its own judges behind the same
+interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...checkpoint import load_subject_encoder
+from ...evaluation.drawing import Drawing
+from ...evaluation.metrics import picture_similarity
+from ...evaluation.samples import Person, Sample, open_picture
+from ...evaluation.scorers import IdentityScorer, Measure, Scorer, Scores, everybody
+from ...evaluation.settings import SmallWorldSettings
+from ...paths import SMALL_WORLD
+from ...storage.files import replacing
+from ..drawing.picture import ENLARGE, Picture, crop, enlarge, render
+from ..drawing.pose import window
+from ..drawing.prompts import prompt, sample_picture
+from ..drawing.references import held_out, sample_crop
+from ..models.scorers import IdentityScorer as Judge
+from ..models.scorers import PromptScorer as PromptJudge
+from ..models.scorers import load_identity_scorer, load_prompt_scorer
+from ..models.world import Sampling, World, load_world
+
+PROMPT = Measure("prompt", "prompt followed", "share of scene, style, clothes, accessory and place")
+VISION = Measure("clip_i", "CLIP-I, to the references", "DreamBooth: mean cosine with the references")
+
+
+@dataclass(frozen=True)
+class WorldPlan:
+    """What is drawn, and where in each file its judges look.
+
+    corners: of the window of a subject, in art pixels. asked: the drawing that a perfect model would make.
+    """
+
+    drawings: tuple[Drawing, ...]
+    corners: dict[Path, tuple[int, int]]
+    asked: dict[Path, Picture]
+
+
+def plan_world(settings: SmallWorldSettings, folder: Path) -> WorldPlan:
+    """Every held-out subject with every prompt, λ and seed. Writes the references and the true drawings,
+    which no model has seen, beneath the folder."""
+    drawn = (held_out(settings.word, seed) for seed in range(10 * settings.subjects))
+    identities = list(dict.fromkeys(drawn))[: settings.subjects]
+    for name in ("references", "truth", "pictures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    drawings, corners, asked = [], {}, {}
+    people = []
+    for number, identity in enumerate(identities, start=1):
+        path = folder / "references" / f"{settings.word}{number:03}.png"
+        _save(sample_crop(np.random.default_rng(number), identity), path)
+        people.append(Person(f"{settings.word} {number}", (path,)))
+    for scale in settings.attention_scales:
+        for place in range(1, settings.prompts + 1):
+            for number, (identity, person) in enumerate(zip(identities, people, strict=True), start=1):
+                # One seed a prompt: the same words for every subject.
+                picture = sample_picture(np.random.default_rng(place), (identity,), split="heldout")
+                truth = folder / "truth" / f"prompt{place:02}_{settings.word}{number:03}.png"
+                if truth not in corners:
+                    _save(render(picture).rgb, truth)
+                for seed in settings.seeds:
+                    name = f"prompt{place:02}_{settings.word}{number:03}_scale{scale:g}_seed{seed}"
+                    path = folder / "pictures" / f"{name}.png"
+                    words = prompt(picture, np.random.default_rng(place))
+                    for seen in (path, truth):
+                        corners[seen] = window(picture.figures[0].placement)
+                        asked[seen] = picture
+                    shown = Sample(name, path, (person,), words, truth, scale)
+                    drawings.append(Drawing(shown, words, seed))
+    return WorldPlan(tuple(drawings), corners, asked)
+
+
+def _save(art: np.ndarray, path: Path) -> None:
+    with replacing(path) as temporary:
+        Image.fromarray(enlarge(art)).save(temporary, format="PNG")
+
+
+def art_pixels(path: Path) -> np.ndarray:
+    """A picture of the small world → its art pixels (height, width, 3) uint8."""
+    return np.array(open_picture(path))[::ENLARGE, ::ENLARGE]
+
+
+@dataclass
+class WorldDrawer:
+    """The small world with an encoder attached."""
+
+    settings: SmallWorldSettings
+    world: World = field(default_factory=load_world)
+
+    def __call__(self, drawings: Sequence[Drawing]) -> Iterator[Image.Image]:
+        encoder = load_subject_encoder(encoder_file(self.settings)).eval()
+        sampling = Sampling(steps=self.settings.steps)
+        for scale, group in groupby(drawings, key=lambda drawing: drawing.sample.scale):
+            same = list(group)
+            for start in range(0, len(same), sampling.batch):
+                batch = same[start : start + sampling.batch]
+                crops = np.stack([art_pixels(drawing.sample.people[0].references[0]) for drawing in batch])
+                attached = self.world.attach(encoder, crops, self.settings.word, scale or 1.0)
+                prompts, seeds = [d.text for d in batch], [d.seed for d in batch]
+                for rgb in self.world.generate(prompts, seeds, [attached], sampling):
+                    yield Image.fromarray(enlarge(rgb))
+
+
+def encoder_file(settings: SmallWorldSettings) -> Path:
+    return settings.encoder or SMALL_WORLD / f"{settings.word}_encoder.safetensors"
+
+
+@dataclass
+class WorldRecogniser:
+    """The small world's judge of identity, which was trained apart from everything that draws.
+
+    A descriptor holds the square root of each attribute's probabilities, so that a cosine is the mean overlap
+    of what two pictures show (Bhattacharyya's coefficient).
+    """
+
+    judge: Judge
+    corners: dict[Path, tuple[int, int]]
+    key: str = "world"
+    title: str = "the small world's judge"
+    independent: bool = True
+    decides: bool = False
+    state: str = "world 1"
+
+    def __call__(self, path: Path) -> Tensor:
+        art = art_pixels(path)
+        seen = crop(art, self.corners[path]) if path in self.corners else art
+        answers = self.judge.log_probabilities(seen[None])
+        return torch.cat([(logs / 2).exp() for logs in answers.values()], dim=-1)
+
+    def same(self, references: Tensor, face: Tensor) -> bool:
+        return False
+
+
+@dataclass
+class WorldPromptScorer:
+    """What the prompt decided, as the small world's judge of prompts sees it."""
+
+    judge: PromptJudge
+    asked: dict[Path, Picture]
+    key: str = "prompt"
+    title: str = "the small world's judge of prompts"
+    independent: bool = True
+    state: str = "world 1"
+    measures: tuple[Measure, ...] = (PROMPT,)
+
+    def __call__(self, sample: Sample) -> Scores:
+        right = self.judge.correct(art_pixels(sample.picture)[None], [self.asked[sample.picture]])
+        return {"prompt": sum(float(ok) for ok in right.values()) / len(right)}
+
+
+@dataclass
+class WorldVisionScorer:
+    """CLIP-I by the vision model that the encoder itself sees with."""
+
+    world: World
+    corners: dict[Path, tuple[int, int]]
+    key: str = "vision"
+    title: str = "the small world's vision model"
+    independent: bool = False
+    state: str = "world 1"
+    measures: tuple[Measure, ...] = (VISION,)
+
+    def __call__(self, sample: Sample) -> Scores:
+        paths = [sample.picture, *sample.people[0].references]
+        arts = [art_pixels(path) for path in paths]
+        crops = [
+            crop(art, self.corners[path]) if path in self.corners else art
+            for path, art in zip(paths, arts, strict=True)
+        ]
+        found = self.world.features(np.stack(crops))[:, 0]  # class tokens
+        return {"clip_i": picture_similarity(found[0], found[1:])}
+
+
+def world_judges(settings: SmallWorldSettings, planned: WorldPlan, world: World) -> list[Scorer]:
+    """The small world's own judges; photographs' have no face to find in its drawings."""
+    people = everybody(drawing.sample for drawing in planned.drawings)
+    recogniser = WorldRecogniser(load_identity_scorer(settings.word), planned.corners)
+    return [
+        IdentityScorer(recogniser, people),
+        WorldPromptScorer(load_prompt_scorer(), planned.asked),
+        WorldVisionScorer(world, planned.corners),
+    ]
+
+
+def told(settings: SmallWorldSettings) -> dict[str, Any]:
+    """What decides how the pictures look, beside their names."""
+    files = {"encoder": encoder_file(settings), "unet": SMALL_WORLD / "unet.safetensors"}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {"steps": settings.steps, **digests}

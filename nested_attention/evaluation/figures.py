@@ -1,0 +1,171 @@
+"""From the scores of single pictures to figures with intervals, and from one run's figures to another's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import NestedAttentionError
+from .samples import Sample
+from .scorers import Measure, Scorer, Scores
+from .statistics import Mean, Rate, clustered_mean, wilson
+
+FORMAT = "nested_attention.evaluation 1"
+
+Document = dict[str, Any]
+"""What figures.json holds."""
+
+
+def summarise(
+    samples: Sequence[Sample],
+    scorers: Sequence[Scorer],
+    scores: Mapping[str, Mapping[str, Scores]],
+    title: str,
+    folder: Path,
+) -> Document:
+    """The figures of every group of pictures.
+
+    scores: sample → scorer → measure → value. folder: where figures.json goes, which the pictures' paths in
+    it are relative to. A measure that applies to no picture of a group has no figure.
+    """
+    groups = []
+    for group in dict.fromkeys(sample.group for sample in samples):
+        inside = [sample for sample in samples if sample.group == group]
+        groups.append(
+            {
+                "group": group,
+                "scale": inside[0].scale,
+                "people": len(inside[0].people),
+                "pictures": len(inside),
+                "figures": {
+                    scorer.key: {
+                        measure.key: figure
+                        for measure in scorer.measures
+                        if (figure := _figure(inside, measure, scorer.key, scores)) is not None
+                    }
+                    for scorer in scorers
+                },
+            }
+        )
+    return {
+        "format": FORMAT,
+        "title": title,
+        "scorers": [
+            {
+                "key": scorer.key,
+                "title": scorer.title,
+                "independent": scorer.independent,
+                "measures": [asdict(measure) for measure in scorer.measures],
+            }
+            for scorer in scorers
+        ],
+        "groups": groups,
+        "pictures": [
+            {
+                "name": sample.name,
+                "group": sample.group,
+                "subject": sample.subject,
+                "prompt": sample.prompt,
+                "picture": _relative(sample.picture, folder),
+                "references": [[_relative(path, folder) for path in p.references] for p in sample.people],
+                "scores": scores[sample.name],
+            }
+            for sample in samples
+        ],
+    }
+
+
+def _figure(
+    samples: Sequence[Sample], measure: Measure, scorer: str, scores: Mapping[str, Mapping[str, Scores]]
+) -> Mean | Rate | None:
+    found = [
+        (value, sample.subject)
+        for sample in samples
+        if (value := scores[sample.name][scorer][measure.key]) is not None
+    ]
+    if not found:
+        return None
+    if measure.rate:
+        return wilson(sum(value == 1 for value, _ in found), len(found))
+    return clustered_mean([value for value, _ in found], [subject for _, subject in found])
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """So that an evaluation's folder can be moved."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def read_figures(path: Path) -> Document:
+    """An earlier run's figures.json, or its folder; the pictures' paths as they are from here.
+
+    Raises NestedAttentionError for anything else.
+    """
+    path = path / "figures.json" if path.is_dir() else path
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NestedAttentionError(
+            f"there is no file {path}; expected figures.json of an earlier evaluation, or its folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise NestedAttentionError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise NestedAttentionError(f"{path} has the format {found!r}; expected {FORMAT!r}")
+    for picture in document["pictures"]:
+        picture["picture"] = str(path.parent / picture["picture"])
+        picture["references"] = [[str(path.parent / one) for one in each] for each in picture["references"]]
+    return document
+
+
+def compare(now: Document, before: Document) -> list[dict[str, Any]]:
+    """What has changed since an earlier run: a row for each figure that both have.
+
+    The difference is the mean over the pictures that both runs have scored, by name, with its interval over
+    subjects; verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`.
+    """
+    earlier = {picture["name"]: picture for picture in before["pictures"]}
+    rows = []
+    for scorer in now["scorers"]:
+        for measure in scorer["measures"]:
+            value = _value(scorer["key"], measure["key"])
+            for group in now["groups"]:
+                pairs = [
+                    (value(picture) - value(earlier[picture["name"]]), picture["subject"])
+                    for picture in now["pictures"]
+                    if picture["group"] == group["group"]
+                    and value(picture) is not None
+                    and picture["name"] in earlier
+                    and value(earlier[picture["name"]]) is not None
+                ]
+                if not pairs:
+                    continue
+                difference = clustered_mean([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+                rows.append(
+                    {
+                        "scorer": scorer["key"],
+                        "measure": measure["key"],
+                        "title": measure["title"],
+                        "group": group["group"],
+                        "difference": difference,
+                        "verdict": _verdict(difference, measure["better"]),
+                    }
+                )
+    return rows
+
+
+def _value(scorer: str, measure: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda picture: picture["scores"].get(scorer, {}).get(measure)
+
+
+def _verdict(difference: Mean, better: str) -> str:
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None or low <= 0 <= high:
+        return "no difference shown"
+    if better == "neither":
+        return "higher" if low > 0 else "lower"
+    return "better" if (low > 0) == (better == "higher") else "worse"

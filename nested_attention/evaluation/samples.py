@@ -1,0 +1,89 @@
+"""What is scored: pictures, who should be in them, and the words they were drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import NestedAttentionError
+from ..pictures.check import check_pictures
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""How the names of pictures end."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody, or some pet, who should be in a picture.
+
+    references: what the model was shown. truths: other pictures of the same subject, which it was not shown.
+    face: False for whom face recognisers leave out.
+    """
+
+    name: str
+    references: tuple[Path, ...]
+    truths: tuple[Path, ...] = ()
+    face: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to be scored.
+
+    name: unique, and a file's name without its end. prompt: as a person would read it; None where nobody
+    knows it. truth: a picture of all of its people together, where there is one. scale: λ, where it is known.
+    """
+
+    name: str
+    picture: Path
+    people: tuple[Person, ...]
+    prompt: str | None = None
+    truth: Path | None = None
+    scale: float | None = None
+
+    @property
+    def subject(self) -> str:
+        """Who is in it: what intervals are resampled by."""
+        return " + ".join(person.name for person in self.people)
+
+    @property
+    def group(self) -> str:
+        """What it is averaged with."""
+        parts = [] if self.scale is None else [f"λ = {self.scale:g}"]
+        if len(self.people) != 1:
+            parts.append(f"{len(self.people)} people")
+        return ", ".join(parts) or "one subject"
+
+    @property
+    def faces(self) -> tuple[Person, ...]:
+        return tuple(person for person in self.people if person.face)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture upright and in RGB, what is transparent in white. Raises NestedAttentionError, naming the
+    file."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGBA")
+    except FileNotFoundError as error:
+        raise NestedAttentionError(f"there is no picture {path}; check the path") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise NestedAttentionError(
+            f"{path} cannot be read as a picture ({' '.join(str(error).split())[:200]}); expected a whole "
+            "PNG, JPEG or WebP file"
+        ) from error
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+@lru_cache(maxsize=8)
+def read_picture(path: Path) -> Tensor:
+    """(height, width, 3) in [0, 1]; not to be written to. Raises NestedAttentionError, naming the file."""
+    values = torch.from_numpy(np.array(open_picture(path))).float() / 255
+    return check_pictures(values[None], str(path))[0]

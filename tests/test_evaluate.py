@@ -1,0 +1,479 @@
+"""`nested-attention evaluate`: what is read, who judges, what is kept, and what the page shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data, transform
+from torch import Tensor
+from typer.testing import CliRunner
+
+from nested_attention.cli.app import app
+from nested_attention.errors import NestedAttentionError
+from nested_attention.evaluation import run
+from nested_attention.evaluation.charts import Point, chart
+from nested_attention.evaluation.drawing import Drawing
+from nested_attention.evaluation.figures import compare, read_figures, summarise
+from nested_attention.evaluation.folders import read_folder
+from nested_attention.evaluation.judges import load_judges
+from nested_attention.evaluation.page import write_page
+from nested_attention.evaluation.recognisers import ARCFACE, FaceFinder, OnnxRecogniser, PackagedRecogniser
+from nested_attention.evaluation.samples import Person, Sample, open_picture
+from nested_attention.evaluation.scorers import (
+    CountScorer,
+    IdentityScorer,
+    Measure,
+    Scores,
+    check_keys,
+    everybody,
+)
+from nested_attention.evaluation.settings import ScorerSettings
+from nested_attention.pictures.faces import Face
+
+
+def save(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def photographer() -> np.ndarray:
+    return np.repeat(data.camera()[..., None], 3, axis=-1)
+
+
+def darker(picture: np.ndarray) -> np.ndarray:
+    return (picture * 0.5).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def find() -> FaceFinder:
+    return FaceFinder()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MultiID-Bench's layout, of the photographs that scikit-image ships."""
+    root = tmp_path_factory.mktemp("bench")
+    astronaut, both = data.astronaut(), np.concatenate([data.astronaut(), photographer()], axis=1)
+    one = root / "0001"
+    save(one / "ref_1.png", astronaut)
+    save(one / "ori.png", np.ascontiguousarray(astronaut[:, ::-1]))
+    save(one / "out.png", astronaut)  # a copy
+    (one / "meta.json").write_text('{"prompt": "a photo of an astronaut"}')
+    two = root / "p2" / "0002"
+    save(two / "ref_1.png", astronaut)
+    save(two / "ref_2.png", photographer())
+    save(two / "ori.png", darker(both))
+    save(two / "out.png", both)
+    (two / "meta.json").write_text('{"caption_en": "an astronaut and a photographer", "bboxes": []}')
+    three = root / "0003"
+    save(three / "ref_1.png", astronaut)
+    save(three / "ref_1_b.png", darker(astronaut))
+    save(three / "cat.png", data.chelsea())
+    (three / "cat.txt").write_text("a photo of an astronaut with a cat\n")
+    return root
+
+
+def test_multiid_benchs_layout_is_read(bench: Path) -> None:
+    samples = {sample.name: sample for sample in read_folder(bench)}
+    assert list(samples) == ["0001__out", "0003__cat", "p2__0002__out"]
+    one, cat, two = samples.values()
+    assert one.prompt == "a photo of an astronaut" and one.truth == bench / "0001" / "ori.png"
+    assert one.people == (Person("0001", (bench / "0001" / "ref_1.png",)),)
+    assert one.group == "one subject" and one.subject == "0001"
+    assert two.prompt == "an astronaut and a photographer" and two.group == "2 people"
+    assert [person.name for person in two.people] == ["p2/0002 1", "p2/0002 2"]
+    assert cat.prompt == "a photo of an astronaut with a cat" and cat.truth is None
+    assert [path.name for path in cat.people[0].references] == ["ref_1.png", "ref_1_b.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "holds no pictures to score"),
+        ({"a/ref_1.png": None}, "holds no pictures to score"),
+        ({"a/out.png": None}, r"a holds out.png and no reference; expected ref_1.jpg beside it"),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": "{"}, "meta.json is not valid JSON"),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": '{"prompt": 3}'}, "has the prompt 3"),
+    ],
+)
+def test_a_folder_that_cannot_be_scored_is_named(
+    tmp_path: Path, files: dict[str, str | None], said: str
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if text is None:
+            save(path, np.zeros((32, 32, 3), np.uint8))
+        else:
+            path.write_text(text)
+    with pytest.raises(NestedAttentionError, match=said):
+        read_folder(tmp_path)
+    with pytest.raises(NestedAttentionError, match="there is no folder"):
+        read_folder(tmp_path / "gone")
+
+
+@pytest.fixture(scope="module")
+def scored(bench: Path, find: FaceFinder) -> dict[str, dict[str, Scores]]:
+    samples = read_folder(bench)
+    scorers = load_judges(ScorerSettings(), samples, find)
+    assert [scorer.key for scorer in scorers] == ["packaged", "faces"]
+    return {sample.name: {scorer.key: scorer(sample) for scorer in scorers} for sample in samples}
+
+
+def test_a_copy_is_recognised_and_called_a_copy(scored: dict[str, dict[str, Scores]]) -> None:
+    found = scored["0001__out"]["packaged"]
+    assert found["sim_ref"] == pytest.approx(1, abs=1e-6) and found["recognised"] == 1
+    assert found["sim_truth"] is not None and 0.97 < found["sim_truth"] < 1  # her mirror image
+    assert found["copy_paste"] == pytest.approx(1, abs=1e-2)
+    assert found["id_conf"] is None  # one person cannot be confused with another
+    assert scored["0001__out"]["faces"] == {"count": 1.0}
+
+
+def test_two_people_are_told_apart(scored: dict[str, dict[str, Scores]]) -> None:
+    found = scored["p2__0002__out"]["packaged"]
+    assert found["sim_ref"] == pytest.approx(1, abs=0.01) and found["recognised"] == 1
+    assert found["id_conf"] is not None and 0.1 < found["id_conf"] < 0.3  # dlib's cosines are all above 0.8
+    assert scored["p2__0002__out"]["faces"] == {"count": 1.0}
+
+
+def test_a_picture_without_the_person_is_a_failure_not_a_gap(scored: dict[str, dict[str, Scores]]) -> None:
+    found = scored["0003__cat"]["packaged"]
+    assert found == {
+        "sim_ref": 0.0,
+        "sim_truth": None,  # there is no true picture
+        "copy_paste": None,
+        "id_conf": None,
+        "recognised": 0.0,
+        "top1": 0.0,
+    }
+    assert scored["0003__cat"]["faces"] == {"count": 0.0}
+
+
+def test_one_of_two_missing_halves_the_similarity(tmp_path: Path, find: FaceFinder) -> None:
+    people = (
+        Person("astronaut", (save(tmp_path / "ref_1.png", data.astronaut()),)),
+        Person("photographer", (save(tmp_path / "ref_2.png", photographer()),)),
+    )
+    picture = save(tmp_path / "out.png", darker(data.astronaut()))
+    sample = Sample("out", picture, people)
+    found = IdentityScorer(PackagedRecogniser(find), people)(sample)
+    assert found["sim_ref"] is not None and 0.48 < found["sim_ref"] < 0.5
+    assert found["recognised"] == 0 and found["top1"] == 0 and found["id_conf"] == 0
+    assert CountScorer(find)(sample) == {"count": 0.0}
+    # Alone she is recognised, and closer to herself than to him.
+    alone = replace(sample, people=people[:1])
+    found = IdentityScorer(PackagedRecogniser(find), people)(alone)
+    assert found["recognised"] == 1 and found["top1"] == 1
+
+
+def test_a_reference_without_a_face_is_named(tmp_path: Path, find: FaceFinder) -> None:
+    cat = Person("cat", (save(tmp_path / "ref_1.png", data.chelsea()),))
+    sample = Sample("out", save(tmp_path / "out.png", data.astronaut()), (cat,))
+    with pytest.raises(
+        NestedAttentionError, match="ref_1.png, a reference of cat, shows no face.*face: false"
+    ):
+        IdentityScorer(PackagedRecogniser(find), (cat,))(sample)
+    pet = replace(cat, face=False)
+    assert everybody([replace(sample, people=(pet,))]) == ()
+    with pytest.raises(NestedAttentionError, match="nobody judges the pictures"):
+        load_judges(ScorerSettings(), [replace(sample, people=(pet,))], find)
+
+
+class Session:
+    """What onnxruntime gives for a recogniser; its answer is the mean colour of what it sees."""
+
+    def __init__(self, path: str, providers: Sequence[str]) -> None:
+        self.shape = ["n", 3, 112, 112] if "small" not in path else [1, 3, 64, 64]
+        self.seen: list[np.ndarray] = []
+
+    def get_inputs(self) -> list[Any]:
+        entry = ModuleType("entry")
+        entry.name, entry.shape = "pixels", self.shape  # type: ignore[attr-defined]
+        return [entry]
+
+    def run(self, _: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.seen.append(given["pixels"])
+        return [given["pixels"].mean(axis=(2, 3))]
+
+
+def test_ones_own_recogniser_sees_arcfaces_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a stand-in for onnxruntime: eyes and mouth lie where ArcFace has them, RGB in −1 … 1."""
+    runtime = ModuleType("onnxruntime")
+    runtime.InferenceSession = Session  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", runtime)
+    file = tmp_path / "own.onnx"
+    file.write_bytes(b"weights")
+    art = np.zeros((112, 112, 3), np.uint8)
+    art[..., 0] = 255  # red, but for white eyes
+    places = [56 + 56j + 56 * place for place in ARCFACE]
+    for place in places[:2]:
+        art[int(place.imag), int(place.real)] = 255
+    picture = save(tmp_path / "face.png", art)
+    face = Face(56 + 56j, 60, 60, *places, 0.9)
+    own = OnnxRecogniser(file, FaceFinder(lambda _: [face]), threshold=0.5)
+    assert (own.key, own.title, own.independent) == ("own", "own", True)
+    found = own(picture)
+    (seen,) = own._session.seen
+    assert seen.shape == (1, 3, 112, 112) and seen.max() == 1 and seen.min() == -1
+    eyes = np.argwhere(seen[0, 1] > 0.5)
+    assert eyes.tolist() == [[52, 38], [52, 74]] or np.abs(eyes - [[52, 38], [52, 74]]).max() <= 1
+    assert found.shape == (1, 3)
+    assert own.same(found, found[0]) is True and own.same(found, -found[0]) is False
+    assert own.decides and not OnnxRecogniser(file, FaceFinder(lambda _: [])).decides
+    assert len(OnnxRecogniser(file, FaceFinder(lambda _: []))(picture)) == 0
+    with pytest.raises(NestedAttentionError, match="there is no recogniser"):
+        OnnxRecogniser(tmp_path / "gone.onnx", FaceFinder(lambda _: []))
+    (tmp_path / "small.onnx").write_bytes(b"")
+    with pytest.raises(NestedAttentionError, match=r"reads \[1, 3, 64, 64\]; expected \(n, 3, 112, 112\)"):
+        OnnxRecogniser(tmp_path / "small.onnx", FaceFinder(lambda _: []))
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(NestedAttentionError, match="needs onnxruntime.*pip install onnxruntime"):
+        OnnxRecogniser(file, FaceFinder(lambda _: []))
+
+
+class Brightness:
+    """A judge for tests that counts how often it is asked."""
+
+    key, title, independent = "brightness", "a judge", True
+    measures = (Measure("mean", "brightness", "mean of the pixels"), Measure("red", "red", "", rate=True))
+    state = "1"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, sample: Sample) -> Scores:
+        self.asked.append(sample.name)
+        values = np.array(open_picture(sample.picture))
+        return {"mean": float(values.mean()) / 255, "red": float(values[0, 0, 0] > 99)}
+
+
+class Painter:
+    """Draws one colour, by λ and seed."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.drawn: list[str] = []
+        self.until = until
+
+    def __call__(self, drawings: Sequence[Drawing]) -> Iterator[Image.Image]:
+        for drawing in drawings:
+            if len(self.drawn) == self.until:
+                raise KeyboardInterrupt
+            self.drawn.append(drawing.sample.name)
+            colour = int(40 * (drawing.sample.scale or 0)) + 10 * drawing.seed
+            yield Image.new("RGB", (24, 24), (colour, colour, colour))
+
+
+def drawings(folder: Path, subjects: str = "ab") -> list[Drawing]:
+    reference = save(folder / "reference.png", np.full((24, 24, 3), 128, np.uint8))
+    return [
+        Drawing(
+            Sample(
+                f"{who}_{scale:g}_{seed}",
+                folder / "pictures" / f"{who}_{scale:g}_{seed}.png",
+                (Person(who, (reference,), face=False),),
+                "a <photo> & more",
+                scale=scale,
+            ),
+            "",
+            seed,
+        )
+        for scale in (1.0, 4.0)
+        for who in subjects
+        for seed in (0, 1)
+    ]
+
+
+def evaluated(folder: Path, painter: Painter, judge: Brightness, told: int = 1) -> dict[str, Any]:
+    output = run.Output(folder)
+    planned = drawings(folder)
+    run.draw(planned, painter, {"steps": told}, output)
+    samples = [drawing.sample for drawing in planned]
+    scores = run.score(samples, [judge], output)
+    return run.conclude(samples, [judge], scores, output, "A test")
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, Painter(until=3), Brightness())
+    painter, judge = Painter(), Brightness()
+    whole = evaluated(tmp_path, painter, judge)
+    assert painter.drawn == [drawing.sample.name for drawing in drawings(tmp_path)][3:]
+    assert len(judge.asked) == 8
+    again = Brightness()
+    # Cut off as a kill would: that line alone is scored again.
+    text = (tmp_path / "scores.jsonl").read_text()
+    (tmp_path / "scores.jsonl").write_text(text[: text.rindex('"scores"')])
+    second = evaluated(tmp_path, Painter(until=0), again)
+    assert again.asked == ["b_4_1"] and second == whole
+    assert evaluated(tmp_path, Painter(until=0), again) == whole and again.asked == ["b_4_1"]
+    # A picture that has changed is scored again, and another judge scores all.
+    save(tmp_path / "pictures" / "a_1_0.png", np.zeros((24, 24, 3), np.uint8))
+    evaluated(tmp_path, Painter(until=0), again)
+    assert again.asked == ["b_4_1", "a_1_0"]
+    other = Brightness()
+    other.state = "2"
+    evaluated(tmp_path, Painter(until=0), other)
+    assert len(other.asked) == 8
+    with pytest.raises(NestedAttentionError, match="were drawn with another steps; choose another output"):
+        evaluated(tmp_path, Painter(), Brightness(), told=2)
+
+
+def test_more_prompts_and_subjects_go_into_the_same_folder(tmp_path: Path) -> None:
+    output = run.Output(tmp_path)
+    run.draw([], Painter(), {"steps": 2, "prompts": {"prompt 1": "a {1}"}}, output)
+    more = {"prompt 1": "a {1}", "prompt 2": "the {1}"}
+    run.draw([], Painter(), {"steps": 2, "prompts": more, "size": [64, 64]}, output)
+    run.draw([], Painter(), {"steps": 2, "prompts": {"prompt 1": "a {1}"}, "size": [64, 64]}, output)
+    with pytest.raises(NestedAttentionError, match="drawn with another prompts;"):
+        run.draw([], Painter(), {"steps": 2, "prompts": {"prompt 2": "some {1}"}}, output)
+
+
+def test_figures_are_means_over_subjects_and_shares(tmp_path: Path) -> None:
+    document = evaluated(tmp_path, Painter(), Brightness())
+    low, high = document["groups"]
+    assert (low["group"], low["scale"], low["people"], low["pictures"]) == ("λ = 1", 1.0, 1, 4)
+    mean = low["figures"]["brightness"]["mean"]
+    assert mean["mean"] == pytest.approx(45 / 255) and (mean["pictures"], mean["subjects"]) == (4, 2)
+    assert low["figures"]["brightness"]["red"]["rate"] == 0
+    assert high["figures"]["brightness"]["red"] == pytest.approx(
+        {"rate": 1.0, "low": 0.5101, "high": 1.0, "trials": 4}, abs=1e-3
+    )
+    picture = document["pictures"][0]
+    assert picture["picture"] == "pictures/a_1_0.png" and picture["references"] == [["reference.png"]]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in ("figures.json", "reference.png"):
+        (moved / path).write_bytes((tmp_path / path).read_bytes())
+    assert Path(read_figures(moved)["pictures"][0]["references"][0][0]) == moved / "reference.png"
+
+
+def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
+    document = evaluated(tmp_path, Painter(), Brightness())
+    before = json.loads(json.dumps(document))
+    for picture in before["pictures"]:
+        picture["scores"]["brightness"]["mean"] -= 0.1 if picture["group"] == "λ = 1" else 0
+    before["pictures"].append({**before["pictures"][0], "name": "another"})
+    rows = {(row["measure"], row["group"]): row for row in compare(document, before)}
+    assert len(rows) == 4
+    assert rows["mean", "λ = 1"]["difference"]["mean"] == pytest.approx(0.1)
+    assert rows["mean", "λ = 1"]["verdict"] == "better"
+    assert rows["mean", "λ = 4"]["verdict"] == "no difference shown"
+    worse = {(row["measure"], row["group"]): row["verdict"] for row in compare(before, document)}
+    assert worse["mean", "λ = 1"] == "worse"
+    path = tmp_path / "before.json"
+    path.write_text(json.dumps(before))
+    output, samples = run.Output(tmp_path), [drawing.sample for drawing in drawings(tmp_path)]
+    scores = run.score(samples, [Brightness()], output)
+    found = run.conclude(samples, [Brightness()], scores, output, "A test", path)
+    assert found["against"]["title"] == "A test" and len(found["against"]["rows"]) == 4
+    assert "+0.100" in output.page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "cannot be read as JSON"), ("[]", "format 'list'"), ("{}", "format None")]
+)
+def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "figures.json").write_text(text)
+    with pytest.raises(NestedAttentionError, match=said):
+        read_figures(tmp_path)
+    with pytest.raises(NestedAttentionError, match="there is no file"):
+        read_figures(tmp_path / "gone")
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    document = evaluated(tmp_path, Painter(), Brightness())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(addresses) >= 9 and all(address.startswith("data:image/jpeg;base64,") for address in addresses)
+    assert "<script" not in page and "url(" not in page
+    assert "a &lt;photo&gt; &amp; more" in page and "<photo>" not in page
+    assert page.count("<svg") == 2  # each measure over λ
+    assert "0 independent face recognisers" in page
+    assert "100 % (51–100)" in page and "0.176 (" in page
+    samples = [replace(drawing.sample, scale=None) for drawing in drawings(tmp_path)]
+    document = summarise(
+        samples, [Brightness()], {s.name: {"brightness": Brightness()(s)} for s in samples}, "", tmp_path
+    )
+    assert "<svg" not in write_page({**document, "date": ""}, samples)
+
+
+def test_what_went_wrong_is_listed(tmp_path: Path) -> None:
+    evaluated(tmp_path, Painter(), Brightness())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "4 of 8 pictures" in page and page.count("a judge: not red") == 4
+
+
+def test_a_charts_points_lie_in_it_and_its_ticks_are_round() -> None:
+    drawn = chart("t", "λ", [Point(1, 0.2, 0.1, 0.3), Point(4, 0.4, 0.35, 0.5)])
+    assert [text for _, text in drawn.x_ticks] == ["1", "2", "3", "4"]
+    assert [text for _, text in drawn.y_ticks] == ["0.1", "0.2", "0.3", "0.4", "0.5"]
+    for x, y, _ in drawn.points:
+        assert drawn.left <= x <= drawn.right and drawn.top <= y <= drawn.bottom
+    (_, first, _), (_, second, _) = drawn.points
+    assert second < first  # larger is higher
+    assert len(drawn.band.split()) == 4
+    flat = chart("t", "λ", [Point(1, 0.5), Point(1, 0.5)])
+    assert flat.band == "" and flat.points[0] == flat.points[1]
+    with pytest.raises(ValueError, match="at least one point"):
+        chart("t", "λ", [])
+
+
+def test_two_judges_of_one_name_are_refused() -> None:
+    with pytest.raises(NestedAttentionError, match="two scorers are called 'brightness'"):
+        check_keys([Brightness(), Brightness()])
+
+
+def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_picture(tmp_path / "clear.png").getpixel((3, 3)) == (255, 255, 255)
+    turned = Image.new("RGB", (30, 20))
+    exif = turned.getexif()
+    exif[274] = 6  # to be turned by a quarter
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg").size == (20, 30)
+    (tmp_path / "half.png").write_bytes((tmp_path / "clear.png").read_bytes()[:40])
+    for name, said in (
+        ("half.png", "half.png cannot be read as a picture"),
+        ("gone.png", "there is no picture"),
+    ):
+        with pytest.raises(NestedAttentionError, match=said):
+            open_picture(tmp_path / name)
+
+
+def test_photographs_from_a_folder_to_the_page(bench: Path, tmp_path: Path) -> None:
+    """What a user of any other workflow types."""
+    images = tmp_path / "images"
+    shutil.copytree(bench, images, ignore=shutil.ignore_patterns("p2"))
+    found = CliRunner().invoke(
+        app, ["evaluate", "--images", str(images), "--out", str(tmp_path / "out")], catch_exceptions=False
+    )
+    assert found.exit_code == 0, found.output
+    document = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [group["group"] for group in document["groups"]] == ["one subject"]
+    one = document["groups"][0]["figures"]["packaged"]
+    assert one["recognised"]["rate"] == 0.5 and one["sim_ref"]["mean"] == pytest.approx(0.5)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "1 independent face recogniser:" in page and "ResNet): not recognised" in page
+    missing = CliRunner().invoke(app, ["evaluate", "--images", str(tmp_path / "gone")])
+    assert missing.exit_code == 1 and "there is no folder" in missing.output
+    assert CliRunner().invoke(app, ["evaluate"]).exit_code == 1
+
+
+def test_smaller_pictures_of_one_person_stay_recognisable(tmp_path: Path, find: FaceFinder) -> None:
+    """A descriptor does not depend on the size of the picture: the packaged detector and chip see to it."""
+    small = (transform.resize(data.astronaut(), (256, 256), anti_aliasing=True) * 255).astype(np.uint8)
+    paths = [save(tmp_path / "a.png", data.astronaut()), save(tmp_path / "b.png", small)]
+    first, second = (PackagedRecogniser(find)(path)[0] for path in paths)
+    assert isinstance(first, Tensor) and float(torch.dist(first, second)) < 0.25

@@ -1,0 +1,223 @@
+"""What `nested-attention evaluate` draws: on a tiny SDXL of diffusers, and in the small world."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from tiny_sdxl import make_encoder, make_pipeline
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from typer.testing import CliRunner
+
+from nested_attention.checkpoint import save_subject_encoder
+from nested_attention.cli.app import app
+from nested_attention.errors import NestedAttentionError
+from nested_attention.evaluation.drawing import SdxlDrawer, plan
+from nested_attention.evaluation.judges import load_vision
+from nested_attention.evaluation.recognisers import FaceFinder
+from nested_attention.evaluation.settings import (
+    DrawSettings,
+    EvaluateSettings,
+    SmallWorldSettings,
+    SubjectSettings,
+    filled,
+    places,
+)
+from nested_attention.training.frozen import BaseModel
+from nested_attention.training.reading import read_config
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of diffusers, a vision model and an encoder as they lie on a disk; two photographs."""
+    folder = tmp_path_factory.mktemp("models")
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(folder / "sdxl")
+    save_subject_encoder(make_encoder(pipeline.unet), folder / "encoder.safetensors")
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=12,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=8,
+        )  # fmt: skip
+    ).save_pretrained(folder / "vision")
+    Image.fromarray(data.astronaut()).save(folder / "ann.png")
+    Image.fromarray(data.chelsea()).save(folder / "rex.png")
+    return folder
+
+
+CONFIG = """
+output: {out}
+title: A tiny SDXL
+draw:
+  model: {{base: sdxl, vision: vision, precision: fp32}}
+  encoder: encoder.safetensors
+  subjects:
+    - {{name: ann, references: [ann.png], truths: [ann.png]}}
+    - {{name: rex, references: [rex.png], face: false}}
+  prompts: ["a photo of a {{1}}", "a {{1}} beside a {{2}}"]
+  attention_scales: [1, 4]
+  seeds: [3]
+  width: 32
+  height: 32
+  steps: 2
+"""
+
+
+def settings(models: Path, **more: Any) -> DrawSettings:
+    given: dict[str, Any] = {
+        "model": BaseModel(base=str(models / "sdxl"), vision=str(models / "vision"), precision="fp32"),
+        "encoder": models / "encoder.safetensors",
+        "subjects": (
+            SubjectSettings(name="ann", references=(models / "ann.png",)),
+            SubjectSettings(name="rex", references=(models / "rex.png",), face=False),
+        ),
+        "prompts": ("a photo of a {1}", "a {1} beside a {2}"),
+        "attention_scales": (1.0, 4.0),
+        "width": 32,
+        "height": 32,
+        "steps": 2,
+    }
+    return DrawSettings(**{**given, **more})
+
+
+def test_every_prompt_meets_every_subject_scale_and_seed(models: Path) -> None:
+    drawings = plan(settings(models, seeds=(0, 7)), Path("pictures"), ["person", "pet"])
+    assert len(drawings) == 2 * 2 * 2 * 2 and len({d.sample.name for d in drawings}) == 16
+    first, pair = drawings[0], drawings[-1]
+    assert (first.text, first.sample.prompt) == ("a photo of a <ann>", "a photo of a person")
+    assert first.sample.picture == Path("pictures/prompt01_ann_scale1_seed0.png")
+    assert (pair.text, pair.sample.prompt, pair.seed) == (
+        "a <rex> beside a <ann>",
+        "a pet beside a person",
+        7,
+    )
+    assert pair.sample.group == "λ = 4, 2 people" and [p.face for p in pair.sample.people] == [False, True]
+
+
+def test_a_tiny_sdxl_is_drawn_and_judged(models: Path, tmp_path: Path) -> None:
+    """The whole command, from a configuration to the page; random weights, so that nobody is recognised."""
+    path = models / "evaluation.yaml"
+    path.write_text(CONFIG.format(out=tmp_path / "out"))
+    found = CliRunner().invoke(app, ["evaluate", str(path)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    document = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [g["group"] for g in document["groups"]] == [
+        "λ = 1",
+        "λ = 1, 2 people",
+        "λ = 4",
+        "λ = 4, 2 people",
+    ]
+    figures = document["groups"][0]["figures"]
+    assert figures["packaged"]["recognised"]["trials"] == 1  # of rex's pictures no face is expected
+    assert figures["packaged"]["sim_truth"]["mean"] == 0 and figures["faces"]["count"]["rate"] == 0
+    pictures = sorted((tmp_path / "out" / "pictures").iterdir())
+    assert len(pictures) == 8
+    drawn = {path.name: np.array(Image.open(path)) for path in pictures}
+    assert all(picture.shape == (32, 32, 3) for picture in drawn.values())
+    one, four = (drawn[f"prompt01_ann_scale{scale}_seed3.png"] for scale in (1, 4))
+    assert (one != four).any()  # λ reaches the model
+    assert (one != drawn["prompt01_rex_scale1_seed3.png"]).any()  # and so does the subject
+    again = CliRunner().invoke(app, ["evaluate", str(path), "--against", str(tmp_path / "out")])
+    assert again.exit_code == 0, again.output
+    compared = json.loads((tmp_path / "out" / "figures.json").read_text())["against"]
+    assert compared["rows"] and {row["difference"]["mean"] for row in compared["rows"]} == {0.0}
+    path.write_text(CONFIG.format(out=tmp_path / "out").replace("steps: 2", "steps: 3"))
+    other = CliRunner().invoke(app, ["evaluate", str(path)])
+    assert other.exit_code == 1 and "drawn with another steps" in other.output
+
+
+def test_a_reference_without_a_face_stops_the_run_by_name(models: Path) -> None:
+    cat = SubjectSettings(name="tom", references=(models / "rex.png",))
+    given = settings(models, subjects=(cat,), prompts=("{1}",))
+    drawer = SdxlDrawer(given, load_vision(given.model.vision), FaceFinder())
+    with pytest.raises(NestedAttentionError, match="rex.png, a reference of tom: .*no face was found"):
+        list(drawer(plan(given, Path("pictures"), drawer.words())))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"prompts": ("a photo of a person",)},
+            r"has the places \[\]; expected \{1\} where the subject goes",
+        ),
+        ({"prompts": ("{1} and {3}",)}, r"has the places \[1, 3\]"),
+        ({"prompts": ("{1}, {2} and {3}",)}, "has 3 places for 2 subjects"),
+        ({"prompts": ()}, "prompts is empty"),
+        ({"subjects": ()}, r"subjects are \[\]"),
+        ({"attention_scales": (1.0, 1.0)}, "expected one or more different numbers"),
+        ({"attention_scales": (0.0,)}, "expected numbers above 0"),
+        ({"seeds": ()}, "seeds is"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_at_once(models: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(NestedAttentionError, match=said):
+        settings(models, **change)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: SubjectSettings(name="a b", references=(Path("x"),)), "name is 'a b'"),
+        (lambda: SubjectSettings(name="ann", references=()), "references of 'ann' is empty"),
+        (lambda: SmallWorldSettings(subjects=0), "subjects is 0"),
+        (
+            lambda: EvaluateSettings(output=Path(), images=Path(), small_world=SmallWorldSettings()),
+            "small_world and images are given",
+        ),
+    ],
+)
+def test_settings_out_of_range_are_named(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(NestedAttentionError, match=said):
+        make()
+
+
+def test_the_configurations_of_the_documentation_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    for example in examples:
+        path = tmp_path / "evaluation.yaml"
+        path.write_text(example)
+        found = read_config(path, EvaluateSettings)
+        assert found.draw is not None or found.small_world is not None
+
+
+def test_places_of_a_prompt() -> None:
+    assert places("{1} and {2}, {1} again") == 2
+    assert filled("{2} and {1}", ["a person", "a pet"]) == "a pet and a person"
+
+
+def test_the_small_world_through_the_same_command(tmp_path: Path) -> None:
+    path = tmp_path / "world.yaml"
+    path.write_text(
+        "output: out\nsmall_world: {subjects: 2, prompts: 1, attention_scales: [1, 2], steps: 6}\n"
+    )
+    assert read_config(path, EvaluateSettings).output == tmp_path / "out"
+    found = CliRunner().invoke(app, ["evaluate", str(path)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    document = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [scorer["key"] for scorer in document["scorers"]] == ["world", "prompt", "vision"]
+    assert [scorer["independent"] for scorer in document["scorers"]] == [True, True, False]
+    for group in document["groups"]:
+        assert group["pictures"] == 2
+        world, prompt = group["figures"]["world"], group["figures"]["prompt"]
+        # Held-out people, drawn in a few steps, are told apart; a stranger's descriptor is about 0.5 away.
+        assert world["top1"]["rate"] == 1 and world["sim_truth"]["mean"] > 0.6
+        assert -1 <= world["copy_paste"]["mean"] <= 1 and prompt["prompt"]["mean"] >= 0.8
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "not independent: the encoder sees with it" in page and page.count("<svg") >= 4

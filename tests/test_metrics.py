@@ -1,0 +1,120 @@
+"""The published formulas, against values that were computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nested_attention.evaluation.metrics import (
+    angle,
+    copy_paste,
+    copy_paste_of_people,
+    cosines,
+    id_conf,
+    id_conf_of_people,
+    identity_similarity,
+    match,
+    mean_descriptor,
+    picture_similarity,
+)
+from nested_attention.evaluation.statistics import clustered_mean
+
+
+def at(*degrees: float) -> Tensor:
+    """Directions in a plane, of various lengths: cosines do not depend on those."""
+    return torch.tensor(
+        [[n * math.cos(math.radians(d)), n * math.sin(math.radians(d))] for n, d in enumerate(degrees, 1)]
+    )
+
+
+def test_cosines_and_angles_are_those_of_the_plane() -> None:
+    assert cosines(at(0, 90), at(60)).flatten().tolist() == pytest.approx([0.5, math.sqrt(3) / 2])
+    assert math.degrees(angle(at(10)[0], at(55)[0])) == pytest.approx(45)
+    assert angle(at(10)[0], 3 * at(10)[0]) == pytest.approx(0, abs=1e-3)
+
+
+def test_matching_takes_the_best_sum_not_the_best_pair() -> None:
+    """Greedily, face 0 would be person 0's (0.9) and leave 0.1: 1.0 in all. Crosswise it is 0.8 + 0.7."""
+    assert match(torch.tensor([[0.9, 0.8], [0.7, 0.1]])) == [1, 0]
+    assert match(torch.tensor([[0.2, 0.9]])) == [None, 0]  # one face for two people
+    assert match(torch.tensor([[0.2], [0.9], [0.5]])) == [1]  # a stranger or two
+    assert match(torch.zeros(0, 2)) == [None, None]
+
+
+def test_whoever_is_missing_counts_as_nothing() -> None:
+    people = at(0, 90)
+    assert identity_similarity(at(60, 0), people) == pytest.approx((1 + math.sqrt(3) / 2) / 2)
+    assert identity_similarity(at(60), people) == pytest.approx(math.sqrt(3) / 2 / 2)
+    assert identity_similarity(torch.zeros(0, 2), people) == 0
+
+
+@pytest.mark.parametrize(
+    ("generated", "truth", "reference", "expected"),
+    [
+        (40, 0, 40, 1.0),  # the reference, copied
+        (0, 0, 40, -1.0),  # the person as in the truth
+        (20, 0, 40, 0.0),  # half way
+        (30, 0, 40, 0.5),  # (30 − 10) / 40
+        (50, 0, 40, 1.0),  # (50 − 10) / 40: beyond the reference
+        (90, 0, 40, 1.0),
+        (25, 40, 40, 0.0),  # truth and reference are one picture
+    ],
+)
+def test_copy_paste_is_multiid_benchs(
+    generated: float, truth: float, reference: float, expected: float
+) -> None:
+    found = copy_paste(at(generated)[0], at(truth)[0], at(reference)[0])
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_copy_paste_of_several_people_is_the_mean_of_their_faces() -> None:
+    references, truths = at(0, 90), at(20, 110)
+    # A copied face, and one as in the truth; in another order, with a stranger between them.
+    assert copy_paste_of_people(at(110, 200, 0), truths, references) == pytest.approx(0.0, abs=1e-6)
+    assert copy_paste_of_people(at(0), truths, references) == pytest.approx(1.0, abs=1e-6)
+    assert copy_paste_of_people(torch.zeros(0, 2), truths, references) is None
+
+
+def test_id_conf_is_umos() -> None:
+    assert id_conf([0.6, 0.15, 0.3]) == pytest.approx(0.5)  # (0.6 − 0.3) / 0.6
+    assert id_conf([0.4, -0.2]) == 1.0  # 1.5, cut off at 1
+    assert id_conf([-0.1, -0.2]) == 0.0
+    assert id_conf([0.9]) == 0.0 and id_conf([]) == 0.0  # a failure, not left out
+    # Two people, each with a face of their own: 1 − cos 90° each; twins cannot be told apart.
+    assert id_conf_of_people(at(0, 90), at(0, 90)) == pytest.approx(1.0)
+    assert id_conf_of_people(at(30, 30), at(0, 90)) == pytest.approx(0.0, abs=1e-6)
+    assert id_conf_of_people(torch.zeros(0, 2), at(0, 90)) == 0.0
+
+
+def test_pictures_are_compared_with_every_reference() -> None:
+    assert picture_similarity(at(0)[0], at(60, 90)) == pytest.approx(0.25)
+    middle = mean_descriptor(at(0, 90))  # the longer one does not count more
+    assert math.degrees(angle(middle, at(0)[0])) == pytest.approx(45, abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.sampled_from("abcd")), min_size=1, max_size=30))
+def test_a_mean_lies_in_its_interval_over_subjects(values: list[tuple[float, str]]) -> None:
+    found = clustered_mean([value for value, _ in values], [subject for _, subject in values], 200)
+    assert found["mean"] == pytest.approx(sum(value for value, _ in values) / len(values), abs=1e-9)
+    assert found["pictures"] == len(values)
+    if len({subject for _, subject in values}) == 1:
+        assert found["low"] is None and found["high"] is None
+    else:
+        assert found["low"] is not None and found["high"] is not None
+        assert min(v for v, _ in values) - 1e-9 <= found["low"] <= found["high"]
+        assert found["high"] <= max(v for v, _ in values) + 1e-9
+
+
+def test_many_pictures_of_few_subjects_do_not_make_an_interval_narrow() -> None:
+    few = clustered_mean([0.0] * 100 + [1.0] * 100, ["a"] * 100 + ["b"] * 100)
+    many = clustered_mean([0.0] * 100 + [1.0] * 100, [str(n) for n in range(200)])
+    assert few["low"] == 0 and few["high"] == 1  # either subject may be drawn alone
+    assert many["low"] is not None and many["high"] is not None
+    assert 0.4 < many["low"] < 0.5 < many["high"] < 0.6
+    with pytest.raises(ValueError, match="found 0, 0"):
+        clustered_mean([], [])
