@@ -26,30 +26,34 @@ THUMBNAIL = 144
 def environment() -> Environment:
     """jinja2 on the templates beside this module; everything that is filled in is escaped."""
     package = __name__.rpartition(".")[0]
-    return Environment(
+    found = Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters.update(figure=_figure, signed=_signed)
+    return found
 
 
 def write_page(document: Document, samples: Sequence[Sample]) -> str:
     """The page of an evaluation. document: as `figures.summarise` gives it."""
-    env = environment()
-    env.filters.update(figure=_figure, signed=_signed)
-    return env.get_template("report.html.j2").render(
-        document=document,
-        charts=_charts(document),
-        sheets=_sheets(samples),
-        left_out=max(0, len(samples) - SHOWN),
-        failures=_failures(document),
-        recognisers=[
-            scorer["title"]
-            for scorer in document["scorers"]
-            if scorer["independent"] and any(one["key"] == "sim_ref" for one in scorer["measures"])
-        ],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            document=document,
+            charts=_charts(document),
+            sheets=_sheets(samples),
+            left_out=max(0, len(samples) - SHOWN),
+            failures=_failures(document),
+            recognisers=[
+                scorer["title"]
+                for scorer in document["scorers"]
+                if scorer["independent"] and any(one["key"] == "sim_ref" for one in scorer["measures"])
+            ],
+        )
     )
 
 
