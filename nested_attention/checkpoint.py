@@ -77,6 +77,15 @@ def read_card(path: str | os.PathLike[str]) -> EncoderCard:
         return EncoderCard.from_metadata(file.metadata)
 
 
+def read_encoder_config(path: str | os.PathLike[str]) -> SubjectEncoderConfig:
+    """What `load_subject_encoder` would build of a file, from its header alone.
+
+    Raises NestedAttentionError as it does, for what the header shows.
+    """
+    with open_tensors(path) as file, _naming(path):
+        return _find_layout(file, {}, ignore_unexpected=False).config
+
+
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:

@@ -9,10 +9,12 @@ from .demo import DemoPose, DemoWorld
 from .encode import EncodeSubject
 from .likeness import MeasureLikeness
 from .load import LoadEncoder
+from .personalize import Personalize
 from .prepare import AlignFace, IsolateSubject
 from .subjects import LoadSubject, MixSubjects, SaveSubject
 
 NODES: list[type[io.ComfyNode]] = [
+    Personalize,
     DemoWorld,
     DemoPose,
     LoadEncoder,

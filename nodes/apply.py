@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import apply_subject, mark_prompt
+from ..nested_attention.hosts.comfy import STATE, applied_state, apply_subject, mark_prompt
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectEncoderType, SubjectType, naming, schema
@@ -257,7 +257,7 @@ class ApplySubject(io.ComfyNode):
                 weight=weight,
             )
             model, clip = apply_subject(model, clip, encoder, subject, settings)
-        return io.NodeOutput(model, clip)
+        return io.NodeOutput(model, clip, ui={STATE: applied_state(model, encoder, not is_blank(word))})
 
 
 class MarkPrompt(io.ComfyNode):

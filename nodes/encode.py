@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import encode_batch, encode_subject
-from .common import SubjectEncoderType, SubjectType, schema
+from ..nested_attention.hosts.comfy import encode_batch, encode_subject, prepare_references
+from ..nested_attention.pictures.prepare import PREPARE, Prepare
+from .common import SubjectEncoderType, SubjectType, naming, schema
 
 TOGETHER, EACH = "one subject from all pictures", "one subject a picture"
 AVERAGE = "one subject from the pictures' average"
@@ -24,7 +25,8 @@ class EncodeSubject(io.ComfyNode):
             "Encode Subject",
             description=(
                 "Turns one or several reference pictures of a subject into a SUBJECT. Crop them to the "
-                "subject first: the encoder sees a square around the middle of each picture."
+                "subject first, or let prepare do it: the encoder sees a square around the middle of each "
+                "picture."
             ),
             search_aliases=["reference image", "face id", "nested attention"],
             inputs=[
@@ -66,6 +68,18 @@ class EncodeSubject(io.ComfyNode):
                         "subject."
                     ),
                 ),
+                io.Combo.Input(
+                    "prepare",
+                    options=list(PREPARE),
+                    default="none",
+                    optional=True,
+                    tooltip=(
+                        "What is taken of each picture. None: the square around its middle. Face: the "
+                        "largest face, upright, as Align Face does. Isolate: the subject on white, as "
+                        "Isolate Subject does without a mask. Auto: a face if there is one, else what can "
+                        "be isolated."
+                    ),
+                ),
             ],
             outputs=[
                 SubjectType.Output(
@@ -78,15 +92,27 @@ class EncodeSubject(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, encoder: Any, clip_vision: Any, image: Any, weights: str = "", batch: str = TOGETHER
+        cls,
+        encoder: Any,
+        clip_vision: Any,
+        image: Any,
+        weights: str = "",
+        batch: str = TOGETHER,
+        prepare: Prepare = "none",
     ) -> io.NodeOutput:
+        shown = None
+        if prepare != "none":
+            with naming("Encode Subject"):
+                image = prepare_references(encoder, [image], prepare, "Encode Subject").pictures
+            shown = ui.PreviewImage(image, cls=cls)
         if batch != EACH:
             average = batch == AVERAGE
-            return io.NodeOutput(encode_subject(encoder, clip_vision, image, weights, average=average))
+            subject = encode_subject(encoder, clip_vision, image, weights, average=average)
+            return io.NodeOutput(subject, ui=shown)
         if weights.strip():
             raise NestedAttentionError(
                 f"Encode Subject: weights are given ({weights.strip()!r}), and batch is {EACH!r}: a picture "
                 "that is a subject of its own has no other to be weighed against. Leave weights empty, or "
                 f"set batch to {TOGETHER!r}"
             )
-        return io.NodeOutput(encode_batch(encoder, clip_vision, image))
+        return io.NodeOutput(encode_batch(encoder, clip_vision, image), ui=shown)

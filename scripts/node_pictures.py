@@ -23,7 +23,7 @@ HELP = ROOT / "web" / "docs"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
 
 from editor import Editor, find_chromium, open_editor  # noqa: E402
-from parts import Context  # noqa: E402
+from parts import Context, draw  # noqa: E402
 
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
@@ -53,6 +53,7 @@ EDITOR: Mapping[str, Shown] = {
         "avatar_load_subject", ("2. A subject that was saved", "3. It is attached"), run=True
     ),
     "apply_subject": Shown("avatar_two_people", ("4. Each is attached to a name, in a place",)),
+    "personalize": Shown("personalize", ("A photograph in the prompt",), run=True),
     "mark_prompt": Shown("mark_prompt", ("The words of a prompt are marked",)),
 }
 
@@ -68,7 +69,19 @@ def mark_prompt(context: Context) -> Any:
     return draft.editor()
 
 
-DRAFTS: Mapping[str, Callable[[Context], Any]] = {"mark_prompt": mark_prompt}
+def personalize(context: Context) -> Any:
+    """One node between Demo World and the rest, which draws a picture of the person."""
+    draft = context.draft("personalize", "", "")
+    group = draft.group("A world and a person")
+    world = group.add("NestedAttentionDemoWorld", person=7)
+    group = draft.group("A photograph in the prompt")
+    given = {"model": world["MODEL"], "clip": world["CLIP"], "image": world["person"]}
+    applied = group.add("NestedAttentionPersonalize", **given)
+    draw(draft, world, applied, "a photo of a person in a forest", 1)
+    return draft.editor()
+
+
+DRAFTS: Mapping[str, Callable[[Context], Any]] = {"mark_prompt": mark_prompt, "personalize": personalize}
 
 
 def photographs(names: list[str]) -> None:

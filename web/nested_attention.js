@@ -6,6 +6,7 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { showState } from "./state.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
@@ -42,5 +43,14 @@ app.registerExtension({
     })
 
     api.addEventListener("nested_attention.warning", ({ detail }) => show("warning", detail.text))
+  },
+
+  beforeRegisterNodeDef(nodeType, { name }) {
+    if (!name.startsWith("NestedAttention")) return
+    const { onExecuted } = nodeType.prototype
+    nodeType.prototype.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments)
+      if (output?.nested_attention_state) showState(this, output.nested_attention_state)
+    }
   },
 })

@@ -22,12 +22,16 @@ PREVIEWS = {
     "SaveImage": 420,
     "MaskPreview": 200,
     "LoadImage": 280,
+    "NestedAttentionPersonalize": 280,
     "NestedAttentionAlignFace": 280,
     "NestedAttentionIsolateSubject": 280,
     "NestedAttentionSaveSubject": 250,
     "NestedAttentionLoadSubject": 250,
 }
 """Pixels that a new node takes for the pictures it shows."""
+
+STATES = {"NestedAttentionPersonalize": 76, "NestedAttentionApplySubject": 62}
+"""Pixels of the lines in which a node says what it has done, once it has run."""
 
 INPUT_NODE, OUTPUT_NODE = -10, -20
 """What a subgraph's links call its own inputs and outputs."""
@@ -224,7 +228,7 @@ def needed_height(definition: Mapping[str, Any]) -> int:
     widgets = [entry for entry in inputs if entry.is_widget]
     rows = sum(64 if entry.options.get("multiline") else 24 for entry in widgets)
     seeds = sum(bool(entry.options.get("control_after_generate")) for entry in widgets)
-    return 10 + 20 * slots + rows + 24 * seeds
+    return 10 + 20 * slots + rows + 24 * seeds + STATES.get(definition.get("name", ""), 0)
 
 
 def needed_room(kind: str, definition: Mapping[str, Any]) -> int:
@@ -239,4 +243,4 @@ def needed_room(kind: str, definition: Mapping[str, Any]) -> int:
             room += 36 * bool(entry.options.get("image_upload"))  # the button
     if kind.startswith("NestedAttention"):
         room += 24  # for what unfolds the rest
-    return room + (232 if kind in PREVIEWS else 0)
+    return room + STATES.get(kind, 0) + (232 if kind in PREVIEWS else 0)

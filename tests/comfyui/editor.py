@@ -158,17 +158,23 @@ class Editor:
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
-    def show_pictures(self, types: Collection[str], file: str) -> None:
-        """As when nodes of these types have made a picture: a file in the server's output folder."""
+    def show_pictures(self, types: Collection[str], file: str, states: Collection[str] = ()) -> None:
+        """As when nodes of these types have made a picture: a file in the server's output folder. states:
+        types of nodes that say in some lines what they have done."""
         self.evaluate(
-            """([types, filename]) => {
-                for (const {id, type} of app.graph._nodes.filter(node => types.includes(node.type))) {
-                    const images = [{filename, subfolder: '', type: 'output'}]
+            """([types, filename, states]) => {
+                const shows = node => types.includes(node.type) || states.includes(node.type)
+                for (const {id, type} of app.graph._nodes.filter(shows)) {
+                    const images = types.includes(type) ? [{filename, subfolder: '', type: 'output'}] : []
+                    const lines = ['1 picture: face found',
+                        'word: person (your own), in the prompt <alice>',
+                        'encoder: person_encoder.safetensors · 70 of 70 layers', 'MODEL reaches a sampler']
+                    const said = states.includes(type) ? {nested_attention_state: lines} : {}
                     app.api.dispatchCustomEvent('executed', {node: String(id), display_node: String(id),
-                        prompt_id: '', output: {images}})
+                        prompt_id: '', output: {...(images.length ? {images} : {}), ...said}})
                 }
             }""",
-            [list(types), file],
+            [list(types), file, list(states)],
         )
 
     def unfold(self) -> None:

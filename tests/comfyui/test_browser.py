@@ -134,7 +134,8 @@ def test_nothing_on_a_workflow_covers_anything(
 ) -> None:
     """Nodes keep clear of each other and inside their groups, with pictures and all inputs shown."""
     load(editor, name)
-    editor.show_pictures(script("workflows/formats.py").PREVIEWS.keys() - {"LoadImage"}, "example.png")
+    formats = script("workflows/formats.py")
+    editor.show_pictures(formats.PREVIEWS.keys() - {"LoadImage"}, "example.png", formats.STATES.keys())
     editor.unfold()
     nodes, groups = editor.boxes()
     for boxes in (nodes, groups):

@@ -22,6 +22,7 @@ IDS = {
         "DemoWorld",
         "DemoPose",
         "LoadEncoder",
+        "Personalize",
         "AlignFace",
         "IsolateSubject",
         "EncodeSubject",

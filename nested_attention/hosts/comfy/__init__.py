@@ -4,13 +4,17 @@ from ...pictures.check import check_pictures
 from .apply import apply_subject
 from .encoding.memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
 from .encoding.pictures import encode_subject
+from .encoding.prepared import prepare_references
 from .encoding.vision import load_vision
 from .prompts.clip import SubjectCLIP, mark_prompt
 from .sampling.batches import encode_batch
+from .state import STATE, applied_state
 
 __all__ = [
+    "STATE",
     "SubjectCLIP",
     "SubjectEncoderHandle",
+    "applied_state",
     "apply_subject",
     "check_pictures",
     "encode_batch",
@@ -19,4 +23,5 @@ __all__ = [
     "load_vision",
     "manage_encoder",
     "mark_prompt",
+    "prepare_references",
 ]

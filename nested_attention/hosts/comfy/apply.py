@@ -91,8 +91,23 @@ def apply_subject(
     return model, clip
 
 
+def fits_model(model: Any, config: SubjectEncoderConfig) -> bool:
+    """Whether an encoder of this configuration was trained for the MODEL."""
+    try:
+        check_sites(config.sites, _layout(model).sites)
+    except NestedAttentionError:
+        return False
+    return True
+
+
 def _addresses(model: Any, encoder: SubjectEncoderHandle) -> tuple[tuple[ComfyAddress, str], ...]:
     """Where the model has the encoder's sites. Raises NestedAttentionError if they are not the same."""
+    layout = _layout(model)
+    check_sites(encoder.config.sites, layout.sites)
+    return tuple((address, site.name) for address, site in layout.comfy_sites.items())
+
+
+def _layout(model: Any) -> UNetLayout:
     config = getattr(getattr(model, "model", None), "model_config", None)
     unet = getattr(getattr(model, "model", None), "diffusion_model", None)
     if config is None or not hasattr(unet, "input_blocks"):
@@ -100,9 +115,7 @@ def _addresses(model: Any, encoder: SubjectEncoderHandle) -> tuple[tuple[ComfyAd
             f"the MODEL is {type(getattr(model, 'model', model)).__name__}; expected a UNet of SDXL's kind. "
             "Connect an SDXL checkpoint"
         )
-    layout = UNetLayout.from_comfy_config(config.unet_config)
-    check_sites(encoder.config.sites, layout.sites)
-    return tuple((address, site.name) for address, site in layout.comfy_sites.items())
+    return UNetLayout.from_comfy_config(config.unet_config)
 
 
 def _check_name(applied: AppliedSubject, earlier: SubjectChain | None) -> None:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-APPLY = "NestedAttentionApplySubject"
+APPLY = {"NestedAttentionApplySubject", "NestedAttentionPersonalize"}
+"""Nodes that attach a subject. The first output of each is the MODEL."""
 
 CARRIED_ON = {"MODEL", "CLIP", "VAE"}
 """Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs."""
@@ -20,12 +21,13 @@ TEXTS = {
 """Nodes that read exactly the texts of these inputs."""
 
 
-def samples_personalised(graph: Mapping[str, Any]) -> bool:
+def samples_personalised(graph: Mapping[str, Any], by: str | None = None) -> bool:
     """Whether a MODEL output of Apply Subject leads to a node that may sample with it.
 
-    graph: in API format. In doubt it does: what a node does with a MODEL is told by its outputs alone.
+    graph: in API format. by: the id of one such node; None: any of them. In doubt it does: what a node does
+    with a MODEL is told by its outputs alone.
     """
-    reached = [(node_id, 0) for node_id, node in graph.items() if node.get("class_type") == APPLY]
+    reached = [(node_id, 0) for node_id in _applying(graph) if by in (None, node_id)]
     seen = set(reached)
     while reached:
         at = reached.pop()
@@ -33,7 +35,7 @@ def samples_personalised(graph: Mapping[str, Any]) -> bool:
             if at not in _links(graph, node_id):
                 continue
             outputs = _outputs(node.get("class_type"))
-            if not outputs or not set(outputs) <= CARRIED_ON:
+            if not _carries_on(node.get("class_type"), outputs):
                 return True
             models = {(node_id, slot) for slot, kind in enumerate(outputs) if kind == "MODEL"} - seen
             seen |= models
@@ -44,7 +46,7 @@ def samples_personalised(graph: Mapping[str, Any]) -> bool:
 def encoded_texts(graph: Mapping[str, Any]) -> list[str] | None:
     """All texts that are encoded with a CLIP of Apply Subject; None if a node may read another one."""
     texts: list[str] = []
-    reached = [node_id for node_id, node in graph.items() if node.get("class_type") == APPLY]
+    reached = _applying(graph)
     seen = set(reached)
     for at in reached:
         clips = [slot for slot, kind in enumerate(_outputs(graph[at].get("class_type"))) if kind == "CLIP"]
@@ -55,7 +57,7 @@ def encoded_texts(graph: Mapping[str, Any]) -> list[str] | None:
             outputs = _outputs(kind)
             if kind in TEXTS:
                 texts += [node["inputs"].get(name) for name in TEXTS[kind]]
-            elif "CLIP" not in outputs or not set(outputs) <= CARRIED_ON:
+            elif "CLIP" not in outputs or not _carries_on(kind, outputs):
                 return None
             elif node_id not in seen:
                 seen.add(node_id)
@@ -78,7 +80,18 @@ def merged_away(graph: Mapping[str, Any], node_id: str) -> set[str]:
     """Ids of the Apply Subject nodes that lead to a node through another that makes one MODEL of several, and
     may keep the subjects of one of them alone."""
     merges = [one for one in _before(graph, node_id) if len(_models(graph, one)) > 1]
-    return {one for merge in merges for one in _before(graph, merge) if graph[one].get("class_type") == APPLY}
+    applying = set(_applying(graph))
+    return {one for merge in merges for one in _before(graph, merge) & applying}
+
+
+def _carries_on(kind: Any, outputs: tuple[str, ...]) -> bool:
+    """Whether a node changes the MODEL or CLIP it is given, and does not use it."""
+    return kind in APPLY or (bool(outputs) and set(outputs) <= CARRIED_ON)
+
+
+def _applying(graph: Mapping[str, Any]) -> list[str]:
+    """Ids of the nodes that attach a subject."""
+    return [node_id for node_id, node in graph.items() if node.get("class_type") in APPLY]
 
 
 def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[str]) -> str | None:

@@ -91,11 +91,12 @@ def _detector(handle: SubjectEncoderHandle) -> FaceDetector | None:
     """Finds faces for encoders of people or animals that see photographs. The small world's see drawings,
     where it finds none, and IP-Adapter's files do not say what they are for."""
     config = handle.config
-    return _faces() if config.vision_dim >= PHOTOGRAPHS and config.injection == "nested" else None
+    return face_detector() if config.vision_dim >= PHOTOGRAPHS and config.injection == "nested" else None
 
 
 @lru_cache(maxsize=1)
-def _faces() -> FaceDetector:
+def face_detector() -> FaceDetector:
+    """The one that comes with the pack."""
     return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
 

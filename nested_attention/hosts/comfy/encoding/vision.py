@@ -9,7 +9,7 @@ from typing import Any
 
 import comfy.clip_vision
 
-from ....encoder import SubjectEncoderConfig
+from ....encoder import FeatureLayer, SubjectEncoderConfig
 from ....errors import NestedAttentionError
 from ....storage.tensors import read_shapes
 from .memory import SubjectEncoderHandle
@@ -44,8 +44,8 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     expected if the file is missing, damaged, or no CLIP vision model.
     """
     path = Path(path)
-    shapes, pooled = read_shapes(path), encoder.config.features == "image_embeds"
-    width = _pooled_width(shapes, path) if pooled else _width(shapes, path)
+    width = vision_width(path, encoder.config.features)
+    pooled = encoder.config.features == "image_embeds"
     if width != encoder.config.vision_dim:
         raise NestedAttentionError(
             f"the {'pooled embedding of the ' * pooled}CLIP vision model {path.name} is {width} wide, and "
@@ -63,6 +63,13 @@ def load_vision(path: str | os.PathLike[str], encoder: SubjectEncoderHandle) -> 
     if vision is None:
         raise NestedAttentionError(f"ComfyUI knows no CLIP vision model like {path}. {_advice(encoder)}")
     return vision
+
+
+def vision_width(path: Path, features: FeatureLayer) -> int:
+    """How wide an output of a vision model is, from its file's header. Raises NestedAttentionError if it is
+    no vision model, or has no such output."""
+    shapes = read_shapes(path)
+    return _pooled_width(shapes, path) if features == "image_embeds" else _width(shapes, path)
 
 
 def _pooled_width(shapes: Mapping[str, tuple[int, ...]], path: Path) -> int:

@@ -1,0 +1,42 @@
+"""Photographs of any size → what a subject encoder was trained with, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ....pictures.check import check_pictures
+from ....pictures.prepare import Prepare, Prepared, prepare_pictures
+from ..notices import begin_notices, warn
+from .memory import SubjectEncoderHandle
+from .pictures import PHOTOGRAPHS, face_detector
+
+
+def prepare_references(
+    handle: SubjectEncoderHandle,
+    images: Sequence[Any],
+    how: Prepare,
+    node: str,
+    *,
+    word: str | None = None,
+) -> Prepared:
+    """IMAGE batches, each of its own size → the pictures of one subject, prepared for its encoder.
+
+    how: see `prepare_pictures`. word: of the subject; None: the encoder's. Warns on the running node where it
+    is not certain that the right thing was taken. Raises NestedAttentionError, naming the node, for what is
+    no picture.
+    """
+    begin_notices()
+    pictures = [picture.cpu() for image in images for picture in check_pictures(image, node)]
+    drawings = handle.config.vision_dim < PHOTOGRAPHS
+    prepared = prepare_pictures(
+        pictures, how, face_detector(), word=word or handle.config.word, drawings=drawings
+    )
+    if drawings and "face" in prepared.taken:
+        warn(
+            f"{node}: the picture shows a real face, and {handle.source} was trained with drawings of the "
+            "small world, so the picture will not resemble this person. Photographs need an encoder for SDXL"
+        )
+    for doubt in prepared.doubts:
+        warn(f"{node}: {doubt}")
+    return prepared

@@ -1,0 +1,111 @@
+"""Photographs as they come → what an encoder was trained with: the face upright, or the subject on white."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import NestedAttentionError
+from .background import Estimate, estimate_subject
+from .faces import Face, FaceDetector, ffhq_square
+from .isolate import Isolation, isolate_subjects
+from .square import Square, cut
+from .suspect import ANIMALS
+
+Prepare = Literal["none", "auto", "face", "isolate"]
+PREPARE: tuple[Prepare, ...] = get_args(Prepare)
+
+SIZE = 512
+"""Pixels a side of a prepared picture."""
+
+Taken = Literal["face", "isolated", "as it is"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """pictures: (n, height, width, 3) in [0, 1]. taken: what was taken of each. doubts: a sentence about each
+    picture of which it is not certain that the right thing was taken."""
+
+    pictures: Tensor
+    taken: tuple[Taken, ...]
+    doubts: tuple[str, ...]
+
+
+def prepare_pictures(
+    pictures: Sequence[Tensor], how: Prepare, detect: FaceDetector, *, word: str, drawings: bool = False
+) -> Prepared:
+    """Pictures (height, width, 3) in [0, 1], each of its own size → pictures of one size.
+
+    how: "face" cuts out the largest face, upright (FFHQ's square); "isolate" puts the subject on white, told
+    from its background by the picture's border; "auto" takes the face if there is one, else isolates if that
+    is certain, else leaves the picture as it is; "none" leaves it. What is left is cut to a square around its
+    middle where the pictures would not be of one size. word: of the encoder; no faces are looked for where it
+    means an animal. drawings: the encoder was trained with close-ups of drawn subjects, background included,
+    so nothing is isolated unless that is asked for.
+
+    Raises NestedAttentionError, naming the picture, where a face is asked for and none is found, and where
+    nothing can be isolated.
+    """
+    if how not in PREPARE:
+        raise NestedAttentionError(f"prepare is {how!r}; expected one of {', '.join(PREPARE)}")
+    one_size = len({picture.shape for picture in pictures}) == 1
+    unchanged: Taken = "as it is"
+    made: list[Tensor] = []
+    taken: list[Taken] = []
+    doubts: list[str] = []
+    for number, picture in enumerate(pictures, 1):
+        name = f"picture {number} of {len(pictures)}"
+        faces = [] if how in ("none", "isolate") or (how == "auto" and word in ANIMALS) else detect(picture)
+        if faces:
+            made.append(cut(picture, ffhq_square(_largest(faces)), SIZE))
+            taken.append("face")
+            continue
+        if how == "face":
+            raise NestedAttentionError(
+                f"{name} ({picture.shape[1]} × {picture.shape[0]} pixels): no face was found. Expected a "
+                "face that shows both eyes and the mouth, and is not upside down. Take another picture, set "
+                "prepare to none for one that is cropped already, or to isolate for a pet"
+            )
+        leave = how == "none" or (how == "auto" and drawings)
+        found = None if leave else estimate_subject(picture)
+        if found is not None and (found.sure or how == "isolate"):
+            made.append(_isolated(picture, found, name))
+            taken.append("isolated")
+            if found.doubt:
+                doubts.append(
+                    f"{name}: the background could not be told from the subject with certainty "
+                    f"({found.doubt}). Look at the preview; if it is wrong, use Isolate Subject with a mask"
+                )
+            continue
+        made.append(_middle(picture))
+        taken.append(unchanged)
+        if found is not None:
+            doubts.append(
+                f"{name}: {'' if word in ANIMALS else 'no face was found, and '}the background could not be "
+                f"told from the subject ({found.doubt}), so the picture is used as it is. Crop it to the "
+                f"subject, or use {'' if word in ANIMALS else 'Align Face or '}Isolate Subject with a mask"
+            )
+    if one_size and set(taken) == {unchanged}:
+        made = list(pictures)  # the vision model crops and shrinks them by itself
+    return Prepared(torch.stack(made), tuple(taken), tuple(doubts))
+
+
+def _largest(faces: Sequence[Face]) -> Face:
+    return max(faces, key=lambda face: face.area)
+
+
+def _isolated(picture: Tensor, found: Estimate, name: str) -> Tensor:
+    try:
+        return isolate_subjects(picture[None], found.mask[None], Isolation(size=SIZE))[0][0]
+    except NestedAttentionError as error:
+        raise NestedAttentionError(f"{name}: nothing to isolate was found ({found.doubt})") from error
+
+
+def _middle(picture: Tensor) -> Tensor:
+    """The square around the picture's middle, as vision models read it."""
+    height, width = picture.shape[:2]
+    return cut(picture, Square(complex(width, height) / 2, complex(min(height, width) / 2)), SIZE)

@@ -1,0 +1,186 @@
+"""Person or Pet in Picture: the whole way from photographs to MODEL and CLIP in one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy import (
+    STATE,
+    applied_state,
+    apply_subject,
+    encode_subject,
+    prepare_references,
+)
+from ..nested_attention.pictures.prepare import PREPARE, Prepare, Taken
+from ..nested_attention.prompt import is_blank
+from ..nested_attention.settings import SubjectSettings
+from .common import SubjectType, naming, schema
+from .presets import check_preset, find_encoder, find_vision, preset_options, preset_state, word_of
+
+NAME = "Person or Pet in Picture"
+
+LIKENESS: dict[str, dict[str, Any]] = {
+    "subtle": {"attention_scale": 0.6, "start": 0.1},
+    "balanced": {},
+    "strong": {"attention_scale": 2.0},
+    "layout first": {"attention_scale": 1.5, "start": 0.2},
+}
+"""Choices by what Apply Subject calls λ and start_percent. α is the encoder's, blocks are all, throughout."""
+
+
+class Personalize(io.ComfyNode):
+    """NestedAttentionPersonalize"""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        picture = "Another photograph of the same subject, of any size."
+        return schema(
+            "Personalize",
+            NAME,
+            description=(
+                "Puts this person or this pet into the picture: photographs in, MODEL and CLIP out. It "
+                "finds the encoder, takes the face or the pet out of each photograph, and attaches the "
+                "subject to a word of the prompt. Encode the prompt with the CLIP that comes out. Chain it, "
+                "once a subject. It does what Load Subject Encoder, Encode Subject and Apply Subject do one "
+                "by one."
+            ),
+            search_aliases=[
+                *("face", "face id", "identity", "person", "pet", "dog", "cat", "character"),
+                *("consistent character", "same face", "reference image", "photo", "ip-adapter", "ipadapter"),
+                *("instantid", "pulid", "photomaker", "personalization", "subject", "nested attention"),
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="From Load Checkpoint (SDXL), Demo World, or another of these."
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint, or of another of these."),
+                io.Image.Input(
+                    "image",
+                    tooltip="A photograph of the subject, of any size; a batch is several of the same one.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=preset_options(),
+                    default="person",
+                    tooltip=(
+                        "Which encoder reads the photographs. Person and pet take the first that fits the "
+                        "MODEL: yours in ComfyUI/models/nested_attention, or the small world's. Its CLIP "
+                        "vision model is found in ComfyUI/models/clip_vision."
+                    ),
+                ),
+                io.String.Input(
+                    "word",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "The word of the prompt that becomes the subject, such as woman or dog. Empty: the "
+                        "word the encoder was trained on, which the node shows when it has run."
+                    ),
+                ),
+                io.Combo.Input(
+                    "likeness",
+                    options=list(LIKENESS),
+                    default="balanced",
+                    optional=True,
+                    tooltip=(
+                        "How much the subject decides. Subtle: more of the prompt. Balanced: as the encoder "
+                        "was trained. Strong: more of the subject. Layout first: the prompt alone lays the "
+                        "picture out, then the subject comes."
+                    ),
+                ),
+                io.Combo.Input(
+                    "prepare",
+                    options=list(PREPARE),
+                    default="auto",
+                    optional=True,
+                    tooltip=(
+                        "What is taken of each photograph. Auto: the largest face, upright, if there is one, "
+                        "else the subject on white if it can be told from the background. Face or isolate: "
+                        "that, or an error. None: the square around the middle."
+                    ),
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "A name for the subject, for several of one kind: <alice> in the prompt then means "
+                        "it. Empty: the word is the name."
+                    ),
+                ),
+                io.Image.Input("image_2", optional=True, tooltip=picture),
+                io.Image.Input("image_3", optional=True, tooltip=picture),
+                io.Image.Input("image_4", optional=True, tooltip=picture),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="For the sampler, or for the next of these nodes."),
+                io.Clip.Output("CLIP", tooltip="For the text encoders, or for the next of these nodes."),
+                SubjectType.Output(
+                    "subject",
+                    display_name="subject",
+                    tooltip="The subject, for Save Subject or Mix Subjects.",
+                ),
+                io.Image.Output("taken", display_name="taken", tooltip="What was taken of each photograph."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str | None = None) -> bool | str:
+        if preset is None:  # comes from another node, and is known when that one has run
+            return True
+        try:
+            check_preset(preset)
+        except NestedAttentionError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, preset: str | None = None, **_: Any) -> Any:
+        if preset is None:  # from another node, whose output says it all
+            return "linked"
+        return preset_state(preset)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        image: Any,
+        preset: str,
+        word: str = "",
+        likeness: str = "balanced",
+        prepare: Prepare = "auto",
+        name: str = "",
+        image_2: Any = None,
+        image_3: Any = None,
+        image_4: Any = None,
+    ) -> io.NodeOutput:
+        images = [one for one in (image, image_2, image_3, image_4) if one is not None]
+        with naming(NAME):
+            encoder = find_encoder(preset, model)
+            chosen = word_of(preset, encoder) if is_blank(word) else word
+            settings = SubjectSettings(
+                word=chosen, name=None if is_blank(name) else name, **_choice(likeness)
+            )
+            prepared = prepare_references(encoder, images, prepare, NAME, word=chosen)
+            subject = encode_subject(encoder, find_vision(encoder), prepared.pictures)
+            model, clip = apply_subject(model, clip, encoder, subject, settings)
+        state = [_said(prepared.taken), *applied_state(model, encoder, chosen is not None)]
+        preview = ui.PreviewImage(prepared.pictures, cls=cls).as_dict()
+        return io.NodeOutput(model, clip, subject, prepared.pictures, ui={**preview, STATE: state})
+
+
+def _choice(likeness: str) -> dict[str, Any]:
+    if likeness not in LIKENESS:
+        raise NestedAttentionError(f"likeness is {likeness!r:.40}; expected one of {', '.join(LIKENESS)}")
+    return LIKENESS[likeness]
+
+
+def _said(taken: tuple[Taken, ...]) -> str:
+    """What was taken of the pictures, such as `2 pictures: face, as it is`."""
+    words = {"face": "face found", "isolated": "isolated", "as it is": "used as it is"}
+    count = f"{len(taken)} picture{'s' if len(taken) > 1 else ''}"
+    return f"{count}: {', '.join(words[one] for one in taken)}"

@@ -1,0 +1,48 @@
+/**
+ * What a node says of itself once it has run, in a few lines on the node: which word, which encoder, what was
+ * taken of the pictures. Nothing of it is saved with the workflow or sent to the server.
+ */
+const WIDGET = "nested_attention_state"
+const LINE = 14 // pixels
+const MARGIN = 4
+
+/** Puts lines of text on a node, in place of those that were there. Works in both renderers of nodes. */
+export function showState(node, lines) {
+  const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addWidget(node)
+  widget.element.textContent = lines.join("\n")
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
+  node.graph?.setDirtyCanvas(true, true)
+}
+
+function addWidget(node) {
+  const element = document.createElement("div")
+  element.className = "nested-attention-state"
+  Object.assign(element.style, {
+    whiteSpace: "pre-wrap",
+    fontSize: "11px",
+    lineHeight: `${LINE}px`,
+    overflow: "hidden",
+    color: "var(--descrip-text, #999)",
+    userSelect: "text",
+  })
+  const height = () => LINE * lineCount(widget, node) + 4 * MARGIN
+  const widget = node.addDOMWidget(WIDGET, "text", element, {
+    serialize: false, // not a value of the workflow
+    hideOnZoom: false,
+    margin: MARGIN,
+    getMinHeight: height,
+    getMaxHeight: height,
+    getValue: () => "",
+    setValue: () => {},
+  })
+  widget.serialize = false
+  return widget
+}
+
+/** How many lines the text takes at the node's width, at about 5.6 pixels a character. */
+function lineCount(widget, node) {
+  const across = Math.max(20, Math.floor((node.size[0] - 30) / 5.6))
+  const lines = (widget.element.textContent || "").split("\n")
+  return lines.reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / across)), 0)
+}
