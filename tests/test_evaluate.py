@@ -39,6 +39,7 @@ from nested_attention.evaluation.scorers import (
     everybody,
 )
 from nested_attention.evaluation.settings import ScorerSettings
+from nested_attention.evaluation.tasks import carry_out, faceless, folder_task
 from nested_attention.pictures.faces import Face
 
 
@@ -178,17 +179,28 @@ def test_one_of_two_missing_halves_the_similarity(tmp_path: Path, find: FaceFind
     assert found["recognised"] == 1 and found["top1"] == 1
 
 
-def test_a_reference_without_a_face_is_named(tmp_path: Path, find: FaceFinder) -> None:
-    cat = Person("cat", (save(tmp_path / "ref_1.png", data.chelsea()),))
-    sample = Sample("out", save(tmp_path / "out.png", data.astronaut()), (cat,))
-    with pytest.raises(
-        NestedAttentionError, match="ref_1.png, a reference of cat, shows no face.*face: false"
-    ):
-        IdentityScorer(PackagedRecogniser(find), (cat,))(sample)
-    pet = replace(cat, face=False)
-    assert everybody([replace(sample, people=(pet,))]) == ()
+def test_who_cannot_be_judged_is_named_and_left_out(bench: Path, tmp_path: Path, find: FaceFinder) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(bench / "0001", images / "0001")
+    shutil.copytree(bench / "0001", images / "0002")
+    shutil.copytree(bench / "0001", images / "0003")
+    save(images / "0002" / "ref_1.png", data.chelsea())
+    save(images / "0003" / "ori.png", data.chelsea())
+    task = folder_task(images, ScorerSettings())
+    assert [sample.name for sample in task.samples] == ["0001__out"]
+    assert list(task.left_out) == ["0002__out", "0003__out"]
+    assert re.search("ref_1.png, a picture of 0002, shows no face.*face: false", task.left_out["0002__out"])
+    carry_out(task, run.Output(tmp_path / "out"), "A test")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "2 more could not be judged" in page and "0003__out: " in page
+    shutil.rmtree(images / "0001")
+    with pytest.raises(NestedAttentionError, match="a picture of 0002, shows no face"):
+        folder_task(images, ScorerSettings())
+    cat = Person("cat", (images / "0002" / "ref_1.png",), face=False)
+    sample = Sample("out", images / "0002" / "out.png", (cat,))
+    assert everybody([sample]) == () and faceless([sample], find) == {}
     with pytest.raises(NestedAttentionError, match="nobody judges the pictures"):
-        load_judges(ScorerSettings(), [replace(sample, people=(pet,))], find)
+        load_judges(ScorerSettings(), [sample], find)
 
 
 class Session:
@@ -406,7 +418,7 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path: Path) 
     document = summarise(
         samples, [Brightness()], {s.name: {"brightness": Brightness()(s)} for s in samples}, "", tmp_path
     )
-    assert "<svg" not in write_page({**document, "date": ""}, samples)
+    assert "<svg" not in write_page({**document, "date": "", "left_out": {}}, samples)
 
 
 def test_what_went_wrong_is_listed(tmp_path: Path) -> None:

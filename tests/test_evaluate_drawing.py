@@ -23,14 +23,17 @@ from nested_attention.errors import NestedAttentionError
 from nested_attention.evaluation.drawing import SdxlDrawer, plan
 from nested_attention.evaluation.judges import load_vision
 from nested_attention.evaluation.recognisers import FaceFinder
+from nested_attention.evaluation.run import Output
 from nested_attention.evaluation.settings import (
     DrawSettings,
     EvaluateSettings,
+    ScorerSettings,
     SmallWorldSettings,
     SubjectSettings,
     filled,
     places,
 )
+from nested_attention.evaluation.tasks import sdxl_task
 from nested_attention.training.frozen import BaseModel
 from nested_attention.training.reading import read_config
 
@@ -140,9 +143,12 @@ def test_a_tiny_sdxl_is_drawn_and_judged(models: Path, tmp_path: Path) -> None:
     assert other.exit_code == 1 and "drawn with another steps" in other.output
 
 
-def test_a_reference_without_a_face_stops_the_run_by_name(models: Path) -> None:
+def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path, tmp_path: Path) -> None:
     cat = SubjectSettings(name="tom", references=(models / "rex.png",))
-    given = settings(models, subjects=(cat,), prompts=("{1}",))
+    given = settings(models, subjects=(cat,), prompts=("a {1}",))
+    with pytest.raises(NestedAttentionError, match="rex.png, a picture of tom, shows no face"):
+        sdxl_task(given, ScorerSettings(), Output(tmp_path / "out"))
+    # Nor is it encoded, if a subject was to be drawn without judges of faces.
     drawer = SdxlDrawer(given, load_vision(given.model.vision), FaceFinder())
     with pytest.raises(NestedAttentionError, match="rex.png, a reference of tom: .*no face was found"):
         list(drawer(plan(given, Path("pictures"), drawer.words())))

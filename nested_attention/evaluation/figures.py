@@ -166,6 +166,5 @@ def _verdict(difference: Mean, better: str) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or high is None or low <= 0 <= high:
         return "no difference shown"
-    if better == "neither":
-        return "higher" if low > 0 else "lower"
+
     return "better" if (low > 0) == (better == "higher") else "worse"

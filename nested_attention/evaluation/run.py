@@ -90,7 +90,6 @@ def score(
     """Sample → scorer → measure → value. What an earlier run scored is taken from its file, unless the
     pictures or the scorer have changed since."""
     check_keys(scorers)
-    output.folder.mkdir(parents=True, exist_ok=True)
     kept = _read_scores(output.scores)
     found: dict[str, dict[str, Scores]] = {sample.name: {} for sample in samples}
     if len(found) < len(samples):
@@ -120,11 +119,14 @@ def conclude(
     title: str,
     against: Path | None = None,
     told: dict[str, Any] | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> Document:
-    """Write figures.json and report.html, and give what the former holds."""
+    """Write figures.json and report.html, and give what the former holds. left_out: pictures that could not
+    be judged, and why."""
     document = summarise(samples, scorers, scores, title, output.folder)
     document["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     document["settings"] = told or {}
+    document["left_out"] = left_out or {}
     if against is not None:
         before = read_figures(against)
         document["against"] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from .metrics import (
 from .recognisers import FaceFinder, Recogniser
 from .samples import Person, Sample
 
-Better = Literal["higher", "lower", "neither"]
+Better = Literal["higher", "lower"]
 
 Scores = dict[str, float | None]
 """Measure → the picture's value; None where it does not apply."""
@@ -33,7 +33,7 @@ Scores = dict[str, float | None]
 @dataclass(frozen=True)
 class Measure:
     """What a figure is. source: whose formula it is, in a few words. rate: a share of pictures, each 0 or 1.
-    better: which way, as far as one can say."""
+    better: which way."""
 
     key: str
     title: str
@@ -138,7 +138,7 @@ class IdentityScorer:
         people = sample.faces
         if not people:
             return dict.fromkeys((measure.key for measure in self.measures), None)
-        known = [self._known(person) for person in people]
+        known = [self._known(person.name, person.references) for person in people]
         references = torch.stack([mean_descriptor(descriptors) for descriptors in known])
         faces = self._faces(sample.picture)
         if not len(faces):
@@ -159,37 +159,24 @@ class IdentityScorer:
             self._seen[path] = self.recogniser(path)
         return self._seen[path]
 
-    def _known(self, person: Person) -> Tensor:
-        """The largest face of each reference, (references, width)."""
-        found = []
-        for path in person.references:
-            faces = self._faces(path)
-            if not len(faces):
-                raise NestedAttentionError(
-                    f"{path}, a reference of {person.name}, shows no face that was found; expected one that "
-                    "shows both eyes and the mouth. Take another photograph, crop this one closer, or say "
-                    "`face: false` for a pet"
-                )
-            found.append(faces[0])
-        return torch.stack(found)
+    def _known(self, name: str, paths: Iterable[Path]) -> Tensor:
+        """The largest face of each picture of somebody, (pictures, width)."""
+        return torch.stack([self._shown(name, path)[0] for path in paths])
+
+    def _shown(self, name: str, path: Path) -> Tensor:
+        """The faces of a picture that has to show some, (faces, width)."""
+        faces = self._faces(path)
+        if not len(faces):
+            raise NestedAttentionError(f"{path}, a picture of {name}, shows no face that was found")
+        return faces
 
     def _truths(self, sample: Sample) -> Tensor | None:
         """A descriptor of everybody who is in the truth, (people, width)."""
         if sample.truth is not None:
-            faces = self._faces(sample.truth)
-            if not len(faces):
-                raise NestedAttentionError(
-                    f"{sample.truth}, the truth of {sample.name}, shows no face that was found; expected one "
-                    "a person. Take it away to leave out the measures that need it"
-                )
-            return faces
+            return self._shown(sample.name, sample.truth)
         if not all(person.truths for person in sample.faces):
             return None
-        each = []
-        for person in sample.faces:
-            other = Person(person.name, person.truths)
-            each.append(mean_descriptor(self._known(other)))
-        return torch.stack(each)
+        return torch.stack([mean_descriptor(self._known(p.name, p.truths)) for p in sample.faces])
 
     def _recognised(self, faces: Tensor, known: list[Tensor], own: list[int | None]) -> float | None:
         if not self.recogniser.decides:
@@ -205,7 +192,7 @@ class IdentityScorer:
         if len(self.people) < 2:
             return None
         names = [person.name for person in self.people]
-        everybody = torch.stack([mean_descriptor(self._known(person)) for person in self.people])
+        everybody = torch.stack([mean_descriptor(self._known(p.name, p.references)) for p in self.people])
         for person, face in zip(people, own, strict=True):
             if face is None:
                 return 0.0
@@ -223,14 +210,13 @@ def everybody(samples: Iterable[Sample]) -> tuple[Person, ...]:
     return tuple(found.values())
 
 
-def check_keys(scorers: Iterable[Scorer]) -> Mapping[str, Scorer]:
-    """Scorers by their names in files. Raises NestedAttentionError if two have one name."""
-    found: dict[str, Scorer] = {}
+def check_keys(scorers: Iterable[Scorer]) -> None:
+    """Raises NestedAttentionError if two scorers have one name in files."""
+    seen: set[str] = set()
     for scorer in scorers:
-        if scorer.key in found:
+        if scorer.key in seen:
             raise NestedAttentionError(
                 f"two scorers are called {scorer.key!r}; rename one of the files, so that figures tell them "
                 "apart"
             )
-        found[scorer.key] = scorer
-    return found
+        seen.add(scorer.key)

@@ -44,6 +44,11 @@ class ScorerSettings:
     aesthetic: Path | None = None
     vision: Place | None = None
 
+    @property
+    def of_faces(self) -> bool:
+        """Whether anybody judges by faces."""
+        return self.packaged or bool(self.recognisers)
+
     def __post_init__(self) -> None:
         if self.aesthetic is not None and self.clip is None:
             raise NestedAttentionError(

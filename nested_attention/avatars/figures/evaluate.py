@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from torch import Tensor
 from ...checkpoint import load_subject_encoder
 from ...evaluation.drawing import Drawing
 from ...evaluation.metrics import picture_similarity
+from ...evaluation.run import Output
 from ...evaluation.samples import Person, Sample, open_picture
 from ...evaluation.scorers import IdentityScorer, Measure, Scorer, Scores, everybody
 from ...evaluation.settings import SmallWorldSettings
+from ...evaluation.tasks import Task
 from ...paths import SMALL_WORLD
 from ...storage.files import replacing
 from ..drawing.picture import ENLARGE, Picture, crop, enlarge, render
@@ -96,7 +98,7 @@ class WorldDrawer:
     """The small world with an encoder attached."""
 
     settings: SmallWorldSettings
-    world: World = field(default_factory=load_world)
+    world: World
 
     def __call__(self, drawings: Sequence[Drawing]) -> Iterator[Image.Image]:
         encoder = load_subject_encoder(encoder_file(self.settings)).eval()
@@ -182,15 +184,19 @@ class WorldVisionScorer:
         return {"clip_i": picture_similarity(found[0], found[1:])}
 
 
-def world_judges(settings: SmallWorldSettings, planned: WorldPlan, world: World) -> list[Scorer]:
-    """The small world's own judges; photographs' have no face to find in its drawings."""
-    people = everybody(drawing.sample for drawing in planned.drawings)
-    recogniser = WorldRecogniser(load_identity_scorer(settings.word), planned.corners)
-    return [
-        IdentityScorer(recogniser, people),
+def world_task(settings: SmallWorldSettings, output: Output) -> Task:
+    """The small world, ready to be evaluated by its own judges: those of photographs find no face in its
+    drawings."""
+    world, planned = load_world(), plan_world(settings, output.folder)
+    samples = [drawing.sample for drawing in planned.drawings]
+    scorers: list[Scorer] = [
+        IdentityScorer(
+            WorldRecogniser(load_identity_scorer(settings.word), planned.corners), everybody(samples)
+        ),
         WorldPromptScorer(load_prompt_scorer(), planned.asked),
         WorldVisionScorer(world, planned.corners),
     ]
+    return Task(samples, scorers, told(settings), planned.drawings, WorldDrawer(settings, world))
 
 
 def told(settings: SmallWorldSettings) -> dict[str, Any]:
