@@ -49,9 +49,16 @@ def train(
     resume: Annotated[
         Resume, typer.Option(help="latest: go on where a run was stopped; never: only begin a new one.")
     ] = Resume.LATEST,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check shapes, say what memory and time it takes, and end."),
+    ] = False,
 ) -> None:
     """Train a subject encoder on prepared shards, in one process (docs/training.md: several)."""
     with _needing_training():
-        from ..training.run import train_from
+        from ..training.run import dry_run_from, train_from
 
+        if dry_run:
+            dry_run_from(config, typer.echo)
+            return
         train_from(config, resume=resume.value, say=typer.echo)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import NestedAttentionError
-from .run import train_from
+from .run import dry_run_from, train_from
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,9 +16,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--resume", choices=("latest", "never"), default="latest", help="never: only a new run"
     )
+    parser.add_argument("--dry-run", action="store_true", help="say what memory and time it takes, and end")
     given = parser.parse_args(arguments)
     try:
-        train_from(given.config, resume=given.resume)
+        if given.dry_run:
+            dry_run_from(given.config)
+        else:
+            train_from(given.config, resume=given.resume)
     except NestedAttentionError as error:
         print(f"nested-attention: {error}", file=sys.stderr)
         return 1

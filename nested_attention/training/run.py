@@ -37,6 +37,14 @@ def train_from(path: Path, *, resume: Resume = "latest", say: Say = print) -> Pa
     return train(read_config(path, TrainSettings), resume=resume, say=say)
 
 
+def dry_run_from(path: Path, say: Say = print) -> None:
+    """Say what training would take, by building it without any content (`estimate.py`)."""
+    from .estimate import estimate, report
+
+    for line in report(estimate(read_config(path, TrainSettings))):
+        say(line)
+
+
 def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = print) -> Path:
     """Run all phases, and write the averaged encoder; its path.
 

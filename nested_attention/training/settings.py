@@ -47,8 +47,8 @@ class EncoderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """What training
-    begins with. kind: `scratch`: random weights (the paper's); `cross_attention`: the nested keys and values begin as those of the text; `file`: an encoder, or IP-Adapter Plus for SDXL, in `path`,
+    """What training begins with. kind: `scratch`: random weights (the paper's); `cross_attention`: the nested
+    keys and values begin as those of the text; `file`: an encoder, or IP-Adapter Plus for SDXL, in `path`,
     which also decides the sizes; if `num_queries` is another one, queries are left out or added."""
 
     kind: Literal["scratch", "cross_attention", "file"] = "scratch"
