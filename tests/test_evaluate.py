@@ -179,6 +179,7 @@ def test_one_of_two_missing_halves_the_similarity(tmp_path: Path, find: FaceFind
     assert found["recognised"] == 1 and found["top1"] == 1
 
 
+@pytest.mark.once
 def test_who_cannot_be_judged_is_named_and_left_out(bench: Path, tmp_path: Path, find: FaceFinder) -> None:
     images = tmp_path / "images"
     shutil.copytree(bench / "0001", images / "0001")
@@ -390,7 +391,7 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     scores = run.score(samples, [Brightness()], output)
     found = run.conclude(samples, [Brightness()], scores, output, "A test", path)
     assert found["against"]["title"] == "A test" and len(found["against"]["rows"]) == 4
-    assert "+0.100" in output.page.read_text()
+    assert "+0.100 (+0.100 to +0.100)" in output.page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -412,13 +413,47 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path: Path) 
     assert "<script" not in page and "url(" not in page
     assert "a &lt;photo&gt; &amp; more" in page and "<photo>" not in page
     assert page.count("<svg") == 2  # each measure over λ
-    assert "0 independent face recognisers" in page
+    assert "0 independent recognisers:" in page
     assert "100 % (51–100)" in page and "0.176 (" in page
     samples = [replace(drawing.sample, scale=None) for drawing in drawings(tmp_path)]
     document = summarise(
         samples, [Brightness()], {s.name: {"brightness": Brightness()(s)} for s in samples}, "", tmp_path
     )
     assert "<svg" not in write_page({**document, "date": "", "left_out": {}}, samples)
+
+
+def test_two_independent_recognisers_make_a_headline(tmp_path: Path) -> None:
+    """Side by side, by the truth only where both have it; one that is not independent stays out of it."""
+    own, other, seen = Brightness(), Brightness(), Brightness()
+    other.key, other.title = "other", "another <judge>"
+    seen.key, seen.title, seen.independent = "seen", "the encoder's own", False
+    similarity = (
+        Measure("sim_ref", "identity, to the reference", ""),
+        Measure("sim_truth", "to the truth", ""),
+    )
+    for judge in (own, other, seen):
+        judge.measures = similarity
+    samples = [drawing.sample for drawing in drawings(tmp_path)]
+    scores: dict[str, dict[str, Scores]] = {
+        sample.name: {
+            judge.key: {"sim_ref": 0.25, "sim_truth": 0.5 if judge is own else None}
+            for judge in (own, other, seen)
+        }
+        for sample in samples
+    }
+    (tmp_path / "pictures").mkdir()
+    for sample in samples:
+        save(sample.picture, np.zeros((24, 24, 3), np.uint8))
+    run.conclude(samples, [own, other, seen], scores, run.Output(tmp_path), "A test")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    headline = page[page.index("Headline: identity, to the reference") : page.index("<h2>a judge")]
+    assert "<th>a judge</th><th>another &lt;judge&gt;</th>" in headline and "own" not in headline
+    assert headline.count("0.250 (0.250 to 0.250)") == 4
+    for each in scores.values():
+        each["other"]["sim_truth"] = 0.75
+    run.conclude(samples, [own, other, seen], scores, run.Output(tmp_path), "A test")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Headline: to the truth" in page and "0.750 (0.750 to 0.750)" in page
 
 
 def test_what_went_wrong_is_listed(tmp_path: Path) -> None:
@@ -464,6 +499,7 @@ def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
 
 
+@pytest.mark.once
 def test_photographs_from_a_folder_to_the_page(bench: Path, tmp_path: Path) -> None:
     """What a user of any other workflow types."""
     images = tmp_path / "images"
@@ -477,7 +513,7 @@ def test_photographs_from_a_folder_to_the_page(bench: Path, tmp_path: Path) -> N
     one = document["groups"][0]["figures"]["packaged"]
     assert one["recognised"]["rate"] == 0.5 and one["sim_ref"]["mean"] == pytest.approx(0.5)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "1 independent face recogniser:" in page and "ResNet): not recognised" in page
+    assert "1 independent recogniser:" in page and "ResNet): not recognised" in page
     missing = CliRunner().invoke(app, ["evaluate", "--images", str(tmp_path / "gone")])
     assert missing.exit_code == 1 and "there is no folder" in missing.output
     assert CliRunner().invoke(app, ["evaluate"]).exit_code == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tiny_sdxl import make_encoder, make_pipeline
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
+from nested_attention.avatars.figures.evaluate import WorldPromptScorer, WorldRecogniser, plan_world
+from nested_attention.avatars.models.scorers import load_identity_scorer, load_prompt_scorer
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.errors import NestedAttentionError
@@ -24,6 +27,7 @@ from nested_attention.evaluation.drawing import SdxlDrawer, plan
 from nested_attention.evaluation.judges import load_vision
 from nested_attention.evaluation.recognisers import FaceFinder
 from nested_attention.evaluation.run import Output
+from nested_attention.evaluation.scorers import IdentityScorer, everybody
 from nested_attention.evaluation.settings import (
     DrawSettings,
     EvaluateSettings,
@@ -111,6 +115,7 @@ def test_every_prompt_meets_every_subject_scale_and_seed(models: Path) -> None:
     assert pair.sample.group == "λ = 4, 2 people" and [p.face for p in pair.sample.people] == [False, True]
 
 
+@pytest.mark.once
 def test_a_tiny_sdxl_is_drawn_and_judged(models: Path, tmp_path: Path) -> None:
     """The whole command, from a configuration to the page; random weights, so that nobody is recognised."""
     path = models / "evaluation.yaml"
@@ -208,6 +213,7 @@ def test_places_of_a_prompt() -> None:
     assert filled("{2} and {1}", ["a person", "a pet"]) == "a pet and a person"
 
 
+@pytest.mark.once
 def test_the_small_world_through_the_same_command(tmp_path: Path) -> None:
     path = tmp_path / "world.yaml"
     path.write_text(
@@ -227,3 +233,20 @@ def test_the_small_world_through_the_same_command(tmp_path: Path) -> None:
         assert -1 <= world["copy_paste"]["mean"] <= 1 and prompt["prompt"]["mean"] >= 0.8
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "not independent: the encoder sees with it" in page and page.count("<svg") >= 4
+
+
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_the_small_worlds_judges_know_the_true_drawings(tmp_path: Path, word: Any) -> None:
+    """Where the judges look, and what they compare, is right: a true picture is everybody's own."""
+    planned = plan_world(
+        SmallWorldSettings(word=word, subjects=5, prompts=3, attention_scales=(1.0,)), tmp_path
+    )
+    truths = [replace(drawing.sample, picture=drawing.sample.truth) for drawing in planned.drawings]
+    assert len(truths) == 15 and len({sample.prompt for sample in truths}) == 3
+    judge = IdentityScorer(WorldRecogniser(load_identity_scorer(word), planned.corners), everybody(truths))
+    found = [judge(sample) for sample in truths]
+    assert sum(scores["top1"] or 0 for scores in found) >= 14
+    assert all(scores["sim_truth"] == pytest.approx(1) for scores in found)
+    assert all(scores["copy_paste"] == pytest.approx(-1, abs=1e-3) for scores in found)
+    prompt = WorldPromptScorer(load_prompt_scorer(), planned.asked)
+    assert sum(prompt(sample)["prompt"] or 0 for sample in truths) / 15 >= 0.95

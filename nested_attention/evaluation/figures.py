@@ -96,7 +96,10 @@ def _figure(
 
 def _relative(path: Path, folder: Path) -> str:
     """So that an evaluation's folder can be moved."""
-    return Path(os.path.relpath(path, folder)).as_posix()
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.resolve().as_posix()
 
 
 def read_figures(path: Path) -> Document:

@@ -48,7 +48,7 @@ class _Seeing:
 
     def __init__(self, kind: str, where: str) -> None:
         self.where = str(where)
-        self.model: Any = load_pretrained(kind, self.where).eval().requires_grad_(False)
+        self.model: Any = load_pretrained(kind, self.where).eval().requires_grad_(False).to(_device())
         self.processor = load_pretrained("AutoImageProcessor", self.where)
         self._seen: dict[Path, Tensor] = {}
         told = json.dumps(self.model.config.to_dict(), sort_keys=True, default=str)
@@ -59,7 +59,7 @@ class _Seeing:
         if path not in self._seen:
             pixels = self.processor(images=open_picture(path), return_tensors="pt")["pixel_values"]
             with torch.no_grad():
-                self._seen[path] = self._descriptor(pixels)[0].float()
+                self._seen[path] = self._descriptor(pixels.to(self.model.device))[0].float().cpu()
         return self._seen[path]
 
     def _descriptor(self, pixels: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ClipScorer(_Seeing):
     @torch.no_grad()
     def _text(self, prompt: str) -> Tensor:
         tokens = self.tokenizer([prompt], padding=True, truncation=True, max_length=77, return_tensors="pt")
-        return _pooled(self.model.get_text_features(**tokens))[0].float()
+        return _pooled(self.model.get_text_features(**tokens.to(self.model.device)))[0].float().cpu()
 
 
 class DinoScorer(_Seeing):
@@ -170,7 +170,11 @@ def same_vision(first: nn.Module, second: nn.Module) -> bool:
 
 def _patch_embedding(model: nn.Module) -> Tensor | None:
     found = [value for name, value in model.state_dict().items() if name.endswith("patch_embedding.weight")]
-    return found[0].float() if found else None
+    return found[0].float().cpu() if found else None
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _pooled(answer: Any) -> Tensor:

@@ -48,13 +48,30 @@ def write_page(document: Document, samples: Sequence[Sample]) -> str:
             sheets=_sheets(samples),
             left_out=max(0, len(samples) - SHOWN),
             failures=_failures(document),
-            recognisers=[
-                scorer["title"]
-                for scorer in document["scorers"]
-                if scorer["independent"] and any(one["key"] == "sim_ref" for one in scorer["measures"])
-            ],
+            headline=_headline(document),
         )
     )
+
+
+def _headline(document: Document) -> dict[str, Any]:
+    """Identity by every independent recogniser side by side: to the truth where all have it, else to the
+    reference."""
+    judges = [
+        scorer
+        for scorer in document["scorers"]
+        if scorer["independent"] and any(measure["key"] == "sim_ref" for measure in scorer["measures"])
+    ]
+    figures = [[group["figures"][judge["key"]] for judge in judges] for group in document["groups"]]
+    key = "sim_truth" if all("sim_truth" in one for row in figures for one in row) else "sim_ref"
+    titles = {measure["key"]: measure["title"] for judge in judges for measure in judge["measures"]}
+    return {
+        "title": titles.get(key),
+        "judges": [judge["title"] for judge in judges],
+        "rows": [
+            (group["group"], [one.get(key) for one in row])
+            for group, row in zip(document["groups"], figures, strict=True)
+        ],
+    }
 
 
 def picture_data(path: Path, side: int, quality: int = 80) -> str:
@@ -76,14 +93,20 @@ def _figure(value: Any) -> str:
     if "rate" in value:
         low, high, rate = (100 * value[name] for name in ("low", "high", "rate"))
         return f"{rate:.0f} % ({low:.0f}–{high:.0f})"
-    if value["low"] is None:
-        return f"{value['mean']:.3f}"
-    return f"{value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
+    return _with_interval(value, "")
 
 
 def _signed(value: Any) -> str:
-    interval = "" if value["low"] is None else f" ({value['low']:+.3f} to {value['high']:+.3f})"
-    return f"{value['mean']:+.3f}{interval}"
+    """A difference, with its sign."""
+    return _with_interval(value, "+")
+
+
+def _with_interval(value: Any, sign: str) -> str:
+    mean, low, high = (
+        None if value[name] is None else f"{value[name]:{sign}.3f}".replace("-", "−")
+        for name in ("mean", "low", "high")
+    )
+    return f"{mean}" if low is None else f"{mean} ({low} to {high})"
 
 
 def _charts(document: Document) -> list[Chart]:
