@@ -243,6 +243,9 @@ def test_ones_own_recogniser_sees_arcfaces_chips(tmp_path: Path, monkeypatch: py
     eyes = np.argwhere(seen[0, 1] > 0.5)
     assert eyes.tolist() == [[52, 38], [52, 74]] or np.abs(eyes - [[52, 38], [52, 74]]).max() <= 1
     assert found.shape == (1, 3)
+    bytes_of = OnnxRecogniser(file, own.find, pixels="0 to 255")
+    assert bytes_of(picture) == pytest.approx((found + 1) * 127.5, abs=1e-3)
+    assert bytes_of.state != own.state
     assert own.same(found, found[0]) is True and own.same(found, -found[0]) is False
     assert own.decides and not OnnxRecogniser(file, FaceFinder(lambda _: [])).decides
     assert len(OnnxRecogniser(file, FaceFinder(lambda _: []))(picture)) == 0

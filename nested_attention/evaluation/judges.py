@@ -26,7 +26,9 @@ def load_judges(
     if people:
         recognisers: list[Recogniser] = [PackagedRecogniser(find)] if settings.packaged else []
         for own in settings.recognisers:
-            recognisers.append(OnnxRecogniser(own.file, find, name=own.name, threshold=own.threshold))
+            recognisers.append(
+                OnnxRecogniser(own.file, find, name=own.name, pixels=own.pixels, threshold=own.threshold)
+            )
         found += [IdentityScorer(recogniser, people) for recogniser in recognisers]
         if recognisers:
             found.append(CountScorer(find))

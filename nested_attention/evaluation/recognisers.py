@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ ARCFACE = (-0.3072 - 0.0679j, 0.3220 - 0.0714j, 0.0114 + 0.6569j)
 (Deng et al., 2019: the five points of insightface's alignment)."""
 
 ARCFACE_SIDE = 112
+
+Pixels = Literal["-1 to 1", "0 to 255"]
+"""The values that a recogniser reads."""
 
 
 class Recogniser(Protocol):
@@ -97,14 +100,21 @@ class PackagedRecogniser:
 
 
 class OnnxRecogniser:
-    """The user's own recogniser of ArcFace's kind: an ONNX file that reads (n, 3, 112, 112), RGB in −1 … 1.
+    """The user's own recogniser of ArcFace's kind: an ONNX file that reads (n, 3, 112, 112) in RGB.
 
-    insightface's glintr100.onnx and w600k_r50.onnx are such files (for non-commercial research).
-    threshold: the cosine from which two faces are one person, if you know it.
+    pixels: insightface's glintr100.onnx and w600k_r50.onnx (for non-commercial research) read −1 to 1,
+    OpenCV's SFace (Apache-2.0) 0 to 255. threshold: the cosine from which two faces are one person, if you
+    know it.
     """
 
     def __init__(
-        self, path: Path, find: FaceFinder, *, name: str | None = None, threshold: float | None = None
+        self,
+        path: Path,
+        find: FaceFinder,
+        *,
+        name: str | None = None,
+        pixels: Pixels = "-1 to 1",
+        threshold: float | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -116,8 +126,8 @@ class OnnxRecogniser:
         if not path.is_file():
             raise NestedAttentionError(f"there is no recogniser {path}; check the path")
         self.key, self.find, self.threshold, self.independent = path.stem, find, threshold, True
-        self.title = name or path.stem
-        self.state = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.title, self.pixels = name or path.stem, pixels
+        self.state = hashlib.sha256(path.read_bytes() + pixels.encode()).hexdigest()
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has kinds of its own
@@ -134,8 +144,9 @@ class OnnxRecogniser:
         found = []
         for face in self.find(path):  # one by one: many such files have a batch of 1
             chip = cut(picture, fitted_square(face, ARCFACE), ARCFACE_SIDE, 0.0)
-            pixels = (chip * 2 - 1).permute(2, 0, 1)[None].contiguous().numpy()
-            (answer,) = self._session.run(None, {self._input: pixels})
+            values = chip * 255 if self.pixels == "0 to 255" else chip * 2 - 1
+            seen = values.permute(2, 0, 1)[None].contiguous().numpy()
+            (answer,) = self._session.run(None, {self._input: seen})
             found.append(torch.from_numpy(answer)[0])
         return torch.stack(found) if found else torch.zeros(0, 1)
 

@@ -10,6 +10,7 @@ from typing import Literal
 from ..errors import NestedAttentionError
 from ..training.frozen import BaseModel
 from ..training.reading import Place
+from .recognisers import Pixels
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 """The paper's (Fig. 10)."""
@@ -19,11 +20,12 @@ _PLACE = re.compile(r"\{(\d+)\}")
 
 @dataclass(frozen=True, kw_only=True)
 class RecogniserSettings:
-    """A face recogniser of one's own: an ONNX file of ArcFace's kind. threshold: the cosine from which two
-    faces are one person; null: figures that need one are left out."""
+    """A face recogniser of one's own: an ONNX file of ArcFace's kind. pixels: the values it reads. threshold:
+    the cosine from which two faces are one person; null: figures that need one are left out."""
 
     file: Path
     name: str | None = None
+    pixels: Pixels = "-1 to 1"
     threshold: float | None = None
 
 
