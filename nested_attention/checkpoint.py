@@ -69,12 +69,12 @@ def load_subject_encoder(
 
 
 def read_card(path: str | os.PathLike[str]) -> EncoderCard:
-    """What an encoder's file says of itself; an empty card for files of other layouts, and older ones.
-
-    Raises NestedAttentionError for a missing or damaged file.
-    """
-    with open_tensors(path) as file:
-        return EncoderCard.from_metadata(file.metadata)
+    """What an encoder's file says of itself; an empty card for every other file, whatever it is."""
+    try:
+        with open_tensors(path, safetensors_only=True) as file:  # whose metadata is read without its tensors
+            return EncoderCard.from_metadata(file.metadata)
+    except NestedAttentionError:
+        return EncoderCard()
 
 
 def read_encoder_config(path: str | os.PathLike[str]) -> SubjectEncoderConfig:

@@ -10,8 +10,10 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..nested_attention.card import EncoderCard, describe
+from ..nested_attention.checkpoint import read_card
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import load_encoder_for_comfy, load_vision
+from ..nested_attention.hosts.comfy import STATE, load_encoder_for_comfy, load_vision
 from ..nested_attention.paths import PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state
@@ -26,6 +28,13 @@ BUNDLED = {
     for kind in ("person", "pet")
 }
 """The encoders that come with the pack."""
+
+BUNDLED_CARD = EncoderCard(
+    licence="Apache-2.0", base_model="the small demo world", vision_model="the small demo world's"
+)
+
+ORIGIN = "nested_attention_origin"
+"""What the editor keeps with the node, for those who open the workflow without the file."""
 
 AS_STORED = "as stored"
 NO_VISION = "none"
@@ -64,6 +73,17 @@ def encoder_path(name: str) -> Path:
         f"Load Subject Encoder: there is no subject encoder {short(name)!r} in {' or '.join(folders)}. "
         f"{advice}"
     )
+
+
+def encoder_card(name: str) -> EncoderCard:
+    """What is known of an encoder: what its file says, else what comes with the pack about it."""
+    path = encoder_path(name)
+    if path == BUNDLED.get(name):
+        return BUNDLED_CARD
+    card, known = read_card(path), weights_for(FOLDER, name)
+    if known is not None and card == EncoderCard():
+        return EncoderCard(licence=known.licence, source=known.page)
+    return card
 
 
 def vision_path(name: str) -> Path:
@@ -199,6 +219,9 @@ class LoadEncoder(io.ComfyNode):
         overrides["ignore_unexpected"] = ignore_unexpected
         with naming("Load Subject Encoder"):
             encoder = load_encoder_for_comfy(encoder_path(encoder_name), **overrides)
+            card = encoder_card(encoder_name)
+            origin = {"file": encoder_name, "licence": card.licence, "source": card.source}
+            shown = {STATE: describe(encoder.config, card), ORIGIN: [origin]}
             if clip_vision_name == NO_VISION:
-                return io.NodeOutput(encoder, None)
-            return io.NodeOutput(encoder, load_vision(vision_path(clip_vision_name), encoder))
+                return io.NodeOutput(encoder, None, ui=shown)
+            return io.NodeOutput(encoder, load_vision(vision_path(clip_vision_name), encoder), ui=shown)

@@ -10,6 +10,8 @@ import { showState } from "./state.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
+const LOADER = "NestedAttentionLoadEncoder"
+const ORIGIN = "nested_attention_origin" // of an encoder: its file, licence and source
 const removals = []
 
 /** A message that stays until the next run. `kind`: error or warning. */
@@ -23,6 +25,23 @@ function show(kind, sentence) {
     const message = { severity: kind === "warning" ? "warn" : kind, summary: TITLE, detail: sentence }
     toast.add(message)
     removals.push(() => toast.remove(message))
+  }
+}
+
+/** A workflow of somebody else's: which encoder its author had, where this ComfyUI has none of that name. */
+function tellOfMissingEncoders(graph) {
+  for (const node of graph?._nodes ?? []) {
+    tellOfMissingEncoders(node.subgraph)
+    const widget = node.type === LOADER && node.widgets?.find(({ name }) => name === "encoder_name")
+    const origin = node.properties?.[ORIGIN]
+    const there = widget?.options?.values
+    if (!widget || !origin || origin.file !== widget.value || (there ?? [origin.file]).includes(origin.file)) continue
+    const licence = origin.licence ? `under the licence ${origin.licence}` : "without a licence in the file"
+    const source = origin.source ? `, from ${origin.source}` : ""
+    show(
+      "warning",
+      `Load Subject Encoder: there is no ${origin.file} here. The author of this workflow had it ${licence}${source}.`
+    )
   }
 }
 
@@ -45,11 +64,16 @@ app.registerExtension({
     api.addEventListener("nested_attention.warning", ({ detail }) => show("warning", detail.text))
   },
 
+  afterConfigureGraph() {
+    tellOfMissingEncoders(app.graph)
+  },
+
   beforeRegisterNodeDef(nodeType, { name }) {
     if (!name.startsWith("NestedAttention")) return
     const { onExecuted } = nodeType.prototype
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments)
+      if (output?.[ORIGIN]) this.properties[ORIGIN] = output[ORIGIN][0]
       if (output?.nested_attention_state) showState(this, output.nested_attention_state)
     }
   },

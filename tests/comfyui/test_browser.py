@@ -231,6 +231,26 @@ def test_a_prompt_without_the_word_shows_its_reason(editor: Editor, when_missing
     assert "lamp" in said.inner_text()
 
 
+def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: Editor) -> None:
+    """On the node once it has run; and with the workflow, for those who open it without the file."""
+    load(editor, "avatar_person")
+    editor.set_widget("steps", 1)
+    editor.run.click()
+    kept = "app.graph._nodes.find(node => node.type === 'NestedAttentionLoadEncoder').properties"
+    editor.page.wait_for_function(f"() => {kept}.nested_attention_origin", timeout=120_000)
+    said = editor.page.locator(".nested-attention-state").filter(has_text="base model: the small demo world")
+    assert said.count() == 1 and "licence: Apache-2.0" in said.inner_text()
+    graph = json.loads((ROOT / "workflows" / "avatar_person.json").read_text())
+    (node,) = (node for node in graph["nodes"] if node["type"] == "NestedAttentionLoadEncoder")
+    node["widgets_values"][0] = "cats.safetensors"
+    origin = {"file": "cats.safetensors", "licence": "CC BY 4.0", "source": "example.org/cats"}
+    node["properties"]["nested_attention_origin"] = origin
+    editor.load(graph, "with cats")
+    told = editor.page.locator(TOASTS).filter(has_text="there is no cats.safetensors here")
+    told.first.wait_for()
+    assert "under the licence CC BY 4.0, from example.org/cats" in told.first.inner_text()
+
+
 def test_a_run_takes_away_what_the_one_before_has_said(editor: Editor) -> None:
     load(editor, "avatar_person")
     editor.set_widget("steps", 1)
