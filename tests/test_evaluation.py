@@ -19,7 +19,8 @@ from nested_attention.avatars.figures import acceptance, alternatives, records, 
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings, windows
 from nested_attention.avatars.figures.judges import Counts, Judges
 from nested_attention.avatars.figures.likeness import twins
-from nested_attention.avatars.figures.report import PAGES, figures, insert, percent, read, read_if_there
+from nested_attention.avatars.figures.pages import PAGES, insert, read, read_if_there
+from nested_attention.avatars.figures.report import figures, percent
 from nested_attention.evaluation.statistics import rate, top1, wilson
 from nested_attention.storage.tensors import read_tensors
 

@@ -10,8 +10,9 @@ import torch
 
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings
 from nested_attention.avatars.figures.judges import Counts, Judges
+from nested_attention.avatars.figures.pages import read
 from nested_attention.avatars.figures.pairs import MEASURES, Measure, halves, people, place, score_slots
-from nested_attention.avatars.figures.report import figures, read
+from nested_attention.avatars.figures.report import figures
 from nested_attention.avatars.models.world import Sampling
 
 QUICK = Sampling(steps=4, batch=16)

@@ -58,6 +58,9 @@ def test_the_promised_workflows_exist_in_both_formats() -> None:
         "avatar_pet_isolated",
         "sdxl_person",
         "sdxl_align_face",
+        "sdxl_anchored_person",
+        "sdxl_anchored_pet",
+        "sdxl_anchored_person_and_pet",
     } <= set(NAMES)
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == NAMES
 

@@ -93,6 +93,36 @@ def compare(
 
 
 @world.command()
+def anchored(
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Which parts; all, in order, if none is named.")
+    ] = None,
+    number: Annotated[int, typer.Option(min=2, max=100, help="How many held-out cases a part has.")] = 100,
+    adapters: Annotated[
+        Path | None, typer.Option(help="The folder of the adapters, instead of the pack's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
+    ] = None,
+) -> None:
+    """Measure decoupled adapters: added everywhere, within a true mask, anchored; beside nested encoders."""
+    import dataclasses
+
+    from ..avatars.figures import anchored as measured
+    from ..avatars.figures.judges import Counts, Judges
+    from ..paths import ADAPTERS
+
+    folder, path = adapters or ADAPTERS, out or measured.RESULTS
+    counts = dataclasses.replace(Counts(), subjects=number, pairs=number)
+    with stopping():
+        for part in parts or measured.PARTS:  # each is written when it is there
+            own = measured.adapters(folder)
+            document = measured.measure(Judges.load(), own, counts, [part], typer.echo)
+            measured.write(document, path)
+    typer.echo(f"The figures: {path.resolve()}")
+
+
+@world.command()
 def extras(
     number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
 ) -> None:
@@ -154,7 +184,7 @@ def pictures(
 @world.command()
 def report() -> None:
     """Put the committed figures into the small world's card and into the README."""
-    from ..avatars.figures.report import PAGES, insert
+    from ..avatars.figures.pages import PAGES, insert
 
     for path, figures in PAGES.items():
         path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")

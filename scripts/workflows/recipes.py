@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anchored_recipes
 from draft import Draft, Group, Node, Slot, into_subgraph
 from extra_recipes import pose, style_lora
 from formats import Graph
@@ -325,7 +326,11 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_pet_isolated": pet_isolated,
     "avatar_pose": pose,
     "avatar_style_lora": style_lora,
+    "avatar_anchored": anchored_recipes.person_and_pet,
     "sdxl_align_face": align_face,
+    "sdxl_anchored_person": anchored_recipes.sdxl_person,
+    "sdxl_anchored_pet": anchored_recipes.sdxl_pet,
+    "sdxl_anchored_person_and_pet": anchored_recipes.sdxl_person_and_pet,
 }
 
 

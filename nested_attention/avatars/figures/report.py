@@ -1,19 +1,12 @@
-"""The figures as pages: the card of the small world and the README's table, from `acceptance.json`."""
+"""The figures as Markdown: those of the card of the small world and of the README, from `acceptance.json`."""
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ...evaluation.statistics import Rate
-from ...paths import PACK, SMALL_WORLD
-from .acceptance import RESULTS
-from .alternatives import RESULTS as ALTERNATIVES
 from .judges import SUBJECTS
-from .references import RESULTS as REFERENCES
 
 _ROWS = {
     "personalised": "with the subject",
@@ -31,15 +24,15 @@ _SHORT = {
 
 def percent(value: Rate) -> str:
     """A rate with its 95 % interval."""
-    return f"{_share(value['rate'])} ({_share(value['low'])}–{_share(value['high'])})"
+    return f"{share(value['rate'])} ({share(value['low'])}–{share(value['high'])})"
 
 
-def _share(value: float, digits: int = 0) -> str:
+def share(value: float, digits: int = 0) -> str:
     """0.512 → 51 %"""
     return f"{100 * value:.{digits}f} %"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
@@ -47,7 +40,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _attributes(columns: dict[str, dict[str, Rate]]) -> str:
     """One row an attribute, one column a kind of picture."""
     names = next(iter(columns.values()))
-    return _table(
+    return table(
         ["attribute", *columns],
         [[name, *(percent(rates[name]) for rates in columns.values())] for name in names],
     )
@@ -65,7 +58,7 @@ def _subject(word: str, part: dict[str, Any]) -> list[str]:
     ]
     return [
         f"### One {word}",
-        _table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
+        table(["picture", "identity, top-1 of 100", "top-1 of 20 near-twins", "prompt"], rows),
         "Each attribute that identity fixes, recognised:",
         _attributes({label: part[name]["identity"]["attributes"] for name, label in _SHORT.items()}),
         "Each attribute that the prompt fixes, recognised:",
@@ -94,7 +87,7 @@ def _pair(pair: dict[str, Any]) -> list[str]:
     ]
     return [
         "### A person and a pet in one picture",
-        _table([*header, *(f"{word}, of 20 near-twins" for word in SUBJECTS)], rows),
+        table([*header, *(f"{word}, of 20 near-twins" for word in SUBJECTS)], rows),
         *tables,
     ]
 
@@ -117,7 +110,7 @@ def _people(people: dict[str, Any]) -> list[str]:
         "other of the pair; masks are the picture's halves. *Own of two*: the share of places that look more "
         "like the person who belongs there than like the other one; *own in both places*: the share of "
         "pictures in which both do.",
-        _table([*header, "own in both places", "of 20 near-twins"], rows),
+        table([*header, "own in both places", "of 20 near-twins"], rows),
         "Each attribute of both, recognised:",
         _attributes({label: people[name]["attributes"] for name, label in shown.items() if name in people}),
     ]
@@ -138,7 +131,7 @@ def _curve(document: dict[str, Any]) -> list[str]:
     return [
         "### Identity against prompt: λ",
         "Top-1 of 100, and the share of the prompt's attributes that are right.",
-        _table(["λ", *(f"{word}: {key}" for word in SUBJECTS for key in ("identity", "prompt"))], rows),
+        table(["λ", *(f"{word}: {key}" for word in SUBJECTS for key in ("identity", "prompt"))], rows),
     ]
 
 
@@ -148,8 +141,8 @@ def _pose_and_style(found: dict[str, Any]) -> list[str]:
             f"{way} the ControlNet",
             f"{score['columns']:.1f}",
             f"{score['rows']:.1f}",
-            _share(score["there"]),
-            _share(score["attributes"]),
+            share(score["there"]),
+            share(score["attributes"]),
         ]
         for way, score in found["pose"].items()
     ]
@@ -157,7 +150,7 @@ def _pose_and_style(found: dict[str, Any]) -> list[str]:
         [
             f"{way} the LoRA",
             f"{score['distance']:.2f}",
-            _share(score["attributes"]),
+            share(score["attributes"]),
         ]
         for way, score in found["style"].items()
     ]
@@ -165,9 +158,9 @@ def _pose_and_style(found: dict[str, Any]) -> list[str]:
         "### Pose and style",
         "A person attached to prompts that do not say where it stands: distance from the control picture in "
         "art pixels, and the share of pictures within 2 both ways.",
-        _table(["picture", "across", "down", "there", "identity's attributes"], pose),
+        table(["picture", "across", "down", "there", "identity's attributes"], pose),
         "The Fréchet distance of patches of 4×4 art pixels from drawings in ink:",
-        _table(["picture", "distance", "identity's attributes"], style),
+        table(["picture", "distance", "identity's attributes"], style),
     ]
 
 
@@ -182,7 +175,7 @@ def _references(document: dict[str, Any], references: dict[str, Any]) -> list[st
                 name,
                 percent(part["identity"]["top1"]),
                 percent(part["identity"]["among_twins"]),
-                _share(_mean(part["identity"]["attributes"]), 1),
+                share(_mean(part["identity"]["attributes"]), 1),
                 percent(part["prompt"]["all"]),
             ]
             for name, part in kinds.items()
@@ -194,7 +187,7 @@ def _references(document: dict[str, Any], references: dict[str, Any]) -> list[st
         "hair or closed eyes, and an encoder cannot pass on what it hides; several are of that kind too. "
         f"Measured by `nested-attention world references` on {ran['date']} "
         f"({ran['machine']}; {ran['seconds']} s).",
-        _table([*header, "prompt"], rows),
+        table([*header, "prompt"], rows),
     ]
 
 
@@ -224,7 +217,7 @@ def figures(
             *_curve(document),
             "### Attention to the subject's word",
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
-            _table(["word", "inside the subject", "peak inside", "outside"], attention),
+            table(["word", "inside the subject", "peak inside", "outside"], attention),
             *_pose_and_style(document["pose_and_style"]),
             *(_alternatives(alternatives) if alternatives else ()),
         ]
@@ -237,7 +230,7 @@ def summary(document: dict[str, Any]) -> str:
     columns = ("personalised", "floor", "described", "ceiling")
 
     def row(label: str, rates: list[Rate]) -> list[str]:
-        return [label, *(_share(value["rate"]) for value in rates)]
+        return [label, *(share(value["rate"]) for value in rates)]
 
     together = [people["nothing"], *(people[name] for name in columns[1:])]
     rows = [
@@ -255,16 +248,16 @@ def summary(document: dict[str, Any]) -> str:
     ]
     header = ["", "with the subject", "base model, no subject", "base model, subject described in words"]
     masks, bounded, auto = (
-        _share(people[name]["both"]["rate"]) for name in ("masks", "masks, bounded", "auto")
+        share(people[name]["both"]["rate"]) for name in ("masks", "masks, bounded", "auto")
     )
     subjects = [people[name] for name in people if name not in _ROWS]
     other = max(each["swapped"]["rate"] for each in subjects)
     own = min(each["own_both"]["rate"] for each in subjects)
-    likeness = "in every picture" if own == 1 else f"in {_share(own)} of pictures or more"
-    mistaken = "neither" if other == 0 else f"in up to {_share(other, 1)} of places one"
+    likeness = "in every picture" if own == 1 else f"in {share(own)} of pictures or more"
+    mistaken = "neither" if other == 0 else f"in up to {share(other, 1)} of places one"
     return "\n\n".join(
         [
-            _table([*header, "true drawing"], rows),
+            table([*header, "true drawing"], rows),
             textwrap.fill(
                 "Two people each have their own photo. In that row nothing keeps them apart; with a mask "
                 f"each it is {masks}, with `bounded` too {bounded}, and with regions found automatically "
@@ -283,7 +276,7 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
             label,
             percent(document[name]["identity"]["top1"]),
             percent(document[name]["identity"]["among_twins"]),
-            _share(_mean(document[name]["identity"]["attributes"]), 1),
+            share(_mean(document[name]["identity"]["attributes"]), 1),
             f"{document[name]['error']:.4f}",
             percent(document[name]["prompt"]["all"]),
         ]
@@ -299,7 +292,7 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         f"({ran['machine']}; {ran['seconds']} s): "
         f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
         f"{ran['steps']} steps each.",
-        _table(
+        table(
             [
                 "values",
                 f"identity, top-1 of {trials}",
@@ -313,42 +306,10 @@ def _alternatives(document: dict[str, Any]) -> list[str]:
         "The error of the prediction is the training loss on the true drawings of the same held-out "
         "subjects. On the same picture, noise and timesteps nested values save "
         f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
-        f"closer in {_share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
+        f"closer in {share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
         f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
     ]
 
 
 def _mean(rates: dict[str, Rate]) -> float:
     return sum(value["rate"] for value in rates.values()) / len(rates)
-
-
-def read(path: Path = RESULTS) -> dict[str, Any]:
-    """The committed figures."""
-    return json.loads(path.read_text())
-
-
-def read_if_there(path: Path) -> dict[str, Any] | None:
-    """Further figures, if there are any."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-BEGIN, END = "<!-- figures: written by `nested-attention world report` -->\n", "\n<!-- end of figures -->"
-
-
-def insert(page: str, figures: str) -> str:
-    """A page with its figures replaced. Raises ValueError if it has no place for them."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(
-            f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
-        )
-    before, rest = page.split(BEGIN, 1)
-    return before + BEGIN + "\n" + figures + "\n" + END + rest.split(END, 1)[1]
-
-
-PAGES: dict[Path, Callable[[], str]] = {
-    SMALL_WORLD / "README.md": lambda: figures(
-        read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)
-    ),
-    PACK / "README.md": lambda: summary(read()),
-}
-"""The card and the README, with what stands in each."""

@@ -1,0 +1,287 @@
+"""Decoupled adapters, used in different ways without further training, beside the nested encoders.
+
+Each way draws the same held-out cases from the same noise: the adapter added in the whole picture, as
+IP-Adapter does; within a mask of where the subject truly is; anchored to its word; anchored within a region
+that is found while sampling. What is looked at is who is recognised, what the prompt gets, what changes
+outside the subjects against the base model's picture, and what a pet's photo changes in a person's place.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...anchored import EXPONENT, QUANTILE, AnchoredSubject
+from ...attention import BoundSubject
+from ...checkpoint import load_subject_encoder
+from ...encoder import SubjectEncoder
+from ...errors import NestedAttentionError
+from ...evaluation.statistics import paired, rate
+from ...paths import ADAPTERS
+from ...settings import SubjectSettings
+from ..drawing.picture import render
+from ..models.world import Attached, Sampling
+from . import records
+from .cases import Case, draw_cases
+from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_prompt
+from .pairs import score_slots
+
+RESULTS = ADAPTERS / "anchored.json"
+"""Where the committed figures are."""
+
+SAMPLING = Sampling(steps=12)
+PAIR, PEOPLE, CHOICE = "person and pet", "two people", "choice"
+SEEDS = {("person",): 8100, ("pet",): 8200, SUBJECTS: 8300, ("person", "person"): 8400}
+DEVELOPMENT = 40
+"""Cases by which the anchor's quantile and exponent were chosen: other subjects than those of the figures."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A way to use an encoder. mask: whether its region is where the subject truly is."""
+
+    settings: SubjectSettings
+    adapter: bool = True
+    mask: bool = False
+
+
+USES = {
+    "everywhere": Use(SubjectSettings(injection="everywhere")),
+    "true mask": Use(SubjectSettings(injection="everywhere"), mask=True),
+    "anchored": Use(SubjectSettings(injection="anchored")),
+    "anchored, region found": Use(SubjectSettings(injection="anchored", region_mode="auto")),
+    "nested": Use(SubjectSettings(injection="nested"), adapter=False),
+}
+EXCHANGED = ("everywhere", "anchored", "nested")
+"""Those that the pet's photo is exchanged with."""
+TOGETHER = ("anchored, region found",)
+"""Those that differ from others only where two subjects share a picture."""
+
+
+def adapters(folder: Path = ADAPTERS) -> dict[str, SubjectEncoder]:
+    """The adapters of a folder by their word."""
+    paths = {word: folder / f"{word}.safetensors" for word in SUBJECTS}
+    return {word: load_subject_encoder(path) for word, path in paths.items() if path.is_file()}
+
+
+def measure(
+    judges: Judges,
+    own: dict[str, SubjectEncoder],
+    counts: Counts,
+    parts: Sequence[str] = (),
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """The figures of these parts, all if none is named. own: `adapters`.
+
+    Raises NestedAttentionError for a part that does not exist.
+    """
+    started, wanted = time.monotonic(), tuple(parts) or PARTS
+    unknown = sorted(set(wanted) - set(PARTS))
+    if unknown:
+        raise NestedAttentionError(f"no such part: {', '.join(unknown)}. The parts are {', '.join(PARTS)}")
+    made: dict[str, Callable[[], dict[str, Any]]] = {
+        **{word: lambda word=word: _alone(judges, own, (word,), counts, say) for word in SUBJECTS},  # type: ignore[misc]
+        PAIR: lambda: _pair(judges, own, counts, say),
+        PEOPLE: lambda: _people(judges, own, counts, say),
+        CHOICE: lambda: _choice(judges, own, say),
+    }
+    found = {part: made[part]() for part in wanted}
+    return {
+        **found,
+        "run": {"subjects": counts.subjects, "steps": SAMPLING.steps, **records.circumstances(started)},
+    }
+
+
+PARTS = (*SUBJECTS, PAIR, PEOPLE, CHOICE)
+
+
+def _alone(
+    judges: Judges, own: dict[str, SubjectEncoder], words: tuple[str, ...], counts: Counts, say: Say
+) -> dict[str, Any]:
+    """One subject a picture: identity, prompt, change outside; identity against everywhere, in pairs."""
+    cases = draw_cases(words, counts.subjects, seed=SEEDS[words])
+    base, hits, result = _draw(judges, cases, []), {}, {}
+    for name, use in USES.items():
+        if name in TOGETHER:
+            continue
+        rgb = _draw(judges, cases, [_attached(judges, own, cases, words[0], use)])
+        hits[name] = identity_hits(judges, rgb, cases, words[0], counts)
+        result[name] = _figures(judges, rgb, base, cases, hits[name], hits["everywhere"])
+        _tell(say, words[0], name, result[name])
+    return result
+
+
+def _pair(judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say) -> dict[str, Any]:
+    """A person and a pet: both recognised; and how much of the person's place another pet's photo changes."""
+    cases = draw_cases(SUBJECTS, counts.pairs, seed=SEEDS[SUBJECTS])
+    others = [
+        replace(one, references=other.references)
+        for one, other in zip(cases, cases[1:] + cases[:1], strict=True)
+    ]
+    base, hits, result = _draw(judges, cases, []), {}, {}
+    for name, use in USES.items():
+        person, pet = (_attached(judges, own, cases, word, use) for word in SUBJECTS)
+        rgb = _draw(judges, cases, [person, pet])
+        each = {word: identity_hits(judges, rgb, cases, word, counts) for word in SUBJECTS}
+        hits[name] = each["person"] & each["pet"]
+        result[name] = _figures(judges, rgb, base, cases, hits[name], hits["everywhere"])
+        result[name] |= {word: rate(hit) for word, hit in each.items()}
+        if name in EXCHANGED:
+            exchanged = replace(pet, tokens=_attached(judges, own, others, "pet", use).tokens)
+            other = _draw(judges, cases, [person, exchanged])
+            result[name]["leak"] = _change(other, rgb, _masks(cases, "person"))
+        _tell(say, PAIR, name, result[name])
+    return result
+
+
+def _people(judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say) -> dict[str, Any]:
+    """Two people on one word and one adapter, each looked for where the prompt puts it (`pairs`)."""
+    words = ("person", "person")
+    cases = draw_cases(words, counts.pairs, seed=SEEDS[words])
+    base, result = _draw(judges, cases, []), {}
+    outside = ~(_masks(cases, 0) | _masks(cases, 1))
+    for name, use in USES.items():
+        rgb = _draw(judges, cases, _both_people(judges, own, cases, use))
+        slots = score_slots(judges, rgb, cases, counts.twins)
+        kept = ("first", "second", "swapped", "own_both")
+        result[name] = {"identity": slots["both"], **{key: slots[key] for key in kept}}
+        result[name] |= {"prompt": score_prompt(judges, rgb, cases)["all"]}
+        result[name] |= {"outside": _change(rgb, base, outside)}
+        _tell(say, PEOPLE, name, result[name])
+    return result
+
+
+def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[str, Any]:
+    """Quantiles and exponents of the anchor on the development set."""
+    counts = Counts()
+    result: dict[str, Any] = {}
+    for part, words in (("person", ("person",)), (PEOPLE, ("person", "person"))):
+        drawn = counts.subjects + DEVELOPMENT
+        cases = draw_cases(words, drawn, seed=SEEDS[words])[counts.subjects :]
+        base, result[part] = _draw(judges, cases, []), {}
+        for name, settings in {"everywhere": USES["everywhere"].settings, **GATES}.items():
+            use = Use(settings)
+            if part == PEOPLE:
+                rgb = _draw(judges, cases, _both_people(judges, own, cases, use))
+                identity = score_slots(judges, rgb, cases, counts.twins)["both"]
+            else:
+                rgb = _draw(judges, cases, [_attached(judges, own, cases, part, use)])
+                identity = rate(identity_hits(judges, rgb, cases, part, counts))
+            found = {"identity": identity, "outside": _change(rgb, base, ~_anyone(cases))}
+            result[part][name] = found
+            _tell(say, f"{CHOICE}, {part}", name, found)
+    return result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Gated(SubjectSettings):
+    """With another quantile and exponent of the anchor than those that ship."""
+
+    quantile: float = QUANTILE
+    exponent: float = EXPONENT
+
+    def bind(self, *args: Any, **options: Any) -> BoundSubject:
+        bound = super().bind(*args, **options)
+        assert isinstance(bound, AnchoredSubject)
+        return replace(bound, quantile=self.quantile, exponent=self.exponent)
+
+
+GATES = {
+    f"quantile {quantile}, exponent {exponent}": Gated(
+        injection="anchored", quantile=quantile, exponent=exponent
+    )
+    for quantile, exponent in ((0.95, 1.0), (0.95, 0.5), (0.8, 1.0), (0.8, 2.0), (0.6, 1.0), (0.6, 2.0))
+}
+
+
+def _attached(
+    judges: Judges,
+    own: dict[str, SubjectEncoder],
+    cases: list[Case],
+    word: str,
+    use: Use,
+    slot: int | None = None,
+) -> Attached:
+    """Each case's subject on its word. slot: of several figures of that kind, which."""
+    of = replace(judges, encoders=own) if use.adapter else judges
+    if slot is None:
+        attached = attach(of, cases, word)
+    else:
+        crops = np.stack([case.references[slot] for case in cases])
+        attached = of.world.attach(of.encoders[word], crops, word)
+    place = _masks(cases, word if slot is None else slot) if use.mask else None
+    region = None if place is None else torch.from_numpy(place).float()
+    return replace(attached, settings=use.settings, region=region)
+
+
+def _both_people(
+    judges: Judges, own: dict[str, SubjectEncoder], cases: list[Case], use: Use
+) -> list[Attached]:
+    """Two people on the first and the second occurrence of their word."""
+    slots = [_attached(judges, own, cases, "person", use, slot) for slot in range(2)]
+    return [replace(one, occurrence=slot) for slot, one in enumerate(slots)]
+
+
+def _draw(judges: Judges, cases: list[Case], attached: Sequence[Attached]) -> np.ndarray:
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    return judges.world.generate(prompts, seeds, attached, SAMPLING)
+
+
+def _masks(cases: list[Case], who: str | int) -> np.ndarray:
+    """Where the figure of a word, or with a number, truly is: (n, 32, 32) bool"""
+    numbers = [who if isinstance(who, int) else c.picture.figures.index(c.figure(who)) for c in cases]
+    return np.stack([render(c.picture).subject == n + 1 for c, n in zip(cases, numbers, strict=True)])
+
+
+def _anyone(cases: list[Case]) -> np.ndarray:
+    return np.stack([render(case.picture).subject > 0 for case in cases])
+
+
+def _change(rgb: np.ndarray, base: np.ndarray, where: np.ndarray) -> float:
+    """The mean difference of pixels, of 255. rgb, base (n, 32, 32, 3) uint8, where (n, 32, 32) bool"""
+    return round(float(np.abs(rgb.astype(float) - base).mean(-1)[where].mean()), 2)
+
+
+def _figures(
+    judges: Judges, rgb: np.ndarray, base: np.ndarray, cases: list[Case], hits: Tensor, reference: Tensor
+) -> dict[str, Any]:
+    prompt = score_prompt(judges, rgb, cases)
+    return {
+        "identity": rate(hits),
+        "against_everywhere": paired(hits.float() - reference.float()),
+        "prompt": prompt["all"],
+        "outside": _change(rgb, base, ~_anyone(cases)),
+    }
+
+
+def _tell(say: Say, part: str, name: str, figures: dict[str, Any]) -> None:
+    shown = {k: v["rate"] if isinstance(v, dict) and "rate" in v else v for k, v in figures.items()}
+    numbers = "  ".join(f"{k} {v:.2f}" for k, v in shown.items() if isinstance(v, float))
+    say(f"{part:16} {name:24} {numbers}")
+
+
+def write(document: dict[str, Any], path: Path = RESULTS) -> None:
+    """Write the parts that were measured over those in the file, with the hashes of what they belong to."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    runs = {
+        **before.get("runs", {}),
+        **dict.fromkeys((p for p in PARTS if p in document), document.pop("run")),
+    }
+    kept = {part: {**before, **document}[part] for part in PARTS if part in {**before, **document}}
+    records.write({**kept, "runs": runs}, path, belongs())
+
+
+def belongs(folder: Path = ADAPTERS) -> dict[str, str]:
+    """Hashes of the world, its judges and encoders, and of the adapters."""
+    own = {f"adapters/{name}": value for name, value in records.hashes(folder).items() if name != "code"}
+    return {**records.hashes(), **own}

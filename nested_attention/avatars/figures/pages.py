@@ -1,0 +1,46 @@
+"""Pages that show committed figures, and how they are put there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...paths import PACK, SMALL_WORLD
+from .acceptance import RESULTS
+from .alternatives import RESULTS as ALTERNATIVES
+from .references import RESULTS as REFERENCES
+from .report import figures, summary
+
+
+def read(path: Path = RESULTS) -> dict[str, Any]:
+    """The committed figures."""
+    return json.loads(path.read_text())
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """Further figures, if there are any."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+BEGIN, END = "<!-- figures: written by `nested-attention world report` -->\n", "\n<!-- end of figures -->"
+
+
+def insert(page: str, figures: str) -> str:
+    """A page with its figures replaced. Raises ValueError if it has no place for them."""
+    if BEGIN not in page or END not in page:
+        raise ValueError(
+            f"the page has no lines {BEGIN.strip()!r} and {END.strip()!r} to put figures between"
+        )
+    before, rest = page.split(BEGIN, 1)
+    return before + BEGIN + "\n" + figures + "\n" + END + rest.split(END, 1)[1]
+
+
+PAGES: dict[Path, Callable[[], str]] = {
+    SMALL_WORLD / "README.md": lambda: figures(
+        read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)
+    ),
+    PACK / "README.md": lambda: summary(read()),
+}
+"""The card and the README, with what stands in each."""

@@ -1,0 +1,81 @@
+"""The figures of anchored adapters: each way is drawn with what it says, parts are kept, pages show them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nested_attention.avatars.figures import anchored, anchored_tables
+from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
+from nested_attention.avatars.figures.cases import draw_cases
+from nested_attention.avatars.figures.judges import Counts, Judges
+from nested_attention.avatars.models.world import Sampling
+from nested_attention.avatars.train.encoders import new_adapter
+from nested_attention.errors import NestedAttentionError
+
+
+@pytest.fixture(scope="module")
+def judges() -> Judges:
+    return Judges.load()
+
+
+@pytest.fixture(scope="module")
+def own(judges: Judges) -> dict[str, Any]:
+    """Not trained to be added; they add something all the same."""
+    return {word: new_adapter(encoder).eval() for word, encoder in judges.encoders.items()}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    monkeypatch.setattr(anchored, "SAMPLING", Sampling(steps=2))
+    monkeypatch.setattr(anchored, "DEVELOPMENT", 2)
+    monkeypatch.setattr(anchored, "GATES", dict(list(anchored.GATES.items())[:1]))
+    return Counts(subjects=2, pairs=2, twins=2)
+
+
+@torch.no_grad()
+def test_every_part_is_measured_and_shown(
+    judges: Judges, own: dict[str, Any], short: Counts, tmp_path: Path
+) -> None:
+    path = tmp_path / "anchored.json"
+    for part in PARTS:
+        document = anchored.measure(judges, own, short, [part])
+        assert list(document) == [part, "run"]
+        anchored.write(document, path)
+    found = json.loads(path.read_text())
+    assert list(found) == [*PARTS, "runs", "hashes"] and set(found["runs"]) == set(PARTS)
+    for part in ("person", "pet", PAIR, PEOPLE):
+        ways = found[part]
+        expected = [name for name in USES if part in (PAIR, PEOPLE) or name not in anchored.TOGETHER]
+        assert list(ways) == expected
+        changes = [way["outside"] for way in ways.values()]
+        assert all(change > 0 for change in changes) and len(set(changes)) > 2
+        assert all(way["identity"]["trials"] == 2 for way in ways.values())
+    assert [name for name, way in found[PAIR].items() if "leak" in way] == list(anchored.EXCHANGED)
+    shown = anchored_tables.tables(found)
+    assert all(f"| {name} |" in shown for name in [*USES, *found[CHOICE]["person"]])
+    assert f"| {found[PAIR]['anchored']['leak']:.1f} |" in shown
+
+
+def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused(
+    judges: Judges, own: dict[str, Any]
+) -> None:
+    cases = draw_cases(("person", "pet"), 2, seed=5)
+    person, pet = (anchored._masks(cases, word) for word in ("person", "pet"))
+    assert person.any() and pet.any() and not (person & pet).any()
+    assert np.array_equal(person | pet, anchored._anyone(cases))
+    with pytest.raises(NestedAttentionError, match="no such part: persons. The parts are person, pet"):
+        anchored.measure(judges, own, Counts(), ["persons"])
+
+
+def test_another_gate_reaches_the_layers(judges: Judges, own: dict[str, Any]) -> None:
+    gated = replace(anchored.GATES["quantile 0.8, exponent 2.0"], word="person")
+    values = torch.zeros(1, 2, 8)
+    bound = gated.trained_as(own["person"].config).bind(values, values, torch.ones(1, 4, dtype=torch.bool))
+    assert (bound.quantile, bound.exponent) == (0.8, 2.0)  # type: ignore[attr-defined]
