@@ -76,10 +76,10 @@ def _on_sdxl(draft: Draft, kinds: tuple[Kind, ...], text: str) -> Draft:
     checkpoint = group.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
     vision = group.add("CLIPVisionLoader", clip_name=VISION["name"])
     made = [_subject(draft, number, kind, vision) for number, kind in enumerate(kinds, 2)]
-    if len(kinds) > 1:
-        draft.row()
     number = len(kinds) + 2
-    group = draft.group(f"{number}. Each word carries its subject")
+    group = draft.group(
+        f"{number}. Their words carry them" if len(kinds) > 1 else f"{number}. Its word carries it"
+    )
     applied = checkpoint
     for kind, (encoder, subject) in zip(kinds, made, strict=True):
         applied = apply(group, applied["MODEL"], applied["CLIP"], encoder, subject, word=kind.word)

@@ -84,19 +84,23 @@ def test_every_input_output_and_widget_exists(
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sdxl_")])
 def test_sdxl_workflows_lack_nothing_but_the_users_files(server: ComfyServer, name: str) -> None:
+    graph = load_workflow(name)
+    kinds = {"NestedAttentionLoadEncoder"}
+    encoders = {n["inputs"]["encoder_name"] for n in graph.values() if n["class_type"] in kinds}
+    assert encoders
     with pytest.raises(NestedAttentionError) as refused:
-        server.run(load_workflow(name))
+        server.run(graph)
     message = str(refused.value)
     assert message.count("Value not in list") == 2  # the checkpoint and the vision model
     assert "sd_xl_base_1.0.safetensors" in message
     assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors" in message
-    assert (
-        "Load Subject Encoder: there is no subject encoder 'nested_attention_person.safetensors'" in message
-    )
+    for encoder in encoders:
+        assert f"Load Subject Encoder: there is no subject encoder {encoder!r}" in message
     folder = server.base / "models" / "nested_attention"
     assert str(folder) in message
-    files = {"checkpoints": "sd_xl_base_1.0", "clip_vision": "CLIP-ViT-H-14-laion2B-s32B-b79K"}
-    for kind, file in {**files, "nested_attention": "nested_attention_person"}.items():
+    files = [("checkpoints", "sd_xl_base_1.0"), ("clip_vision", "CLIP-ViT-H-14-laion2B-s32B-b79K")]
+    files += [("nested_attention", encoder.removesuffix(".safetensors")) for encoder in encoders]
+    for kind, file in files:
         place = server.base / "models" / kind / f"{file}.safetensors"
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(b"not a model")
