@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
+from ..nested_attention.hosts.comfy import STATE
 from ..nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER
 from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_pictures
@@ -82,10 +83,10 @@ class MeasureLikeness(io.ComfyNode):
         detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
         with naming(node):
             found = compare(references, pictures, detect, load_face_recogniser(FACE_RECOGNISER))
-        verdict = "\n".join(
+        lines = [
             one.verdict if len(found) == 1 else f"picture {number} of {len(found)}: {one.verdict}"
             for number, one in enumerate(found, start=1)
-        )
+        ]
         distance = sum(one.distance for one in found) / len(found)
         same = all(one.same_person for one in found)
-        return io.NodeOutput(distance, same, verdict, ui=ui.PreviewText(verdict))
+        return io.NodeOutput(distance, same, "\n".join(lines), ui={STATE: lines})
