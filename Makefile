@@ -11,7 +11,7 @@ PY := py=$$("$(PYTHON)" scripts/install.py --venv "$(VENV)") && "$$py"
 RUN := $(PY) -m nested_attention.cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torch checkers acceptance train lint format
+.PHONY: help install demo test torch checkers acceptance train full-width lint format
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ torch:
 acceptance:
 	@$(RUN) world acceptance $(ARGS)
 	@$(RUN) world references
+
+## make full-width  two photographs through `prepare`, and one training step at SDXL's width with random weights
+full-width:
+	@$(PY) scripts/full_width.py runs/full-width $(ARGS)
 
 ## make train       trains the small world from scratch, or goes on where it was interrupted
 train:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nested_attention.errors import NestedAttentionError
+from nested_attention.paths import PACK
 from nested_attention.training.prepare.settings import PrepareSettings
 from nested_attention.training.reading import read_config
 from nested_attention.training.settings import TrainSettings
@@ -86,3 +87,26 @@ def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
             read_config(written(tmp_path, text), PrepareSettings)
     with pytest.raises(NestedAttentionError, match="there is no configuration file .*nowhere.yaml"):
         read_config(tmp_path / "nowhere.yaml", PrepareSettings)
+
+
+@pytest.mark.parametrize("path", sorted((PACK / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_that_ships_is_one(path: Path) -> None:
+    kind = {"prepare": PrepareSettings, "train": TrainSettings}[path.parent.name]
+    found = read_config(path, kind)
+    assert found.output.resolve().is_relative_to(PACK), "beside the repository's own folders"
+
+
+def test_the_papers_runs_are_the_papers() -> None:
+    faces, pets = (
+        read_config(PACK / "configs" / "train" / f"{n}.yaml", TrainSettings) for n in ("faces", "pets")
+    )
+    assert [(p.batch, p.epochs) for p in faces.phases] == [(32, 100), (16, 100)]
+    assert [(p.batch, p.epochs) for p in pets.phases] == [(128, 100), (32, 100)]
+    assert (faces.encoder.num_queries, pets.encoder.num_queries) == (1024, 256)
+    for run, word in ((faces, "person"), (pets, "pet")):
+        for phase, resolution in zip(run.phases, (512, 1024), strict=True):
+            name = f"{phase.data.name}.yaml"
+            prepared = read_config(PACK / "configs" / "prepare" / name, PrepareSettings)
+            assert prepared.output.resolve() == phase.data.resolve()
+            assert (prepared.resolution, prepared.word) == (resolution, word)
+            assert prepared.features == "last_hidden_state" and prepared.model.vision == run.model.vision

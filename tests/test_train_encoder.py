@@ -21,6 +21,7 @@ from small_training import SIZES, base_of, training
 from synthetic_checkpoints import write
 from torch import Tensor
 
+from nested_attention.avatars.drawing.dataset import write_pictures
 from nested_attention.card import EncoderCard, describe
 from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, site_key
@@ -33,6 +34,9 @@ from nested_attention.training.data import Batch, Examples, Order
 from nested_attention.training.fp8 import LinearInFp8, hold_in_fp8
 from nested_attention.training.frozen import load_schedule, load_unet
 from nested_attention.training.objective import min_snr_weight
+from nested_attention.training.prepare.run import prepare
+from nested_attention.training.prepare.settings import PrepareSettings, SourceSettings
+from nested_attention.training.reading import read_config
 from nested_attention.training.run import train
 from nested_attention.training.settings import (
     LossSettings,
@@ -641,3 +645,21 @@ def test_an_adapter_can_be_trained_too(world_on_disk: Path, prepared: Path, tmp_
     assert (first.config.injection, second.config.injection) == ("nested", "decoupled")
     losses = [losses_of(tmp_path / name / "phase-1")[2] for name in "ab"]
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("word", ["person", "pet"])
+def test_the_small_worlds_configurations_train(world_on_disk: Path, tmp_path: Path, word: str) -> None:
+    """From the files that ship, with few pictures and steps."""
+    write_pictures(tmp_path / "pictures", word, 6)
+    preparing = read_config(PACK / "configs" / "prepare" / f"small-{word}.yaml", PrepareSettings)
+    source = SourceSettings(path=tmp_path / "pictures")
+    data = tmp_path / "prepared"
+    prepare(replace(preparing, model=base_of(world_on_disk), source=source, output=data), quietly)
+    settings = read_config(PACK / "configs" / "train" / f"small-{word}.yaml", TrainSettings)
+    (phase,) = settings.phases
+    assert phase.data.resolve() == preparing.output.resolve() and preparing.model.base == settings.model.base
+    short = replace(phase, data=data, steps=2, batch=4)
+    few = replace(settings, model=base_of(world_on_disk), output=tmp_path / "run", phases=(short,))
+    encoder = load_subject_encoder(train(few, say=quietly))
+    shipped = load_subject_encoder(SMALL_WORLD / f"{word}_encoder.safetensors")
+    assert encoder.config == shipped.config

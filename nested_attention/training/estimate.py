@@ -334,6 +334,7 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
             f"  {each.more.operations / 1e12:.1f} × 10¹² operations a picture",
             "  pictures on a GPU    " + "".join(f"{batch:>10}" for batch in BATCHES),
             "  memory, GB           " + "".join(f"{each.memory(batch):>10.1f}" for batch in BATCHES),
+            f"  where several GPUs exchange gradients, {each.trained * 4 / 1e9:.1f} GB more on each",
         ]
         for card in CARDS:
             fits = each.largest(card)
@@ -344,7 +345,7 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
             days = [each.examples / speed / 86400 for speed in speeds]
             lines.append(
                 f"  {card.name}, {card.memory:.0f} GB: {fits} pictures fit; {speeds[0]:.1f} pictures/s, "
-                f"{days[0]:.2f} days an epoch; eight of them {speeds[1]:.0f} pictures/s, {days[1]:.3f} days"
+                f"{days[0]:.3f} days an epoch; eight of them {speeds[1]:.0f} pictures/s, {days[1]:.3f} days"
             )
     return [
         *lines,
