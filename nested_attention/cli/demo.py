@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .stopping import stop, stopping
+from .stopping import busy, stop, stopping
 
 
 class Host(str, Enum):
@@ -34,6 +34,6 @@ def demo(
         stop(f"ComfyUI was not found: {where}")
     if host is not Host.DIFFUSERS:
         typer.echo(f"ComfyUI: {comfyui or 'not found, so diffusers draws'} ({where})")
-    with stopping():
+    with stopping(), busy(f"Drawing {3 * rows} pictures"):
         lines = run_demo(out, rows=rows, seed=seed, comfyui=None if host is Host.DIFFUSERS else comfyui)
     typer.echo("\n".join(lines))

@@ -1,4 +1,4 @@
-"""How a command stops."""
+"""How a command shows that it is at work, and how it stops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+from rich.console import Console
 
 from ..errors import NestedAttentionError
 
@@ -23,3 +24,10 @@ def stopping() -> Iterator[None]:
 def stop(message: str) -> NoReturn:
     typer.echo(f"nested-attention: {message}", err=True)
     raise typer.Exit(1)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Within the context a terminal shows that something is going on; a file does not."""
+    with Console(stderr=True).status(f"{what} …"):
+        yield

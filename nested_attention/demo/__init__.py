@@ -1,1 +1,1 @@
-"""The demo: one picture that shows a subject kept, made with the weights that come with the repository."""
+"""What one tries first: the demo's picture, and one of whoever is on a photograph."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from ...encoder import FeatureLayer, SubjectEncoder
 from ...errors import NestedAttentionError
+from ...storage.tensors import read_tensors
 from ...subject import Subject
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,3 +65,62 @@ def encode_subject(
         )
     features = picture_features(vision, pictures.permute(0, 3, 1, 2), config.features)
     return Subject.from_images(encoder, features.to(next(encoder.parameters())), weights)
+
+
+def load_vision(place: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
+    """A CLIP vision model of transformers: from a folder, by its name on the model hub (which is then
+    downloaded), or from one safetensors file, as ComfyUI keeps them.
+
+    Raises NestedAttentionError for a file or folder without one.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    path = Path(place)
+    if not path.is_file():
+        try:
+            model = CLIPVisionModelWithProjection.from_pretrained(place, torch_dtype=dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise NestedAttentionError(
+                f"no CLIP vision model can be loaded from {place} ({' '.join(str(error).split())[:200]}). "
+                "Expected a safetensors file, a folder as transformers writes it, or a name on the model hub"
+            ) from error
+        return model.eval().requires_grad_(False)
+    tensors = read_tensors(path, safetensors_only=True).tensors
+    try:
+        config = CLIPVisionConfig(**_sizes(tensors))
+    except KeyError as error:
+        raise NestedAttentionError(
+            f"{path} is no CLIP vision model: it has no tensor {error}. Expected a file with the names of "
+            "transformers, such as the image encoder of IP-Adapter"
+        ) from error
+    with torch.device("meta"):
+        model = CLIPVisionModelWithProjection(config)
+    known = {name: tensors[name].to(dtype) for name in model.state_dict() if name in tensors}
+    positions = torch.arange(model.vision_model.embeddings.num_positions)[None]
+    model.vision_model.embeddings.position_ids = positions
+    missing, _ = model.load_state_dict(known, strict=False, assign=True)
+    if missing:
+        raise NestedAttentionError(
+            f"{path} lacks {len(missing)} tensors of a CLIP vision model, the first is {missing[0]}; "
+            "fetch the file again"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The configuration of a CLIP vision model, from the shapes of its tensors."""
+    patches = tensors["vision_model.embeddings.patch_embedding.weight"]  # (width, 3, side, side)
+    positions = tensors["vision_model.embeddings.position_embedding.weight"]  # (1 + patches, width)
+    width, side = patches.shape[0], patches.shape[-1]
+    projected = tensors["visual_projection.weight"].shape[0]
+    layers = {name.split(".")[3] for name in tensors if name.startswith("vision_model.encoder.layers.")}
+    return {
+        "hidden_size": width,
+        "intermediate_size": tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),  # as all released ones have
+        "patch_size": side,
+        "image_size": side * math.isqrt(len(positions) - 1),
+        "projection_dim": projected,
+        "hidden_act": "quick_gelu" if width == 1024 and projected == 768 else "gelu",  # OpenAI's ViT-L
+    }
