@@ -11,6 +11,7 @@ from .likeness import MeasureLikeness
 from .load import LoadEncoder
 from .personalize import Personalize
 from .prepare import AlignFace, IsolateSubject
+from .sheet import ArrangeSheet, MakeSheet
 from .subjects import LoadSubject, MixSubjects, SaveSubject
 
 NODES: list[type[io.ComfyNode]] = [
@@ -26,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadSubject,
     ApplySubject,
     MarkPrompt,
+    MakeSheet,
+    ArrangeSheet,
     MeasureLikeness,
 ]
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Draws the pictures of the help pages about the small world and Likeness: python scripts/help_pictures.py
+"""Draws the pictures of the help pages about the small world, sheets and Likeness.
+
+python scripts/help_pictures.py
 
 Demo Pose's is drawn by the shipped weights: run it again when they change.
 """
@@ -7,6 +9,7 @@ Demo Pose's is drawn by the shipped weights: run it again when they change.
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,9 @@ from nested_attention.avatars.drawing.references import (  # noqa: E402
 from nested_attention.avatars.models.control import Control, load_control  # noqa: E402
 from nested_attention.avatars.models.world import load_world  # noqa: E402
 from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
+from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
+from nested_attention.demo.server import ComfyServer  # noqa: E402
+from nested_attention.find_comfyui import find_comfyui  # noqa: E402
 from nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
 from nested_attention.pictures.blazeface import load_blazeface  # noqa: E402
 from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
@@ -99,8 +105,20 @@ def likeness() -> Image.Image:
     return sheet
 
 
+def subject_sheet() -> Image.Image:
+    """What the workflow of Subject Sheet draws, in ComfyUI."""
+    comfyui, where = find_comfyui()
+    if comfyui is None:
+        sys.exit(f"ComfyUI was not found: {where}")
+    workflow = load_workflow("avatar_grid")
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(comfyui, Path(folder)) as server:
+        (path,) = server.run(workflow)[node_of(workflow, "SaveImage")]
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+
 if __name__ == "__main__":
     likeness().save(ROOT / "web" / "docs" / "likeness.jpg", quality=85)
-    for name, picture in (("demo_world", references()), ("demo_pose", poses())):
+    for name, picture in (("demo_world", references()), ("demo_pose", poses()), ("sheet", subject_sheet())):
         place = ROOT / "web" / "docs" / f"{name}.png"
         picture.quantize(64, dither=Image.Dither.NONE).save(place, optimize=True)

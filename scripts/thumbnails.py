@@ -68,7 +68,9 @@ def sheet(pictures: Sequence[Path]) -> Image.Image:
     whole = Image.new("RGB", (columns * side, rows * side))
     for number, path in enumerate(pictures[: columns * rows]):
         with Image.open(path) as picture:
-            shown = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+            smooth = max(picture.size) > side  # a labelled sheet, and no art pixels
+            how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+            shown = picture.convert("RGB").resize((side, side), how)
         whole.paste(shown, (number % 2 * side, number // 2 * side))
     return whole
 

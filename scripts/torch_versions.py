@@ -46,7 +46,7 @@ def environment(torch: str, comfyui: ComfyUI | None, folder: Path) -> Path:
         _pip(python, f"torch=={torch}")
         constraint = place / "torch.txt"
         # Triton's interpreter of that time does not run with what newer versions of NumPy refuse.
-        older = "numpy<2.3\n" if tuple(map(int, torch.split(".")[:2])) < (2, 9) else ""
+        older = "numpy<2.3\n" if tuple(map(int, torch.split(".")[:2])) < (2, 11) else ""
         constraint.write_text(f"torch=={torch}\n{older}", encoding="utf-8")
         _pip(python, "-r", str(ROOT / "requirements-dev.txt"), "-c", str(constraint))
         if comfyui is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anchored_recipes
-from draft import Draft, Group, Node, Slot, into_subgraph
+from draft import Draft, into_subgraph
 from extra_recipes import pose, style_lora
 from formats import Graph
 from parts import Context, apply, demo_world, draw, encode, on_sdxl, prompt, sample, show
@@ -226,72 +226,43 @@ def variation(context: Context) -> Draft:
     return draft
 
 
-LAMBDAS, ALPHAS = (1.0, 2.0, 3.0), (1.0, 2.0, 4.0)
-
-
 def grid(context: Context) -> Draft:
     draft = context.draft(
         "avatar_grid",
-        "λ × α on one sheet",
-        "Nine pictures of the same person from the same noise. From left to right λ (`attention_scale`) "
-        "is 1, 2 "
-        "and 3: more identity, less prompt. From top to bottom α (`alpha`) is 1, 2 and 4: weaker and "
-        "stronger "
-        "than the paper's 2, which encoders are trained with.\n\n"
-        "- One prompt serves all nine: the CLIP of any **Apply Subject** with the same word marks it for "
-        "all.\n"
-        "- The subject is encoded once, and its keys and values are computed once: λ and α cost nothing "
-        "new.\n" + on_sdxl(),
+        "Many pictures of one person on a sheet",
+        "**Subject Sheet** draws every prompt with every value of λ (`attention_scale`) and every seed, from "
+        "the same noise in each row, and puts all on one labelled sheet. The first column is without the "
+        "person; then λ is 1, 2 and 3: more identity, less prompt.\n\n"
+        "- It stands in place of Apply Subject, the text encoders, the sampler and VAE Decode.\n"
+        "- The subject is encoded once, and its keys and values are computed once: λ costs nothing new.\n"
+        "- More people or LoRAs: chain Apply Subject and Load LoRA before it.\n"
+        + on_sdxl(more="Set width and height of Subject Sheet to 1024. "),
     )
     world, group = demo_world(draft)
-    group = draft.group("2. The person, and what all pictures share")
+    group = draft.group("2. The person")
     encoder, subject = encode(group, world, world["person"])
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
-    group.column()
-    prompts: list[Node] = []
-    shared = group
-    rows: list[Slot] = []
-    for alpha in ALPHAS:
-        draft.row()
-        cells: list[Slot] = []
-        for scale in LAMBDAS:
-            group = draft.group(f"λ = {scale:g}, α = {alpha:g}")
-            settings = {"attention_scale": scale, "alpha": alpha, "title": f"λ {scale:g}, α {alpha:g}"}
-            applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject, **settings)
-            if not prompts:
-                text = (
-                    "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach"
-                )
-                prompts = [
-                    prompt(shared, applied["CLIP"], text, "Prompt, for all nine"),
-                    prompt(shared, applied["CLIP"], "", "Negative prompt"),
-                ]
-            group.column()
-            drawn = sample(group, applied["MODEL"], *prompts, empty.out)
-            cells.append(group.add("VAEDecode", samples=drawn.out, vae=world["VAE"]).out)
-        group = draft.group(f"A row: α = {alpha:g}")
-        rows.append(_stitched(group, cells, "right"))
-    draft.row()
-    group = draft.group("The sheet")
-    sheet = _stitched(group, rows, "down")
-    group.column()
-    show(group, sheet, "grid")
+    group = draft.group("3. The sheet")
+    drawn = group.add(
+        "NestedAttentionSheet",
+        model=world["MODEL"],
+        clip=world["CLIP"],
+        vae=world["VAE"],
+        encoder=encoder["encoder"],
+        subject=subject.out,
+        prompts=(
+            "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach\n"
+            "a cartoon of a person in the middle wearing a red shirt in the snow"
+        ),
+        attention_scales="1, 2, 3",
+        seeds="0, 1",
+        cfg=3.0,
+        width=128,
+        height=128,
+        reference=world["person"],
+    )
+    group = draft.group("4. The picture")
+    group.add("SaveImage", images=drawn["sheet"], filename_prefix="nested_attention/grid")
     return draft
-
-
-def _stitched(group: Group, pictures: list[Slot], direction: str) -> Slot:
-    joined = pictures[0]
-    for picture in pictures[1:]:
-        joined = group.add(
-            "ImageStitch",
-            image1=joined,
-            image2=picture,
-            direction=direction,
-            match_image_size=False,
-            spacing_width=4,
-            spacing_color="white",
-        ).out
-    return joined
 
 
 def subgraph(context: Context) -> Draft:

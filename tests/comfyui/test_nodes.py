@@ -32,6 +32,8 @@ IDS = {
         "ApplySubject",
         "MarkPrompt",
         "Likeness",
+        "Sheet",
+        "ArrangeSheet",
     )
 }
 
