@@ -121,4 +121,4 @@ if __name__ == "__main__":
     likeness().save(ROOT / "web" / "docs" / "likeness.jpg", quality=85)
     for name, picture in (("demo_world", references()), ("demo_pose", poses()), ("sheet", subject_sheet())):
         place = ROOT / "web" / "docs" / f"{name}.png"
-        picture.quantize(64, dither=Image.Dither.NONE).save(place, optimize=True)
+        picture.quantize(128, dither=Image.Dither.NONE).save(place, optimize=True)

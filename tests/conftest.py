@@ -75,7 +75,7 @@ def script():  # noqa: ANN201
 @pytest.fixture(scope="session")
 def world_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small world in diffusers' layout, as `nested-attention world export` writes it."""
-    from nested_attention.avatars.models.export import export_world
+    from nested_attention.avatars.models.pipeline import export_world
 
     folder = tmp_path_factory.mktemp("world")
     export_world(folder)

@@ -156,7 +156,7 @@ def probe(
 @world.command()
 def export(folder: Annotated[Path, typer.Argument(help="Where it is written.")]) -> None:
     """Write the small world as any SDXL on disk, in diffusers' layout: a base model for `train`."""
-    from ..avatars.models.export import export_world
+    from ..avatars.models.pipeline import export_world
 
     with stopping():
         export_world(folder)

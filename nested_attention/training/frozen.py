@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as functional
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
@@ -26,13 +25,11 @@ from transformers import (
 
 from ..encoder import FeatureLayer, weight_digests
 from ..errors import NestedAttentionError
+from ..hosts.diffusers.vision import picture_features
 from .reading import Place
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and deviation of colours by which CLIP's pictures are normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,22 +146,7 @@ class FrozenEncoders:
     def encode_references(self, pictures: Tensor, layer: FeatureLayer) -> Tensor:
         """(n, 3, H, W) in [0, 1] → features (n, patches, width), class token included, without the final
         norm."""
-        pixels = vision_input(pictures, self.vision.config.image_size).to(self.device, self.vision.dtype)
-        out = self.vision(pixels, output_hidden_states=True)
-        return out.last_hidden_state if layer == "last_hidden_state" else out.hidden_states[-2]
-
-
-def vision_input(pictures: Tensor, size: int) -> Tensor:
-    """(n, 3, H, W) in [0, 1] → (n, 3, size, size), normalised: the shorter side is resized, the middle cut
-    out, and values are rounded to bytes, as hosts do."""
-    height, width = pictures.shape[-2:]
-    scale = size / min(height, width)
-    shape = max(size, round(scale * height)), max(size, round(scale * width))
-    resized = functional.interpolate(pictures.float(), shape, mode="bicubic", antialias=True)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    cut = resized[..., top : top + size, left : left + size].mul(255).clamp(0, 255).round().div(255)
-    mean, deviation = (cut.new_tensor(values).view(3, 1, 1) for values in PIXELS)
-    return (cut - mean) / deviation
+        return picture_features(self.vision, pictures, layer)
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
@@ -15,10 +16,7 @@ from .world import World, load_world
 
 
 def world_pipeline(world: World | None = None) -> StableDiffusionXLPipeline:
-    """Its pictures have 32 pixels a side, one for each art pixel; its vision model is `image_encoder`.
-
-    `save_pretrained` writes it as a folder in diffusers' layout.
-    """
+    """Its pictures have 32 pixels a side, one for each art pixel; its vision model is `image_encoder`."""
     world = load_world() if world is None else world
     return StableDiffusionXLPipeline(
         unet=world.unet,
@@ -34,6 +32,12 @@ def world_pipeline(world: World | None = None) -> StableDiffusionXLPipeline:
         force_zeros_for_empty_prompt=False,  # it was trained with the empty prompt encoded
         add_watermarker=False,
     )
+
+
+def export_world(folder: Path, world: World | None = None) -> None:
+    """Write a folder in diffusers' layout: unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2,
+    scheduler and image_encoder."""
+    world_pipeline(world).save_pretrained(folder)
 
 
 def _with_full_table(encoder: Any) -> Any:
