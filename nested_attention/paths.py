@@ -15,3 +15,7 @@ ADAPTERS = WEIGHTS / "adapters"
 """The small world's decoupled adapters, for anchored attention."""
 FACE_DETECTOR = WEIGHTS / "blazeface" / "face_detection.safetensors"
 FACE_RECOGNISER = WEIGHTS / "face_recognition" / "face_recognition.safetensors"
+
+_VIEW = "nested_attention_view.js"
+MAPS_VIEW = PACK / "web" / _VIEW if (PACK / "web" / _VIEW).is_file() else PACKAGE / "inspection" / _VIEW
+"""The script that shows maps in a browser: the editor's, and the page's of `nested-attention inspect`."""

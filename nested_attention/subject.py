@@ -47,11 +47,12 @@ class Reference:
     """A picture that a subject is made of, for as long as the subject is in memory. It is never saved.
 
     picture: (h, w, 3) uint8 on the CPU, as the vision model sees it. looks: () → (queries, rows, columns),
-    where in the picture each of the encoder's learned queries looked; each map sums to 1.
+    where in the picture each of the encoder's learned queries looked; each map sums to 1. None for an encoder
+    that reads the picture as a whole.
     """
 
     picture: Tensor
-    looks: Callable[[], Tensor]
+    looks: Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,8 @@ class Subject:
 
     tokens: (N, token_dim), the tokens of all images. token_bias: (N,), log-weights, 0 for the heaviest.
     word: the word its encoder was trained on. fingerprint: of its encoder. images: how many pictures it is
-    made of. references: those pictures in order, None for one that is not known; empty if none is.
+    made of. references: of which picture each block of as many tokens is, None for one that is not known;
+    empty if none is.
     """
 
     tokens: Tensor
@@ -96,9 +98,10 @@ class Subject:
             )
         if not isinstance(self.images, int) or isinstance(self.images, bool) or self.images < 1:
             raise NestedAttentionError(f"subject: number of images is {self.images!r}; expected at least 1")
-        if self.references and len(self.references) != self.images:
+        if self.references and len(tokens) % len(self.references):
             raise NestedAttentionError(
-                f"subject: {len(self.references)} references for {self.images} images; expected one each"
+                f"subject: {len(self.references)} references for {len(tokens)} tokens; expected one for each "
+                "block of as many tokens"
             )
 
     @classmethod
@@ -179,13 +182,19 @@ class Subject:
             ]
         )  # (N,)
         tokens = torch.cat((self.tokens, other.tokens.to(self.tokens)))  # (N, token_dim)
-        references = (*self.known_references, *other.known_references)
-        return Subject(tokens, joined, self.word, self.fingerprint, self.images + other.images, references)
+        images = self.images + other.images
+        return Subject(tokens, joined, self.word, self.fingerprint, images, self._references_with(other))
 
-    @property
-    def known_references(self) -> tuple[Reference | None, ...]:
-        """The pictures it is made of, one entry each."""
-        return self.references or (None,) * self.images
+    def _references_with(self, other: Subject) -> tuple[Reference | None, ...]:
+        known = self if self.references else other
+        if not known.references:
+            return ()
+        block = len(known.tokens) // len(known.references)
+        return tuple(
+            reference
+            for one in (self, other)
+            for reference in one.references or (None,) * (len(one.tokens) // block)
+        )
 
     def check_encoder(self, encoder: Fingerprinted) -> None:
         """Raises NestedAttentionError unless `encoder` is the one this subject was made with."""

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .apply import ApplySubject, MarkPrompt
 from .demo import DemoPose, DemoWorld
 from .encode import EncodeSubject
+from .inspect import Observe, ViewMaps
 from .likeness import MeasureLikeness
 from .load import LoadEncoder
 from .personalize import Personalize
@@ -30,6 +31,8 @@ NODES: list[type[io.ComfyNode]] = [
     MakeSheet,
     ArrangeSheet,
     MeasureLikeness,
+    Observe,
+    ViewMaps,
 ]
 
 

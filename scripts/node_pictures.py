@@ -33,11 +33,13 @@ PAGE, MARGIN = (1700, 1500), 6
 
 @dataclass(frozen=True)
 class Shown:
-    """A part of the editor: the groups of a workflow with these titles, after it has run if wanted."""
+    """A part of the editor: the groups of a workflow with these titles, after it has run for some steps if
+    wanted."""
 
     workflow: str
     titles: tuple[str, ...]
     run: bool = False
+    steps: int = 1
 
 
 EDITOR: Mapping[str, Shown] = {
@@ -54,6 +56,8 @@ EDITOR: Mapping[str, Shown] = {
     ),
     "apply_subject": Shown("avatar_two_people", ("4. Each is attached to a name, in a place",)),
     "personalize": Shown("personalize", ("A photograph in the prompt",), run=True),
+    "observe": Shown("avatar_inspect", ("3. They are observed while the picture is sampled",), True, 20),
+    "view_maps": Shown("avatar_inspect", ("4. Point at a place of the picture",), True, 20),
     "mark_prompt": Shown("mark_prompt", ("The words of a prompt are marked",)),
 }
 
@@ -111,7 +115,7 @@ def photograph(editor: Editor, shown: Shown, context: Context) -> Image.Image:
     )
     editor.load(graph, shown.workflow)
     if shown.run:
-        editor.set_widget("steps", 1)
+        editor.set_widget("steps", shown.steps)
         editor.set_widget("batch_size", 1)
         editor.run.click()
         editor.wait_for_pictures(1)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from tiny_sdxl import STEPS, make_encoder, make_pipeline, make_subject
 from torch import Tensor
 
+from nested_attention.anchored import AnchoredSubject, anchor, anchored_addition, shared
 from nested_attention.attention import (
     BoundSubject,
     nested_cross_attention,
+    nested_value,
     nested_weights,
     plain_attention,
     text_weights,
@@ -65,7 +67,7 @@ def observed(grid: tuple[int, int], subjects: dict[str, BoundSubject], **more: A
 
 def record(layers: list[ObservedLayer], subject: Subject, pictures: int = 1, **watch: Any) -> Recording:
     names = dict.fromkeys(one.name for layer in layers for one in layer.subjects)
-    who = [Recorded(name, name, "person", [subject]) for name in names]
+    who = [Recorded(name, name, "person", [subject], len(subject.tokens) // subject.images) for name in names]
     steps = 1 + max(layer.step for layer in layers)
     kept = Recording(Watch(**{"layers": "all", **watch}), who, pictures=pictures, steps=steps)
     for layer in layers:
@@ -101,6 +103,26 @@ def test_measured_values_are_the_mechanisms_own(
     if not subject.reweights:  # P is the same, so that the two differ by P·(v*_q − V[s*]) alone
         assert torch.allclose(found.change, (both - without)[0].norm(dim=-1), atol=1e-4)
     assert found.change.min() > 0 or settings.get("region") is not None
+
+
+def test_an_anchored_subject_shows_its_place_and_what_it_adds_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nested_attention.inspection.measure.CPU_WEIGHTS", HEADS * TEXT * 5)  # in chunks
+    q, (k, v) = randn(1, 12, WIDTH), randn(2, 1, TEXT, WIDTH, seed=1)
+
+    def anchored(at: int, **settings: Any) -> AnchoredSubject:
+        like = bound(at=at)
+        return AnchoredSubject(key=like.key, value=like.value, mask=like.mask, weight=0.7, **settings)
+
+    subject, beside = anchored(3, attention_scale=2.0), anchored(5)
+    nested = bound(at=1, attention_scale=3.0)
+    found = measure(q, k, v, [nested, subject, beside], 1, heads=HEADS)
+    places = shared([anchor(q, k, one, heads=HEADS) for one in (subject, beside)], [subject, beside])
+    assert torch.allclose(found.place, places[0][0], atol=1e-6)
+    both = anchored_addition(q, k, [subject, beside], heads=HEADS)
+    added = nested_value(q, beside, heads=HEADS).transpose(1, 2).flatten(2) * 0.7 * places[1][..., None]
+    assert torch.allclose(found.change, (both - added)[0].norm(dim=-1), atol=1e-4)
+    probs = text_weights(q, k, [nested], heads=HEADS)  # an anchored subject leaves P alone
+    assert torch.allclose(found.word, probs[0, :, :, 3].mean(0), atol=1e-6)
 
 
 def test_the_change_is_zero_where_the_value_is_the_words_own() -> None:
@@ -203,14 +225,15 @@ class TestBound:
     ) -> None:
         def made_up(layer: ObservedLayer, *_: Any) -> Measured:
             length = layer.grid[0] * layer.grid[1]
-            return Measured(torch.ones(length), torch.ones(length), torch.ones(1, 1).expand(length, 1024))
+            ones = torch.ones(length)
+            return Measured(ones, ones, ones, torch.ones(1, 1).expand(length, 1024))
 
         monkeypatch.setattr(recording_module, "measure_row", made_up)
         monkeypatch.setattr(Tally, "add", lambda self, maps, part: None)  # sums are other tests' matter
         monkeypatch.setattr(recording_module, "token_colours", lambda subject: torch.zeros(1024, 0))
         subject = Subject(randn(1024, 8), torch.zeros(1024), "person", "made up")
         recording = Recording(
-            Watch(layers="all", megabytes=megabytes), [Recorded("a", "a", "person", [subject])],
+            Watch(layers="all", megabytes=megabytes), [Recorded("a", "a", "person", [subject], 1024)],
             pictures=1, steps=30,
         )  # fmt: skip
         assert len(self.SITES) + len(self.FINE) == 70
@@ -267,15 +290,17 @@ def test_looks_leave_out_the_class_token_and_refuse_what_is_no_square() -> None:
 def test_references_stay_out_of_files_and_go_along_with_mixing(tmp_path: Any) -> None:
     known = reference(torch.rand(4, 4, 3), lambda: torch.ones(5, 1, 1))
     one, other = made(references=(known,)), made()
-    assert one.mix(other, 0.5).known_references == (known, None)
+    assert one.mix(other, 0.5).references == (known, None)
+    assert other.mix(one, 0.5).references == (None, known)
+    assert other.mix(other, 0.5).references == ()
     one.save(tmp_path / "one.safetensors")
-    assert Subject.load(tmp_path / "one.safetensors").known_references == (None,)
+    assert Subject.load(tmp_path / "one.safetensors").references == ()
     other.save(tmp_path / "other.safetensors")
     files = [read_tensors(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
     assert files[0].metadata == files[1].metadata
     assert set(files[0].tensors) == set(files[1].tensors) == {"tokens", "token_bias"}
-    with pytest.raises(NestedAttentionError, match="1 references for 2 images"):
-        made(6, images=2, references=(known,))
+    with pytest.raises(NestedAttentionError, match="2 references for 5 tokens"):
+        made(references=(known, known))
 
 
 class TestInDiffusers:

@@ -18,6 +18,7 @@ from .demo import demo
 from .download import download
 from .draw import draw
 from .evaluate import evaluate
+from .inspect import inspect
 from .preferences import preferences
 from .training import prepare, train
 from .world import world
@@ -36,5 +37,6 @@ app.command(rich_help_panel=TRAIN)(prepare)
 app.command(rich_help_panel=TRAIN)(train)
 app.command(rich_help_panel=MEASURE)(evaluate)
 app.add_typer(preferences, name="preferences", rich_help_panel=MEASURE)
+app.command(rich_help_panel=MEASURE)(inspect)
 app.command(rich_help_panel=MEASURE)(bench)
 app.add_typer(world, name="world", rich_help_panel=SMALL_WORLD)

@@ -135,6 +135,25 @@ def extras(
 
 
 @world.command()
+def maps(
+    number: Annotated[int, typer.Option(min=2, help="How many held-out subjects of each kind.")] = 48,
+    training: Annotated[int, typer.Option(min=2, help="And identities that thresholds are chosen on.")] = 32,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
+    ] = None,
+) -> None:
+    """Measure whether the maps of what subjects do show it: where a subject stands, and its parts."""
+    from ..avatars.figures import maps as measured
+    from ..avatars.figures import records
+    from ..avatars.figures.judges import Judges
+
+    with stopping():
+        document = measured.measure(Judges.load(), number, training, typer.echo)
+    records.write(document, out or measured.RESULTS)
+    typer.echo(f"The figures: {(out or measured.RESULTS).resolve()}")
+
+
+@world.command()
 def probe(
     encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
     number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,

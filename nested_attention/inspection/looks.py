@@ -36,10 +36,10 @@ def looks(encoder: SubjectEncoder, features: Tensor) -> Tensor:
     return (patches / patches.sum(dim=1, keepdim=True).clamp_min(1e-12)).unflatten(1, (side, side))
 
 
-def reference(picture: Tensor, make: Callable[[], Tensor]) -> Reference:
+def reference(picture: Tensor, make: Callable[[], Tensor] | None) -> Reference:
     """A reference of a picture (height, width, 3) in [0, 1]: its middle square, as vision models see it.
 
-    make: () → `looks`, called when somebody asks, and once.
+    make: () → `looks`, called when somebody asks, and once; None if the encoder looks nowhere in particular.
     """
     height, width = picture.shape[:2]
     side = min(height, width)
@@ -50,4 +50,4 @@ def reference(picture: Tensor, make: Callable[[], Tensor]) -> Reference:
     if side > SIDE:
         square = interpolate(square, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     shown = square[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().cpu()
-    return Reference(shown, lru_cache(maxsize=1)(make))
+    return Reference(shown, None if make is None else lru_cache(maxsize=1)(make))

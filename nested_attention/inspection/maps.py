@@ -12,7 +12,7 @@ from ..errors import NestedAttentionError
 from ..regions import area_mean
 from ..subject import Reference, Subject
 
-WORD, CHANGE, COLOURS = slice(0, 1), slice(1, 2), slice(2, 5)
+WORD, CHANGE, PLACE, COLOURS = slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 6)
 """Channels of a layer's maps."""
 
 Grid = tuple[int, int]
@@ -36,11 +36,12 @@ class SubjectMaps:
     """One subject in one picture.
 
     title, word: what it is called, and what carries it. picture: number of the picture in its batch.
-    maps: site → (groups of steps, 5, h, w): P[s*], the size of the change, three colours of the value; NaN
-    where a group has not seen the layer. indices, weights: (k, h, w), the strongest of the subject's tokens
-    at each place, strongest first, and their share of the nested attention. drawn: (images, h, w), the share
-    of each reference picture's tokens, which sum to 1. queries: learned queries of the encoder, tokens an
-    image. references: the pictures it is made of, None for one that is not known any more.
+    maps: site → (groups of steps, 6, h, w): P[s*], the size of the change, the subject's place, three colours
+    of the value; NaN where a group has not seen the layer. indices, weights: (k, h, w), the strongest of the
+    subject's tokens at each place, strongest first, and their share of the nested attention. drawn:
+    (references, h, w), the share of each reference's tokens, which sum to 1. queries: how many tokens of a
+    reference there are, mostly a learned query each. references: the pictures it is made of, None for one
+    that is not known any more.
     """
 
     title: str
@@ -62,12 +63,16 @@ class SubjectMaps:
         subject: Subject,
         maps: Mapping[str, Tensor],
         nested: Tensor,
+        *,
         strongest: int,
+        queries: int,
     ) -> SubjectMaps:
-        """nested: (N, h, w), each token's share. strongest: k."""
-        queries = len(subject.tokens) // subject.images
+        """nested: (N, h, w), each token's share. strongest: k. queries: tokens that the encoder makes of one
+        picture."""
+        references = subject.references or (None,) * (len(subject.tokens) // queries)
         top = nested[: len(subject.tokens)].topk(min(strongest, len(subject.tokens)), dim=0)
-        drawn = nested[: len(subject.tokens)].unflatten(0, (subject.images, queries)).sum(dim=1)
+        drawn = nested[: len(subject.tokens)].unflatten(0, (len(references), -1)).sum(dim=1)
+        queries = len(subject.tokens) // len(references)
         return cls(
             title,
             word,
@@ -77,7 +82,7 @@ class SubjectMaps:
             top.values,
             drawn,
             queries,
-            subject.known_references,
+            references,
         )
 
     @property
@@ -111,6 +116,17 @@ class SubjectMaps:
         parts = [x[:, channels].nanmean(dim=0) for x in chosen]  # each (channels, h, w)
         return torch.stack([area_mean(part, grid) for part in parts]).nanmean(dim=0)
 
+    def coloured(self, selection: Selection, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """The value's place among the subject's tokens as red, green and blue in [0, 1], (3, h, w).
+
+        The same axes and the same scale whatever is selected: the mean over all layers, steps and places is
+        the middle grey, and 2.5 standard deviations either way are the ends.
+        """
+        everything = torch.cat([x[:, COLOURS].movedim(1, 0).flatten(1) for x in self.maps.values()], dim=1)
+        known = everything[:, ~everything.isnan().any(dim=0)]
+        middle, spread = (x[:, None, None] for x in (known.mean(dim=1), known.std(dim=1).clamp_min(1e-6)))
+        return ((self.mean(COLOURS, selection, spans) - middle) / (3 * spread) + 0.5).clamp(0, 1)
+
     def strongest(self, number: int, spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         """Places (x, y) in [0, 1] that attend to the word most, apart from one another."""
         attention = self.mean(WORD, Selection(), spans, (self.weights.shape[1], self.weights.shape[2]))[
@@ -135,15 +151,14 @@ class SubjectMaps:
 
     def looked_at(self, tokens: Iterable[tuple[int, float]]) -> list[Tensor | None]:
         """Where in each reference picture such tokens come from: (rows, columns), the tokens' maps by their
-        shares; None where the picture is not known."""
-        found: list[Tensor | None] = [
-            None if one is None else torch.zeros(one.looks().shape[1:]) for one in self.references
-        ]
+        shares; None where the picture is not known, or was read as a whole."""
+        looks = [one.looks() if one is not None and one.looks else None for one in self.references]
+        found = [None if maps is None else torch.zeros(maps.shape[1:]) for maps in looks]
         for token, share in tokens:
             image, query = divmod(token, self.queries)
-            reference, heat = self.references[image], found[image]
-            if reference is not None and heat is not None:
-                heat += share * reference.looks()[query]
+            maps, heat = looks[image], found[image]
+            if maps is not None and heat is not None:
+                heat += share * maps[query]
         return found
 
     def most_used(self, number: int) -> list[int]:

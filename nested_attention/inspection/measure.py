@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..anchored import AnchoredSubject, anchor, shared
 from ..attention import (
     BoundSubject,
     at_tokens,
@@ -31,11 +32,14 @@ class Measured:
     """What one subject does in one row, at each of its L queries, in fp32.
 
     word: P[s*], summed over its tokens s* and averaged over heads, (L,). change: ‖Σ P[s*]·g·(v*_q − V[s*])‖,
-    over all heads together, (L,). nested: the nested attention's weights, averaged over heads, (L, N).
+    over all heads together, (L,); of an anchored subject ‖w · m_q · u_q‖. place: in [0, 1], the region r of a
+    nested subject and m_q of an anchored one, (L,). nested: the nested attention's weights, averaged over
+    heads, (L, N).
     """
 
     word: Tensor
     change: Tensor
+    place: Tensor
     nested: Tensor
 
 
@@ -49,27 +53,49 @@ def measure(
     queries, tokens = query.shape[1], max(key.shape[1], subjects[number].key.shape[1])
     limit = CPU_WEIGHTS if query.device.type == "cpu" else DEVICE_WEIGHTS
     step = max(1, limit // (heads * tokens))
+    place = _place(query, key, subjects, number, heads)  # over all queries, as m_q is
     parts = []
     for start in range(0, queries, step):
         at = slice(start, start + step)
         here = [one if one.region is None else replace(one, region=one.region[:, at]) for one in subjects]
-        parts.append(_chunk(query[:, at], key, value, here, number, heads))
-    return Measured(*(torch.cat(same) for same in zip(*parts, strict=True)))
+        parts.append(_chunk(query[:, at], key, value, here, number, heads, place[at]))
+    word, change, nested = (torch.cat(same) for same in zip(*parts, strict=True))
+    return Measured(word, change, place, nested)
+
+
+def _place(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject], number: int, heads: int) -> Tensor:
+    subject = subjects[number]
+    if isinstance(subject, AnchoredSubject):
+        anchored = [one for one in subjects if isinstance(one, AnchoredSubject) and one.scale]
+        places = shared([anchor(query, key, one, heads=heads) for one in anchored], anchored)
+        return next(place for place, one in zip(places, anchored, strict=True) if one is subject)[0]
+    whole = query.new_ones(query.shape[1], dtype=torch.float32)
+    return whole if subject.region is None else subject.region[0].to(whole)
 
 
 @without_autocast
 def _chunk(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], number: int, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    subjects: Sequence[BoundSubject],
+    number: int,
+    heads: int,
+    place: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     subject = subjects[number]
-    probs = text_weights(query, key, subjects, heads=heads)  # P, (1, H, L, T)
-    v = per_head(value, heads).to(probs)
-    share = probs * gate(subject, probs, subject.bounded)  # g·P[s*], and 0 at all other tokens
-    star = nested_value(query, subject, heads=heads)  # v*_q, (1, H, L, d)
-    length = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
-    change = length * star - share @ v  # Σ P[s*]·g·(v*_q − V[s*]), as in `nested_cross_attention`
+    reweighting = [one for one in subjects if not isinstance(one, AnchoredSubject)]  # those leave P alone
+    probs = text_weights(query, key, reweighting, heads=heads)  # P, (1, H, L, T)
     word = (probs * at_tokens(subject.mask, probs)).sum(dim=-1)  # (1, H, L)
+    star = nested_value(query, subject, heads=heads)  # v*_q or u_q, (1, H, L, d)
     nested = nested_weights(query, subject, heads=heads)  # (1, H, L, N)
+    if isinstance(subject, AnchoredSubject):
+        change = subject.scale * place[:, None].to(probs) * star  # w · m · u, as in `anchored_addition`
+    else:
+        v = per_head(value, heads).to(probs)
+        share = probs * gate(subject, probs, subject.bounded)  # g·P[s*], and 0 at all other tokens
+        length = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
+        change = length * star - share @ v  # Σ P[s*]·g·(v*_q − V[s*]), as in `nested_cross_attention`
     return word[0].mean(dim=0), change[0].square().sum(dim=(0, 2)).sqrt(), nested[0].mean(dim=0)
 
 

@@ -22,8 +22,8 @@ from .measure import COLOURS, Measured, in_row, measure, token_colours
 from .observed import Box, ObservedLayer, ObservedSubject
 
 Layers = Literal["decoder", "all"]
-CHANNELS = 2 + COLOURS
-"""Of a layer's maps: the word, the change, three colours."""
+CHANNELS = 3 + COLOURS
+"""Of a layer's maps: the word, the change, the place, three colours."""
 
 FEWEST_CELLS = 8
 """A side of the coarsest grid on which tokens are kept."""
@@ -61,13 +61,14 @@ class Watch:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A subject of the sampling: what observers call it, what users call it, its word, and who it is in each
-    picture, from the first again where there are more."""
+    """A subject of the sampling: what observers call it, what users call it, its word, who it is in each
+    picture, from the first again where there are more, and how many tokens its encoder makes of a picture."""
 
     name: str
     title: str
     word: str
     subjects: Sequence[Subject]
+    queries: int
 
     def of(self, picture: int) -> Subject:
         return self.subjects[picture % len(self.subjects)]
@@ -171,7 +172,8 @@ class Recording:
         nested = found.nested[:, : len(kept.colours)]  # (L, N), without what fills a row up to a longer one
         kept.tokens.add(nested.T.unflatten(1, layer.grid), part)
         colours = (nested @ kept.colours).T  # (3, L)
-        maps = torch.cat([found.word[None], found.change[None], colours]).unflatten(1, layer.grid)
+        of_place = torch.stack([found.word, found.change, found.place])
+        maps = torch.cat([of_place, colours]).unflatten(1, layer.grid)
         key = layer.site, layer.step // self.group
         if key not in kept.maps:
             size = tuple(
@@ -268,9 +270,18 @@ class Recording:
                 maps[site] = torch.stack(
                     [kept.maps[site, n].mean() if (site, n) in kept.maps else empty for n in groups]
                 )  # (groups, C, h, w)
+            strongest, queries = self.watch.tokens, who.queries
+            tokens = kept.tokens.mean()
             found.append(
                 SubjectMaps.of(
-                    who.title, who.word, picture, kept.subject, maps, kept.tokens.mean(), self.watch.tokens
+                    who.title,
+                    who.word,
+                    picture,
+                    kept.subject,
+                    maps,
+                    tokens,
+                    strongest=strongest,
+                    queries=queries,
                 )
             )
         return Observation(tuple(found), tuple(spans), self.number, self.pictures)

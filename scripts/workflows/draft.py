@@ -27,7 +27,7 @@ TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 40, 80, 20, 80
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
-WIDE = {"SaveImage": 420}
+WIDE = {"SaveImage": 420, "NestedAttentionViewMaps": 680}
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,13 @@ PREVIEWS = {
 }
 """Pixels that a new node takes for the pictures it shows."""
 
-STATES = {"NestedAttentionPersonalize": 76, "NestedAttentionApplySubject": 62}
-"""Pixels of the lines in which a node says what it has done, once it has run."""
+STATES = {
+    "NestedAttentionPersonalize": 76,
+    "NestedAttentionApplySubject": 62,
+    "NestedAttentionViewMaps": 500,
+    "NestedAttentionObserve": 200,
+}
+"""Pixels of the lines, or of the view, in which a node says what it has done, once it has run."""
 
 INPUT_NODE, OUTPUT_NODE = -10, -20
 """What a subgraph's links call its own inputs and outputs."""

@@ -8,6 +8,7 @@ import anchored_recipes
 from draft import Draft, into_subgraph
 from extra_recipes import pose, style_lora
 from formats import Graph
+from inspect_recipes import inspect
 from parts import Context, apply, demo_world, draw, encode, on_sdxl, prompt, sample, show
 from sdxl_recipes import align_face
 from subject_recipes import load_subject, mixing, pet_isolated, saved_subject, two_people
@@ -298,6 +299,7 @@ RECIPES: dict[str, Callable[[Context], Draft]] = {
     "avatar_pose": pose,
     "avatar_style_lora": style_lora,
     "avatar_anchored": anchored_recipes.person_and_pet,
+    "avatar_inspect": inspect,
     "sdxl_align_face": align_face,
     "sdxl_anchored_person": anchored_recipes.sdxl_person,
     "sdxl_anchored_pet": anchored_recipes.sdxl_pet,

@@ -213,3 +213,119 @@ def test_rows_that_another_pack_adds_are_refused(world: Any, observe: Callable[.
     watched.set_model_attn2_output_patch(lambda n, options: n[: len(n) // 2])
     with pytest.raises(NestedAttentionError, match="adds rows of its own.*switch Observe Subjects off"):
         draw(watched, clip, "a person")
+
+
+class TestNodes:
+    """Observe Subjects and View Subject Maps."""
+
+    @pytest.fixture
+    def temp(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+        import folder_paths
+
+        monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+        return tmp_path
+
+    def view(self, maps: Any, pictures: int = 2, **more: Any) -> Any:
+        from nested_attention.hosts.comfy import view_maps
+
+        image = torch.rand(pictures, 64, 48, 3, generator=torch.Generator().manual_seed(0))
+        return view_maps(maps, image, **{"points": "", "layers": "", "steps": "", **more})
+
+    def observed(self, world: Any, **more: Any) -> Any:
+        from nested_attention.hosts.comfy import observe_subjects
+        from nested_attention.inspection.recording import Watch
+
+        model, clip = chain(world)
+        watched, maps = observe_subjects(model, Watch(layers="all"), on=True, preview=False)
+        draw(watched, clip, batch=2, **more)
+        return maps
+
+    def test_pictures_and_document_are_of_every_subject_and_picture(self, world: Any, temp: Any) -> None:
+        import json
+
+        from nested_attention.hosts.comfy import maps_ui
+
+        document, *outputs = self.view(self.observed(world), points="0.5, 0.25; 0.1 0.9")
+        word, change, values, tokens, queries = outputs
+        assert word.shape == change.shape == (2, 64, 48, 3) and not torch.equal(word, change)
+        assert len(values) == len(tokens) == 2 and len(queries) == 1
+        assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x in outputs)
+        assert [[one["title"] for one in p["subjects"]] for p in document["pictures"]] == [
+            ["alice", "bob"]
+        ] * 2
+        assert document["pictures"][1]["subjects"][0]["points"] == [[0.5, 0.25], [0.1, 0.9]]
+        (file,) = maps_ui(document)["nested_attention_maps"]
+        assert json.loads((temp / file["filename"]).read_text(encoding="utf-8")) == document
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({"pictures": 3}, "there are 3 pictures, and the sampling that was observed drew 2"),
+            ({"points": "0.5"}, "points has '0.5'; expected x, y"),
+            ({"points": "0.5, 1.5"}, "points has '0.5, 1.5'"),
+            ({"steps": "0-3"}, "steps is '0-3'; expected a step such as 5"),
+            ({"layers": "mid_blcks"}, "no map has layers 'mid_blcks'.*there are layers.*mid_block"),
+            ({"steps": "9"}, "no map has layers '' and steps"),
+        ],
+    )
+    def test_what_cannot_be_shown_is_said(self, world: Any, more: dict[str, Any], said: str) -> None:
+        from nested_attention.errors import NestedAttentionError
+
+        with pytest.raises(NestedAttentionError, match=said):
+            self.view(self.observed(world, steps=2), **more)
+
+    def test_off_passes_the_model_on_and_says_so_where_maps_are_asked_for(self, world: Any) -> None:
+        from nested_attention.errors import NestedAttentionError
+        from nested_attention.hosts.comfy import observe_subjects
+        from nested_attention.inspection.recording import Watch
+
+        model, _ = chain(world)
+        passed, maps = observe_subjects(model, Watch(), on=False, preview=True)
+        assert passed is model
+        with pytest.raises(NestedAttentionError, match="Observe Subjects is switched off"):
+            self.view(maps)
+
+    def test_the_preview_is_sent_for_every_step_that_is_over(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from nested_attention.hosts.comfy import inspect
+        from nested_attention.inspection.recording import Watch
+
+        sent: list[dict[str, Any]] = []
+        monkeypatch.setattr(inspect, "send", lambda event, data: sent.append(data))
+        model, clip = chain(world)
+        plain = draw(model, clip, steps=4)
+        watched, _ = inspect.observe_subjects(model, Watch(), on=True, preview=True)
+        assert torch.equal(draw(watched, clip, steps=4), plain)
+        assert [(one["step"], one["steps"]) for one in sent] == [(0, 4), (1, 4), (2, 4)]
+        assert all([s["title"] for s in one["subjects"]] == ["alice", "bob"] for one in sent)
+
+    def test_references_are_looked_at_when_somebody_asks(self, world: Any) -> None:
+        """And a subject of a file, or an averaged one, has none."""
+        from nested_attention.hosts.comfy import encode_subject
+
+        class Vision:
+            def encode_image(self, pictures: Tensor) -> dict[str, Tensor]:
+                return {"last_hidden_state": torch.randn(len(pictures), 10, 24)}
+
+        handle = world.person
+        subject = encode_subject(handle, Vision(), torch.rand(2, 40, 30, 3), (1.0, 0.5))
+        assert len(subject.references) == 2
+        first = subject.references[0]
+        assert first is not None and first.looks is not None and first.picture.shape == (30, 30, 3)
+        maps = first.looks()
+        assert maps.shape == (6, 3, 3) and torch.allclose(maps.sum((1, 2)), torch.ones(6))
+        assert maps is first.looks()
+        assert encode_subject(handle, Vision(), torch.rand(2, 40, 30, 3), average=True).references == ()
+
+
+def test_the_nearest_sampler_before_a_node_is_found() -> None:
+    from nested_attention.hosts.comfy.graph import nearest_before
+
+    graph = {
+        "1": {"inputs": {}}, "2": {"inputs": {"latent": ["1", 0]}}, "3": {"inputs": {"latent": ["2", 0]}},
+        "4": {"inputs": {"samples": ["3", 0], "seed": 5}}, "5": {"inputs": {"samples": ["2", 0]}},
+    }  # fmt: skip
+    assert nearest_before(graph, "4", {"2", "3"}) == "3"
+    assert nearest_before(graph, "5", {"2", "3"}) == "2"
+    assert nearest_before(graph, "2", {"3"}) is None

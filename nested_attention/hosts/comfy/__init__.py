@@ -6,6 +6,7 @@ from .encoding.memory import SubjectEncoderHandle, load_encoder_for_comfy, manag
 from .encoding.pictures import encode_subject
 from .encoding.prepared import prepare_references
 from .encoding.vision import load_vision
+from .inspect import maps_ui, observe_subjects, view_maps
 from .prompts.clip import SubjectCLIP, mark_prompt
 from .sampling.batches import encode_batch
 from .state import STATE, applied_state
@@ -22,6 +23,9 @@ __all__ = [
     "load_encoder_for_comfy",
     "load_vision",
     "manage_encoder",
+    "maps_ui",
     "mark_prompt",
     "prepare_references",
+    "observe_subjects",
+    "view_maps",
 ]

@@ -81,6 +81,7 @@ def apply_subject(
         factors=factors,
         node=running_node(),
         subjects=tuple(subjects),
+        queries=encoder.config.num_queries,
         batch=() if alone else tuple(zip(managed, biases, strict=True)),
     )
     earlier = SubjectChain.of(model)

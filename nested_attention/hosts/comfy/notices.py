@@ -63,6 +63,13 @@ def _running() -> tuple[Any, str, str]:
     return (None, "", "") if context is None else (server, context.prompt_id, str(context.node_id))
 
 
+def send(event: str, data: Mapping[str, Any]) -> None:
+    """Sends the editor a message of ours; nothing outside of a server's run."""
+    server, _, _ = _running()
+    if server is not None:
+        server.send_sync(event, dict(data), server.client_id)
+
+
 def running_graph() -> Mapping[str, Any] | None:
     """The graph that is being run, in API format; None if that cannot be told."""
     server, run, _ = _running()

@@ -28,7 +28,14 @@ class Recorder:
         """An observer of one call."""
         self._seen = None
         recorded = [
-            Recorded(s.called.name, s.called.name, s.called.word, subjects_of(s.subject)) for s in subjects
+            Recorded(
+                s.called.name,
+                s.called.name,
+                s.called.word,
+                subjects_of(s.subject),
+                s.encoder.config.num_queries,
+            )
+            for s in subjects
         ]
         return Recording(self.watch, recorded, pictures=pictures, steps=steps)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ...encoder import FeatureLayer, SubjectEncoder
 from ...errors import NestedAttentionError
+from ...inspection.looks import looks, reference
 from ...storage.tensors import read_tensors
 from ...subject import Subject
 
@@ -64,7 +67,14 @@ def encode_subject(
             "trained with"
         )
     features = picture_features(vision, pictures.permute(0, 3, 1, 2), config.features)
-    return Subject.from_images(encoder, features.to(next(encoder.parameters())), weights)
+    features = features.to(next(encoder.parameters()))
+    subject = Subject.from_images(encoder, features, weights)
+    references = tuple(
+        reference(picture, None if config.features == "image_embeds" else partial(looks, encoder, own))
+        for number, (picture, own) in enumerate(zip(pictures, features, strict=True))
+        if weights is None or weights[number] > 0
+    )
+    return replace(subject, references=references)
 
 
 def load_vision(place: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:

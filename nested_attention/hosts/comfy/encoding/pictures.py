@@ -64,7 +64,7 @@ def encode_subject(
                 subject,
                 tokens=subject.tokens.cpu(),
                 token_bias=subject.token_bias.cpu(),
-                references=_references(handle, features, pictures, weights),
+                references=() if average else _references(handle, features, pictures, weights),
             )
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Encode Subject: {error}") from error
@@ -75,13 +75,14 @@ def _references(
 ) -> tuple[Reference, ...]:
     """Of the pictures that count. Where the encoder looked is computed when somebody asks."""
     kept = features.detach().to("cpu", torch.float32, copy=True)
+    pooled = handle.config.features == "image_embeds"
 
     def look(number: int) -> Tensor:
         device = handle.load()
         return looks(handle.encoder, kept[number].to(device))
 
     return tuple(
-        reference(picture, partial(look, number))
+        reference(picture, None if pooled else partial(look, number))
         for number, picture in enumerate(pictures)
         if weights is None or weights[number] > 0
     )

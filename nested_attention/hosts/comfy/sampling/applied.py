@@ -20,7 +20,8 @@ class AppliedSubject(Shared):
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
     subject instead, where they have different ones. factors: on its strength, at each site. node:
-    the id of the node that applied it, if one did. subjects: who it is, or who it is in each picture.
+    the id of the node that applied it, if one did. subjects: who it is, or who it is in each
+    picture; queries: how many tokens the encoder makes of a picture.
     """
 
     settings: SubjectSettings
@@ -30,6 +31,7 @@ class AppliedSubject(Shared):
     batch: tuple[tuple[Any, Tensor], ...] = ()
     node: str = ""
     subjects: tuple[Subject, ...] = ()
+    queries: int = 1
 
     @property
     def key(self) -> str:

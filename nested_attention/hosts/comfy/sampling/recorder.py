@@ -25,9 +25,10 @@ class Recorder(Shared):
     """Keeps what was seen of the last sampling of each sampler node.
 
     on_step: is called with the recording when a step has been seen. An interrupted sampling is dropped.
+    watch: None for a recorder that is switched off.
     """
 
-    def __init__(self, watch: Watch, on_step: Callable[[Recording], None] | None = None) -> None:
+    def __init__(self, watch: Watch | None, on_step: Callable[[Recording], None] | None = None) -> None:
         self.watch = watch
         self._on_step = on_step
         self._seen: OrderedDict[str, Observation] = OrderedDict()
@@ -39,10 +40,11 @@ class Recorder(Shared):
     def begin(self, subjects: Sequence[AppliedSubject], pictures: int, steps: int) -> Recording:
         """An observer of one sampling."""
         recorded = [
-            Recorded(s.key, s.settings.called.name, s.settings.called.word, s.subjects)
+            Recorded(s.key, s.settings.called.name, s.settings.called.word, s.subjects, s.queries)
             for s in subjects
             if s.strength > 0
         ]
+        assert self.watch is not None, "it is switched off"
         self._seen.pop(running_node(), None)
         return Recording(self.watch, recorded, pictures=pictures, steps=steps, on_step=self._on_step)
 
@@ -57,6 +59,11 @@ class Recorder(Shared):
 
         Raises NestedAttentionError if nothing was, with the reasons there can be.
         """
+        if self.watch is None:
+            raise NestedAttentionError(
+                "Observe Subjects is switched off, so there are no maps. Switch its observe on, or bypass "
+                "both nodes"
+            )
         here = nearest_before(running_graph() or {}, running_node(), self._seen)
         found = self._seen.get(here) if here is not None else None
         if found is None and not running_node() and self._seen:
@@ -67,8 +74,8 @@ class Recorder(Shared):
                 seen = "no layer saw a subject in the steps that were observed"
             raise NestedAttentionError(
                 f"nothing was observed: {seen}. Connect Apply Subject's MODEL to Observe Subjects, its MODEL "
-                "to the sampler and the sampler's picture to this node, switch observe on, and check that a "
-                "prompt carries the subject between start_percent and end_percent"
+                "to the sampler and the sampler's picture to this node, and check that a prompt carries the "
+                "subject between start_percent and end_percent"
             )
         return found
 
