@@ -483,6 +483,9 @@ def test_a_charts_points_lie_in_it_and_its_ticks_are_round() -> None:
     (_, first, _), (_, second, _) = drawn.points
     assert second < first  # larger is higher
     assert len(drawn.band.split()) == 4
+    shares = chart("t", "λ", [Point(1, 1.0, 0.6, 1.0), Point(2, 0.9, 0.5, 1.0)], share=True)
+    assert [text for _, text in shares.y_ticks] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+    assert shares.points[0][1] == shares.top and shares.y_ticks[0][0] == shares.bottom
     flat = chart("t", "λ", [Point(1, 0.5), Point(1, 0.5)])
     assert flat.band == "" and flat.points[0] == flat.points[1]
     with pytest.raises(ValueError, match="at least one point"):

@@ -41,12 +41,13 @@ class Chart:
     top: int = TOP
 
 
-def chart(title: str, x_title: str, points: Sequence[Point]) -> Chart:
-    """A curve through points, in their order. Raises ValueError without any."""
+def chart(title: str, x_title: str, points: Sequence[Point], *, share: bool = False) -> Chart:
+    """A curve through points, in their order. share: its figures are shares, and shown in percent. Raises
+    ValueError without any."""
     if not points:
         raise ValueError("a chart needs at least one point")
     ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
-    x_range, y_range = _range([p.x for p in points]), _range(ys)
+    x_range, y_range = _range([p.x for p in points]), (0.0, 1.0) if share else _range(ys)
 
     def x(value: float) -> float:
         return round(LEFT + (value - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT), 1)
@@ -64,7 +65,9 @@ def chart(title: str, x_title: str, points: Sequence[Point]) -> Chart:
         line=" ".join(f"{x(p.x)},{y(p.y)}" for p in points),
         band=" ".join(f"{x(a)},{y(b)}" for a, b in around if b is not None) if len(banded) > 1 else "",
         x_ticks=tuple((x(value), f"{value:g}") for value in _ticks(*x_range)),
-        y_ticks=tuple((y(value), f"{value:g}") for value in _ticks(*y_range)),
+        y_ticks=tuple(
+            (y(value), f"{100 * value:g} %" if share else f"{value:g}") for value in _ticks(*y_range)
+        ),
     )
 
 

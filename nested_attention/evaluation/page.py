@@ -127,7 +127,7 @@ def _charts(document: Document) -> list[Chart]:
                 ]
                 if len(points) > 1:
                     title = f"{measure['title']}{beside} · {scorer['title']}"
-                    found.append(chart(title, "λ", points))
+                    found.append(chart(title, "λ", points, share=measure["rate"]))
         trade = _trade(document, groups)
         if trade:
             found.append(chart(f"identity against prompt{beside}, a point a λ", "prompt", trade))
