@@ -74,13 +74,11 @@ class MakeSheet(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default="euler",
                     tooltip="The sampler, as in KSampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default="normal",
                     tooltip="The schedule, as in KSampler.",
                 ),
                 io.Int.Input(

@@ -257,6 +257,7 @@ def grid(context: Context) -> Draft:
         attention_scales="1, 2, 3",
         seeds="0, 1",
         cfg=3.0,
+        scheduler="normal",
         width=128,
         height=128,
         reference=world["person"],

@@ -32,7 +32,7 @@ def test_saved_workflows_keep_working(nodes: dict[str, Any], script: Script) -> 
     problems = list(snapshots.broken(before, now))
     assert not problems, "workflows saved before would break:\n" + "\n".join(problems)
     new = snapshots.added(before, now)
-    assert not new, f"not in the snapshot yet, {snapshots.REFRESH}:\n" + "\n".join(new)
+    assert not new, "not in the snapshot yet; run python scripts/node_snapshot.py:\n" + "\n".join(new)
 
 
 def test_every_node_and_slot_explains_itself(nodes: dict[str, Any], script: Script) -> None:
@@ -63,8 +63,9 @@ def test_what_few_people_change_is_folded_away(nodes: dict[str, Any], script: Sc
         "NestedAttentionLoadEncoder": {"features", "norm", "ignore_unexpected"},
         "NestedAttentionApplySubject": {
             *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
-            *("bounded", "bound_self_attention", "blocks"),
+            *("bounded", "bound_self_attention", "blocks", "injection"),
         },
+        "NestedAttentionSheet": {"sampler_name", "scheduler", "name"},
     }
     can = hasattr(io.Float.Input("any"), "advanced")
     assert {number: names for number, names in folded.items() if names} == (expected if can else {})
