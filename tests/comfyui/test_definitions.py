@@ -63,8 +63,10 @@ def test_what_few_people_change_is_folded_away(nodes: dict[str, Any], script: Sc
         "NestedAttentionLoadEncoder": {"features", "norm", "ignore_unexpected"},
         "NestedAttentionApplySubject": {
             *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
-            *("bounded", "bound_self_attention", "blocks", "injection"),
+            *("bounded", "bound_self_attention", "blocks", "injection", "weight"),
         },
+        "NestedAttentionObserve": {"start_percent", "end_percent", "tokens", "megabytes"},
+        "NestedAttentionViewMaps": {"only_layers", "only_steps"},
         "NestedAttentionSheet": {"sampler_name", "scheduler", "name"},
     }
     can = hasattr(io.Float.Input("any"), "advanced")
