@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from small_training import training
 from tiny_sdxl import make_encoder, make_pipeline
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
@@ -40,6 +41,7 @@ from nested_attention.evaluation.settings import (
 from nested_attention.evaluation.tasks import sdxl_task
 from nested_attention.training.frozen import BaseModel
 from nested_attention.training.reading import read_config
+from nested_attention.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +235,39 @@ def test_the_small_world_through_the_same_command(tmp_path: Path) -> None:
         assert -1 <= world["copy_paste"]["mean"] <= 1 and prompt["prompt"]["mean"] >= 0.8
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "not independent: the encoder sees with it" in page and page.count("<svg") >= 4
+
+
+@pytest.mark.once
+def test_what_training_has_just_written_is_evaluated(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """From a checkpoint of training to the page, with a photograph and the packaged recogniser: the small
+    world's pixel art shows no face that it would know, and every picture is a failure, none a gap."""
+    output = tmp_path / "run"
+    train(training(world_on_disk, prepared, output, steps=2), say=lambda line: None)
+    encoder = output / "phase-1" / "step-00000002" / "encoder.safetensors"
+    Image.fromarray(data.astronaut()).save(tmp_path / "ann.png")
+    path = tmp_path / "evaluation.yaml"
+    path.write_text(
+        f"""
+output: out
+draw:
+  model: {{base: {world_on_disk}, precision: fp32}}
+  encoder: {encoder}
+  subjects: [{{name: ann, references: [ann.png]}}]
+  prompts: ["a photo of a {{1}} in a forest", "a {{1}} at the beach"]
+  attention_scales: [1]
+  width: 32
+  height: 32
+  steps: 2
+"""
+    )
+    found = CliRunner().invoke(app, ["evaluate", str(path)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    (group,) = json.loads((tmp_path / "out" / "figures.json").read_text())["groups"]
+    assert group["pictures"] == 2 and group["figures"]["packaged"]["recognised"]["trials"] == 2
+    assert group["figures"]["packaged"]["sim_ref"]["mean"] == 0
+    assert group["figures"]["faces"]["count"]["rate"] == 0
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])
