@@ -19,9 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_training import base_of, draw, preparing
+from small_training import base_of, draw, preparing, training
 
 from nested_attention.avatars.models.world import load_world
+from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.errors import NestedAttentionError
 from nested_attention.training.frozen import FrozenEncoders
 from nested_attention.training.prepare import encode as encoding
@@ -30,6 +31,7 @@ from nested_attention.training.prepare.recipes import Recipe, Rejected
 from nested_attention.training.prepare.run import prepare
 from nested_attention.training.prepare.settings import GenerateSettings, SourceSettings
 from nested_attention.training.prepare.sources import samples_of
+from nested_attention.training.run import train
 from nested_attention.training.shards import PARTS, Index, ShardData, verify
 
 
@@ -307,7 +309,7 @@ def photograph(tmp_path: Path, name: str, alpha: bool = False) -> Any:
     """One of the photographs that scikit-image ships, as a sample."""
     from skimage import data
 
-    tmp_path.mkdir(exist_ok=True)
+    tmp_path.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(getattr(data, name)())
     if alpha:
         mask = Image.new("L", picture.size, 0)
@@ -327,6 +329,23 @@ def test_faces_takes_the_aligned_face_and_the_whole_photograph(tmp_path: Path) -
     assert found.reference.shape == (3, 512, 512) and not torch.equal(found.reference, found.target)
     with pytest.raises(Rejected, match="no face"):
         faces.size_of(photograph(tmp_path / "c", "chelsea"))
+
+
+def test_photographs_go_from_the_picture_to_a_trained_file(world_on_disk: Path, tmp_path: Path) -> None:
+    """scikit-image's astronaut and cat, at 64 pixels: the face and the photograph, the pet and itself."""
+    for name, kind, word in (("astronaut", "faces", "person"), ("chelsea", "pets", "pet")):
+        folder = tmp_path / word
+        photograph(folder / "pictures", name)
+        (folder / "pictures" / f"{name}.txt").write_text(f"a photo of a {word}")
+        sizes: dict[str, Any] = {"resolution": 64, "step": 16, "square": False, "size_conditioning": None}
+        settings = preparing(world_on_disk, folder, recipe=kind, word=word, **sizes)
+        index = prepare(settings, quietly)
+        (shard,) = index.shards
+        assert shard.size == {"astronaut": (64, 64), "chelsea": (48, 80)}[name]
+        run = training(world_on_disk, settings.output, folder / "run", steps=1)
+        run = replace(run, phases=(replace(run.phases[0], batch=1),))
+        encoder = load_subject_encoder(train(run, say=quietly))
+        assert encoder.config.word == word and read_card(run.file).samples == 1
 
 
 def test_pets_are_as_they_are_or_on_white(tmp_path: Path) -> None:

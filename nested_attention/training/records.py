@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -62,6 +63,18 @@ class Records:
         self.note(step, {
             "samples": samples, "samples/s": round(speed, 3), "memory GB": round(memory_peak(), 3), **figures
         })  # fmt: skip
+
+    def show(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures (H, W, 3) uint8 by name, to trackers."""
+        for tracker in self._accelerator.trackers:
+            more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels[None] for name, pixels in pictures.items()}, step=step, **more)
+
+    def close(self) -> None:
+        """Ends the trackers. `Accelerator.end_training` would end the group of processes too, which the next
+        phase needs."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
     def note(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures by name, as they are."""

@@ -25,7 +25,7 @@ from .settings import PhaseSettings, TrainSettings
 from .shards import Index, ShardData, verify
 from .start import encoder_config, new_encoder
 from .subjects import ON_HOST, SubjectObjective, subject_noise
-from .trainer import Trainer, TrainerOptions, checkpoints_in
+from .trainer import Shown, Trainer, TrainerOptions, checkpoints_in
 from .validation import Validation
 
 Resume = Literal["latest", "never"]
@@ -174,24 +174,27 @@ class _Run:
             validate=self._validation(phase, index, objective, folder),
             export=lambda path, samples: self.export(path / "encoder.safetensors", before + samples, index),
         )
-        say(f"phase {number + 1} of {len(settings.phases)}: {steps:,} steps of {phase.batch}, in {folder}")
+        say(
+            f"phase {number + 1} of {len(settings.phases)}: {steps:,} steps of {phase.batch} on {processes} "
+            f"process{'es' if processes > 1 else ''}, in {folder}"
+        )
         trainer.run()
         return before + trainer.samples
 
     def _validation(
         self, phase: PhaseSettings, index: Index, objective: SubjectObjective, folder: Path
-    ) -> Callable[[int], Mapping[str, float]] | None:
+    ) -> Callable[[int], Shown] | None:
         data = ShardData(phase.data, index, held_out=True)
         if not self.settings.validation.every or not len(data):
             return None
         shown = self.settings.validation
         validation = Validation(data, objective, self.encoder, shown, self.settings.model, self.device)
 
-        def validate(step: int) -> dict[str, float]:
+        def validate(step: int) -> Shown:
             figures = validation.figures()
-            if shown.sheet_steps:
-                validation.save_sheet(folder / "validation", step)
-            return figures
+            if not shown.sheet_steps:
+                return figures, {}
+            return figures, {"held out": validation.save_sheet(folder / "validation", step)}
 
         return validate
 
@@ -251,6 +254,8 @@ def _keep_description(folder: Path, settings: TrainSettings, phase: PhaseSetting
                 "Put them "
                 "back, or set another `output`"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+    PartialState().wait_for_everyone()

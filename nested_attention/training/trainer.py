@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -31,6 +32,9 @@ from .schedule import Schedule
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
+
+Shown = tuple[Mapping[str, float], Mapping[str, np.ndarray]]
+"""Figures, and pictures (H, W, 3) uint8, by name."""
 
 LOG_EVERY = 50
 """Steps a line of the log. The host reads losses from the device then, and not at every step."""
@@ -82,9 +86,9 @@ class Trainer:
     by name: their parameters that require gradients. Frozen ones are the objective's. loss_weights: the
     weight of each loss in the sum that is minimised; one without a weight is only logged. noise: draws what
     is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
-    no device. validate: figures of the averaged weights after a step, every `validate_every` steps, which
-    draw from no global generator. export: writes what else belongs into a checkpoint, from the averaged
-    weights; it gets the checkpoint's folder and how many examples were read.
+    no device. validate: figures and pictures of the averaged weights after a step, every `validate_every`
+    steps, which draw from no global generator. export: writes what else belongs into a checkpoint, from the
+    averaged weights; it gets the checkpoint's folder and how many examples were read.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Trainer:
         loss_weights: Mapping[str, float],
         noise: Noise = no_noise,
         on_host: Collection[str] = (),
-        validate: Callable[[int], Mapping[str, float]] | None = None,
+        validate: Callable[[int], Shown] | None = None,
         export: Callable[[Path, int], None] | None = None,
     ) -> None:
         self.folder, self.schedule, self.options = folder, schedule, options
@@ -166,7 +170,7 @@ class Trainer:
         self.average.copy_to(self.parameters)
         for model in self.models.values():
             model.eval().cpu()
-        self.accelerator.end_training()
+        self._records.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside models, optimizer and generators, which Accelerate keeps."""
@@ -276,8 +280,9 @@ class Trainer:
     def _show(self) -> None:
         if self.accelerator.is_main_process and self._validate is not None:
             with self._averaged():
-                figures = self._validate(self.step)
+                figures, pictures = self._validate(self.step)
             self._records.note(self.step, {name: round(float(value), 5) for name, value in figures.items()})
+            self._records.show(self.step, pictures)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
