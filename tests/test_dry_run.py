@@ -14,6 +14,8 @@ from nested_attention.training import estimate as estimating
 from nested_attention.training.estimate import CARDS, META, estimate, report
 from nested_attention.training.subjects import SubjectObjective
 
+pytestmark = pytest.mark.once
+
 
 def test_what_a_step_takes_on_the_small_world(
     world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,6 +34,8 @@ from nested_attention.training.prepare.sources import samples_of
 from nested_attention.training.run import train
 from nested_attention.training.shards import PARTS, Index, ShardData, verify
 
+pytestmark = pytest.mark.once
+
 
 def quietly(line: str) -> None:
     """Nobody listens."""

@@ -51,6 +51,8 @@ from nested_attention.training.subjects import SubjectObjective, subject_noise
 from nested_attention.training.trainer import Trainer
 from nested_attention.training.validation import Validation
 
+pytestmark = pytest.mark.once
+
 
 def quietly(line: str) -> None:
     """Nobody listens."""
@@ -163,7 +165,6 @@ def test_stopping_and_going_on_gives_the_same_file(
     assert read_card(whole).samples == 24
 
 
-@pytest.mark.once
 def test_a_killed_process_goes_on_where_it_was(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
     """SIGKILL to the command itself, at whatever it is doing."""
     settings = training(world_on_disk, prepared, tmp_path / "b", steps=12)
@@ -199,7 +200,6 @@ def written(folder: Path, settings: TrainSettings) -> Path:
     return path
 
 
-@pytest.mark.once
 def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     world_on_disk: Path, prepared: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,8 @@ def new_accelerator(folder: Path, trackers: Sequence[TrackerName]) -> Accelerato
                 "`trackers`; log.jsonl has the same figures"
             )
     more: dict[str, Any] = {"log_with": list(trackers), "project_dir": str(folder)} if trackers else {}
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **more)
+    # Objectives choose their own precision, whatever `accelerate config` has been told.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", **more)
     if trackers:
         accelerator.init_trackers("figures")
     return accelerator

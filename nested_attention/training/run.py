@@ -97,8 +97,7 @@ def _check_alike(settings: TrainSettings, indices: list[Index]) -> None:
             if ours != theirs:
                 raise NestedAttentionError(
                     f"{phase.data} was prepared with another {name} ({theirs}) than "
-                    f"{settings.phases[0].data} "
-                    f"({ours}); prepare both with the same model, word and features"
+                    f"{settings.phases[0].data} ({ours}); prepare both with the same model, word and features"
                 )
 
 

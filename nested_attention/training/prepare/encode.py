@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -19,7 +18,6 @@ from ..shards import PARTS, Row, Shard, Verified, read_shard, write_shard
 from .plan import Planned
 from .recipes import Prepared, Recipe
 
-Item = TypeVar("Item")
 Tensors = dict[str, Tensor]
 
 
