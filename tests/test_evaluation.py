@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nested_attention.avatars.drawing.identity import split_of
 from nested_attention.avatars.drawing.prompts import combination_split
-from nested_attention.avatars.figures import acceptance, alternatives, records, references
+from nested_attention.avatars.figures import acceptance, alternatives, maps, records, references
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings, windows
 from nested_attention.avatars.figures.judges import Counts, Judges
 from nested_attention.avatars.figures.likeness import twins
@@ -189,3 +189,13 @@ def test_parts_measured_at_once_give_what_they_give_one_after_the_other(
     assert list(together) == list(alone) == list(parts)
     assert together == alone
     assert capfd.readouterr().out.count("pair   personalised") == 2
+
+
+def test_the_figures_of_maps_belong_to_the_weights_and_hold_what_the_gallery_says() -> None:
+    document = read(maps.RESULTS)
+    assert of_weights(document["hashes"]) == of_weights(records.hashes()), "run `nested-attention world maps`"
+    for word in ("person", "pet"):
+        for found in document[word]["place"].values():
+            assert found["half"]["trials"] == document["subjects"]
+            assert found["iou"] >= 0.5 and found["half"]["rate"] >= 0.9
+    assert document["time"]["decoder"] <= 1.25

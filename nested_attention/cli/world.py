@@ -154,6 +154,18 @@ def maps(
 
 
 @world.command()
+def gallery(
+    out: Annotated[Path, typer.Option(help="The pictures' folder.")] = Path("docs/gallery"),
+) -> None:
+    """Draw the pictures of docs/gallery.md: what subjects do, and what settings do."""
+    from ..avatars.figures.gallery import make
+    from ..avatars.figures.judges import Judges
+
+    with stopping():
+        make(Judges.load(), out, typer.echo)
+
+
+@world.command()
 def probe(
     encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
     number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
@@ -202,7 +214,7 @@ def pictures(
 
 @world.command()
 def report() -> None:
-    """Put the committed figures into the small world's card and into the README."""
+    """Put the committed figures into the small world's card, the README and the gallery."""
     from ..avatars.figures.pages import PAGES, insert
 
     for path, figures in PAGES.items():

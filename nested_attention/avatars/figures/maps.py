@@ -32,6 +32,7 @@ from ..drawing.canvas import SIZE, Part
 from ..drawing.identity import KINDS, sample
 from ..drawing.picture import CROP, Figure, Picture, crop, crop_window, enlarge, render
 from ..drawing.prompts import prompt, sample_picture
+from ..drawing.references import held_out, reference_picture
 from ..models.pipeline import world_pipeline
 from ..models.world import Sampling, World
 from .judges import Judges
@@ -78,8 +79,35 @@ def measure(
         for name, one in result[word]["parts"].items():
             told = "  ".join(f"{key} {one[key]:.0%}" for key in ("same", "compared", "chance"))
             say(f"{word:6} {name:6} {told}")
+    result["time"] = time_taken(judges.world, judges.encoders)
+    told = "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["time"].items())
+    say(f"time of a sampling, times that without an observer: {told}")
     result["run"] = circumstances(started)
     return result
+
+
+def time_taken(world: World, encoders: Mapping[str, SubjectEncoder], repeats: int = 5) -> dict[str, float]:
+    """CPU time of a sampling with a person and a pet that is observed, as a multiple of one that is not: the
+    medians of interleaved repetitions."""
+    pipeline, subjects = world_pipeline(world), []
+    pipeline.set_progress_bar_config(disable=True)
+    for word, encoder in encoders.items():
+        drawn = torch.from_numpy(reference_picture(held_out(word, 0))).float()[None] / 255
+        subjects.append(AppliedSubject(encode_subject(encoder, world.vision, drawn), encoder))
+    watches: dict[str, Watch | None] = {"off": None, "decoder": Watch(), "all": Watch(layers="all")}
+    times: dict[str, list[float]] = {name: [] for name in watches}
+    for _ in range(repeats):
+        for name, watch in watches.items():
+            recorder = None if watch is None else Recorder(watch)
+            with personalize(pipeline, subjects, recorder=recorder):
+                started = time.process_time()
+                pipeline(
+                    "a person and a pet", num_inference_steps=Sampling().steps, height=SIZE, width=SIZE,
+                    guidance_scale=Sampling().guidance, generator=torch.Generator().manual_seed(0),
+                )  # fmt: skip
+                times[name].append(time.process_time() - started)
+    median = {name: float(np.median(values)) for name, values in times.items()}
+    return {name: round(value / median["off"], 3) for name, value in median.items() if name != "off"}
 
 
 def draw(world: World, encoder: SubjectEncoder, word: str, split: str, number: int, seed: int) -> list[Drawn]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...paths import PACK, SMALL_WORLD
+from . import map_tables, maps
 from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
 from .references import RESULTS as REFERENCES
@@ -42,5 +43,6 @@ PAGES: dict[Path, Callable[[], str]] = {
         read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)
     ),
     PACK / "README.md": lambda: summary(read()),
+    PACK / "docs" / "gallery.md": lambda: map_tables.tables(read(maps.RESULTS)),
 }
-"""The card and the README, with what stands in each."""
+"""The card, the README and the gallery, with what stands in each."""

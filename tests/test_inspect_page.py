@@ -1,0 +1,153 @@
+"""The document of what was observed, the page that shows it, and the command that writes it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from nested_attention.cli.app import app
+from nested_attention.inspection.document import document
+from nested_attention.inspection.draw import (
+    alike,
+    enlarged,
+    overlay,
+    query_pictures,
+    token_pictures,
+    value_pictures,
+    word_pictures,
+)
+from nested_attention.inspection.looks import reference
+from nested_attention.inspection.maps import CHANGE, WORD, Observation, Selection, SubjectMaps
+from nested_attention.inspection.page import page
+from nested_attention.subject import Subject
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def seen() -> Observation:
+    """Two pictures, with two subjects and with one; the first subject has two references, one of them
+    known."""
+    known = reference(rand(9, 9, 3), lambda: rand(4, 3, 3, seed=3))
+    tokens = Subject(rand(8, 5), torch.zeros(8), "person", "made up", 2, (known, None))
+    found = []
+    for number, (title, picture) in enumerate((("<alice>", 0), ("bob", 0), ("bob", 1))):
+        maps = {
+            f"up_blocks.{at}.attn2": rand(2, 6, *grid, seed=10 * number + at)
+            for at, grid in enumerate(((4, 6), (8, 12)))
+        }
+        nested = rand(8, 8, 12, seed=number).softmax(dim=0)
+        found.append(SubjectMaps.of(title, "person", picture, tokens, maps, nested, strongest=3, queries=4))
+    return Observation(tuple(found), ((0, 1), (2, 3)), steps=4, pictures=2)
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return list((rand(2, 32, 48, 3) * 255).byte().numpy())
+
+
+def read(part: dict[str, Any], kind: str, name: str = "data") -> np.ndarray:
+    return np.frombuffer(base64.b64decode(part[name]), kind)
+
+
+def test_a_document_holds_the_maps_to_a_255th_and_the_tokens_exactly(
+    seen: Observation, pictures: list[np.ndarray]
+) -> None:
+    written = json.loads(json.dumps(document(seen, pictures, [(0.5, 0.5)])))
+    assert [[s["title"] for s in p["subjects"]] for p in written["pictures"]] == [["<alice>", "bob"], ["bob"]]
+    one, maps = written["pictures"][0]["subjects"][0], seen.subjects[0]
+    for name, channel in (("word", WORD), ("change", CHANGE)):
+        for part, selection in (
+            (one, Selection()),
+            (one["layers"][1], Selection(layers="up_blocks.1")),
+            (one["steps"][1], Selection(steps=(2, 3))),
+        ):
+            expected = maps.mean(channel, selection, seen.spans)[0]
+            assert part[name]["grid"] == list(expected.shape)
+            values = read(part[name], "u1").reshape(expected.shape) / 255 * part[name]["max"]
+            assert np.abs(values - expected.numpy()).max() <= part[name]["max"] / 510 + 1e-6
+    tokens = one["tokens"]
+    shape = (*tokens["grid"], tokens["count"])
+    assert np.array_equal(
+        read(tokens, "<u2", "indices").reshape(shape), maps.indices.permute(1, 2, 0).numpy()
+    )
+    shares = read(tokens, "<u2", "shares").reshape(shape) / 65535
+    assert np.allclose(shares, maps.weights.permute(1, 2, 0).numpy(), atol=1e-5)
+    first, second = one["references"]
+    assert first["image"].startswith("data:image/png") and second == {
+        "image": None, "queries": 4, "grid": [1, 1], "maps": {},
+    }  # fmt: skip
+    assert set(first["maps"]) <= {"0", "1", "2", "3"}
+    image = Image.open(io.BytesIO(base64.b64decode(written["pictures"][0]["image"].split(",")[1])))
+    assert np.array_equal(np.asarray(image), pictures[0])
+    assert one["points"] == [[0.5, 0.5]]
+
+
+def test_a_page_asks_for_nothing_and_no_text_ends_its_script(
+    seen: Observation, pictures: list[np.ndarray]
+) -> None:
+    written = page(document(seen, pictures), "</script><b>")
+    assert not re.search(r"""(src|href)=["']|@import|fetch\(|https?:""", written)
+    assert written.count("</script>") == 2 and "<b>" not in written
+    inside = re.search(r'id="maps">(.*?)</script>', written, re.S)
+    assert inside is not None and json.loads(inside[1])["pictures"][0]["subjects"][0]["title"] == "<alice>"
+
+
+def test_pictures_of_maps(seen: Observation, pictures: list[np.ndarray]) -> None:
+    words = word_pictures(seen, pictures, Selection())
+    assert [x.shape for x in words] == [x.shape for x in pictures]
+    assert not np.array_equal(words[0], word_pictures(seen, pictures, Selection(), change=True)[0])
+    for sheets in (
+        value_pictures(seen, pictures, Selection()),
+        token_pictures(seen, pictures, ()),
+        token_pictures(seen, pictures, [(0.2, 0.9)]),
+    ):
+        assert len(sheets) == 2 and sheets[0].shape == sheets[1].shape
+        assert sheets[0].dtype == np.uint8 and not np.array_equal(*sheets)
+    assert query_pictures(seen).ndim == 3
+    hot = torch.zeros(4, 6)
+    hot[1, 2] = 1
+    shown = overlay(np.full((40, 60, 3), 100, np.uint8), [(hot, (255, 0, 0))]).astype(int)
+    row, column = np.unravel_index(shown[..., 0].argmax(), shown.shape[:2])
+    assert (row * 4 // 40, column * 6 // 60) == (1, 2)
+    assert np.array_equal(
+        enlarged(np.eye(2, dtype=np.uint8)[..., None].repeat(3, -1), 4)[..., 0].sum(0), [2] * 4
+    )
+    assert {x.shape for x in alike([words[0], words[1][:8]])} == {words[0].shape}
+
+
+def test_the_command_draws_the_small_world_and_writes_a_page(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["inspect", "a photo of a pet", "--steps", "1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    written = out.read_text(encoding="utf-8")
+    inside = re.search(r'id="maps">(.*?)</script>', written, re.S)
+    assert inside is not None
+    (picture,) = json.loads(inside[1])["pictures"]
+    assert [one["title"] for one in picture["subjects"]] == ["pet"]
+    assert picture["subjects"][0]["references"][0]["image"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["a photo of a lamp"], "neither person nor pet"),
+        (["a person", "--base", "somewhere"], "say whose picture it is"),
+        (["a person", "--reference", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_what_the_command_cannot_do_is_said(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["inspect", *options])
+    assert done.exit_code == 1 and said in done.output
