@@ -54,6 +54,7 @@ def test_the_promised_workflows_exist_in_both_formats() -> None:
         "avatar_load_subject",
         "avatar_pose",
         "avatar_style_lora",
+        "avatar_inspect",
         "avatar_two_people",
         "avatar_pet_isolated",
         "sdxl_person",
