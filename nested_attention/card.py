@@ -43,17 +43,14 @@ class EncoderCard:
 
 
 def describe(config: SubjectEncoderConfig, card: EncoderCard) -> list[str]:
-    """An encoder in a few lines, for a person."""
+    """An encoder in four lines, for a person; what is not known is left out."""
     alpha = "no α" if config.alpha is None else f"α {config.alpha:g}"
-    trained = f"trained on {card.samples:,} pictures" if card.samples else ""
-    if trained and card.resolution:
-        trained += f", at last of {card.resolution} pixels a side"
-    lines = [
+    vision = f" of {card.vision_model}" if card.vision_model else ""
+    seen = f"; {card.samples:,} pictures seen" if card.samples else ""
+    size = f" at {card.resolution} px" if card.samples and card.resolution else ""
+    return [
         f"word: {config.word}" + (f" ({card.domain})" if card.domain else ""),
         f"licence: {card.licence or 'not stated'}" + (f" ({card.source})" if card.source else ""),
-        f"base model: {card.base_model}" if card.base_model else "",
-        f"reads {config.features}" + (f" of {card.vision_model}" if card.vision_model else ""),
-        f"{alpha}, norm {config.norm}, {config.num_queries} tokens a picture",
-        trained,
+        (f"{card.base_model}; " if card.base_model else "") + f"reads {config.features}{vision}",
+        f"{alpha}, norm {config.norm}, {config.num_queries} tokens{seen}{size}",
     ]
-    return [line for line in lines if line]

@@ -29,9 +29,7 @@ BUNDLED = {
 }
 """The encoders that come with the pack."""
 
-BUNDLED_CARD = EncoderCard(
-    licence="Apache-2.0", base_model="the small demo world", vision_model="the small demo world's"
-)
+BUNDLED_CARD = EncoderCard(licence="Apache-2.0", base_model="the small demo world")
 
 ORIGIN = "nested_attention_origin"
 """What the editor keeps with the node, for those who open the workflow without the file."""

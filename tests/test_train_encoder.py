@@ -130,7 +130,7 @@ def test_a_run_leaves_a_file_that_says_what_it_is(
         tensor, trained[f"models.encoder.{name}"])]  # fmt: skip
     assert set(moved) == set(fresh.state_dict()), "every one of them has been trained"
     assert "word: person (people)" in describe(encoder.config, card)
-    assert any("trained on 16 pictures" in line for line in describe(encoder.config, card))
+    assert any("16 pictures seen at 32 px" in line for line in describe(encoder.config, card))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: int) -> None:

@@ -240,8 +240,10 @@ def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: 
     editor.run.click()
     kept = "app.graph._nodes.find(node => node.type === 'NestedAttentionLoadEncoder').properties"
     editor.page.wait_for_function(f"() => {kept}.nested_attention_origin", timeout=120_000)
-    said = editor.page.locator(".nested-attention-state").filter(has_text="base model: the small demo world")
+    said = editor.page.locator(".nested-attention-state").filter(has_text="the small demo world; reads")
     assert said.count() == 1 and "licence: Apache-2.0" in said.inner_text()
+    nodes, _ = editor.boxes()
+    assert not [(a, b) for a, b in combinations(nodes, 2) if a.overlaps(b)], "with what the nodes say"
     graph = json.loads((ROOT / "workflows" / "avatar_person.json").read_text())
     (node,) = (node for node in graph["nodes"] if node["type"] == "NestedAttentionLoadEncoder")
     node["widgets_values"][0] = "cats.safetensors"

@@ -46,10 +46,8 @@ def test_a_checkpoint_of_training_draws(
     assert loaded.ui["nested_attention_state"] == [
         "word: person (people)",
         "licence: CC0 (drawn here)",
-        f"base model: {world_on_disk.name}",
-        f"reads last_hidden_state of {world_on_disk.name}'s image encoder",
-        "α 2, norm inner, 8 tokens a picture",
-        "trained on 8 pictures, at last of 32 pixels a side",
+        f"{world_on_disk.name}; reads last_hidden_state of {world_on_disk.name}'s image encoder",
+        "α 2, norm inner, 8 tokens; 8 pictures seen at 32 px",
     ]
     assert loaded.ui["nested_attention_origin"] == [
         {"file": "mine.safetensors", "licence": "CC0", "source": "drawn here"}
