@@ -1,8 +1,8 @@
 """Anchored attention: an adapter trained as decoupled cross-attention, kept to the place of one word.
 
-    u_q   = softmax(Q K_ipᵀ / √d) V_ip                            `attention.nested_value`
-    m_q   = min(1, P_λ[s*] / the high quantile of P[s*] over q)^e  `anchor`
-    out_q = softmax(Q Kᵀ / √d) V + w · m_q · u_q                  `anchored_attention`
+    u_q   = softmax(Q K_ipᵀ / √d) V_ip                                  `attention.nested_value`
+    m_q   = min(1, P_λ[s*] / (c · a high quantile of P[s*] over q))^e    `anchor`
+    out_q = softmax(Q Kᵀ / √d) V + w · m_q · u_q                        `anchored_attention`
 
 IP-Adapter (Ye et al., arXiv 2308.06721) adds u everywhere, m ≡ 1, with a weight w. The paper calls nested
 attention "an IP-Adapter that anchors the subject's encoding to a single textual token"; this anchors an
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .attention import BoundSubject, joined, nested_value, plain_attention, text_weights, without_autocast
 
-QUANTILE, EXPONENT = 0.95, 1.0
+QUANTILE, LEVEL, EXPONENT = 0.95, 0.6, 2.0
 TINY = 1e-6  # smallest attention divided by
 
 
@@ -35,8 +35,9 @@ class AnchoredSubject(BoundSubject):
 
     weight: float = 1.0  # w
     everywhere: bool = False  # m ≡ 1 in the rows that carry the subject, as IP-Adapter has it
-    quantile: float = QUANTILE  # of P[s*] over the queries: from there on a query belongs to the word fully
-    exponent: float = EXPONENT  # e; below 1 the place is softer
+    quantile: float = QUANTILE  # of P[s*] over the queries: what the word is attended to in its own place
+    level: float = LEVEL  # c: the share of that from which on a query belongs to the word fully
+    exponent: float = EXPONENT  # e: the higher, the less where it is attended less than that
 
     @property
     def scale(self) -> float:
@@ -88,7 +89,7 @@ def place_of(word: Tensor, scaled: Tensor, subject: AnchoredSubject) -> Tensor:
     """m from P[s*] and P_λ[s*], (B, L) each, over all queries of a picture."""
     place = torch.ones_like(word)
     if not subject.everywhere:
-        high = word.quantile(subject.quantile, dim=1, keepdim=True)
+        high = subject.level * word.quantile(subject.quantile, dim=1, keepdim=True)
         place = (scaled / high.clamp_min(TINY)).clamp(0, 1) ** subject.exponent
     region = subject.region
     return place if region is None else place * region.to(place, non_blocking=True)

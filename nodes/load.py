@@ -14,7 +14,7 @@ from ..nested_attention.card import EncoderCard, describe
 from ..nested_attention.checkpoint import read_card
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import STATE, load_encoder_for_comfy, load_vision
-from ..nested_attention.paths import PACK, SMALL_WORLD
+from ..nested_attention.paths import ADAPTERS, PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state
 from ..nested_attention.storage.registry import weights_for
@@ -24,7 +24,8 @@ FOLDER = "nested_attention"
 """Name of the model folder, in ComfyUI/models and in extra_model_paths.yaml."""
 
 BUNDLED = {
-    f"avatars/{kind}_encoder.safetensors": SMALL_WORLD / f"{kind}_encoder.safetensors"
+    f"avatars/{kind}_{what}.safetensors": path / f"{kind}{name}.safetensors"
+    for what, path, name in (("encoder", SMALL_WORLD, "_encoder"), ("adapter", ADAPTERS, ""))
     for kind in ("person", "pet")
 }
 """The encoders that come with the pack."""

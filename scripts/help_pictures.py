@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,11 @@ from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
 from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
-from nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
+from nested_attention.paths import ADAPTERS, FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
 from nested_attention.pictures.blazeface import load_blazeface  # noqa: E402
 from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
 from nested_attention.pictures.recognise import compare, load_face_recogniser  # noqa: E402
+from nested_attention.settings import SubjectSettings  # noqa: E402
 
 SIDE, GAP, SEEDS = 80, 8, range(6)
 
@@ -71,6 +73,50 @@ def poses() -> Image.Image:
     )
     shown = enlarge(np.concatenate([np.concatenate(list(row), axis=1) for row in (maps, drawn)]), 3)
     return Image.fromarray(shown)
+
+
+INJECTIONS = ("no subject", "everywhere", "anchored", "nested")
+"""What stands over the columns of Apply Subject's picture, beside the references."""
+
+
+def injections(rows: int = 3) -> Image.Image:
+    """A person and a pet in one picture: an adapter added everywhere, the same anchored, nested encoders."""
+    prompts = [
+        "a photo of a person on the left wearing a red scarf and a pet on the right in the snow",
+        "a cartoon of a person on the left and a pet on the right in a forest",
+        "a photo of a person on the right wearing a yellow raincoat and a pet on the left at the beach",
+    ][:rows]
+    world = load_world()
+    crops = {
+        kind: np.stack([reference_crop(held_out(kind, 7 + row)) for row in range(rows)]) for kind in KINDS
+    }
+    columns = [world.generate(prompts, range(rows))]
+    for injection in INJECTIONS[1:]:
+        attached = []
+        for kind in KINDS:
+            folder, name = (SMALL_WORLD, f"{kind}_encoder") if injection == "nested" else (ADAPTERS, kind)
+            encoder = load_subject_encoder(folder / f"{name}.safetensors").eval()
+            one = world.attach(encoder, crops[kind], kind)
+            attached.append(replace(one, settings=SubjectSettings(injection=injection)))
+        columns.append(world.generate(prompts, range(rows), attached))
+    side, top = 128, 26
+    sheet = Image.new(
+        "RGB", (GAP + (side // 2 + GAP) + 4 * (side + GAP), top + rows * (side + GAP)), (250, 249, 246)
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+
+    def paste(rgb: np.ndarray, left: int, upper: int, width: int) -> None:
+        sheet.paste(Image.fromarray(rgb).resize((width, width), Image.Resampling.NEAREST), (left, upper))
+
+    for row in range(rows):
+        upper = top + row * (side + GAP)
+        for number, kind in enumerate(KINDS):
+            paste(crops[kind][row], GAP, upper + number * side // 2, side // 2)
+        for number, (name, drawn) in enumerate(zip(INJECTIONS, columns, strict=True)):
+            left = 2 * GAP + side // 2 + number * (side + GAP)
+            paste(drawn[row], left, upper, side)
+            draw.text((left, 5), name, fill=(40, 40, 40), font=font)
+    return sheet
 
 
 def likeness() -> Image.Image:
@@ -119,6 +165,11 @@ def subject_sheet() -> Image.Image:
 
 if __name__ == "__main__":
     likeness().save(ROOT / "web" / "docs" / "likeness.jpg", quality=85)
-    for name, picture in (("demo_world", references()), ("demo_pose", poses()), ("sheet", subject_sheet())):
+    for name, picture in (
+        ("demo_world", references()),
+        ("demo_pose", poses()),
+        ("injection", injections()),
+        ("sheet", subject_sheet()),
+    ):
         place = ROOT / "web" / "docs" / f"{name}.png"
         picture.quantize(128, dither=Image.Dither.NONE).save(place, optimize=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from nested_attention import kernels
 from nested_attention.anchored import (
-    EXPONENT,
     QUANTILE,
     AnchoredSubject,
     anchor,
@@ -79,7 +78,8 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, subjects: Sequence[AnchoredSubject
             raised = [np.where(word & (x > 0), x * scale, x) for x in logits]
             attended = np.mean([softmax(x)[:, word].sum(axis=1) for x in logits], axis=0)
             more = np.mean([softmax(x)[:, word].sum(axis=1) for x in raised], axis=0)
-            places[-1] *= np.clip(more / np.quantile(attended, one.quantile), 0, 1) ** one.exponent
+            high = one.level * np.quantile(attended, one.quantile)
+            places[-1] *= np.clip(more / high, 0, 1) ** one.exponent
         total = sum(p for p, one in zip(places, subjects, strict=True) if not one.everywhere)
         for place, one in zip(places, subjects, strict=True):
             own = place if one.everywhere else place / np.maximum(1, total)
@@ -95,7 +95,7 @@ REGION = torch.linspace(0, 1, QUERIES)[None]
 CASES: dict[str, Callable[[], list[AnchoredSubject]]] = {
     "one": lambda: [subject()],
     "λ above 1, within a region": lambda: [subject(attention_scale=3.0, region=REGION, strength=0.6)],
-    "softer, of the median on": lambda: [subject(quantile=0.5, exponent=0.5, weight=1.7)],
+    "softer, of the median on": lambda: [subject(quantile=0.5, level=0.8, exponent=0.5, weight=1.7)],
     "everywhere": lambda: [subject(everywhere=True)],
     "everywhere in a region": lambda: [subject(everywhere=True, region=1 - REGION)],
     "pictures weighed": lambda: [subject(token_bias=torch.linspace(-2, 0, OWN))],
@@ -181,7 +181,8 @@ def test_without_weight_strength_or_word_it_is_the_text_s_attention(
 
 
 def test_the_place_is_where_the_word_is_attended(text: tuple[Tensor, Tensor, Tensor]) -> None:
-    """The highest twentieth of the queries belong to it fully; λ makes the place larger or smaller."""
+    """Queries that attend to it as much as the highest twentieth do belong to it fully; λ makes the place
+    larger or smaller."""
     q, k, _ = text
     places = {
         scale: anchor(q, k, subject(attention_scale=scale), heads=HEADS) for scale in (0.5, 1.0, 2.0, 6.0)
@@ -189,8 +190,9 @@ def test_the_place_is_where_the_word_is_attended(text: tuple[Tensor, Tensor, Ten
     assert all(float(place.min()) >= 0 and float(place.max()) <= 1 for place in places.values())
     one = places[1.0]
     assert not one[0].any()  # has no word
-    full = (one[1:] == 1).sum(dim=1)
-    assert full.tolist() == [round((1 - QUANTILE) * QUERIES)] * 2 and EXPONENT <= 1
+    strict = anchor(q, k, subject(level=1.0), heads=HEADS)
+    assert (strict[1:] == 1).sum(dim=1).tolist() == [round((1 - QUANTILE) * QUERIES)] * 2
+    assert bool((one >= strict).all()) and not torch.equal(one, strict)
     sums = [float(place.sum()) for place in places.values()]
     assert sums == sorted(sums) and sums[0] < sums[1] < sums[2] < sums[3]
 

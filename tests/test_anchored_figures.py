@@ -14,7 +14,7 @@ import torch
 from nested_attention.avatars.figures import anchored, anchored_tables
 from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
 from nested_attention.avatars.figures.cases import draw_cases
-from nested_attention.avatars.figures.judges import Counts, Judges
+from nested_attention.avatars.figures.judges import SUBJECTS, Counts, Judges
 from nested_attention.avatars.models.world import Sampling
 from nested_attention.avatars.train.encoders import new_adapter
 from nested_attention.errors import NestedAttentionError
@@ -63,6 +63,23 @@ def test_every_part_is_measured_and_shown(
     assert f"| {found[PAIR]['anchored']['leak']:.1f} |" in shown
 
 
+def test_the_shipped_adapters_say_how_they_were_trained_and_the_figures_are_theirs() -> None:
+    shipped = anchored.adapters()
+    assert {word: one.config.injection for word, one in shipped.items()} == dict.fromkeys(
+        SUBJECTS, "decoupled"
+    )
+    document = json.loads(anchored.RESULTS.read_text())
+    stale = "weights changed since `nested-attention world anchored` ran: run it again"
+    assert of_weights(document["hashes"]) == of_weights(anchored.belongs()), stale
+    for part in (*SUBJECTS, PAIR, PEOPLE):
+        assert {way["identity"]["trials"] for way in document[part].values()} == {100}
+
+
+def of_weights(hashes: dict[str, str]) -> dict[str, str]:
+    """Without the code's hash, which is on record and changes with every comment."""
+    return {name: value for name, value in hashes.items() if name != "code"}
+
+
 def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused(
     judges: Judges, own: dict[str, Any]
 ) -> None:
@@ -75,7 +92,7 @@ def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused
 
 
 def test_another_gate_reaches_the_layers(judges: Judges, own: dict[str, Any]) -> None:
-    gated = replace(anchored.GATES["quantile 0.8, exponent 2.0"], word="person")
+    gated = replace(anchored.GATES["quantile 0.8, level 1.0, exponent 2.0"], word="person")
     values = torch.zeros(1, 2, 8)
     bound = gated.trained_as(own["person"].config).bind(values, values, torch.ones(1, 4, dtype=torch.bool))
-    assert (bound.quantile, bound.exponent) == (0.8, 2.0)  # type: ignore[attr-defined]
+    assert (bound.quantile, bound.level, bound.exponent) == (0.8, 1.0, 2.0)  # type: ignore[attr-defined]

@@ -57,6 +57,7 @@ def test_the_promised_workflows_exist_in_both_formats() -> None:
         "avatar_inspect",
         "avatar_two_people",
         "avatar_pet_isolated",
+        "avatar_anchored",
         "sdxl_person",
         "sdxl_align_face",
         "sdxl_anchored_person",
@@ -81,9 +82,9 @@ def test_a_thumbnail_without_a_model_is_the_graph_as_it_is_now(script: Callable[
         expected = np.asarray(thumbnails.graph(graph), dtype=float)
         with Image.open(ROOT / "workflows" / f"{name}.jpg") as picture:
             shown = np.asarray(picture.convert("RGB"), dtype=float)
-        assert np.abs(shown - expected).mean() < 2, f"stale: run python scripts/thumbnails.py {name}"
+        assert np.abs(shown - expected).mean() < 1, f"stale: run python scripts/thumbnails.py {name}"
         graph["nodes"].pop()
-        assert np.abs(np.asarray(thumbnails.graph({**graph, "links": []})) - expected).mean() > 2
+        assert np.abs(np.asarray(thumbnails.graph({**graph, "links": []})) - expected).mean() > 1
 
 
 def test_what_help_pages_show_of_a_workflow_is_still_in_it(script: Callable[[str], ModuleType]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ..anchored import AnchoredSubject
 from ..attention import BoundSubject, plain_attention, text_weights
 from ..kernels import add_correction
 from ..kernels import nested as nested_form
@@ -138,6 +139,18 @@ def decoupled_as_many(x: Inputs) -> Tensor:
     return out
 
 
+def anchored(x: Inputs) -> Tensor:
+    """An adapter of 16 tokens anchored to the subjects' words, on top of the attention that the host runs."""
+    subjects = [
+        AnchoredSubject(
+            key=one.key[:, :ADAPTER_TOKENS], value=one.value[:, :ADAPTER_TOKENS], mask=one.mask, weight=SCALE
+        )
+        for one in x.subjects
+    ]
+    out = plain(x)
+    return add_correction(out, x.query, x.key, x.value, subjects, heads=x.heads, plain=True, rows=x.rows)
+
+
 FORMS: dict[str, Callable[[Inputs], Tensor]] = {
     "plain": plain,
     "floor": floor,
@@ -147,4 +160,5 @@ FORMS: dict[str, Callable[[Inputs], Tensor]] = {
     "decoupled": decoupled,
     "decoupled projected": decoupled_projected,
     "decoupled as many": decoupled_as_many,
+    "anchored": anchored,
 }

@@ -114,5 +114,6 @@ def _with(
         weight=subject.weight,
         everywhere=subject.everywhere,
         quantile=subject.quantile,
+        level=subject.level,
         exponent=subject.exponent,
     )

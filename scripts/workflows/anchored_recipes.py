@@ -8,7 +8,7 @@ from draft import Draft, Node
 from parts import Context, apply, demo_world, on_sdxl, prompt, sample, show
 from sdxl_recipes import CHECKPOINT, HUB, SAMPLING, VISION
 
-ADAPTERS = {kind: f"adapters/{kind}.safetensors" for kind in ("person", "pet")}
+ADAPTERS = {kind: f"avatars/{kind}_adapter.safetensors" for kind in ("person", "pet")}
 
 
 def _file(name: str) -> dict[str, str]:

@@ -61,6 +61,23 @@ def test_the_encoders_choice_of_layer_is_read(world: Any, clip_vision: Any) -> N
         torch.testing.assert_close(encode_subject(handle, clip_vision, pictures()).tokens, expected)
 
 
+def test_a_plain_adapter_reads_the_pooled_embedding_of_each_picture(world: Any, clip_vision: Any) -> None:
+    from tiny import make_encoder
+
+    from nested_attention.hosts.comfy import encode_subject
+
+    kind = {"features": "image_embeds", "vision_dim": 16, "injection": "decoupled"}
+    plain = make_encoder(world.model, seed=1, **kind)
+    batch = pictures(2)
+    pooled = clip_vision.encode_image(batch)["image_embeds"]  # (2, 16)
+    each = torch.cat([plain.encoder(one[None, None])[0] for one in pooled])
+    torch.testing.assert_close(encode_subject(plain, clip_vision, batch).tokens, each)
+    mean = plain.encoder(pooled.mean(dim=0)[None, None])[0]
+    found = encode_subject(plain, clip_vision, batch, average=True)
+    torch.testing.assert_close(found.tokens, mean)
+    assert found.images == 2
+
+
 def test_a_subject_can_be_saved_mixed_and_applied(world: Any, clip_vision: Any, tmp_path: Path) -> None:
     from tiny import carries, encode, sample
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...anchored import EXPONENT, QUANTILE, AnchoredSubject
+from ...anchored import EXPONENT, LEVEL, QUANTILE, AnchoredSubject
 from ...attention import BoundSubject
 from ...checkpoint import load_subject_encoder
 from ...encoder import SubjectEncoder
@@ -41,7 +41,7 @@ SAMPLING = Sampling(steps=12)
 PAIR, PEOPLE, CHOICE = "person and pet", "two people", "choice"
 SEEDS = {("person",): 8100, ("pet",): 8200, SUBJECTS: 8300, ("person", "person"): 8400}
 DEVELOPMENT = 40
-"""Cases by which the anchor's quantile and exponent were chosen: other subjects than those of the figures."""
+"""Cases by which the anchor's gate was chosen: other subjects than those of the figures."""
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ USES = {
     "anchored, region found": Use(SubjectSettings(injection="anchored", region_mode="auto")),
     "nested": Use(SubjectSettings(injection="nested"), adapter=False),
 }
-EXCHANGED = ("everywhere", "anchored", "nested")
+EXCHANGED = ("everywhere", "anchored")
 """Those that the pet's photo is exchanged with."""
 TOGETHER = ("anchored, region found",)
 """Those that differ from others only where two subjects share a picture."""
@@ -162,7 +162,7 @@ def _people(judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say:
 
 
 def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[str, Any]:
-    """Quantiles and exponents of the anchor on the development set."""
+    """Gates of the anchor on the development set."""
     counts = Counts()
     result: dict[str, Any] = {}
     for part, words in (("person", ("person",)), (PEOPLE, ("person", "person"))):
@@ -185,22 +185,26 @@ def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[st
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Gated(SubjectSettings):
-    """With another quantile and exponent of the anchor than those that ship."""
+    """With another gate of the anchor than the one that ships."""
 
     quantile: float = QUANTILE
+    level: float = LEVEL
     exponent: float = EXPONENT
 
     def bind(self, *args: Any, **options: Any) -> BoundSubject:
         bound = super().bind(*args, **options)
         assert isinstance(bound, AnchoredSubject)
-        return replace(bound, quantile=self.quantile, exponent=self.exponent)
+        return replace(bound, quantile=self.quantile, level=self.level, exponent=self.exponent)
 
 
 GATES = {
-    f"quantile {quantile}, exponent {exponent}": Gated(
-        injection="anchored", quantile=quantile, exponent=exponent
+    f"quantile {quantile}, level {level}, exponent {exponent}": Gated(
+        injection="anchored", quantile=quantile, level=level, exponent=exponent
     )
-    for quantile, exponent in ((0.95, 1.0), (0.95, 0.5), (0.8, 1.0), (0.8, 2.0), (0.6, 1.0), (0.6, 2.0))
+    for quantile, level, exponent in (
+        *((0.95, 1.0, 1.0), (0.95, 1.0, 0.5), (0.95, 0.6, 2.0), (0.95, 0.5, 2.0)),
+        *((0.8, 1.0, 1.0), (0.8, 1.0, 2.0), (0.7, 1.0, 2.0), (0.6, 1.0, 1.0), (0.6, 1.0, 2.0)),
+    )
 }
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...paths import PACK, SMALL_WORLD
-from . import map_tables, maps
+from . import anchored_tables, map_tables, maps
 from .acceptance import RESULTS
 from .alternatives import RESULTS as ALTERNATIVES
+from .anchored import RESULTS as ANCHORED
 from .references import RESULTS as REFERENCES
 from .report import figures, summary
 
@@ -44,5 +45,6 @@ PAGES: dict[Path, Callable[[], str]] = {
     ),
     PACK / "README.md": lambda: summary(read()),
     PACK / "docs" / "gallery.md": lambda: map_tables.tables(read(maps.RESULTS)),
+    PACK / "docs" / "anchored.md": lambda: anchored_tables.tables(read(ANCHORED)),
 }
-"""The card, the README and the gallery, with what stands in each."""
+"""The cards and pages, with what stands in each."""
