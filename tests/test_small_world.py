@@ -14,7 +14,7 @@ from nested_attention.avatars.figures.cases import draw_cases
 from nested_attention.avatars.figures.judges import Counts, Judges, attach, score_identity, score_prompt
 from nested_attention.avatars.models.vocabulary import SIZE, CompactEmbedding, compact
 from nested_attention.avatars.models.world import Attached, Sampling
-from nested_attention.paths import SMALL_WORLD
+from nested_attention.paths import SMALL_WORLD, WEIGHTS
 from nested_attention.settings import SubjectSettings
 
 MEGABYTE = 1_000_000
@@ -38,7 +38,9 @@ def test_the_tracked_tree_stays_small() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = [root / name for name in listed.stdout.decode().split("\0") if name]
-    assert sum(path.stat().st_size for path in files if path.is_file()) <= 50 * MEGABYTE
+    sizes = {path: path.stat().st_size for path in files if path.is_file()}
+    assert sum(sizes.values()) <= 56 * MEGABYTE
+    assert sum(size for path, size in sizes.items() if WEIGHTS in path.parents) <= 48 * 2**20
 
 
 def test_a_compact_embedding_is_the_full_one() -> None:
