@@ -34,6 +34,8 @@ IDS = {
         "Likeness",
         "Sheet",
         "ArrangeSheet",
+        "Observe",
+        "ViewMaps",
     )
 }
 
