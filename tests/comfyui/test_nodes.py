@@ -127,6 +127,8 @@ def test_load_encoder_lists_files_and_the_bundled_ones(nodes: dict[str, Any], en
     assert {
         "avatars/person_encoder.safetensors",
         "avatars/pet_encoder.safetensors",
+        "avatars/person_adapter.safetensors",
+        "avatars/pet_adapter.safetensors",
         "mine.safetensors",
     } == set(options)
 
