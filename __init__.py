@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .nodes import NestedAttentionExtension
+from .nodes.routes import register_routes
 
 WEB_DIRECTORY = "./web"  # help pages (docs/<node id>.md), and what shows the pack's sentences in the editor
 
 
 async def comfy_entrypoint() -> NestedAttentionExtension:
     """Called by ComfyUI when it loads the pack."""
+    register_routes()
     return NestedAttentionExtension()
 
 

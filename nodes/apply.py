@@ -27,7 +27,16 @@ class ApplySubject(io.ComfyNode):
                 "MODEL and CLIP out; chain it once per subject. Encode the prompt with the CLIP that comes "
                 "out, with any text node: wherever the word stands, the subject appears."
             ),
-            search_aliases=["nested attention", "ip-adapter", "face id", "personalization", "identity"],
+            search_aliases=[
+                "identity",
+                "instantid",
+                "pulid",
+                "face id",
+                "ip-adapter",
+                "photomaker",
+                "personalization",
+                "nested attention",
+            ],
             advanced=(
                 *("start_percent", "end_percent", "when_missing", "apply_to_negative"),
                 *("bounded", "bound_self_attention", "blocks", "injection", "weight"),

@@ -11,10 +11,14 @@ from comfy_api.latest import io
 
 from ..nested_attention.errors import NestedAttentionError
 
-CATEGORY = "nested attention"
+CATEGORY = "nested attention: person, pet, face, identity"
+"""The menu's words, and those one looks for."""
 
 SubjectEncoderType = io.Custom("SUBJECT_ENCODER")
 SubjectType = io.Custom("SUBJECT")
+
+SEARCH_WORDS: dict[str, list[str]] = {}
+"""Node id → its search_aliases, for editors that get none from this version of ComfyUI."""
 
 _SCHEMA_FIELDS = {field.name for field in fields(io.Schema)}
 
@@ -35,6 +39,7 @@ def schema(
     for one in parts["inputs"]:
         if one.id in advanced and hasattr(one, "advanced"):
             one.advanced = True
+    SEARCH_WORDS[f"NestedAttention{node_id}"] = search_aliases
     if "search_aliases" in _SCHEMA_FIELDS:
         parts["search_aliases"] = search_aliases
     return io.Schema(

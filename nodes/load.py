@@ -118,7 +118,15 @@ class LoadEncoder(io.ComfyNode):
                 "belong in ComfyUI/models/nested_attention (.safetensors or .bin); those of the small demo "
                 "world come with the pack. The layout is recognised from the tensors in the file."
             ),
-            search_aliases=["nested attention", "ip-adapter", "identity", "face", "personalization"],
+            search_aliases=[
+                "ipadapter",
+                "ip-adapter",
+                "face model",
+                "identity",
+                "face",
+                "personalization",
+                "nested attention",
+            ],
             advanced=("features", "norm", "ignore_unexpected"),
             inputs=[
                 io.Combo.Input(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import check_pictures
+from ..nested_attention.hosts.comfy import STATE, check_pictures
 from ..nested_attention.paths import WEIGHTS
 from ..nested_attention.storage.files import file_state
 from ..nested_attention.storage.store import find_subject, list_subjects, save_subject
 from ..nested_attention.storage.thumbnail import make_thumbnail, neutral_icon
-from ..nested_attention.subject import read_subject
+from ..nested_attention.subject import Subject, read_subject
 from .common import SubjectType, naming, schema
 
 BUNDLED = {"avatars/somebody.safetensors": WEIGHTS / "subjects" / "somebody.safetensors"}
@@ -133,7 +135,7 @@ class LoadSubject(io.ComfyNode):
                 "A subject that was kept with Save Subject, from ComfyUI's output or input folder. It works "
                 "with the encoder that made it, and needs neither the picture nor CLIP vision any more."
             ),
-            search_aliases=["load embeds", "load face", "nested attention"],
+            search_aliases=["consistent character", "load face", "load embeds", "nested attention"],
             inputs=[
                 io.Combo.Input(
                     "subject_name",
@@ -172,11 +174,33 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, subject_name: str) -> io.NodeOutput:
         with naming("Load Subject"):
-            subject, thumbnail = read_subject(_find(subject_name))
-        return io.NodeOutput(subject, ui=_preview(thumbnail))
+            path = _find(subject_name)
+            subject, thumbnail = read_subject(path)
+        return io.NodeOutput(subject, ui={**_preview(thumbnail).as_dict(), STATE: _provenance(subject, path)})
 
 
-def _find(name: str) -> Path:
+def look_at(subject_name: object) -> tuple[list[str], Tensor | None]:
+    """What the node says of a subject, and its thumbnail, (height, width, 3) uint8, or None. Raises
+    NestedAttentionError, naming Load Subject, for a name that stands for none."""
+    with naming("Load Subject"):
+        path = _find(subject_name)
+        subject, thumbnail = read_subject(path)
+    return _provenance(subject, path), thumbnail
+
+
+def _provenance(subject: Subject, path: Path) -> list[str]:
+    """Where a subject comes from, in lines."""
+    of = "1 picture" if subject.images == 1 else f"{subject.images} pictures"
+    file = path.stat()
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.st_mtime))
+    return [
+        f"word: {subject.word} · from {of}",
+        f"encoder {subject.fingerprint[:8]} · {len(subject.tokens)} tokens",
+        f"saved {saved} · {max(1, file.st_size // 1024)} kB",
+    ]
+
+
+def _find(name: Any) -> Path:
     with naming("Load Subject"):
         try:
             return find_subject(name, stores())

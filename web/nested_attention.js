@@ -7,8 +7,10 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { showState } from "./state.js"
+import { previewSubject } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
+const SEARCHED = 30
 const TITLE = "Nested Attention"
 const LOADER = "NestedAttentionLoadEncoder"
 const ORIGIN = "nested_attention_origin" // of an encoder: its file, licence and source
@@ -45,8 +47,32 @@ function tellOfMissingEncoders(graph) {
   }
 }
 
+
+let searchWords = {}
+
 app.registerExtension({
-  name: "NestedAttention.Messages",
+  name: "NestedAttention",
+
+  async addCustomNodeDefs() {
+    const response = await api.fetchApi("/nested_attention/search_words")
+    if (response.ok) searchWords = await response.json()
+  },
+
+  /**
+   * Where the core sends no search_aliases, the first of them stand before the name in the list that is searched:
+   * the editor finds what is within SEARCHED characters of a name. On the canvas, nodes keep their names.
+   */
+  beforeRegisterVueAppNodeDefs(defs) {
+    for (const def of defs) {
+      if (!(def.name in searchWords) || def.search_aliases) continue
+      let words = ""
+      for (const word of searchWords[def.name]) {
+        if (words.length + 2 > SEARCHED - word.length / 2) break
+        words += words ? `, ${word}` : word
+      }
+      if (words) def.display_name = `${words}: ${def.display_name}`
+    }
+  },
 
   setup() {
     api.addEventListener("execution_start", () => {
@@ -76,5 +102,9 @@ app.registerExtension({
       if (output?.[ORIGIN]) this.properties[ORIGIN] = output[ORIGIN][0]
       if (output?.nested_attention_state) showState(this, output.nested_attention_state)
     }
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === "NestedAttentionLoadSubject") previewSubject(node)
   },
 })

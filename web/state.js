@@ -5,14 +5,25 @@
 const WIDGET = "nested_attention_state"
 const LINE = 14 // pixels
 const MARGIN = 4
+const PICTURE = 96 // pixels in height
 
-/** Puts lines of text on a node, in place of those that were there. Works in both renderers of nodes. */
-export function showState(node, lines) {
+/**
+ * Puts lines of text on a node, in place of those that were there, and a picture above them if there is one.
+ * Works in both renderers of nodes.
+ */
+export function showState(node, lines, picture = null) {
   const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addWidget(node)
-  widget.element.textContent = lines.join("\n")
+  widget.element.replaceChildren(...(picture ? [thumbnail(picture)] : []), lines.join("\n"))
   const [width, height] = node.computeSize()
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
   node.graph?.setDirtyCanvas(true, true)
+}
+
+function thumbnail(source) {
+  const image = document.createElement("img")
+  image.src = source
+  Object.assign(image.style, { display: "block", height: `${PICTURE}px`, margin: "0 auto", objectFit: "contain" })
+  return image
 }
 
 function addWidget(node) {
@@ -26,7 +37,8 @@ function addWidget(node) {
     color: "var(--descrip-text, #999)",
     userSelect: "text",
   })
-  const height = () => LINE * lineCount(widget, node) + 4 * MARGIN
+  const height = () =>
+    LINE * lineCount(widget, node) + 4 * MARGIN + (widget.element.querySelector("img") ? PICTURE : 0)
   const widget = node.addDOMWidget(WIDGET, "text", element, {
     serialize: false, // not a value of the workflow
     hideOnZoom: false,

@@ -36,6 +36,8 @@ SETTINGS = {
 NODES_2 = "Comfy.VueNodes.Enabled"
 """The setting of the newer renderer, Nodes 2.0: nodes are HTML elements, not drawings on a canvas."""
 
+SEARCH = "input[placeholder='Search Nodes...'], input[placeholder='Add a node...']"
+FOUND = ".p-autocomplete-option, [data-testid=result-item]"
 RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
 TOASTS = ".p-toast-message, [data-toast-kind=error], [data-toast-kind=warning]"
 SAYS = f".p-dialog, {TOASTS}, [data-testid=error-overlay]"
@@ -118,7 +120,7 @@ def open_editor(
         page = browser.new_page(viewport={"width": size[0], "height": size[1]}, locale="en-US")
         page.set_default_timeout(120_000)  # a busy machine
         page.goto(server.url)
-        editor = Editor(page)
+        editor = Editor(page, server)
         editor.run.wait_for(timeout=180_000)
         page.wait_for_function("window.app?.graph && app.extensionManager")
         yield editor
@@ -136,8 +138,9 @@ def without_meta(graph: Mapping[str, Any]) -> dict[str, Any]:
 class Editor:
     """One page with the editor. What differs between front ends is known here and nowhere else."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, server: ComfyServer) -> None:
         self.page = page
+        self.server = server
 
     @property
     def run(self) -> Locator:
@@ -154,6 +157,31 @@ class Editor:
         self.page.locator(SAYS).first.wait_for(state="detached")
         self.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
         self.fit()
+
+    def search(self, words: str) -> list[str]:
+        """What the editor's search offers for words typed into it, as texts."""
+        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box = self.page.locator(SEARCH).first
+        box.wait_for()
+        box.fill(words)
+        self.page.wait_for_timeout(700)  # it waits for the end of typing
+        found = self.page.locator(FOUND).all_inner_texts()
+        self.page.keyboard.press("Escape")
+        box.wait_for(state="detached")
+        return found
+
+    def place_from_search(self, words: str, name: str) -> None:
+        """Puts the first of the nodes that are found for the words and have the name on the canvas."""
+        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box = self.page.locator(SEARCH).first
+        box.wait_for()
+        box.fill(words)
+        found = self.page.locator(FOUND).filter(has_text=name).first
+        found.wait_for()
+        found.click()
+        if box.count() and box.is_visible():  # the older front end has it chosen, and placed by Enter
+            self.page.keyboard.press("Enter")
+        box.wait_for(state="detached")
 
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SAVED = Path(__file__).resolve().parent / "saved_workflows"
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SAVED_NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
+SOMEBODY = ROOT / "weights" / "subjects" / "somebody.safetensors"
 SIZE = (1900, 780)
 APPLY = "NestedAttentionApplySubject"
 
@@ -344,3 +345,51 @@ class TestMaps:
         graph = last["prompt"][2]
         ran = {node["class_type"] for number, node in graph.items() if number not in cached}
         assert "NestedAttentionViewMaps" in ran and "KSampler" not in ran and "VAEDecode" not in ran
+
+
+FOUND_BY = {
+    "face": "Person or Pet in Picture",
+    "identity": "Person or Pet in Picture",
+    "person": "Person or Pet in Picture",
+    "pet": "Person or Pet in Picture",
+    "ipadapter": "Load Subject Encoder",
+    "consistent character": "Load Subject",
+    "reference image": "Encode Subject",
+    "instantid": "Apply Subject",
+    "nested attention": "Apply Subject",
+    "remove background": "Isolate Subject",
+    "face crop": "Align Face",
+}
+"""What people type → one of the nodes that they are offered, on every core."""
+
+
+def test_what_people_type_finds_the_nodes(editor: Editor) -> None:
+    for words, name in FOUND_BY.items():
+        found = editor.search(words)
+        assert any(name in one for one in found), f"{words!r} finds {found[:5]}"
+
+
+CHOOSE = """name => {
+    const node = app.graph._nodes.find(node => node.type === 'NestedAttentionLoadSubject')
+    const widget = node.widgets.find(widget => widget.name === 'subject_name')
+    if (!widget.options.values.includes(name) && !name.startsWith('nobody')) return false
+    widget.value = name
+    widget.callback(name)
+    return true
+}"""
+
+
+def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
+    """When it is opened, when one that was saved since is chosen after a refresh, and when it is not there."""
+    load(editor, "avatar_load_subject")
+    said = editor.page.locator(".nested-attention-state")
+    said.filter(has_text="from 1 picture").locator("img").wait_for()
+    folder = editor.server.base / "output" / "subjects"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "new_00001_.safetensors").write_bytes(SOMEBODY.read_bytes())
+    editor.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    editor.page.wait_for_function(CHOOSE, arg="subjects/new_00001_.safetensors [output]")
+    said.filter(has_text=time.strftime("saved %Y-")).locator("img").wait_for()
+    assert editor.evaluate(CHOOSE, "nobody.safetensors")
+    said.filter(has_text="there is no saved subject 'nobody.safetensors'").wait_for()
+    assert not said.locator("img").count()

@@ -1,0 +1,45 @@
+"""What web/nested_attention.js asks the server: what nodes are found by, what a saved subject is."""
+
+from __future__ import annotations
+
+import base64
+import io as bytes_io
+import sys
+from typing import Any
+
+from aiohttp import web
+from PIL import Image
+
+from ..nested_attention.errors import NestedAttentionError
+from .common import SEARCH_WORDS
+from .subjects import look_at
+
+PREFIX = "/nested_attention"
+
+
+def register_routes() -> None:
+    """On the server, where one is running; ComfyUI calls this once, when it loads the pack."""
+    # Looked up, not imported: importing it is for main.py, and the pack can be loaded without.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        server.routes.get(f"{PREFIX}/search_words")(search_words)
+        server.routes.get(f"{PREFIX}/subject")(subject)
+
+
+async def search_words(_: Any) -> web.Response:
+    """Node id → words; editors of older versions of ComfyUI look at names alone."""
+    return web.json_response(SEARCH_WORDS)
+
+
+async def subject(request: Any) -> web.Response:
+    """?name=…: what is known of a saved subject, in lines, and its thumbnail as a data URL, if it has one."""
+    try:
+        lines, thumbnail = look_at(request.query.get("name", ""))
+    except NestedAttentionError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    picture = None
+    if thumbnail is not None:
+        buffer = bytes_io.BytesIO()
+        Image.fromarray(thumbnail.numpy()).save(buffer, "png")
+        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return web.json_response({"lines": lines, "thumbnail": picture})
