@@ -10,12 +10,17 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..nested_attention.avatars.comfy.base import load_checkpoint
 from ..nested_attention.avatars.comfy.world import load_world
 from ..nested_attention.avatars.drawing.pose import Pose
 from ..nested_attention.avatars.drawing.pose_map import pose_picture
 from ..nested_attention.avatars.drawing.references import held_out, reference_picture
+from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.paths import SMALL_WORLD
+from ..nested_attention.prompt import short
 from .common import naming, schema
+
+SMALL = "small world"
 
 GAZES = {"left": -1, "ahead": 0, "right": 1}
 """The viewer's left and right, as `Pose` numbers them."""
@@ -49,26 +54,65 @@ class DemoWorld(io.ComfyNode):
             inputs=[
                 io.Int.Input("person", tooltip="Which person is drawn as a reference.", **seed),
                 io.Int.Input("pet", tooltip="Which pet is drawn as a reference.", **seed),
+                io.Combo.Input(
+                    "base",
+                    options=[SMALL, *folder_paths.get_filename_list("checkpoints")],
+                    default=SMALL,
+                    optional=True,
+                    tooltip=(
+                        "The switch of our workflows: the small world, or an SDXL checkpoint of yours, "
+                        "whose MODEL, CLIP and VAE then come out. Encoders and pictures have to be of the "
+                        "same kind: an SDXL encoder, and a photograph in place of the drawn reference."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="The small world's UNet."),
                 io.Clip.Output("CLIP", tooltip="The small world's two text encoders."),
                 io.Vae.Output("VAE", tooltip="The small world's VAE: 8 pixels a latent, as SDXL's."),
                 io.ClipVision.Output(
-                    "CLIP_VISION", tooltip="The vision encoder, for Encode Subject with the avatars encoders."
+                    "CLIP_VISION",
+                    tooltip=(
+                        "The vision encoder, for Encode Subject with the avatars encoders; nothing for a "
+                        "checkpoint, whose encoder's is chosen in Load Subject Encoder."
+                    ),
                 ),
                 io.Image.Output(
                     "person_picture", display_name="person", tooltip="A reference picture of the person."
                 ),
                 io.Image.Output("pet_picture", display_name="pet", tooltip="A reference picture of the pet."),
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip="An empty latent: four pictures of 128 × 128 pixels, or one of 1024 × 1024.",
+                ),
+                io.Float.Output(
+                    "scale",
+                    display_name="scale",
+                    tooltip="How much larger pictures are best shown: 4, or 1 for a checkpoint.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, person: int, pet: int) -> io.NodeOutput:
+    def execute(cls, person: int, pet: int, base: str = SMALL) -> io.NodeOutput:
+        references = _image("person", person), _image("pet", pet)
+        embeddings = folder_paths.get_folder_paths("embeddings")
         with naming("Demo World"):
-            world = load_world(SMALL_WORLD, folder_paths.get_folder_paths("embeddings"))
-        return io.NodeOutput(*world, _image("person", person), _image("pet", pet))
+            if base == SMALL:
+                return io.NodeOutput(*load_world(SMALL_WORLD, embeddings), *references, _latent(4, 16), 4.0)
+            path = folder_paths.get_full_path("checkpoints", base)
+            if path is None:
+                raise NestedAttentionError(
+                    f"there is no checkpoint {short(base)!r}; put it into models/checkpoints, press R in the "
+                    f"editor and choose it again, or take {SMALL!r}"
+                )
+            models = load_checkpoint(path, embeddings)
+        return io.NodeOutput(*models, None, *references, _latent(1, 128), 1.0)
+
+
+def _latent(pictures: int, side: int) -> dict[str, Any]:
+    return {"samples": torch.zeros(pictures, 4, side, side)}
 
 
 def _image(kind: str, seed: int) -> Any:

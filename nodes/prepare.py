@@ -16,7 +16,7 @@ from ..nested_attention.pictures.background import estimate_subjects
 from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_masks, check_pictures
 from ..nested_attention.pictures.draw import draw_faces
-from ..nested_attention.pictures.faces import WHICH, FaceDetector, Which
+from ..nested_attention.pictures.faces import WHICH, FaceDetector, Which, upright_square
 from ..nested_attention.pictures.insight import InsightFaceDetector
 from ..nested_attention.pictures.isolate import BACKGROUNDS, Isolation, isolate_subjects
 from ..nested_attention.pictures.pyramid import TiledFaceDetector
@@ -119,6 +119,17 @@ class AlignFace(io.ComfyNode):
                     display_name="count",
                     tooltip="How many faces were found in all pictures together.",
                 ),
+                io.Int.Output(
+                    "x",
+                    display_name="x",
+                    tooltip="Left edge of the upright square around the first face taken, in pixels.",
+                ),
+                io.Int.Output("y", display_name="y", tooltip="Upper edge of that square."),
+                io.Int.Output(
+                    "side",
+                    display_name="side",
+                    tooltip="Side of that square, for Image Crop, and to lay a redrawn face back.",
+                ),
             ],
         )
 
@@ -141,8 +152,9 @@ class AlignFace(io.ComfyNode):
         except NestedAttentionError as error:
             raise NestedAttentionError(f"Align Face: {error}") from error
         count = sum(len(found) for found in faces.found)
+        place = upright_square(faces.taken[0][0], pictures.shape[2], pictures.shape[1])
         return io.NodeOutput(
-            faces.crops, draw_faces(pictures, faces), count, ui=ui.PreviewImage(faces.crops, cls=cls)
+            faces.crops, draw_faces(pictures, faces), count, *place, ui=ui.PreviewImage(faces.crops, cls=cls)
         )
 
 

@@ -23,6 +23,7 @@ HELP = ROOT / "web" / "docs"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
 
 from editor import Editor, find_chromium, open_editor  # noqa: E402
+from names import template  # noqa: E402
 from parts import Context, draw  # noqa: E402
 
 from nested_attention.demo.server import ComfyServer  # noqa: E402
@@ -45,16 +46,16 @@ class Shown:
 EDITOR: Mapping[str, Shown] = {
     "load_encoder": Shown("avatar_person", ("2. It becomes a subject",)),
     "encode_subject": Shown(
-        "avatar_several_pictures",
-        ("2. More pictures of the same person", "3. One subject of all of them"),
+        "avatar_two_people",
+        ("1. A world and two people", "2. Each becomes a subject"),
         run=True,
     ),
-    "mix_subjects": Shown("avatar_mixing", ("2. Each becomes a subject", "3. One subject of both")),
-    "save_subject": Shown("avatar_saved_subject", ("2. The subject is saved",), run=True),
+    "mix_subjects": Shown("avatar_mixing", ("2. A blend of the two",)),
+    "save_subject": Shown("avatar_saved_subject", ("2. The subject is made and saved",), run=True),
     "load_subject": Shown(
         "avatar_load_subject", ("2. A subject that was saved", "3. It is attached"), run=True
     ),
-    "apply_subject": Shown("avatar_two_people", ("4. Each is attached to a name, in a place",)),
+    "apply_subject": Shown("avatar_two_people", ("3. Each is attached to a name, in a place",)),
     "personalize": Shown("personalize", ("A photograph in the prompt",), run=True),
     "observe": Shown("avatar_inspect", ("3. They are observed while the picture is sampled",), True, 20),
     "view_maps": Shown("avatar_inspect", ("4. Point at a place of the picture",), True, 20),
@@ -81,7 +82,7 @@ def personalize(context: Context) -> Any:
     group = draft.group("A photograph in the prompt")
     given = {"model": world["MODEL"], "clip": world["CLIP"], "image": world["person"]}
     applied = group.add("NestedAttentionPersonalize", **given)
-    draw(draft, world, applied, "a photo of a person in a forest", 1)
+    draw(draft, world, applied, "a photo of a person in a forest")
     return draft.editor()
 
 
@@ -105,7 +106,8 @@ def photograph(editor: Editor, shown: Shown, context: Context) -> Image.Image:
     if shown.workflow in DRAFTS:
         graph = DRAFTS[shown.workflow](context)
     else:
-        graph = json.loads((ROOT / "workflows" / f"{shown.workflow}.json").read_text(encoding="utf-8"))
+        path = ROOT / "workflows" / f"{template(shown.workflow)}.json"
+        graph = json.loads(path.read_text(encoding="utf-8"))
     frames = [group["bounding"] for group in graph["groups"] if group["title"] in shown.titles]
     assert len(frames) == len(shown.titles), f"{shown.workflow} has other groups now: {shown.titles}"
     left, top = (min(frame[axis] for frame in frames) - MARGIN for axis in (0, 1))

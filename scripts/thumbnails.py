@@ -20,7 +20,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows")]
+
+from names import server_name, template  # noqa: E402
 
 from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
@@ -34,11 +36,11 @@ TITLE = 30  # drawn above a node's position
 
 
 def main(names: Sequence[str]) -> None:
-    paths = [ROOT / "workflows" / f"{name}.json" for name in names or workflows()]
+    paths = [ROOT / "workflows" / f"{template(name)}.json" for name in names or workflows()]
     missing = [path.stem for path in paths if not path.is_file()]
     if missing:
         sys.exit(f"there is no workflow {', '.join(missing)}; there are {', '.join(workflows())}")
-    drawn = [path for path in paths if path.stem.startswith("avatar_")]
+    drawn = [path for path in paths if server_name(path.stem).startswith("avatar_")]
     for path in paths:
         if path not in drawn:
             save(graph(json.loads(path.read_text(encoding="utf-8"))), path)
@@ -49,12 +51,12 @@ def main(names: Sequence[str]) -> None:
         sys.exit(f"ComfyUI was not found: {where}")
     with tempfile.TemporaryDirectory() as folder, ComfyServer(comfyui, Path(folder)) as server:
         for path in drawn:
-            workflow = load_workflow(path.stem)
+            workflow = load_workflow(server_name(path.stem))
             save(sheet(server.run(workflow)[node_of(workflow, "SaveImage")]), path)
 
 
 def workflows() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+    return sorted(server_name(path.stem) for path in (ROOT / "workflows").glob("*.json"))
 
 
 def save(picture: Image.Image, workflow: Path) -> None:
@@ -63,6 +65,10 @@ def save(picture: Image.Image, workflow: Path) -> None:
 
 def sheet(pictures: Sequence[Path]) -> Image.Image:
     """One picture at the size of four, two beside each other, or the first four."""
+    if len(pictures) == 1:
+        with Image.open(pictures[0]) as picture:
+            if picture.width > picture.height:
+                return whole_picture(picture)
     side = 2 * SIDE if len(pictures) == 1 else SIDE
     columns, rows = min(len(pictures), 2), 1 if len(pictures) < 3 else 2
     whole = Image.new("RGB", (columns * side, rows * side))
@@ -72,6 +78,15 @@ def sheet(pictures: Sequence[Path]) -> Image.Image:
             how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
             shown = picture.convert("RGB").resize((side, side), how)
         whole.paste(shown, (number % 2 * side, number // 2 * side))
+    return whole
+
+
+def whole_picture(picture: Image.Image) -> Image.Image:
+    """One picture that is wider than high, as wide as a sheet."""
+    height = round(2 * SIDE * picture.height / picture.width)
+    shown = picture.convert("RGB").resize((2 * SIDE, height), Image.Resampling.NEAREST)
+    whole = Image.new("RGB", (2 * SIDE, max(height, SIDE)), PAPER)
+    whole.paste(shown, (0, (whole.height - height) // 2))
     return whole
 
 

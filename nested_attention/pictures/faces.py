@@ -120,3 +120,17 @@ def ffhq_square(face: Face) -> Square:
             "or upside down; expected a face that shows them. Choose another face, or another picture"
         )
     return Square(eyes + 0.1 * down, axis / abs(axis) * half)
+
+
+def upright_square(face: Face, width: int, height: int) -> tuple[int, int, int]:
+    """The square around FFHQ's that stands upright and lies within a picture (width × height pixels): left
+    edge, upper edge and side, in whole pixels."""
+    corners = ffhq_square(face).corners
+    reach = [corner.real for corner in corners], [corner.imag for corner in corners]
+    side = min(round(max(max(one) - min(one) for one in reach)), width, height)
+    middle = [sum(one) / len(one) for one in reach]
+    left, top = (
+        min(max(round(at - side / 2), 0), length - side)
+        for at, length in zip(middle, (width, height), strict=True)
+    )
+    return left, top, side

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from formats import Definitions, Graph, to_api, update  # noqa: E402
+from names import server_name, template  # noqa: E402
 from parts import Context  # noqa: E402
 from recipes import RECIPES, draw_up  # noqa: E402
 
@@ -56,7 +57,10 @@ def synced(path: Path, definitions: Definitions) -> dict[Path, str]:
     """What a workflow's two files should contain."""
     editor: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     editor = update(editor, definitions, project("version"))
-    return {path: written(editor), path.parent / "api" / path.name: written(to_api(editor, definitions))}
+    return {
+        path: written(editor),
+        path.parent / "api" / f"{server_name(path.stem)}.json": written(to_api(editor, definitions)),
+    }
 
 
 def main() -> None:
@@ -72,7 +76,7 @@ def main() -> None:
     if chosen.command == "draft":
         context = Context(definitions, project("version"), project("requires-comfyui"))
         for name in chosen.names or RECIPES:
-            path = WORKFLOWS / f"{name}.json"
+            path = WORKFLOWS / f"{template(name)}.json"
             if path.exists() and not chosen.force:
                 sys.exit(f"{path} exists, and may have been edited; --force writes over it")
             path.write_text(written(draw_up(name, context)), encoding="utf-8")

@@ -90,7 +90,7 @@ def _on_sdxl(draft: Draft, kinds: tuple[Kind, ...], text: str) -> Draft:
     negative = prompt(group, applied["CLIP"], unwanted, "Negative prompt")
     empty = group.add("EmptyLatentImage", width=1024, height=1024, batch_size=1)
     group.column()
-    latent = sample(group, applied["MODEL"], positive, negative, empty.out, **SAMPLING)
+    latent = sample(group, applied["MODEL"], positive.out, negative.out, empty.out, **SAMPLING)
     picture = group.add("VAEDecode", samples=latent.out, vae=checkpoint["VAE"])
     group = draft.group(f"{number + 2}. The picture")
     group.add("SaveImage", images=picture.out, filename_prefix=f"nested_attention/{draft.name}")
@@ -142,8 +142,7 @@ def person_and_pet(context: Context) -> Draft:
         "a mask.\n\n"
         "- **injection** `everywhere` is what IP-Adapter does: watch the person take the pet's colours, and "
         "the background change.\n"
-        "- **weight** is how much is added, 1 as the adapter was trained.\n"
-        + on_sdxl("both references", "*sdxl_anchored_person_and_pet* is that graph. "),
+        "- **weight** is how much is added, 1 as the adapter was trained.\n" + on_sdxl("both references"),
     )
     world, group = demo_world(draft)
     group.add("PreviewImage", "The pet", images=world["pet"])
@@ -167,8 +166,8 @@ def person_and_pet(context: Context) -> Draft:
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     group.column()
-    latent = sample(group, applied["MODEL"], positive, negative, empty.out)
+    latent = sample(group, applied["MODEL"], positive.out, negative.out, empty.out)
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
     group = draft.group("5. The picture")
-    show(group, picture.out, "anchored")
+    show(group, picture.out, world["scale"], "anchored")
     return draft

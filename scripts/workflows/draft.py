@@ -6,12 +6,11 @@ This is where a workflow starts. From then on the file is what counts, and is ed
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from formats import (
-    INPUT_NODE,
-    OUTPUT_NODE,
     PREVIEWS,
     Definitions,
     Graph,
@@ -22,12 +21,17 @@ from formats import (
     new_output,
 )
 
-TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 40, 80, 20, 80
+TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 30, 40, 20, 80
 """Pixels: a node's title, between nodes, between columns, around the nodes of a group, above them."""
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
-WIDE = {"SaveImage": 420, "NestedAttentionViewMaps": 680}
+WIDTH, WIDE = 280, {"SaveImage": 340, "CLIPTextEncode": 300, "NestedAttentionViewMaps": 680}
+FREE = (75, 100, 1225, 590)
+"""Of a page of 1366 × 768 pixels, what the editor's bars leave free in every front end: left, top, size."""
+
+LEGIBLE, LARGE = 0.6, 0.85
+"""Scales of the canvas: below the first, the editor draws no texts."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Node:
 
     @property
     def width(self) -> int:
-        return WIDE.get(self.type, 320)
+        return WIDE.get(self.type, WIDTH)
 
     @property
     def height(self) -> int:
@@ -151,7 +155,7 @@ class Draft:
             "links": links,
             "groups": groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 120]}, "frontendVersion": "1.27.10"},
+            "extra": {"ds": self._view(positions, groups), "frontendVersion": "1.27.10"},
             "version": 0.4,
         }
 
@@ -170,7 +174,7 @@ class Draft:
                         "title": group.title,
                         "bounding": [left, top, width, height],
                         "color": COLORS[len(groups) % len(COLORS)],
-                        "font_size": 24,
+                        "font_size": min(24, int((width - 12) / (0.46 * len(group.title)))),
                         "flags": {},
                     }
                 )
@@ -184,6 +188,19 @@ class Draft:
                 left += width + GAP
             top += max(group.size[1] for group in row) + GAP
         return positions, groups, top
+
+    def _view(self, positions: Mapping[Node, tuple[int, int]], groups: list[Graph]) -> Graph:
+        """How the editor shows the workflow at first: all of it where that is legible, else the last groups,
+        with the sampler and the picture."""
+        left, top, width, height = FREE
+        boxes = [group["bounding"] for group in groups]
+        right = max(x + w for x, _, w, _ in boxes)
+        bottom = max(y + h for _, y, _, h in boxes)
+        scale = min(max(min(width / right, height / bottom), LEGIBLE), LARGE)
+        last = [y for node, (_, y) in positions.items() if node.type in ("KSampler", "SaveImage")]
+        across = left / scale if right * scale <= width else (left + width) / scale - right
+        down = top / scale if bottom * scale <= height else top / scale - (min(last) - HEADER)
+        return {"scale": round(scale, 3), "offset": [round(across), round(down)]}
 
     def _note(self, bottom: int) -> Graph:
         lines = self.note.count("\n") + len(self.note) // 90 + 4
@@ -266,132 +283,3 @@ class Draft:
         """The order of execution, after the note's 0. Nodes are added after the ones they read from."""
         for order, node in enumerate(saved, start=1):
             node["order"] = order
-
-
-def into_subgraph(editor: Graph, title: str, numbers: set[int], name: str, position: list[int]) -> Graph:
-    """The workflow with these nodes moved into a subgraph, as the editor's *Convert to Subgraph* does.
-
-    Links that come from outside become inputs of it, one an output they read; links to outside, outputs.
-    """
-    identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"nested-attention/subgraph/{name}"))
-    inside = [node for node in editor["nodes"] if node["id"] in numbers]
-    outside = [node for node in editor["nodes"] if node["id"] not in numbers]
-    instance = max(node["id"] for node in editor["nodes"]) + 1
-    kept, inner, entries, exits = [], [], {}, {}
-    for number, source, output, target, entry, kind in editor["links"]:
-        names = {node["id"]: node for node in editor["nodes"]}
-        if source in numbers and target in numbers:
-            inner.append((number, source, output, target, entry, kind))
-        elif target in numbers:
-            wanted = names[target]["inputs"][entry]["name"]
-            slot = entries.setdefault((source, output), [wanted, kind, number, []])
-            slot[3].append(number)
-            inner.append((number, INPUT_NODE, list(entries).index((source, output)), target, entry, kind))
-        elif source in numbers:
-            slot = exits.setdefault(
-                (source, output), [names[source]["outputs"][output]["name"], kind, [], []]
-            )
-            slot[2].append(number)
-            kept.append([number, instance, list(exits).index((source, output)), target, entry, kind])
-        else:
-            kept.append([number, source, output, target, entry, kind])
-    last = editor["last_link_id"]
-    for index, ((source, output), slot) in enumerate(exits.items()):
-        last += 1
-        slot[3].append(last)
-        inner.append((last, source, output, OUTPUT_NODE, index, slot[1]))
-        for node in inside:
-            if node["id"] == source:
-                own = [n for n in node["outputs"][output]["links"] if n not in slot[2]]
-                node["outputs"][output]["links"] = [*own, last]
-    for index, ((source, output), (_, kind, number, gone)) in enumerate(entries.items()):
-        last += 1  # the outer link; those inside keep their numbers
-        kept.append([last, source, output, instance, index, kind])
-        entries[source, output][2] = last
-        for node in outside:
-            if node["id"] == source:
-                own = [n for n in node["outputs"][output]["links"] if n not in gone]
-                node["outputs"][output]["links"] = [*own, last]
-        assert number in gone
-    box = [min(n["pos"][0] for n in inside), min(n["pos"][1] for n in inside)]
-    right = max(n["pos"][0] + n["size"][0] for n in inside)
-    definition = {
-        "id": identity,
-        "version": 1,
-        "state": {"lastGroupId": 0, "lastNodeId": instance, "lastLinkId": last, "lastRerouteId": 0},
-        "revision": 0,
-        "config": {},
-        "name": title,
-        "inputNode": {"id": INPUT_NODE, "bounding": [box[0] - 200, box[1], 120, 40 + 20 * len(entries)]},
-        "outputNode": {"id": OUTPUT_NODE, "bounding": [right + 80, box[1], 120, 40 + 20 * len(exits)]},
-        "inputs": [
-            {
-                "id": str(uuid.uuid5(uuid.UUID(identity), f"in {index}")),
-                "name": slot[0],
-                "type": slot[1],
-                "linkIds": slot[3],
-                "localized_name": slot[0],
-                "pos": [box[0] - 100, box[1] + 20 + 20 * index],
-            }
-            for index, slot in enumerate(entries.values())
-        ],
-        "outputs": [
-            {
-                "id": str(uuid.uuid5(uuid.UUID(identity), f"out {index}")),
-                "name": slot[0],
-                "type": slot[1],
-                "linkIds": slot[3],
-                "localized_name": slot[0],
-                "pos": [right + 100, box[1] + 20 + 20 * index],
-            }
-            for index, slot in enumerate(exits.values())
-        ],
-        "widgets": [],
-        "nodes": inside,
-        "groups": [],
-        "links": [
-            dict(
-                zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), one, strict=True)
-            )
-            for one in inner
-        ],
-        "extra": {},
-    }
-    node = {
-        "id": instance,
-        "type": identity,
-        "pos": position,
-        "size": [320, 40 + 20 * max(len(entries), len(exits))],
-        "flags": {},
-        "order": 0,
-        "mode": 0,
-        "inputs": [{"name": slot[0], "type": slot[1], "link": slot[2]} for slot in entries.values()],
-        "outputs": [{"name": slot[0], "type": slot[1], "links": slot[2]} for slot in exits.values()],
-        "title": title,
-        "properties": {"proxyWidgets": []},
-        "widgets_values": [],
-    }
-    nodes = _ordered([*outside, node], kept)
-    return {
-        **editor,
-        "last_node_id": instance,
-        "last_link_id": last,
-        "nodes": nodes,
-        "links": kept,
-        "definitions": {"subgraphs": [definition]},
-    }
-
-
-def _ordered(nodes: list[Graph], links: list[list[Any]]) -> list[Graph]:
-    """With `order` set to an order of execution."""
-    waiting = {node["id"]: {link[1] for link in links if link[3] == node["id"]} for node in nodes}
-    done: list[int] = []
-    while waiting:
-        ready = [number for number, sources in waiting.items() if sources <= set(done)]
-        assert ready, "the workflow goes round in circles"
-        done += ready
-        for number in ready:
-            del waiting[number]
-    for node in nodes:
-        node["order"] = done.index(node["id"])
-    return nodes

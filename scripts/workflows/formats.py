@@ -18,10 +18,10 @@ Definitions = Mapping[str, Mapping[str, Any]]
 NOTES = {"MarkdownNote", "Note"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 PREVIEWS = {
-    "PreviewImage": 280,
-    "SaveImage": 420,
+    "PreviewImage": 240,
+    "SaveImage": 360,
     "MaskPreview": 200,
-    "LoadImage": 280,
+    "LoadImage": 240,
     "NestedAttentionPersonalize": 280,
     "NestedAttentionAlignFace": 280,
     "NestedAttentionIsolateSubject": 280,
@@ -35,6 +35,7 @@ STATES = {
     "NestedAttentionApplySubject": 62,
     "NestedAttentionViewMaps": 500,
     "NestedAttentionObserve": 200,
+    "NestedAttentionLoadSubject": 160,
 }
 """Pixels of the lines, or of the view, in which a node says what it has done, once it has run."""
 

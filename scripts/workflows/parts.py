@@ -11,6 +11,8 @@ PERSON = "avatars/person_encoder.safetensors"
 SAVED = "avatars/somebody.safetensors"
 PET = "avatars/pet_encoder.safetensors"
 SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+SOMEBODY, SOMEBODY_ELSE = 7, 10
+"""Two people of the small world who are easily told apart."""
 
 
 @dataclass(frozen=True)
@@ -23,35 +25,34 @@ class Context:
         return Draft(name, heading, note, self.definitions, self.version, self.core_version)
 
 
-def on_sdxl(pictures: str = "the reference", more: str = "") -> str:
+def on_sdxl(picture: str = "the reference") -> str:
     """The line of a note that says how the workflow is run on SDXL."""
     return (
-        "- **On SDXL**: Load Checkpoint, with Load CLIP Vision, in place of Demo World, your encoder in Load "
-        f"Subject Encoder, and Load Image in place of {pictures}. {more}Draw at 1024 × 1024 (Empty Latent "
-        "Image) in 30 steps at cfg 5, and leave out the node that shows art pixels larger."
+        "- **On SDXL**: choose your checkpoint in `base` of Demo World, and connect **Load Image** in place "
+        f"of {picture}. 30 steps at cfg 5 are usual."
     )
+
+
+def demo_world(draft: Draft, title: str = "1. A world and a reference", **which: int) -> tuple[Node, Group]:
+    group = draft.group(title)
+    return group.add("NestedAttentionDemoWorld", **{"person": SOMEBODY, "pet": 3, **which}), group
+
+
+def personalize(group: Group, model: Slot, clip: Slot, image: Slot, **more: object) -> Node:
+    title = more.pop("title", None)
+    given = {"model": model, "clip": clip, "image": image, **more}
+    return group.add("NestedAttentionPersonalize", title, **given)  # type: ignore[arg-type]
 
 
 def prompt(group: Group, clip: Slot, text: str, title: str = "Prompt") -> Node:
     return group.add("CLIPTextEncode", title, clip=clip, text=text)
 
 
-def show(group: Group, picture: Slot, prefix: str) -> None:
+def show(group: Group, picture: Slot, scale: Slot, prefix: str) -> None:
     larger = group.add(
-        "ImageScaleBy",
-        "Show the art pixels larger",
-        image=picture,
-        upscale_method="nearest-exact",
-        scale_by=4.0,
+        "ImageScaleBy", "Larger", image=picture, upscale_method="nearest-exact", scale_by=scale
     )
     group.add("SaveImage", images=larger.out, filename_prefix=f"nested_attention/{prefix}")
-
-
-def demo_world(draft: Draft) -> tuple[Node, Group]:
-    group = draft.group("1. A world and a reference")
-    world = group.add("NestedAttentionDemoWorld", person=7, pet=3)
-    group.add("PreviewImage", "The reference", images=world["person"])
-    return world, group
 
 
 def encode(group: Group, world: Node, picture: Slot, encoder_name: str = PERSON) -> tuple[Node, Node]:
@@ -81,8 +82,8 @@ def apply(group: Group, model: Slot, clip: Slot, encoder: Node, subject: Node, *
 def sample(
     group: Group,
     model: Slot,
-    positive: Node,
-    negative: Node,
+    positive: Slot,
+    negative: Slot,
     latent: Slot,
     title: str | None = None,
     **more: object,
@@ -91,8 +92,8 @@ def sample(
         "KSampler",
         title,
         model=model,
-        positive=positive.out,
-        negative=negative.out,
+        positive=positive,
+        negative=negative,
         latent_image=latent,
         **{**SAMPLING, **more},
     )
@@ -103,17 +104,23 @@ def draw(
     world: Node,
     applied: Node,
     text: str,
-    batch: int,
-    number: int = 4,
+    number: int = 3,
     word: str = "person",
+    batch: int | None = None,
 ) -> None:
-    """The last two groups of the plainest workflows: prompt and sampling, picture."""
+    """The last two groups of the plainest workflows: prompt and sampling, picture. batch: pictures at once,
+    in place of the world's own latent."""
     group = draft.group(f"{number}. Prompt and sampling")
-    positive = prompt(group, applied["CLIP"], text, f"Prompt: the word {word} is the subject")
+    title = f"Prompt: the word {word} is the subject"
+    if " " in word:
+        title = f"Prompt: {word} are the subjects"
+    positive = prompt(group, applied["CLIP"], text, title)
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
-    latent = group.add("EmptyLatentImage", width=128, height=128, batch_size=batch)
+    empty = world["latent"]
+    if batch is not None:
+        empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=batch).out
     group.column()
-    latent = sample(group, applied["MODEL"], positive, negative, latent.out)
+    latent = sample(group, applied["MODEL"], positive.out, negative.out, empty)
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
     group = draft.group(f"{number + 1}. The picture")
-    show(group, picture.out, draft.name.removeprefix("avatar_"))
+    show(group, picture.out, world["scale"], draft.name.removeprefix("avatar_"))

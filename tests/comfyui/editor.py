@@ -38,6 +38,12 @@ NODES_2 = "Comfy.VueNodes.Enabled"
 
 SEARCH = "input[placeholder='Search Nodes...'], input[placeholder='Add a node...']"
 FOUND = ".p-autocomplete-option, [data-testid=result-item]"
+BARS = (
+    *(".comfyui-menu", ".workflow-tabs-container", ".actionbar"),
+    *(".side-tool-bar-container", "[data-testid=queue-button]"),
+)
+"""What lies over the canvas: above, and on the left."""
+
 RUN = "button[data-testid=queue-button], [data-testid=queue-button] button"
 TOASTS = ".p-toast-message, [data-toast-kind=error], [data-toast-kind=warning]"
 SAYS = f".p-dialog, {TOASTS}, [data-testid=error-overlay]"
@@ -153,10 +159,14 @@ class Editor:
 
     def load(self, graph: Mapping[str, Any], name: str) -> None:
         """Opens a workflow, all of it in view, after closing what the one before had to say."""
+        self.open(graph, name)
+        self.fit()
+
+    def open(self, graph: Mapping[str, Any], name: str) -> None:
+        """Opens a workflow in the view that was saved with it."""
         self.evaluate("selector => document.querySelectorAll(selector).forEach(one => one.click())", CLOSE)
         self.page.locator(SAYS).first.wait_for(state="detached")
         self.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
-        self.fit()
 
     def search(self, words: str) -> list[str]:
         """What the editor's search offers for words typed into it, as texts."""
@@ -212,6 +222,33 @@ class Editor:
                 .filter(button => button.innerText.includes('Show advanced'))
                 .forEach(button => button.click())"""
         )
+
+    def in_view(self, types: Collection[str]) -> list[tuple[str, bool]]:
+        """Of each node of these types its type, and whether all of it can be seen on the page, clear of the
+        editor's bars, once that has come to rest."""
+        scale, left, top = self.evaluate(
+            """() => {
+                const {x, y} = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds
+                return [scale, x + offset[0] * scale, y + offset[1] * scale]
+            }"""
+        )
+        kinds = self.evaluate("() => app.graph._nodes.map(node => node.type)")
+        page = self.page.viewport_size or {"width": 0, "height": 0}
+        bars = [self.page.locator(bar).first.bounding_box() for bar in BARS if self.page.locator(bar).count()]
+        seen = []
+        for kind, box in zip(kinds, self.boxes()[0], strict=True):
+            if kind in types:
+                shown = Box(
+                    box.title,
+                    left + scale * box.x,
+                    top + scale * box.y,
+                    scale * box.width,
+                    scale * box.height,
+                )
+                clear = not any(shown.overlaps(Box("", *map(float, bar.values()))) for bar in bars if bar)
+                whole = Box("", 0, 0, page["width"], page["height"]).contains(shown)
+                seen.append((kind, whole and clear))
+        return seen
 
     def boxes(self) -> tuple[list[Box], list[Box]]:
         """Nodes, their titles included, and groups, as they are drawn, once that has come to rest."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
+from runpy import run_path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,9 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAVED = Path(__file__).resolve().parent / "saved_workflows"
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+_names = run_path(str(ROOT / "scripts" / "workflows" / "names.py"))
+TEMPLATES: dict[str, str] = _names["TEMPLATES"]
+SERVER_NAMES: dict[str, str] = {name: _names["server_name"](name) for name in NAMES}
 SAVED_NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
 SOMEBODY = ROOT / "weights" / "subjects" / "somebody.safetensors"
 SIZE = (1900, 780)
@@ -107,9 +111,13 @@ def editor(front_end: FrontEnd, request: pytest.FixtureRequest) -> Iterator[Edit
         yield opened
 
 
-def load(editor: Editor, name: str, folder: Path = ROOT / "workflows") -> dict[str, Any]:
-    workflow: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    editor.load(workflow, name)
+def load(editor: Editor, name: str, folder: Path = ROOT / "workflows", *, fit: bool = True) -> dict[str, Any]:
+    """name: a template's, or that of its file for the server; see scripts/workflows/names.py."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        path = folder / f"{TEMPLATES[name]}.json"
+    workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    (editor.load if fit else editor.open)(workflow, name)
     return workflow
 
 
@@ -122,13 +130,13 @@ def test_the_editor_opens_a_workflow_with_no_node_missing(editor: Editor, name: 
     assert {node["id"] for node in nodes} == {node["id"] for node in [*workflow["nodes"], *inside]}
     assert [node for node in nodes if not node["known"]] == []
     files = [model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])]
-    if name.startswith("avatar_"):
+    if SERVER_NAMES[name].startswith("avatar_"):
         assert [node for node in nodes if node["red"]] == []
         assert editor.says() == []
     else:  # the user is told which files to fetch
         said = editor.wait_for_words()
         assert [file for file in files if file not in said] == []
-    assert editor.prompt() == without_meta(load_workflow(name))
+    assert editor.prompt() == without_meta(load_workflow(SERVER_NAMES[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,6 +153,19 @@ def test_nothing_on_a_workflow_covers_anything(
         assert [(a.title, b.title) for a, b in combinations(boxes, 2) if a.overlaps(b)] == []
     outside = [node.title for node in nodes if not any(group.contains(node) for group in groups)]
     assert outside == ["About this workflow"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opened_on_a_small_screen_the_sampler_and_the_picture_are_in_view(editor: Editor, name: str) -> None:
+    """At 1366 × 768 pixels, without scrolling, where the text on nodes is still drawn."""
+    try:
+        editor.page.set_viewport_size({"width": 1366, "height": 768})
+        load(editor, name, fit=False)
+        seen = editor.in_view({"KSampler", "SaveImage"})
+        assert ("SaveImage", True) in seen and all(clear for _, clear in seen), seen
+        assert editor.evaluate("() => app.canvas.ds.scale") >= 0.59
+    finally:
+        editor.page.set_viewport_size({"width": SIZE[0], "height": SIZE[1]})
 
 
 @pytest.mark.parametrize(
@@ -380,7 +401,7 @@ CHOOSE = """name => {
 
 
 def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
-    """When it is opened, when one that was saved since is chosen after a refresh, and when it is not there."""
+    """When it is opened, when one that was saved since is chosen after a refresh, and when it is gone."""
     load(editor, "avatar_load_subject")
     said = editor.page.locator(".nested-attention-state")
     said.filter(has_text="from 1 picture").locator("img").wait_for()

@@ -67,10 +67,13 @@ def test_align_face_gives_a_crop_a_drawing_a_count_and_a_preview(
     nodes: dict[str, Any], temporary: Path
 ) -> None:
     result = run(nodes["AlignFace"], image=astronaut(), size=256)
-    face, found, count = result.args
+    face, found, count, x, y, side = result.args
     assert face.shape == (1, 256, 256, 3)
     assert found.shape == (1, 512, 512, 3)
     assert count == 1
+    assert x >= 0 and x + side <= 512 and y >= 0 and y + side <= 512
+    again = run(nodes["AlignFace"], image=astronaut()[:, y : y + side, x : x + side], size=256).args[0]
+    assert float((again - face).abs().mean()) < 0.05  # the whole face, to be drawn again and laid back
     assert float(face.min()) >= 0 and float(face.max()) <= 1
     assert not torch.equal(found, astronaut())
     shown = result.ui.as_dict()["images"]
@@ -82,7 +85,7 @@ def test_align_face_gives_a_crop_a_drawing_a_count_and_a_preview(
 
 def test_all_faces_and_any_channels(nodes: dict[str, Any]) -> None:
     two = torch.cat([astronaut(), astronaut().flip(2)], dim=2)
-    face, _, count = run(nodes["AlignFace"], image=two, which="all", size=64).args
+    face, _, count, *_ = run(nodes["AlignFace"], image=two, which="all", size=64).args
     assert (face.shape[0], count) == (2, 2)
     plain = run(nodes["AlignFace"], image=astronaut(), size=64).args[0]
     opaque = torch.cat([astronaut(), torch.ones(1, 512, 512, 1)], dim=-1)
