@@ -27,6 +27,7 @@ from ...inspection.draw import (
 from ...inspection.maps import Selection
 from ...inspection.recording import Recording, Watch
 from ...pictures.check import check_pictures
+from ...prompt import short
 from .notices import begin_notices, running_node, send
 from .sampling.recorder import Recorder, observe
 
@@ -95,7 +96,7 @@ def read_points(text: str) -> list[Point]:
             x = y = -1.0
         if not (0 <= x <= 1 and 0 <= y <= 1):
             raise NestedAttentionError(
-                f"points has {part!r}; expected x, y in parts of the width and height, each from 0 to 1, and "
+                f"points has {short(part)!r}; expected x, y in parts of the width and height, each from 0 to 1, and "
                 "; between places: 0.5, 0.25; 0.7, 0.6"
             )
         points.append((x, y))
@@ -106,10 +107,12 @@ def read_steps(text: str) -> tuple[int, int] | None:
     """Steps as typed, counted from 1: `5`, or `1-10`; None for all."""
     if not text.strip():
         return None
-    found = re.fullmatch(r"\s*(\d+)\s*(?:[-–]\s*(\d+)\s*)?", text)
+    found = re.fullmatch(r"(\d{1,9})(?:\s*[-–]\s*(\d{1,9}))?", text.strip())
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise NestedAttentionError(f"steps is {text!r}; expected a step such as 5, or a range such as 1-10")
+        raise NestedAttentionError(
+            f"steps is {short(text)!r}; expected a step such as 5, or a range such as 1-10"
+        )
     return first - 1, last - 1
 
 
