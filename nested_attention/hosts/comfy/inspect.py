@@ -96,8 +96,8 @@ def read_points(text: str) -> list[Point]:
             x = y = -1.0
         if not (0 <= x <= 1 and 0 <= y <= 1):
             raise NestedAttentionError(
-                f"points has {short(part)!r}; expected x, y in parts of the width and height, each from 0 to 1, and "
-                "; between places: 0.5, 0.25; 0.7, 0.6"
+                f"points has {short(part)!r}; expected x, y in parts of the width and height, each from 0 to "
+                "1, and ; between places: 0.5, 0.25; 0.7, 0.6"
             )
         points.append((x, y))
     return points
