@@ -176,7 +176,7 @@ class LoadSubject(io.ComfyNode):
         with naming("Load Subject"):
             path = _find(subject_name)
             subject, thumbnail = read_subject(path)
-        return io.NodeOutput(subject, ui={**_preview(thumbnail).as_dict(), STATE: _provenance(subject, path)})
+        return io.NodeOutput(subject, ui=_preview(thumbnail, _provenance(subject, path)))
 
 
 def look_at(subject_name: object) -> tuple[list[str], Tensor | None]:
@@ -211,7 +211,19 @@ def _find(name: Any) -> Path:
             return bundled
 
 
-def _preview(thumbnail: Any) -> ui.PreviewImage:
+class _Shown(ui.PreviewImage):
+    """A picture, with lines below it if there are any."""
+
+    def __init__(self, picture: Tensor, lines: list[str]) -> None:
+        super().__init__(picture)
+        self.lines = lines
+
+    def as_dict(self) -> dict[str, Any]:
+        said = {STATE: self.lines} if self.lines else {}
+        return {**super().as_dict(), **said}
+
+
+def _preview(thumbnail: Any, lines: list[str] | None = None) -> ui.PreviewImage:
     """Shown on the node, from a temporary file without the workflow in it."""
     picture = neutral_icon() if thumbnail is None else thumbnail
-    return ui.PreviewImage(picture[None] / 255)  # (1, height, width, 3)
+    return _Shown(picture[None] / 255, lines or [])  # (1, height, width, 3)

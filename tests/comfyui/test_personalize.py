@@ -22,7 +22,7 @@ PROMPT = "a photo of a person on the left and a pet on the right in a forest"
 def small(nodes: dict[str, Any]) -> SimpleNamespace:  # noqa: F811
     """The small world's MODEL and CLIP, and reference pictures of held-out subjects."""
     with torch.inference_mode():
-        model, clip, vae, vision, person, pet = run(nodes["DemoWorld"], person=7, pet=3).args
+        model, clip, vae, vision, person, pet = run(nodes["DemoWorld"], person=7, pet=3).args[:6]
         other = run(nodes["DemoWorld"], person=10, pet=5).args[4]
     return SimpleNamespace(model=model, clip=clip, vision=vision, person=person, pet=pet, other=other)
 
