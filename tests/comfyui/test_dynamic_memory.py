@@ -50,7 +50,7 @@ def picture(
         defaults = {slot.id: slot.default for slot in node.GET_SCHEMA().inputs if hasattr(slot, "default")}
         return node.execute(**(defaults | settings)).args
 
-    model, clip, vae, vision, person, _ = run("DemoWorld", person=7)
+    model, clip, vae, vision, person, *_ = run("DemoWorld", person=7)
     encoder, _ = run("LoadEncoder", encoder_name="avatars/person_encoder.safetensors")
     (subject,) = run("EncodeSubject", encoder=encoder, clip_vision=vision, image=person)
     if patched:

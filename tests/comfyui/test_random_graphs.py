@@ -98,7 +98,7 @@ class Operations:
             "grow": rng.choice([-1, 0, 2]),
         }
         settings |= {"feather": rng.choice([0.0, 2.0]), "invert": rng.random() < 0.5, "size": 64}
-        isolated, _ = watched(self.ours["IsolateSubject"], image, region(rng)[:1], **settings)
+        isolated, _ = watched(self.ours["IsolateSubject"], image, mask=region(rng)[:1], **settings)
         return replace(
             graph, subject=watched(self.ours["EncodeSubject"], self.encoder, Vision(), isolated)[0]
         )
@@ -107,7 +107,7 @@ class Operations:
         """The face of a photograph, and then encoded."""
         image = torch.from_numpy(data.astronaut()).float()[None] / 255
         settings = {"which": rng.choice(["largest", "all"]), "index": 0, "size": 64}
-        faces, _, count = watched(
+        faces, _, count, *_ = watched(
             self.ours["AlignFace"], image, padding=rng.choice(sorted(PADDINGS)), **settings
         )
         assert count == len(faces) == 1
@@ -116,7 +116,7 @@ class Operations:
 
     def drawing(self, graph: Graph, rng: random.Random) -> Graph:
         """Somebody of the small world, on the picture of a pose, and then encoded."""
-        *_, person, pet = watched(self.ours["DemoWorld"], rng.randrange(99), rng.randrange(99))
+        person, pet = watched(self.ours["DemoWorld"], rng.randrange(99), rng.randrange(99))[4:6]
         behind = rng.choice([None, watched(self.ours["DemoPose"], 8, 8, "left")[0]])
         (pose,) = watched(self.ours["DemoPose"], rng.choice([16, 24]), 8, "ahead", behind)
         image = rng.choice([person, pet, pose])

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SERVER_NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json"))
 AVATARS = [name for name in SERVER_NAMES if name.startswith("avatar_")]
-JOINED = {"avatar_img2img": 2, "avatar_inpaint": 2, "avatar_mixing": 1}
+JOINED = {"avatar_grid": 1, "avatar_img2img": 2, "avatar_inpaint": 2, "avatar_mixing": 1}
 """How many pictures a workflow saves that joins those of several samplers; others save their batch."""
 
 WORLDS_OWN = 4

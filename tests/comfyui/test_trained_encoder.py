@@ -53,7 +53,7 @@ def test_a_checkpoint_of_training_draws(
         {"file": "mine.safetensors", "licence": "CC0", "source": "drawn here"}
     ]
     with torch.inference_mode():
-        model, clip, _, vision, person, _ = run(nodes["DemoWorld"], person=7, pet=3).args
+        model, clip, _, vision, person, *_ = run(nodes["DemoWorld"], person=7, pet=3).args
     encoder = loaded.args[0]
     (subject,) = run(nodes["EncodeSubject"], encoder=encoder, clip_vision=vision, image=person).args
     ours, mine = run(nodes["ApplySubject"], model=model, clip=clip, encoder=encoder, subject=subject).args
