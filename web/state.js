@@ -39,7 +39,7 @@ function addWidget(node) {
   })
   const height = () =>
     LINE * lineCount(widget, node) + 4 * MARGIN + (widget.element.querySelector("img") ? PICTURE : 0)
-  const widget = node.addDOMWidget(WIDGET, "text", element, {
+  const widget = node.addDOMWidget(WIDGET, WIDGET, element, { // of a kind of its own: "text" would be an input in Nodes 2.0
     serialize: false, // not a value of the workflow
     hideOnZoom: false,
     margin: MARGIN,

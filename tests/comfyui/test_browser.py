@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from runpy import run_path
 from types import ModuleType
@@ -255,11 +255,16 @@ def test_a_prompt_without_the_word_shows_its_reason(editor: Editor, when_missing
     assert "lamp" in said.inner_text()
 
 
+UNTRIED = iter(product(("last_hidden_state", "as stored"), ("inner", "as stored"), (True, False)))
+"""Settings of a loader that mean the same: with others than before it runs, and is not remembered."""
+
+
 def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: Editor) -> None:
     """On the node once it has run; and with the workflow, for those who open it without the file."""
     load(editor, "avatar_person")
     editor.set_widget("steps", 1)
-    editor.set_widget("ignore_unexpected", True)  # not yet run so, and not from the cache
+    for name, value in zip(("features", "norm", "ignore_unexpected"), next(UNTRIED), strict=True):
+        editor.set_widget(name, value)
     editor.run.click()
     loader = "app.graph._nodes.find(node => node.type === 'NestedAttentionLoadEncoder')"
     said = f"{loader}.widgets.find(widget => widget.name === 'nested_attention_state')?.element.textContent"
