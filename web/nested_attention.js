@@ -47,7 +47,6 @@ function tellOfMissingEncoders(graph) {
   }
 }
 
-
 let searchWords = {}
 
 app.registerExtension({

@@ -119,10 +119,10 @@ def _subjects(
     else:
         from diffusers import StableDiffusionXLPipeline
 
-        from ..training.frozen import load_part
+        from ..training.frozen import default_device, load_part
 
         pipeline = load_part(StableDiffusionXLPipeline, base, None, add_watermarker=False)
-        pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline = pipeline.to(default_device())
         seer = load_vision(vision or base, None if vision else "image_encoder").to(pipeline.device)
     if references:
         pictures = [read_picture(path) for path in references]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..avatars.models.model import TIME_IDS
@@ -23,8 +23,10 @@ from ..paths import FACE_DETECTOR, SMALL_WORLD
 from ..pictures.blazeface import load_blazeface
 from ..pictures.prepare import Prepare, prepare_pictures
 from ..pictures.pyramid import TiledFaceDetector
+from ..pictures.upright import upright_on_white
 from ..storage.files import replacing
 from ..storage.registry import KnownWeights, find_weights, known_weights
+from ..training.frozen import default_device
 
 ENLARGE = 16
 """Pixels a side of a saved picture for each of the small world's."""
@@ -108,14 +110,12 @@ def read_photograph(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            upright = upright_on_white(file)
+    except (OSError, Image.DecompressionBombError) as error:
         raise NestedAttentionError(
             f"{path} cannot be read as a picture ({error}); expected a PNG, JPEG or WebP file"
         ) from error
-    white = Image.new("RGBA", upright.size, "white")
-    rgb = np.asarray(Image.alpha_composite(white, upright).convert("RGB"))
-    return torch.from_numpy(rgb.copy()).float() / 255
+    return torch.from_numpy(np.array(upright)).float() / 255
 
 
 def _small_world(drawing: Drawing) -> _Models:
@@ -134,7 +134,7 @@ def _small_world(drawing: Drawing) -> _Models:
 def _sdxl(drawing: Drawing, checkpoint: str) -> _Models:
     from diffusers import StableDiffusionXLPipeline
 
-    device = torch.device(drawing.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(drawing.device) if drawing.device else default_device()
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     path, known = _encoder_file(drawing.encoder)
     encoder = load_subject_encoder(path, dtype=dtype, **(_told(known) if known else {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, product
@@ -19,8 +18,9 @@ from ..errors import NestedAttentionError
 from ..hosts.diffusers import AppliedSubject, encode_subject, personalize
 from ..pictures.align import align_faces
 from ..pictures.square import Square, cut
+from ..storage.files import sha256_of
 from ..subject import Subject
-from ..training.frozen import DTYPES, load_part
+from ..training.frozen import DTYPES, default_device, load_part
 from .recognisers import FaceFinder
 from .samples import Person, Sample, read_picture
 from .settings import DrawSettings, SubjectSettings, filled, places
@@ -106,8 +106,8 @@ class SdxlDrawer:
     def _pipeline(self) -> Any:
         from diffusers import StableDiffusionXLPipeline
 
-        model, device = self.settings.model, _device()
-        dtype = DTYPES[model.precision] if device == "cuda" else torch.float32
+        model, device = self.settings.model, default_device()
+        dtype = DTYPES[model.precision] if device.type == "cuda" else torch.float32
         more: dict[str, Any] = {}
         if model.vae is not None:
             from diffusers import AutoencoderKL
@@ -133,23 +133,18 @@ class SdxlDrawer:
         path = subject.encoder or self.settings.encoder
         if path not in self._encoders:
             encoder = load_subject_encoder(path).eval().requires_grad_(False)
-            self._encoders[path] = encoder.to(_device())
+            self._encoders[path] = encoder.to(default_device())
         return self._encoders[path]
 
     def _reference(self, subject: SubjectSettings, path: Path) -> Tensor:
         """(512, 512, 3): the face, as Align Face cuts it out, or the middle of the whole picture."""
         picture = read_picture(path)
         if not (self.settings.align and subject.face):
-            height, width = picture.shape[:2]
-            return cut(picture, Square(complex(width, height) / 2, min(width, height) / 2), CROP)
+            return cut(picture, Square.in_middle(picture), CROP)
         try:
             return align_faces(picture[None], lambda _: self.find(path), size=CROP).crops[0]
         except NestedAttentionError as error:
             raise NestedAttentionError(f"{path}, a reference of {subject.name}: {error}") from error
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def told_of(settings: DrawSettings) -> dict[str, Any]:
@@ -171,9 +166,6 @@ def told_of(settings: DrawSettings) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            whole = hashlib.sha256()
-            while block := file.read(2**20):
-                whole.update(block)
-            return whole.hexdigest()
+            return sha256_of(file)
     except OSError as error:
         raise NestedAttentionError(f"{path} cannot be read ({error.strerror}); check the path") from error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import NestedAttentionError
 from ..storage.tensors import read_tensors
+from ..training.frozen import default_device
 from .metrics import picture_similarity
 from .samples import Person, Sample, open_picture
 from .scorers import Measure, Scores
@@ -48,7 +49,7 @@ class _Seeing:
 
     def __init__(self, kind: str, where: str) -> None:
         self.where = str(where)
-        self.model: Any = load_pretrained(kind, self.where).eval().requires_grad_(False).to(_device())
+        self.model: Any = load_pretrained(kind, self.where).eval().requires_grad_(False).to(default_device())
         self.processor = load_pretrained("AutoImageProcessor", self.where)
         self._seen: dict[Path, Tensor] = {}
         told = json.dumps(self.model.config.to_dict(), sort_keys=True, default=str)
@@ -171,10 +172,6 @@ def same_vision(first: nn.Module, second: nn.Module) -> bool:
 def _patch_embedding(model: nn.Module) -> Tensor | None:
     found = [value for name, value in model.state_dict().items() if name.endswith("patch_embedding.weight")]
     return found[0].float().cpu() if found else None
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _pooled(answer: Any) -> Tensor:

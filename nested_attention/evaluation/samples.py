@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import NestedAttentionError
 from ..pictures.check import check_pictures
+from ..pictures.upright import upright_on_white
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """How the names of pictures end."""
@@ -70,7 +71,7 @@ def open_picture(path: Path) -> Image.Image:
     file."""
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            return upright_on_white(file)
     except FileNotFoundError as error:
         raise NestedAttentionError(f"there is no picture {path}; check the path") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -78,8 +79,6 @@ def open_picture(path: Path) -> Image.Image:
             f"{path} cannot be read as a picture ({' '.join(str(error).split())[:200]}); expected a whole "
             "PNG, JPEG or WebP file"
         ) from error
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 @lru_cache(maxsize=8)

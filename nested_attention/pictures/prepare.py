@@ -81,7 +81,7 @@ def prepare_pictures(
                     f"({found.doubt}). Look at the preview; if it is wrong, use Isolate Subject with a mask"
                 )
             continue
-        made.append(_middle(picture))
+        made.append(cut(picture, Square.in_middle(picture), SIZE))
         taken.append(unchanged)
         if found is not None:
             doubts.append(
@@ -103,9 +103,3 @@ def _isolated(picture: Tensor, found: Estimate, name: str) -> Tensor:
         return isolate_subjects(picture[None], found.mask[None], Isolation(size=SIZE))[0][0]
     except NestedAttentionError as error:
         raise NestedAttentionError(f"{name}: nothing to isolate was found ({found.doubt})") from error
-
-
-def _middle(picture: Tensor) -> Tensor:
-    """The square around the picture's middle, as vision models read it."""
-    height, width = picture.shape[:2]
-    return cut(picture, Square(complex(width, height) / 2, complex(min(height, width) / 2)), SIZE)

@@ -29,6 +29,12 @@ class Square:
     centre: complex
     right: complex
 
+    @classmethod
+    def in_middle(cls, picture: Tensor) -> Square:
+        """The largest around the middle of a picture (height, width, channels), as vision models read it."""
+        height, width = picture.shape[:2]
+        return cls(complex(width, height) / 2, complex(min(height, width) / 2))
+
     @property
     def side(self) -> float:
         """Pixels."""

@@ -9,7 +9,6 @@ hub's client does so within a run only, so the partial file is ours.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import NestedAttentionError
-from .files import open_regular
+from .files import open_regular, sha256_of
 from .layouts import recognise
 from .registry import KnownWeights, known_weights
 from .tensors import read_shapes
@@ -184,12 +183,10 @@ def check_content(path: Path, size: int | None, digest: str | None) -> None:
         raise NestedAttentionError(f"{path.name} has {found} bytes; the hub announced {size}")
     if digest is not None:
         with open_regular(path) as file:
-            sha256 = hashlib.sha256()
-            while block := file.read(2**22):
-                sha256.update(block)
-        if sha256.hexdigest() != digest:
+            found_digest = sha256_of(file)
+        if found_digest != digest:
             raise NestedAttentionError(
-                f"{path.name} has the SHA-256 {sha256.hexdigest()}; the hub announced {digest}"
+                f"{path.name} has the SHA-256 {found_digest}; the hub announced {digest}"
             )
     check_header(path)
 

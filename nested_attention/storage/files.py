@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -62,6 +63,14 @@ def _check_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         what = _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
         raise NestedAttentionError(f"{path} cannot be opened: it is {what}; expected a file")
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The SHA-256 of what an open file still holds, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while block := file.read(2**22):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def file_state(found: os.stat_result) -> tuple[int, ...]:

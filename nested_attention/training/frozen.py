@@ -48,6 +48,11 @@ class BaseModel:
     precision: Precision = "bf16"
 
 
+def default_device() -> torch.device:
+    """The GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_part(kind: Any, where: str, folder: str | None, **options: Any) -> Any:
     """A model of diffusers or transformers from a folder or the hub. Raises NestedAttentionError, naming
     it."""

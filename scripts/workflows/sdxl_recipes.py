@@ -64,6 +64,17 @@ def _sampled(draft: Draft, checkpoint: Node, applied: Node, text: str, number: i
     group.add("SaveImage", images=picture.out, filename_prefix=f"nested_attention/{draft.name}")
 
 
+def _one_photograph(draft: Draft) -> tuple[Node, Node]:
+    """The first group: SDXL's checkpoint, and Person or Pet in Picture with a photograph."""
+    draft.models = list(FILES)
+    group = draft.group("1. A checkpoint and a photograph")
+    checkpoint = group.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
+    photograph = group.add("LoadImage", "A photograph", image="example.png")
+    group.column()
+    applied = personalize(group, checkpoint["MODEL"], checkpoint["CLIP"], photograph["IMAGE"])
+    return checkpoint, applied
+
+
 def start(context: Context) -> Draft:
     draft = context.draft(
         "sdxl_start",
@@ -74,12 +85,7 @@ def start(context: Context) -> Draft:
         "- A pet: set `preset` to *pet*. No encoder for pets has been published for SDXL; an adapter in "
         "IP-Adapter's way is taken where you have one.",
     )
-    draft.models = list(FILES)
-    group = draft.group("1. A checkpoint and a photograph")
-    checkpoint = group.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
-    photograph = group.add("LoadImage", "A photograph", image="example.png")
-    group.column()
-    applied = personalize(group, checkpoint["MODEL"], checkpoint["CLIP"], photograph["IMAGE"])
+    checkpoint, applied = _one_photograph(draft)
     text = "a portrait photo of a person as an astronaut in a space station, soft light"
     _sampled(draft, checkpoint, applied, text, 2)
     return draft
@@ -217,12 +223,7 @@ def hires_fix(context: Context) -> Draft:
         "MODEL from before the subject's node.\n- The small world knows pictures of one size only, so this "
         "is for SDXL.",
     )
-    draft.models = list(FILES)
-    group = draft.group("1. A checkpoint and a photograph")
-    checkpoint = group.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT["name"])
-    photograph = group.add("LoadImage", "A photograph", image="example.png")
-    group.column()
-    applied = personalize(group, checkpoint["MODEL"], checkpoint["CLIP"], photograph["IMAGE"])
+    checkpoint, applied = _one_photograph(draft)
     group = draft.group("2. A first pass, and a second")
     text = "a photo of a person on a mountain path at sunrise, soft light"
     positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")

@@ -19,6 +19,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
+from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import LATENT, TIME_IDS, new_unet
@@ -34,7 +35,7 @@ from .denoising import (
     read_captions,
     read_empty,
 )
-from .device import device, precision_of, unet_pass
+from .device import precision_of, unet_pass
 
 OPTIONS = TrainerOptions()
 
@@ -92,7 +93,7 @@ def train_base(
     torch.manual_seed(options.seed)
     described, plain = (read_captions(*text, ids) for ids in (pictures.described, pictures.plain))
     empty = read_empty(*text)
-    unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(device())
+    unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
     processors = dict(unet.attn_processors)
     watched = watch(unet)

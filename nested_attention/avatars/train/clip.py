@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
+from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
@@ -23,7 +24,7 @@ from ..models.tokenizer import load_tokenizer
 from ..models.vocabulary import compact, used_tokens
 from .attribute_heads import ATTRIBUTES, AttributeHeads
 from .data import draw_crops
-from .device import autocast, device, precision_of, vision_pass
+from .device import autocast, precision_of, vision_pass
 
 OPTIONS = TrainerOptions(ema=0.995)
 
@@ -66,7 +67,7 @@ def train_clip(
     torch.manual_seed(options.seed)
     drawn, texts, labels = draw_crops(crops, options.seed + 11)
     ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
-    vision = (new_vision() if start is None else start).requires_grad_(True).to(device())
+    vision = (new_vision() if start is None else start).requires_grad_(True).to(default_device())
     models = {"vision": vision, "text": compact(new_text_g(), used_tokens(ids)), "heads": _Heads()}
     precision = precision_of(folder, vision_pass(vision, options.batch))
 

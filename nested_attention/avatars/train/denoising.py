@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...training.data import Batch
+from ...training.frozen import default_device
 from ...training.objective import Predict, denoising_losses
 from ..models.model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text, new_scheduler
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import load_tokenizer
-from .device import autocast, device
+from .device import autocast
 
 
 class TextStates(NamedTuple):
@@ -38,7 +39,7 @@ def read_captions(text_l: nn.Module, text_g: nn.Module, ids: np.ndarray, batch: 
 def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
     """The empty caption, on the device that trains: what captions are replaced by where they are dropped."""
     read = read_captions(text_l, text_g, load_tokenizer().encode_all([""]))
-    return TextStates(*(states.to(device()) for states in read))
+    return TextStates(*(states.to(default_device()) for states in read))
 
 
 def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:

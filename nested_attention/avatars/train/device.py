@@ -9,17 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...training.frozen import default_device
 from ..models.model import CONTEXT, LATENT, LATENT_CHANNELS, POOLED, VISION_SIZE
-
-
-def device() -> torch.device:
-    """The GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
     """Mixed precision with bfloat16, nothing at all with float32."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
+    return torch.autocast(default_device().type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
 def faster_precision(work: Callable[[], tuple[Tensor, Tensor]], repetitions: int = 2) -> torch.dtype:
@@ -57,7 +53,7 @@ def unet_pass(unet: nn.Module, batch: int) -> Callable[[], tuple[Tensor, Tensor]
     """A pass through the UNet to time: a frozen one has no other gradient than that of its input."""
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, device=device())
+        return torch.zeros(shape, device=default_device())
 
     def work() -> tuple[Tensor, Tensor]:
         x = zeros(batch, LATENT_CHANNELS, LATENT, LATENT).requires_grad_()
@@ -71,7 +67,7 @@ def vision_pass(vision: nn.Module, batch: int) -> Callable[[], tuple[Tensor, Ten
     """A pass through the vision encoder to time."""
 
     def work() -> tuple[Tensor, Tensor]:
-        x = torch.zeros(batch, 3, VISION_SIZE, VISION_SIZE, device=device()).requires_grad_()
+        x = torch.zeros(batch, 3, VISION_SIZE, VISION_SIZE, device=default_device()).requires_grad_()
         return vision(x).last_hidden_state, x
 
     return work

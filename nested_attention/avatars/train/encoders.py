@@ -23,6 +23,7 @@ from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...settings import Injection, SubjectSettings
 from ...sites import diffusers_sites
 from ...training.data import Arrays, Batch
+from ...training.frozen import default_device
 from ...training.objective import Predict
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
@@ -32,7 +33,7 @@ from ..models.world import World
 from .attribute_heads import AttributeHeads, columns_of
 from .data import Pictures
 from .denoising import TextStates, denoising_noise, latent_losses, normalised, predictor, read_captions
-from .device import device, precision_of, unet_pass
+from .device import precision_of, unet_pass
 
 OPTIONS, HEADS_OPTIONS = TrainerOptions(ema=0.998), TrainerOptions(batch=64, ema=0.995)
 
@@ -172,7 +173,7 @@ def train_encoder(
     if auxiliary.heads is not None:
         models["heads"] = auxiliary.heads.requires_grad_(True)
         weights["attributes"] = auxiliary.attribute_weight
-    unet = world.unet.requires_grad_(False).eval().to(device())
+    unet = world.unet.requires_grad_(False).eval().to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
     added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
     settings = SubjectSettings(injection=added).trained_as(encoder.config)

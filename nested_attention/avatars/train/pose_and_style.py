@@ -17,6 +17,7 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
+from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.control import control_from, residuals, to_hint
@@ -33,7 +34,7 @@ from .denoising import (
     read_captions,
     read_empty,
 )
-from .device import device, precision_of, unet_pass
+from .device import precision_of, unet_pass
 from .pose_data import PoseData
 
 RANK = 16
@@ -96,7 +97,7 @@ def _train(
     adds: Adds,
 ) -> None:
     """Train beside the frozen UNet."""
-    unet, text = world.unet.eval().to(device()), (world.text_encoder, world.text_encoder_2)
+    unet, text = world.unet.eval().to(default_device()), (world.text_encoder, world.text_encoder_2)
     precision, empty = precision_of(folder, unet_pass(unet, options.batch)), read_empty(*text)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:

@@ -24,12 +24,13 @@ from ..models.control import load_control, save_control
 from ..models.lora import save_lora
 from ..models.pixels import encode_pictures
 from ..models.scorers import save_scorer
-from ..models.world import load_part, load_world, save_part
+from ..models.world import World, load_part, load_world, save_part
 from . import clip
 from .base import train_base
 from .data import draw_pictures
 from .encoders import (
     AuxiliaryLosses,
+    EncoderData,
     encode_data,
     new_adapter,
     new_encoder,
@@ -108,14 +109,16 @@ def _for_attributes(schedule: Schedule) -> Schedule:
     return Schedule(steps=1_500, minutes=schedule.minutes / 10)
 
 
+def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -> EncoderData:
+    """Drawn pictures of one kind of subject, as the frozen models see them."""
+    pictures = draw_pictures(word, number, seed, workers=recipe.workers, cache=recipe.runs / "data")
+    return encode_data(world, pictures, word)
+
+
 def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
     def stage(recipe: Recipe, schedule: Schedule) -> None:
         world = load_world(recipe.weights)
-        seed = 3 + SUBJECTS.index(word)
-        pictures = draw_pictures(
-            word, recipe.encoder_pictures, seed, workers=recipe.workers, cache=recipe.runs / "data"
-        )
-        data = encode_data(world, pictures, word)
+        data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
         path = recipe.weights / f"{word}_encoder.safetensors"
         start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
         short = _for_attributes(schedule)
@@ -134,11 +137,7 @@ def _adapter(word: str) -> Callable[[Recipe, Schedule], None]:
     def stage(recipe: Recipe, schedule: Schedule) -> None:
         """The plain loss from the shipped encoder's Q-Former: as adapters are trained that are not ours."""
         world = load_world(recipe.weights)
-        seed = 7 + SUBJECTS.index(word)
-        pictures = draw_pictures(
-            word, recipe.adapter_pictures, seed, workers=recipe.workers, cache=recipe.runs / "data"
-        )
-        data = encode_data(world, pictures, word)
+        data = _subjects(recipe, world, word, recipe.adapter_pictures, 7 + SUBJECTS.index(word))
         start = new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
         short = Schedule(steps=ADAPTER_STEPS, minutes=schedule.minutes)
         adapter = train_encoder(recipe.runs / f"{word}-adapter", world, data, short, start=start)

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
-from ..frozen import FrozenEncoders, folder_name
+from ..frozen import FrozenEncoders, default_device, folder_name
 from ..reading import read_config
 from ..shards import Index, write_shard
 from .encode import Encoding, Journal
@@ -43,7 +43,7 @@ def prepare(settings: PrepareSettings, say: Callable[[str], object] = print) -> 
 
 
 def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], object]) -> Index:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     source = settings.source
     if settings.generate is not None:
         source = generate(settings.model, settings.generate, device)
