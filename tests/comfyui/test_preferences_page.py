@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from editor import FLAGS, find_chromium
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from nested_attention.evaluation.preferences import (
     Pair,
@@ -18,6 +19,22 @@ from nested_attention.evaluation.preferences import (
 )
 
 pytestmark = pytest.mark.browser
+
+
+def _reload_until_kept(page: Page, answers: int) -> None:
+    """Load the page again: what was answered is still there.
+
+    Chromium hands its local storage on a moment after a page has written to it, and a page that is loaded
+    within that moment by another process does not see it yet.
+    """
+    deadline = time.monotonic() + 10
+    while True:
+        page.reload()
+        found = page.locator("input[type=radio]:checked").count()
+        if found == answers or time.monotonic() > deadline:
+            break
+        page.wait_for_timeout(100)
+    assert found == answers
 
 
 def test_answers_are_kept_downloaded_and_counted(tmp_path: Path) -> None:
@@ -50,8 +67,7 @@ def test_answers_are_kept_downloaded_and_counted(tmp_path: Path) -> None:
                     choice = "neither" if question == "prompt" else side
                     section.locator(f"[data-question={question}] input[value={choice}]").check()
                 if number == 1:
-                    page.reload()  # what was answered is still there
-                    assert page.locator("input[type=radio]:checked").count() == 6
+                    _reload_until_kept(page, 6)
                     page.click("#next")
                 if number < 2:
                     page.click("#next")
