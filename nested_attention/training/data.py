@@ -59,6 +59,30 @@ class Arrays:
         return f"example {row}"
 
 
+class Joined:
+    """Several sets of examples as one. Each brings its own buckets, so that their shapes may differ."""
+
+    def __init__(self, *parts: Data) -> None:
+        self._parts = parts
+        lengths = [sum(len(rows) for rows in part.buckets) for part in parts]
+        self._starts = [sum(lengths[:number]) for number in range(len(parts))]
+        self.buckets = tuple(
+            rows + start for part, start in zip(parts, self._starts, strict=True) for rows in part.buckets
+        )
+
+    def _part(self, row: int) -> tuple[Data, int]:
+        number = bisect_right(self._starts, row) - 1
+        return self._parts[number], self._starts[number]
+
+    def read(self, rows: Tensor, noise: Batch) -> Batch:
+        part, start = self._part(int(rows[0]))
+        return part.read(rows - start, noise)
+
+    def name(self, row: int) -> str:
+        part, start = self._part(row)
+        return part.name(row - start)
+
+
 def no_noise(rng: np.random.Generator) -> dict[str, Any]:
     """For objectives without noise."""
     return {}

@@ -1,16 +1,21 @@
-"""Who is drawn: the identities of people and pets, and the words that describe them.
+"""Who is drawn: the identities of people and pets, and the few words that a caption has for them.
 
-An identity is a frozen value: one index per attribute. Identities are split once into train and held-out by a
-hash of their value, so that no program can evaluate on a subject that another one trained on.
+An identity is a frozen value: one whole number a trait. Colours, outlines and marks have many levels, so most of
+what tells two subjects apart has no word. Identities are split once into train and held-out by a hash of their
+value, so that no program can evaluate on a subject that another one trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
+
+from . import colors
+from .canvas import Color
 
 Split = Literal["train", "heldout"]
 
@@ -20,41 +25,88 @@ HELDOUT_SHARE = 10
 
 @dataclass(frozen=True)
 class Person:
-    """A drawn person. Each field is an index into `VALUES[field]`."""
+    """A drawn person. Each field is a level of `LEVELS[field]`."""
 
     sex: int
     age: int
-    face: int
     skin: int
+    blush: int
     hair: int
     hair_color: int
+    outline: int
     eyes: int
+    eye_gap: int
+    eye_height: int
+    brow: int
+    nose: int
+    mouth: int
+    width: int
+    jaw: int
+    ears: int
     glasses: int
+    frame: int
     beard: int
     mark: int
+    places: int
 
-    VALUES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "sex": ("female", "male"),
-        "age": ("adult", "child"),
-        "face": ("round", "square", "long"),
-        "skin": ("pale", "peach", "tan", "olive", "brown", "dark"),
-        "hair": ("bald", "short", "spiky", "curly", "long", "bob", "bun", "pigtails"),
-        "hair_color": ("black", "brown", "blond", "red", "white", "blue", "pink", "green"),
-        "eyes": ("brown", "blue", "green", "violet", "amber"),
-        "glasses": ("none", "black", "gold", "red"),
-        "beard": ("none", "moustache", "goatee", "full"),
-        "mark": ("none", "freckles", "mole", "scar", "blush"),
+    LEVELS: ClassVar[dict[str, int]] = {
+        "sex": 2,
+        "age": 2,
+        "skin": 32,
+        "blush": 4,
+        "hair": 8,
+        "hair_color": 64,
+        "outline": 4096,
+        "eyes": 32,
+        "eye_gap": 2,
+        "eye_height": 2,
+        "brow": 4,
+        "nose": 4,
+        "mouth": 2,
+        "width": 2,
+        "jaw": 4,
+        "ears": 2,
+        "glasses": 3,
+        "frame": 8,
+        "beard": 4,
+        "mark": 5,
+        "places": 64,
     }
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "skin": ("skin", "blush"),
+        "hair colour": ("hair_color",),
+        "hair outline": ("hair", "outline"),
+        "eyes": ("eyes",),
+        "proportions": ("eye_gap", "eye_height", "brow", "nose", "mouth", "width", "jaw", "ears"),
+        "glasses": ("glasses", "frame"),
+        "marks": ("mark", "places"),
+    }
+    """What near-twins differ in: one group of traits."""
+
+    NAMED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sex": ("female", "male"),
+        "age": ("adult", "young"),
+        "hair": ("dark", "brown", "fair", "red", "grey", "bright"),
+        "glasses": ("none", "glasses"),
+    }
+    """All that a caption can say of who a person is: less than five bits."""
+
     WORD: ClassVar[str] = "person"
     NOUNS: ClassVar[tuple[str, ...]] = ("person", "man", "woman", "child", "girl", "boy")
+    HAIR: ClassVar[tuple[str, ...]] = (
+        "bald", "short", "spiky", "curly", "long", "bob", "bun", "pigtails",
+    )  # fmt: skip
+    BEARD: ClassVar[tuple[str, ...]] = ("none", "moustache", "goatee", "full")
+    MARK: ClassVar[tuple[str, ...]] = ("none", "freckles", "mole", "scar", "birthmark")
 
     def canonical(self) -> Person:
-        """The same person with attributes that cannot be seen set to 0.
-
-        Only men grow a beard, and only a man's brows show the colour of hair that is not there.
-        """
-        person = self if (self.sex == 1 and self.age == 0) else replace(self, beard=0)
-        return replace(person, hair_color=0) if (self.sex == 0 and self.value("hair") == "bald") else person
+        """The same person with traits that cannot be seen set to 0."""
+        person = self if (self.sex and not self.age) else replace(self, beard=0)  # only men grow a beard
+        if person.glasses == 0:
+            person = replace(person, frame=0)
+        if person.mark == 0:
+            person = replace(person, places=0)
+        return replace(person, outline=0) if person.hair == 0 else person
 
     @property
     def nouns(self) -> tuple[str, ...]:
@@ -62,90 +114,119 @@ class Person:
         specific = (("woman",), ("girl", "child")), (("man",), ("boy", "child"))
         return specific[self.sex][self.age] + (self.WORD,)
 
-    def description(self) -> list[str]:
-        """Phrases that stand before the noun and together fix the identity."""
-        value = self.value
-        phrases = [("young " if self.age else "") + value("sex"), f"{value('skin')} skin"]
-        style = value("hair")
-        phrases.append(
-            f"{value('hair_color')} {style} hair" if style != "bald" else f"bald {value('hair_color')} brows"
-        )
-        phrases.append(f"{value('eyes')} eyes")
-        if self.glasses:
-            phrases.append(f"{value('glasses')} glasses")
-        if self.beard:
-            phrases.append({1: "moustache", 2: "goatee", 3: "full beard"}[self.beard])
-        if self.mark:
-            phrases.append(value("mark"))
-        phrases.append(f"{value('face')} face")
-        return phrases
+    def named(self) -> tuple[int, ...]:
+        """The value of each of `NAMED`."""
+        return self.sex, self.age, _place(self.hair_color, (12, 24, 32, 40, 48)), int(self.glasses > 0)
 
-    def value(self, name: str) -> str:
-        return self.VALUES[name][getattr(self, name)]
+    def description(self) -> list[str]:
+        """What a caption says of this person, before the noun."""
+        sex, age, hair, glasses = self.named()
+        words = [("young " if age else "") + self.NAMED["sex"][sex], f"{self.NAMED['hair'][hair]} haired"]
+        return [*words, *(["spectacled"] if glasses else [])]
+
+    @property
+    def skin_color(self) -> Color:
+        color = colors.ramp(colors.SKINS, self.skin / 31)
+        return colors.mix(color, (236, 110, 100), 0.05 * self.blush)
+
+    @property
+    def hair_rgb(self) -> Color:
+        return _hair(self.hair_color)
+
+    @property
+    def eye_color(self) -> Color:
+        return _iris(self.eyes)
 
 
 @dataclass(frozen=True)
 class Pet:
-    """A drawn cat or dog. Each field is an index into `VALUES[field]`."""
+    """A drawn cat or dog. Each field is a level of `LEVELS[field]`."""
 
     species: int
-    face: int
-    ears: int
     fur: int
-    pattern: int
     second: int
+    pattern: int
+    places: int
     coat: int
+    outline: int
+    ears: int
+    ear_size: int
     eyes: int
+    eye_gap: int
+    muzzle: int
+    width: int
     nose: int
 
-    VALUES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "species": ("cat", "dog"),
-        "face": ("round", "wide", "narrow"),
-        "ears": ("pointed", "round", "floppy", "tufted"),
-        "fur": ("black", "grey", "white", "brown", "ginger", "cream", "blue", "golden"),
-        "pattern": ("solid", "striped", "spotted", "patched", "masked", "blazed"),
-        "second": ("black", "white", "brown", "ginger", "grey"),
-        "coat": ("smooth", "fluffy"),
-        "eyes": ("brown", "blue", "green", "violet", "amber"),
-        "nose": ("black", "pink", "brown"),
+    LEVELS: ClassVar[dict[str, int]] = {
+        "species": 2,
+        "fur": 48,
+        "second": 48,
+        "pattern": 6,
+        "places": 4096,
+        "coat": 2,
+        "outline": 256,
+        "ears": 4,
+        "ear_size": 2,
+        "eyes": 32,
+        "eye_gap": 2,
+        "muzzle": 2,
+        "width": 3,
+        "nose": 4,
     }
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "fur": ("fur",),
+        "second colour": ("second",),
+        "markings": ("pattern", "places"),
+        "outline": ("outline", "coat"),
+        "ears": ("ears", "ear_size"),
+        "eyes": ("eyes",),
+        "proportions": ("eye_gap", "muzzle", "width", "nose"),
+    }
+    NAMED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "species": ("feline", "canine"),
+        "fur": ("dark", "brown", "ginger", "light", "grey"),
+    }
+    """All that a caption can say of who a pet is: less than four bits."""
+
     WORD: ClassVar[str] = "pet"
     NOUNS: ClassVar[tuple[str, ...]] = ("pet", "cat", "dog")
+    EARS: ClassVar[tuple[str, ...]] = ("pointed", "round", "floppy", "tufted")
+    PATTERN: ClassVar[tuple[str, ...]] = ("solid", "striped", "spotted", "patched", "masked", "blazed")
 
     def canonical(self) -> Pet:
-        """The same pet with attributes that cannot be seen set to 0: a solid coat has no second colour, and
-        a second colour equal to the fur would make the pattern invisible."""
+        """The same pet with traits that cannot be seen set to 0, and a second colour that stands out."""
         if self.pattern == 0:
-            return replace(self, second=0)
-        if self.value("second") == self.value("fur"):
-            return replace(self, second=(self.second + 1) % len(self.VALUES["second"]))
+            return replace(self, second=0, places=0)
+        if abs(colors.luma(_fur(self.second)) - colors.luma(_fur(self.fur))) < 48:
+            darker = colors.luma(_fur(self.fur)) > 128
+            return replace(self, second=self.second // 4 if darker else 24 + self.second // 6)
         return self
 
     @property
     def nouns(self) -> tuple[str, ...]:
         """The words that fit this pet, the most specific first; `pet` fits every pet."""
-        return (self.value("species"), self.WORD)
+        return (("cat", "dog")[self.species], self.WORD)
+
+    def named(self) -> tuple[int, ...]:
+        """The value of each of `NAMED`."""
+        return self.species, _place(self.fur, (6, 14, 22, 32))
 
     def description(self) -> list[str]:
-        """Phrases that stand before the noun and together fix the identity."""
-        value = self.value
-        phrases = [f"{value('coat')} {value('fur')} fur"]
-        if self.pattern:
-            phrases.append(f"{value('second')} {value('pattern')} coat")
-        phrases += [
-            f"{value('ears')} ears",
-            f"{value('eyes')} eyes",
-            f"{value('nose')} nose",
-            f"{value('face')} face",
-        ]
-        if self.value("species") == "dog":
-            phrases.append("canine")
-        else:
-            phrases.append("feline")
-        return phrases
+        """What a caption says of this pet, before the noun."""
+        species, fur = self.named()
+        return [self.NAMED["fur"][fur], self.NAMED["species"][species]]
 
-    def value(self, name: str) -> str:
-        return self.VALUES[name][getattr(self, name)]
+    @property
+    def fur_color(self) -> Color:
+        return _fur(self.fur)
+
+    @property
+    def second_color(self) -> Color:
+        return _fur(self.second)
+
+    @property
+    def eye_color(self) -> Color:
+        return _iris(self.eyes)
 
 
 Identity = Person | Pet
@@ -155,60 +236,85 @@ KINDS: dict[str, type[Person] | type[Pet]] = {Person.WORD: Person, Pet.WORD: Pet
 """Subject words of the small world, each with what it means there."""
 
 
-def attributes(kind: type[Person] | type[Pet]) -> dict[str, int]:
-    """Attribute name → number of values, in the order of the fields."""
-    return {field.name: len(kind.VALUES[field.name]) for field in fields(kind)}
+def _hair(level: int) -> Color:
+    """32 natural colours from black to blond, 8 reds, 8 greys, 16 dyes."""
+    if level < 32:
+        return colors.ramp(colors.HAIRS, level / 31)
+    if level < 40:
+        return colors.ramp(((96, 30, 20), (196, 66, 26), (240, 140, 70)), (level - 32) / 7)
+    if level < 48:
+        return colors.ramp(colors.GREYS, (level - 40) / 7)
+    return colors.tint(0.28 + (level - 48) / 22, 0.5, 0.6)  # from green over blue to pink
+
+
+def _place(level: int, ends: tuple[int, ...]) -> int:
+    """How many of the ranges that end before `ends` lie below a level."""
+    return sum(level >= end for end in ends)
+
+
+def _fur(level: int) -> Color:
+    """32 warm colours from black to white, 16 greys."""
+    if level < 32:
+        return colors.ramp(colors.FURS, level / 31)
+    return colors.ramp(colors.GREYS, (level - 32) / 15)
+
+
+def _iris(level: int) -> Color:
+    """From brown over amber and green to blue and violet."""
+    stops = ((84, 44, 18), (150, 84, 20), (206, 150, 20), (92, 150, 30), (20, 150, 120), (40, 120, 230), (130, 70, 210))
+    return colors.ramp(stops, level / 31)
+
+
+def levels(kind: type[Person] | type[Pet]) -> dict[str, int]:
+    """Trait → number of its levels, in the order of the fields."""
+    return {field.name: kind.LEVELS[field.name] for field in fields(kind)}
 
 
 def values_of(identity: Identity) -> list[int]:
-    """The value of each attribute, in the order of `attributes`."""
-    return [getattr(identity, name) for name in attributes(type(identity))]
+    """The level of each trait, in the order of `levels`."""
+    return [getattr(identity, name) for name in levels(type(identity))]
 
 
-def count(kind: type[Person] | type[Pet]) -> int:
-    """How many distinguishable identities there are."""
-    if kind is Person:
-        people = Person.VALUES
-        beards = 1 + len(people["beard"])  # a boy has none, a man any
-        styles, colors = len(people["hair"]), len(people["hair_color"])
-        hair = {"female": 2 * ((styles - 1) * colors + 1), "male": beards * styles * colors}
-        shared = ("face", "skin", "eyes", "glasses", "mark")
-        return sum(hair.values()) * int(np.prod([len(people[name]) for name in shared]))
-    values = Pet.VALUES
-    patterned = (len(values["pattern"]) - 1) * sum(
-        len([s for s in values["second"] if s != fur]) for fur in values["fur"]
-    )
-    rest = int(
-        np.prod([n for name, n in attributes(kind).items() if name not in ("fur", "pattern", "second")])
-    )
-    return rest * (patterned + len(values["fur"]))
+def bits(kind: type[Person] | type[Pet]) -> float:
+    """How many bits the traits hold together, those that cannot always be seen included."""
+    return sum(math.log2(number) for number in levels(kind).values())
 
 
 def split_of(identity: Identity) -> Split:
     """Whether an identity belongs to training or is held out: a fixed function of its value."""
-    text = type(identity).__name__ + ",".join(str(getattr(identity, f.name)) for f in fields(identity))
+    text = type(identity).__name__ + ",".join(str(value) for value in values_of(identity))
     return "heldout" if hashlib.sha256(text.encode()).digest()[0] % HELDOUT_SHARE == 0 else "train"
 
 
 def sample(kind: type[AnyIdentity], rng: np.random.Generator, split: Split | None = None) -> AnyIdentity:
     """A random identity of `kind`, from one split or (None) from both."""
     while True:
-        drawn = {name: int(rng.integers(n)) for name, n in attributes(kind).items()}
-        for rare in ("glasses", "mark", "beard"):  # many people have none, as in a street
-            if rare in drawn and rng.random() < 0.4:
+        drawn = {name: int(rng.integers(number)) for name, number in levels(kind).items()}
+        for rare, share in (("glasses", 0.45), ("mark", 0.3), ("beard", 0.3)):  # as in a street
+            if rare in drawn and rng.random() < share:
                 drawn[rare] = 0
+        if "hair" in drawn and drawn["hair"] == 0 and rng.random() < 0.6:
+            drawn["hair"] = int(rng.integers(1, kind.LEVELS["hair"]))
+        if "hair_color" in drawn and drawn["hair_color"] >= 48 and rng.random() < 0.5:
+            drawn["hair_color"] = int(rng.integers(40))
         identity = kind(**drawn).canonical()
         if split is None or split_of(identity) == split:
             return identity
 
 
 def near_twins(identity: AnyIdentity, rng: np.random.Generator, number: int) -> list[AnyIdentity]:
-    """`number` different identities that differ from `identity` in exactly one visible attribute."""
-    candidates: list[AnyIdentity] = []
-    for name, n in attributes(type(identity)).items():
-        for index in range(n):
-            twin = replace(identity, **{name: index})
-            if twin == twin.canonical() and twin != identity:
-                candidates.append(twin)
-    order = rng.permutation(len(candidates))[:number]
-    return [candidates[i] for i in order]
+    """`number` different identities that each differ from `identity` in one group of traits, by as much as
+    two strangers do, and that a caption describes in the same words."""
+    twins: list[AnyIdentity] = []
+    kind = type(identity)
+    groups = list(kind.GROUPS.values())
+    while len(twins) < number:
+        other = sample(kind, rng)
+        chosen = groups[len(twins) % len(groups)]
+        twin = replace(identity, **{name: getattr(other, name) for name in chosen}).canonical()
+        same = twin.description() == identity.description() and twin.nouns == identity.nouns
+        if same and twin != identity and twin not in twins:
+            twins.append(twin)
+        elif rng.random() < 0.05:  # a group in which this subject cannot be another
+            groups = groups[1:] + groups[:1]
+    return twins

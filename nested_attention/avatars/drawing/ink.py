@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import SIZE
 from .picture import Rendered
 
 PAPER = np.asarray((244, 236, 216), np.float32)
@@ -25,11 +24,11 @@ DARK = 80.0
 
 
 def ink(drawn: Rendered) -> np.ndarray:
-    """Draw a rendered picture in ink. → (32, 32, 3) uint8"""
+    """Draw a rendered picture in ink. → (32, W, 3) uint8"""
     rgb = drawn.rgb.astype(np.float32)
     figure = drawn.subject > 0
     picture = np.where(figure[..., None], WASH * rgb + (1 - WASH) * PAPER, PAPER)
-    rows, columns = np.indices((SIZE, SIZE))
+    rows, columns = np.indices(figure.shape)
     hatched = ~figure & (rgb.mean(-1) < DARK) & ((rows + columns) % 4 == 0)
     outlines = ~figure & _beside(drawn.subject)
     lines = outlines | (~figure & _edges(rgb, figure)) | hatched
@@ -37,14 +36,14 @@ def ink(drawn: Rendered) -> np.ndarray:
 
 
 def _beside(subject: np.ndarray) -> np.ndarray:
-    """The art pixels that have a figure above, below, left or right of them. (32, 32) → (32, 32) bool"""
+    """The art pixels that have a figure above, below, left or right of them. (32, W) → (32, W) bool"""
     inside = np.pad(subject > 0, 1)
     return inside[:-2, 1:-1] | inside[2:, 1:-1] | inside[1:-1, :-2] | inside[1:-1, 2:]
 
 
 def _edges(rgb: np.ndarray, figure: np.ndarray) -> np.ndarray:
-    """Where the scene's colour differs from that of the art pixel above or to the left. (32, 32) bool"""
-    edges = np.zeros((SIZE, SIZE), bool)
+    """Where the scene's colour differs from that of the art pixel above or to the left. (32, W) bool"""
+    edges = np.zeros(figure.shape, bool)
     for axis in (0, 1):
         step = np.abs(np.diff(rgb, axis=axis)).max(-1) > EDGE
         scene = ~figure

@@ -1,189 +1,259 @@
-"""How a person is drawn: a bust, 16 art pixels wide, around a column `x` and below a face top `y`."""
+"""How a person is drawn: head and shoulders around a column `x`, with the face from row `y` down."""
 
 from __future__ import annotations
 
-from .canvas import Canvas, Color, Part, shade
+import numpy as np
+
+from .canvas import Canvas, Color, Part, Point, centred
+from .colors import INK, WHITE, luma, mix, shade
+from .face import draw_eyes, draw_mouth
 from .identity import Person
 from .pose import Pose
 
-SKIN: tuple[Color, ...] = (
-    (255, 228, 208), (247, 190, 150), (222, 150, 96), (186, 152, 84), (140, 86, 48), (84, 50, 34),
+NECK_ROWS = 2
+
+_JAWS = ([0, -1, -1, -2, -4], [0, 0, 0, -1, -2], [-1, -1, -2, -3, -5], [0, 0, -1, -1, -3])
+"""Half widths of the last five rows of a face, beside its widest: oval, square, pointed, round."""
+
+_FRAMES: tuple[Color, ...] = (
+    (20, 20, 24), (236, 180, 20), (226, 24, 36), (30, 90, 220), (250, 250, 250), (120, 60, 20), (20, 150, 90),
+    (200, 60, 180),
 )  # fmt: skip
-HAIR: tuple[Color, ...] = (
-    (34, 30, 36), (104, 62, 28), (250, 214, 92), (206, 66, 26), (232, 232, 236), (44, 96, 214), (246, 120,
-    180),
-    (54, 168, 76),
-)  # fmt: skip
-IRIS: tuple[Color, ...] = ((96, 48, 16), (36, 112, 240), (20, 156, 60), (150, 50, 210), (244, 170, 0))
-FRAME: tuple[Color, ...] = ((0, 0, 0), (16, 16, 20), (236, 180, 20), (226, 24, 36))
-INK: Color = (28, 20, 28)
-WHITE: Color = (250, 250, 250)
-
-_FACES = {  # row widths, top to bottom
-    "round": [8, 10, 12, 12, 12, 12, 12, 12, 12, 12, 10, 8],
-    "square": [12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12],
-    "long": [8, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 10, 8, 6],
-}
 
 
-def draw_person(canvas: Canvas, person: Person, pose: Pose, clothes: Color) -> None:
-    """Draw the bust on the canvas; `clothes` colours the shoulders, patterns are laid on afterwards."""
-    x, y = pose.x, pose.y + (2 if person.age else 0)
-    skin, hair = SKIN[person.skin], HAIR[person.hair_color]
-    rows = _FACES[person.value("face")]
-    if person.age:  # a child's face is two rows shorter
-        rows = rows[:6] + rows[8:]
-    height = len(rows)
-    style = person.value("hair")
-    _back_hair(canvas, style, x, y, height, hair)
-    canvas.box(x - 2, y + height - 1, 4, 4, shade(skin, 0.82), Part.BODY)  # neck
-    _shoulders(canvas, x, y + height + 2, clothes, narrow=person.age == 1)
-    if style == "long":  # long hair falls over the shoulders
-        canvas.box(x - 8, y + 4, 2, height + 2, hair, Part.HAIR)
-        canvas.box(x + 6, y + 4, 2, height + 2, hair, Part.HAIR)
-    canvas.rows(x, y, rows, skin, Part.FACE)
-    canvas.dots([(x - rows[5] // 2 - 1, y + 5), (x + rows[5] // 2, y + 5)], shade(skin, 0.9), Part.EARS)
-    _fringe(canvas, style, x, y, rows, hair)
-    _beard(canvas, person, x, y, rows, hair)
-    _marks(canvas, person, x, y, skin)
-    _features(canvas, person, pose, x, y, skin, hair)
-    _glasses(canvas, person, x, y)
+def draw_person(canvas: Canvas, person: Person, pose: Pose, clothes: Color) -> int:
+    """Draw head and shoulders; `clothes` colours the shoulders, patterns are laid on afterwards. Returns the row
+    of the chin."""
+    x, y = pose.x, pose.y + 2 * person.age
+    half = 7 + person.width - person.age
+    rows = face_rows(person, half)
+    chin = y + len(rows)
+    hair = Hair(person, x, y, half, chin)
+    hair.behind(canvas)
+    skin = person.skin_color
+    canvas.spans(chin - 1, centred(x, [6] * (NECK_ROWS + 2)), shade(skin, 0.8), Part.BODY)
+    shoulders(canvas, x, chin + NECK_ROWS, clothes, 10 - person.age)
+    hair.over_shoulders(canvas)
+    _ears(canvas, person, x, y, half, skin)
+    canvas.spans(y, [(x + left, x + right) for left, right in rows], skin, Part.FACE)
+    _cheeks(canvas, x, y, half, skin)
+    hair.fringe(canvas)
+    hair.strands(canvas)
+    _beard(canvas, person, x, y, rows)
+    _marks(canvas, person, x, y, half)
+    _features(canvas, person, pose, x, y)
+    return chin
 
 
-def _shoulders(canvas: Canvas, x: int, top: int, color: Color, *, narrow: bool) -> None:
-    width = 12 if narrow else 14
-    canvas.rows(x, top, [width - 4, width - 2], color, Part.BODY)
-    canvas.box(x - width // 2, top + 2, width, 32, color, Part.BODY)
+def face_rows(person: Person, half: int) -> list[tuple[int, int]]:
+    """The silhouette of a face, around its centre."""
+    height = 16 - 2 * person.age
+    halves = [half - 3, half - 1, *[half] * (height - 7), *(half + offset for offset in _JAWS[person.jaw])]
+    return [(-width, width) for width in halves]
 
 
-def _back_hair(canvas: Canvas, style: str, x: int, y: int, height: int, hair: Color) -> None:
-    """The hair behind the face."""
-    if style == "curly":
-        canvas.rows(x, y - 4, [8, 12, 14, 16, 16, 16, 16, 16, 16, 16, 14, 14, 12], hair, Part.HAIR)
-        canvas.dots([(x - 8, y - 2), (x + 7, y - 2), (x - 9, y + 2), (x + 8, y + 2)], hair, Part.HAIR)
-    elif style == "long":
-        canvas.rows(x, y - 2, [10, 14, *[16] * (height + 8)], hair, Part.HAIR)
-    elif style == "bob":
-        canvas.rows(x, y - 2, [10, 14, *[16] * (height - 2)], hair, Part.HAIR)
-    elif style == "bun":
-        canvas.rows(x, y - 6, [4, 6, 6, 4, 8, 12], hair, Part.HAIR)
-        canvas.rows(x, y, [14, 14, 14, 14], hair, Part.HAIR)
-    elif style == "pigtails":
-        canvas.rows(x, y - 2, [10, 12, 14, 14, 14], hair, Part.HAIR)
-        for side in (x - 10, x + 6):
-            canvas.box(side, y + 2, 4, 6, hair, Part.HAIR)
-            canvas.box(side + 1, y + 8, 2, 2, hair, Part.HAIR)
-    elif style == "short":
-        canvas.rows(x, y - 2, [8, 12, 14, 14, 14], hair, Part.HAIR)
-    elif style == "spiky":
-        canvas.rows(x, y - 2, [12, 12, 14, 14], hair, Part.HAIR)
-        for spike in (x - 6, x - 2, x + 2):
-            canvas.box(spike, y - 4, 2, 2, hair, Part.HAIR)
-            canvas.dots([(spike, y - 5)], hair, Part.HAIR)
-        canvas.box(x + 5, y - 4, 1, 2, hair, Part.HAIR)
+def shoulders(canvas: Canvas, x: int, top: int, color: Color, half: int) -> None:
+    """Shoulders that grow from the neck to `half` on either side, and reach the picture's lower edge."""
+    widths = [2 * half - 6, 2 * half - 2, *[2 * half] * 16]
+    canvas.spans(top, centred(x, widths), color, Part.BODY)
 
 
-def _fringe(canvas: Canvas, style: str, x: int, y: int, rows: list[int], hair: Color) -> None:
-    """The hair over the forehead."""
-    if style == "bald":
-        return
-    depth = {"short": 1, "spiky": 1, "curly": 2, "long": 1, "bob": 2, "bun": 1, "pigtails": 1}[style]
-    canvas.rows(x, y, [max(w, 10) for w in rows[:depth]], hair, Part.HAIR)
-    if style == "long":  # parted in the middle
-        canvas.box(x - 5, y + 1, 3, 1, hair, Part.HAIR)
-        canvas.box(x + 2, y + 1, 3, 1, hair, Part.HAIR)
-    elif style == "pigtails":
-        canvas.box(x - 1, y, 2, 1, shade(hair, 0.7), Part.HAIR)
-    elif style == "curly":
-        canvas.dots([(x - 4, y + 2), (x - 1, y + 2), (x + 2, y + 2), (x + 4, y + 2)], hair, Part.HAIR)
+def _ears(canvas: Canvas, person: Person, x: int, y: int, half: int, skin: Color) -> None:
+    size = 1 + person.ears
+    for left in (x - half - size, x + half):
+        canvas.box(left, y + 7, size, 3 + person.ears, shade(skin, 0.9), Part.EARS)
+    for inside in (x - half - 1, x + half):
+        canvas.box(inside, y + 8, 1, 1 + person.ears, shade(skin, 0.7), Part.EARS)
 
 
-def _beard(canvas: Canvas, person: Person, x: int, y: int, rows: list[int], hair: Color) -> None:
-    kind = person.value("beard")
-    color = shade(hair, 0.85)
-    if kind == "full":
-        for row in range(8, len(rows)):
-            canvas.box(x - rows[row] // 2, y + row, rows[row], 1, color, Part.HAIR)
-        canvas.box(x - rows[7] // 2, y + 6, 1, 2, color, Part.HAIR)
-        canvas.box(x + rows[7] // 2 - 1, y + 6, 1, 2, color, Part.HAIR)
-    elif kind == "goatee":
-        canvas.box(x - 2, y + 10, 4, len(rows) - 10 + 1, color, Part.HAIR)
-    elif kind == "moustache":
-        canvas.box(x - 4, y + 7, 8, 1, color, Part.HAIR)
+def _cheeks(canvas: Canvas, x: int, y: int, half: int, skin: Color) -> None:
+    color = mix(skin, (236, 90, 90), 0.16)
+    for left in (x - half + 1, x + half - 3):
+        canvas.box(left, y + 10, 2, 2, color, Part.FACE, 1.0)
 
 
-def _marks(canvas: Canvas, person: Person, x: int, y: int, skin: Color) -> None:
-    kind = person.value("mark")
-    if kind == "freckles":
-        points = [
-            (x - 5, y + 6),
-            (x - 4, y + 7),
-            (x - 3, y + 6),
-            (x + 2, y + 6),
-            (x + 3, y + 7),
-            (x + 4, y + 6),
+class Hair:
+    """A person's hair: its style says where it is, its outline's seed how it falls."""
+
+    def __init__(self, person: Person, x: int, y: int, half: int, chin: int) -> None:
+        self.style, self.color = person.HAIR[person.hair], person.hair_rgb
+        self.x, self.y, self.half, self.chin = x, y, half, chin
+        rng = np.random.default_rng(person.outline)
+        self.left, self.right = rng.integers(0, 2, 32), rng.integers(0, 2, 32)
+        self.depth = rng.integers(0, 3, 12)
+        self.height = rng.integers(0, 4, 12)
+        self.parting = int(rng.integers(-4, 5))
+        self.streaks = rng.choice((0.86, 1.0, 1.0, 1.14), 64)
+
+    def _cap(self, canvas: Canvas, top: int, rows: int, wider: int) -> None:
+        """Hair around the head: from `top` rows above the face, `rows` high, `wider` than it on each side."""
+        full = self.half + wider
+        halves = [full - 4, full - 2, full - 1, *[full] * rows][:rows]
+        spans = [
+            (self.x - h - int(self.left[i]), self.x + h + int(self.right[i])) for i, h in enumerate(halves)
         ]
-        canvas.dots(points, shade(skin, 0.62), Part.FACE)
-    elif kind == "mole":
-        canvas.dots([(x + 3, y + 7), (x + 3, y + 8)], (48, 24, 20), Part.FACE)
-    elif kind == "scar":
-        canvas.dots(
-            [(x - 5, y + 6), (x - 4, y + 7), (x - 4, y + 8), (x - 3, y + 9)], (196, 30, 60), Part.FACE
-        )
-    elif kind == "blush":
-        canvas.box(x - 5, y + 6, 2, 2, (250, 110, 130), Part.FACE)
-        canvas.box(x + 3, y + 6, 2, 2, (250, 110, 130), Part.FACE)
+        canvas.spans(self.y - top, spans, self.color, Part.HAIR)
+
+    def behind(self, canvas: Canvas) -> None:
+        """The hair behind the face."""
+        x, y, half, color = self.x, self.y, self.half, self.color
+        if self.style == "short":
+            self._cap(canvas, 3, 9, 0)
+        elif self.style == "spiky":
+            self._cap(canvas, 2, 8, 0)
+            for index, column in enumerate(range(x - half, x + half, 3)):
+                height = 2 + int(self.height[index])
+                canvas.box(column, y - 1 - height, 2, height, color, Part.HAIR)
+                canvas.dots([(column + int(self.left[index]), y - 2 - height)], color, Part.HAIR)
+        elif self.style == "curly":
+            self._cap(canvas, 5, 17, 2)
+            bumps = [
+                (side, row) for row in range(y - 3, y + 11, 3) for side in (x - half - 4, x + half + 3)
+            ]
+            canvas.dots([p for p, there in zip(bumps, self.left, strict=False) if there], color, Part.HAIR)
+            tops = [(column, y - 6) for column in range(x - half, x + half, 2)]
+            canvas.dots([p for p, there in zip(tops, self.right, strict=False) if there], color, Part.HAIR)
+        elif self.style == "long":
+            self._cap(canvas, 4, 24, 2)
+        elif self.style == "bob":
+            self._cap(canvas, 4, 18, 2)
+        elif self.style == "bun":
+            self._cap(canvas, 2, 9, 1)
+            middle = x + self.parting
+            canvas.spans(y - 7, centred(middle, [4, 6, 8, 8, 6]), color, Part.HAIR)
+            canvas.shade(middle - 3, y - 3, 7, 1, 0.7)
+        elif self.style == "pigtails":
+            self._cap(canvas, 3, 9, 1)
+            low = 8 + 2 * int(self.height[0])
+            for side in (-1, 1):
+                at = x + side * (half + 2)
+                jitter = self.left if side < 0 else self.right
+                widths = [3 + int(j) for j in jitter[:low]]
+                spans = [(at - w, at) if side < 0 else (at, at + w) for w in widths]
+                canvas.spans(y + 4, spans, color, Part.HAIR)
+                canvas.box(at - (1 if side < 0 else 0), y + 4, 1, 2, (240, 60, 120), Part.ACCESSORY)
+
+    def over_shoulders(self, canvas: Canvas) -> None:
+        """Long hair falls over the shoulders."""
+        if self.style == "long":
+            for side, jitter in ((-1, self.left), (1, self.right)):
+                at = self.x + side * (self.half - 1)
+                widths = [3 + int(j) for j in jitter[: 12 + 2 * int(self.height[1])]]
+                spans = [(at - w, at) if side < 0 else (at, at + w) for w in widths]
+                canvas.spans(self.y + 9, spans, self.color, Part.HAIR)
+
+    def fringe(self, canvas: Canvas) -> None:
+        """The hair over the forehead."""
+        x, y, half, color = self.x, self.y, self.half, self.color
+        if self.style == "bald":
+            return
+        base = {"short": 1, "spiky": 1, "curly": 2, "long": 1, "bob": 3, "bun": 1, "pigtails": 1}[self.style]
+        for index, column in enumerate(range(x - half, x + half, 2)):
+            depth = base + int(self.depth[index % 12]) // (2 if self.style in ("bob", "bun") else 1)
+            if self.style in ("long", "pigtails", "bun"):  # parted: less hair at the parting, more beside it
+                depth = min(depth, abs(column + 1 - x - self.parting) // 2 + 1)
+            canvas.box(column, y, 2, min(depth, 4), color, Part.HAIR)
+        if self.style in ("long", "bob", "curly"):
+            for row in range(y + 2, y + (12 if self.style != "curly" else 8)):
+                canvas.box(x - half, row, 1 + int(self.left[row % 32]) // 1, 1, color, Part.HAIR)
+                canvas.box(x + half - 1 - int(self.right[row % 32]), row, 1 + int(self.right[row % 32]), 1, color, Part.HAIR)
+
+    def strands(self, canvas: Canvas) -> None:
+        """Lighter and darker strands."""
+        mine = (canvas.part == Part.HAIR) & (canvas.subject == canvas.current)
+        columns = np.arange(canvas.width) - self.x + 32
+        canvas.light *= np.where(mine, self.streaks[np.clip(columns, 0, 63)][None, :], 1.0).astype(np.float32)
+        crown = mine & (np.arange(canvas.light.shape[0])[:, None] == self.y - 1)
+        canvas.light *= np.where(crown, 1.18, 1.0).astype(np.float32)
 
 
-def _features(canvas: Canvas, person: Person, pose: Pose, x: int, y: int, skin: Color, hair: Color) -> None:
-    """Brows, eyes, nose and mouth: the parts that expression and gaze move."""
-    iris = IRIS[person.eyes]
-    brow = shade(hair, 0.75)
-    for side, eye in ((-1, x - 4), (1, x + 2)):
-        canvas.box(eye, y + 4, 2, 2, WHITE, Part.EYES)
-        if pose.gaze == 0:
-            canvas.box(eye, y + 4, 2, 2, iris, Part.EYES)
-        else:
-            canvas.box(eye + (1 if pose.gaze > 0 else 0), y + 4, 1, 2, iris, Part.EYES)
-        inner = eye + 1 if side < 0 else eye
-        outer = eye if side < 0 else eye + 1
-        if person.sex:  # men: heavy brows; women: lashes
-            canvas.box(eye, y + 2, 2, 1, brow, Part.HAIR)
-            canvas.dots([(outer + side, y + 2)], brow, Part.HAIR)
-        else:
-            canvas.dots([(outer + side, y + 3), (outer, y + 3), (inner, y + 3)], INK, Part.EYES)
-        if pose.expression == "angry":
-            canvas.dots([(inner, y + 3), (inner - side, y + 4)], INK, Part.HAIR)
-    canvas.dots(
-        [(x - (1 if pose.gaze < 0 else 0), y + 6), (x - (1 if pose.gaze < 0 else 0), y + 7)],
-        shade(skin, 0.7),
-        Part.FACE,
-    )
-    row = y + (8 if person.age == 0 else 7)
-    lips: Color = (120, 36, 36) if person.sex else (226, 30, 70)
-    draw_mouth(canvas, x, row, pose.expression, lips)
+def _beard(canvas: Canvas, person: Person, x: int, y: int, rows: list[tuple[int, int]]) -> None:
+    kind, color = person.BEARD[person.beard], shade(person.hair_rgb, 0.82)
+    if kind == "full":
+        spans = [(x + left, x + right) for left, right in rows[11:]]
+        canvas.spans(y + 11, spans, color, Part.HAIR)
+        half = -rows[9][0]
+        for side in (x - half, x + half - 1):
+            canvas.box(side, y + 8, 1, 3, color, Part.HAIR)
+    elif kind == "goatee":
+        canvas.spans(y + 13, centred(x, [6, 6, 4, 2]), color, Part.HAIR)
+    elif kind == "moustache":
+        canvas.box(x - 4, y + 11, 8, 1, color, Part.HAIR)
+        canvas.dots([(x - 5, y + 12), (x + 4, y + 12)], color, Part.HAIR)
 
 
-def draw_mouth(canvas: Canvas, x: int, y: int, expression: str, lips: Color) -> None:
-    """A mouth of 4×2 art pixels around column border `x`, shared by people and pets."""
-    if expression == "smiling":
-        canvas.dots([(x - 2, y), (x + 1, y), (x - 1, y + 1), (x, y + 1)], lips, Part.MOUTH)
-        canvas.dots([(x - 1, y), (x, y)], WHITE, Part.MOUTH)
-    elif expression == "sad":
-        canvas.dots([(x - 1, y), (x, y), (x - 2, y + 1), (x + 1, y + 1)], lips, Part.MOUTH)
-    elif expression == "surprised":
-        canvas.box(x - 1, y, 2, 2, lips, Part.MOUTH)
-    else:
-        canvas.box(x - 2, y + 1, 4, 1, lips, Part.MOUTH)
-
-
-def _glasses(canvas: Canvas, person: Person, x: int, y: int) -> None:
-    if person.glasses == 0:
+def _marks(canvas: Canvas, person: Person, x: int, y: int, half: int) -> None:
+    kind, skin = person.MARK[person.mark], person.skin_color
+    if kind == "none":
         return
-    frame = FRAME[person.glasses]
-    for left in (x - 5, x + 1):
-        canvas.box(left, y + 3, 4, 1, frame, Part.EYES)
-        canvas.box(left, y + 6, 4, 1, frame, Part.EYES)
-        canvas.box(left, y + 4, 1, 2, frame, Part.EYES)
-        canvas.box(left + 3, y + 4, 1, 2, frame, Part.EYES)
-    canvas.box(x - 1, y + 4, 2, 1, frame, Part.EYES)
+    rng = np.random.default_rng(person.places)
+    low = 13 - 2 * person.age
+    cheeks = [(dx, row) for row in range(9, low) for dx in (*range(1 - half, -2), *range(2, half - 1))]
+    others = [(dx, row) for row in (3, 4) for dx in range(-4, 4)] + [(-4, low + 1), (3, low + 1)]
+    if kind == "freckles":
+        chosen = rng.permutation(len(cheeks))[:8]
+        points = [cheeks[i] for i in chosen]
+        canvas.dots(_at(points, x, y), shade(skin, 0.68), Part.FACE)
+        return
+    places = cheeks + others
+    dx, row = places[int(rng.integers(len(places)))]
+    if kind == "mole":
+        canvas.dots(_at([(dx, row)], x, y), (44, 22, 20), Part.FACE)
+    elif kind == "scar":
+        way = 1 if rng.random() < 0.5 else -1
+        line = [(dx + way * step, row - 1 + step) for step in range(3)]
+        canvas.dots(_at(line, x, y), mix(skin, (250, 150, 160) if luma(skin) < 130 else (190, 60, 80), 0.75), Part.FACE)
+    else:
+        patch = [(dx + right, row + down) for right in (0, 1) for down in (0, 1)]
+        canvas.dots(_at(patch, x, y), mix(skin, (150, 30, 60), 0.55), Part.FACE)
+
+
+def _at(points: list[Point], x: int, y: int) -> list[Point]:
+    return [(x + dx, y + row) for dx, row in points]
+
+
+def _features(canvas: Canvas, person: Person, pose: Pose, x: int, y: int) -> None:
+    """Brows, eyes, nose, mouth and glasses: what expression and gaze move."""
+    up = person.age  # a child's features stand a row higher
+    skin = person.skin_color
+    gap = 1 + person.eye_gap
+    eyes = (x - gap - 4, x + gap)
+    row = y + 7 - up
+    lashes = person.sex == 0
+    draw_eyes(canvas, eyes, row, 2 + person.eye_height, person.eye_color, pose, lashes=lashes)
+    _brows(canvas, person, pose, eyes, row)
+    nose_x, length = x + (0 if pose.gaze >= 0 else -1), 3 + person.nose % 2
+    shadow = shade(skin, 0.76)
+    canvas.dots([(nose_x, row + i) for i in range(1, length)], shade(skin, 0.88), Part.FACE)
+    wide = 2 + person.nose // 2
+    canvas.box(nose_x - wide // 2, row + length, wide, 1, shadow, Part.FACE)
+    lips = mix(skin, (206, 30, 60), 0.62) if lashes else mix(skin, (140, 40, 40), 0.6)
+    draw_mouth(canvas, x, y + 12 - 2 * up, 4 + 2 * person.mouth, pose.expression, lips)
+    if person.glasses:
+        _glasses(canvas, person, eyes, row)
+
+
+def _brows(canvas: Canvas, person: Person, pose: Pose, eyes: tuple[int, int], row: int) -> None:
+    color = shade(person.hair_rgb, 0.72) if person.hair_color < 48 else shade(person.hair_rgb, 0.6)
+    thick, arched = 1 + person.brow % 2, person.brow // 2
+    top = row - 2 - thick - (1 if pose.expression == "surprised" else 0)
+    for inner_right, left in ((True, eyes[0]), (False, eyes[1])):
+        for step in range(4):
+            inner = 3 - step if inner_right else step  # 0 at the nose, 3 outside
+            drop = 1 if arched and inner == 3 else 0
+            if pose.expression == "angry":
+                drop = 1 if inner < 2 else 0
+            elif pose.expression == "sad":
+                drop = 1 if inner >= 2 else 0
+            canvas.box(left + step, top + drop, 1, thick, color, Part.HAIR)
+
+
+def _glasses(canvas: Canvas, person: Person, eyes: tuple[int, int], row: int) -> None:
+    frame, low = _FRAMES[person.frame], row + 2 + person.eye_height
+    for left in eyes:
+        edge = (left, 4) if person.glasses == 1 else (left - 1, 6)  # round, or square
+        canvas.box(edge[0], row - 2, edge[1], 1, frame, Part.EYES)
+        canvas.box(edge[0], low, edge[1], 1, frame, Part.EYES)
+        canvas.box(left - 1, row - 1, 1, low - row + 1, frame, Part.EYES)
+        canvas.box(left + 4, row - 1, 1, low - row + 1, frame, Part.EYES)
+    canvas.box(eyes[0] + 5, row, eyes[1] - eyes[0] - 6, 1, frame, Part.EYES)

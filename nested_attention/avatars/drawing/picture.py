@@ -10,17 +10,18 @@ from .canvas import SIZE, Canvas
 from .identity import Identity, Person
 from .people import draw_person
 from .pets import draw_pet
-from .pose import Pose
+from .pose import Pose, width_of
 from .scenes import SCENES
 from .wardrobe import CLOTHES, draw_accessory, draw_clothes
 
 STYLES = ("photo", "cartoon", "mosaic")
 
 ENLARGE = 4
-"""Picture pixels an art pixel: a picture is shown at 128×128, 8 pixels a latent, as in SDXL."""
+"""Picture pixels an art pixel: a picture is shown at 128×128 (two figures: 192×128), 8 pixels a
+latent, as in SDXL."""
 
-CROP = 20
-"""Art pixels a side of the aligned crop."""
+CROP = 28
+"""Art pixels a side of the aligned crop: the whole head, hair and ears included."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A drawn picture: colours (32, 32, 3) uint8, part labels and subject numbers (32, 32) uint8."""
+    """A drawn picture: colours (32, W, 3) uint8, part labels and subject numbers (32, W) uint8; W is 32 for one
+    figure and 48 for two."""
 
     rgb: np.ndarray
     part: np.ndarray
@@ -55,63 +57,58 @@ class Rendered:
 
 def render(picture: Picture) -> Rendered:
     """Draw a picture. The same picture gives the same art pixels on every machine."""
-    canvas = Canvas()
+    canvas = Canvas(width_of(len(picture.figures)))
     SCENES[picture.scene][1](canvas, np.random.default_rng(picture.seed))
-    canvas.part[:] = 0
     for number, figure in enumerate(picture.figures, start=1):
         canvas.current = number
-        _draw(canvas, figure)
-    canvas.current = 0
+        draw_figure(canvas, figure)
     return Rendered(_stylise(canvas, picture.style), canvas.part, canvas.subject)
 
 
-def _draw(canvas: Canvas, figure: Figure) -> None:
+def draw_figure(canvas: Canvas, figure: Figure) -> None:
+    """Draw one figure, as the canvas's current subject."""
     color = CLOTHES[figure.clothes][1]
     if isinstance(figure.identity, Person):
-        draw_person(canvas, figure.identity, figure.pose, color)
+        chin = draw_person(canvas, figure.identity, figure.pose, color)
     else:
-        draw_pet(canvas, figure.identity, figure.pose, None if figure.clothes == "plain" else color)
-    chin = figure.pose.y + 12
+        chin = draw_pet(canvas, figure.identity, figure.pose, None if figure.clothes == "plain" else color)
     draw_clothes(canvas, figure.clothes, figure.pose, chin)
     draw_accessory(canvas, figure.accessory, figure.pose, chin)
 
 
 def _stylise(canvas: Canvas, style: str) -> np.ndarray:
-    """Photo: soft light from the left. Cartoon: outlines, flat colours. Mosaic: tiles, dark grooves."""
+    """Photo: soft light from the left. Cartoon: outlines, flat colours. Mosaic: tiles of 4×4, dark grooves."""
     rgb = canvas.rgb.astype(np.float32)
-    inside = canvas.subject > 0
-    if style == "photo":
-        for number in range(1, int(canvas.subject.max()) + 1):
-            columns = np.nonzero((canvas.subject == number).any(axis=0))[0]
-            if len(columns):
-                light = int(columns.mean()) // 2 * 2 + 4
-                shadow = (canvas.subject == number) & (np.arange(SIZE)[None, :] >= light)
-                rgb[shadow] *= 0.84
-    elif style == "cartoon":
+    if style == "cartoon":
+        inside = canvas.subject > 0
         padded = np.pad(canvas.subject, 1, mode="edge")
         edge = np.zeros_like(inside)
         for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
-            edge |= padded[dy : dy + SIZE, dx : dx + SIZE] != canvas.subject
-        rgb[edge & ~inside] = (16, 12, 20)
-        rgb[~inside & ~edge] = rgb[~inside & ~edge] * 0.55 + 255 * 0.45
-    elif style == "mosaic":
-        rgb[1::2, :] *= 0.8
-        rgb[:, 1::2] *= 0.8
-        rgb[0::2, 0::2] = rgb[0::2, 0::2] * 0.85 + 255 * 0.15
+            edge |= padded[dy : dy + SIZE, dx : dx + canvas.width] != canvas.subject
+        outline = edge & ~inside
+        rgb = np.where(inside[..., None], rgb, rgb * 0.55 + 255 * 0.45)
+        rgb[outline] = (16, 12, 20)
+    else:
+        rgb = rgb * canvas.light[..., None]
+    if style == "mosaic":
+        for axis, size in enumerate(canvas.light.shape):
+            groove = np.arange(size) % 4
+            factor = np.select([groove == 3, groove == 0], [0.8, 1.06], 1.0).astype(np.float32)
+            rgb = rgb * (factor[:, None, None] if axis == 0 else factor[None, :, None])
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
 def crop_window(pose: Pose) -> tuple[int, int]:
     """Top-left corner (x, y) of the aligned crop around a subject's head; it may reach over the border."""
-    return pose.x - CROP // 2, pose.y - 6
+    return pose.x - CROP // 2, pose.y - 8
 
 
 def crop(rgb: np.ndarray, corner: tuple[int, int], size: int = CROP) -> np.ndarray:
-    """Cut a square window; outside the picture its border is repeated. (…, 32, 32, 3) →
-    (…, size, size, 3)"""
+    """Cut a square window; outside the picture its border is repeated. (…, H, W, 3) → (…, size, size, 3)"""
     x, y = corner
-    rows = np.clip(np.arange(y, y + size), 0, SIZE - 1)
-    columns = np.clip(np.arange(x, x + size), 0, SIZE - 1)
+    height, width = rgb.shape[-3:-1]
+    rows = np.clip(np.arange(y, y + size), 0, height - 1)
+    columns = np.clip(np.arange(x, x + size), 0, width - 1)
     return rgb[..., rows[:, None], columns[None, :], :]
 
 

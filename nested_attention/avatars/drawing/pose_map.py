@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import NestedAttentionError
 from .canvas import Canvas, Color
 from .picture import enlarge
-from .pose import Pose
+from .pose import Pose, width_of
 
 HEAD: Color = (255, 0, 85)
 EYE: Color = (0, 80, 255)
@@ -25,9 +25,10 @@ LEFT_ARM: Color = (170, 0, 255)
 RIGHT_ARM: Color = (255, 0, 255)
 
 
-def pose_map(poses: Sequence[Pose]) -> np.ndarray:
-    """Draw the skeletons of all figures of a picture, later ones in front. → (32, 32, 3) uint8"""
-    canvas = Canvas()
+def pose_map(poses: Sequence[Pose], width: int | None = None) -> np.ndarray:
+    """Draw the skeletons of all figures of a picture, later ones in front, on a canvas of `width` (by default as
+    wide as a picture of so many figures). → (32, width, 3) uint8"""
+    canvas = Canvas(width_of(len(poses)) if width is None else width)
     for pose in poses:
         _skeleton(canvas, pose)
     return canvas.rgb
@@ -35,32 +36,34 @@ def pose_map(poses: Sequence[Pose]) -> np.ndarray:
 
 def _skeleton(canvas: Canvas, pose: Pose) -> None:
     x, y = pose.x, pose.y
-    canvas.box(x - 7, y + 17, 2, 32, LEFT_ARM)
-    canvas.box(x + 5, y + 17, 2, 32, RIGHT_ARM)
-    canvas.box(x - 7, y + 15, 14, 2, SHOULDERS)
-    canvas.box(x - 1, y + 12, 2, 5, NECK)
+    canvas.box(x - 10, y + 20, 2, 32, LEFT_ARM)
+    canvas.box(x + 8, y + 20, 2, 32, RIGHT_ARM)
+    canvas.box(x - 10, y + 18, 20, 2, SHOULDERS)
+    canvas.box(x - 1, y + 16, 2, 3, NECK)
     _outline(canvas, x, y)
-    for eye in (x - 4, x + 2):
-        canvas.box(eye, y + 4, 2, 2, EYE if pose.gaze else PUPIL)
-        if pose.gaze:
-            canvas.box(eye + (1 if pose.gaze > 0 else 0), y + 4, 1, 2, PUPIL)
-    canvas.box(x - 1, y + 6, 2, 2, NOSE)
+    for eye in (x - 5, x + 1):
+        canvas.box(eye, y + 7, 4, 2, EYE)
+        canvas.box(eye + 1 + pose.gaze, y + 7, 2, 2, PUPIL)
+    canvas.box(x - 1, y + 10, 2, 2, NOSE)
 
 
 def _outline(canvas: Canvas, x: int, y: int) -> None:
-    """An oval of 12 by 12 art pixels, as high as a face."""
-    canvas.box(x - 4, y, 8, 1, HEAD)
-    canvas.box(x - 4, y + 11, 8, 1, HEAD)
-    canvas.box(x - 6, y + 2, 1, 8, HEAD)
-    canvas.box(x + 5, y + 2, 1, 8, HEAD)
-    canvas.dots([(x - 5, y + 1), (x + 4, y + 1), (x - 5, y + 10), (x + 4, y + 10)], HEAD)
+    """An oval of 16 by 16 art pixels, as high as a face."""
+    halves = [5, 7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 7, 6, 4]
+    for row, half in enumerate(halves):
+        if row in (0, len(halves) - 1):
+            canvas.box(x - half, y + row, 2 * half, 1, HEAD)
+        else:
+            canvas.box(x - half, y + row, 1, 1, HEAD)
+            canvas.box(x + half - 1, y + row, 1, 1, HEAD)
 
 
 def pose_picture(poses: Sequence[Pose], behind: np.ndarray | None = None) -> np.ndarray:
     """The control picture as a ControlNet is shown it, in front of another one if there is one already.
 
-    behind: (…, 128, 128, 3) float in [0, 1]. → (128, 128, 3), or behind's shape, float32 in [0, 1]. Raises
-    NestedAttentionError for a picture behind of another size.
+    behind: (…, 128, W, 3) float in [0, 1]. → (128, W, 3), or behind's shape, float32 in [0, 1]; without a picture
+    behind, W is 128 for one pose and 192 for two. Raises NestedAttentionError for one of another height, or
+    of a width that the poses do not fit.
     """
     drawn = enlarge(pose_map(poses)).astype(np.float32) / 255
     if behind is None:

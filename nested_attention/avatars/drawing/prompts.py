@@ -33,16 +33,12 @@ def sample_picture(
         figures = []
         order = rng.permutation(len(identities)) if len(identities) > 1 else np.arange(1)
         for index, identity in enumerate(identities):
-            if len(identities) > 1:
-                placement = ("left", "right")[int(order[index])]
-                pose = Pose.sample(rng, placement)
-                pose = Pose(8 if placement == "left" else 24, pose.y, pose.gaze, pose.expression)
-            else:
-                placement = str(rng.choice(PLACEMENTS))
-                pose = Pose.sample(rng, placement)
-            bare = rng.random() < (0.2 if len(identities) == 1 else 0.5)
+            together = len(identities) > 1
+            placement = ("left", "right")[int(order[index])] if together else str(rng.choice(PLACEMENTS))
+            pose = Pose.sample(rng, placement, together=together)
+            bare = rng.random() < (0.5 if together else 0.2)
             clothes = "plain" if bare else str(rng.choice(list(CLOTHES)))
-            plain = rng.random() < (0.2 if len(identities) == 1 else 0.6)
+            plain = rng.random() < (0.6 if together else 0.2)
             accessory = "none" if plain else str(rng.choice(list(ACCESSORIES)))
             figures.append(Figure(identity, placement, pose, clothes, accessory))
         picture = Picture(

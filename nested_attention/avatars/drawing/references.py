@@ -17,21 +17,21 @@ def held_out(kind: str, seed: int) -> Identity:
 
 
 def reference_crop(identity: Identity) -> np.ndarray:
-    """A calm close-up of a subject, as one would crop a photograph of it, in art pixels. (20, 20, 3) uint8"""
+    """A calm close-up of a subject, as one would crop a photograph of it, in art pixels. (28, 28, 3) uint8"""
     pose = Pose(x=16, y=8, gaze=0, expression="calm")
     drawn = render(Picture((Figure(identity, "middle", pose),), next(iter(SCENES)), "photo"))
     return crop(drawn.rgb, crop_window(pose))
 
 
 def reference_picture(identity: Identity) -> np.ndarray:
-    """The same in picture pixels, as a file would show it. (80, 80, 3) uint8"""
+    """The same in picture pixels, as a file would show it. (112, 112, 3) uint8"""
     return enlarge(reference_crop(identity))
 
 
 def sample_crop(rng: np.random.Generator, identity: Identity) -> np.ndarray:
     """A crop of a subject from a picture of its own: some pose, expression, scene and clothing.
 
-    (20, 20, 3) uint8. What the encoders are trained and evaluated with.
+    (28, 28, 3) uint8. What the encoders are trained and evaluated with.
     """
     picture = sample_picture(rng, (identity,), split=None)
     x, y = crop_window(picture.figures[0].pose)

@@ -55,7 +55,7 @@ class Control:
     """A ControlNet with a control picture for each of a batch's prompts."""
 
     network: ControlNetModel
-    maps: np.ndarray  # (B, 32, 32, 3) uint8
+    maps: np.ndarray  # (B, 32, W, 3) uint8
     strength: float = 1.0
 
     def rows(self, rows: slice) -> Control:
@@ -63,20 +63,20 @@ class Control:
         return replace(self, maps=self.maps[rows])
 
     def residuals(self, x: Tensor, t: Tensor, context: Tensor) -> dict[str, Any]:
-        """What the UNet is called with beside its inputs, for x (B, 8, 16, 16) and context (B, 77, 256)."""
+        """What the UNet is called with beside its inputs, for x (B, 12, 16, w) and context (B, 77, 256)."""
         return residuals(self.network, x, t, context, to_hint(self.maps), self.strength)
 
 
 def residuals(
     network: ControlNetModel, x: Tensor, t: Tensor, context: Tensor, hint: Tensor, strength: float = 1.0
 ) -> dict[str, Any]:
-    """A ControlNet's outputs under the names by which diffusers' UNet takes them. hint (B, 3, 128, 128)"""
+    """A ControlNet's outputs under the names by which diffusers' UNet takes them. hint (B, 3, 128, 8·w)"""
     down, middle = network(x, t, context, hint, conditioning_scale=strength, return_dict=False)
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def to_hint(maps: np.ndarray | Tensor) -> Tensor:
-    """Control pictures (n, 32, 32, 3) uint8 → what a ControlNet reads, (n, 3, 128, 128) in [0, 1]."""
+    """Control pictures (n, 32, W, 3) uint8 → what a ControlNet reads, (n, 3, 128, 4·W) in [0, 1]."""
     pixels = channels_first(maps).div(255)
     return functional.interpolate(pixels, scale_factor=ENLARGE, mode="nearest")
 

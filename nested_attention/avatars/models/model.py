@@ -3,8 +3,8 @@
 Same building blocks and text conditioning as SDXL: a UNet of `CrossAttnDownBlock2D`, `DownBlock2D` and
 their counterparts with linear projections, two CLIP text encoders whose penultimate states are
 concatenated, a pooled projection and size conditioning; a KL autoencoder; a CLIP vision model for
-references. Only the sizes differ, and the order of the blocks: latents are 16×16, so attention starts at
-the first level.
+references. Only the sizes differ, and the order of the blocks: latents are 16×16 (two figures: 16×24), so
+attention starts at the first level.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-LATENT = 16
-"""Latent cells a side: one cell is 2×2 art pixels."""
+LATENT, LATENT_WIDE = 16, 24
+"""Latent cells a side, and across a picture of two figures: one cell is 2×2 art pixels."""
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 12
+"""As many numbers as a cell of 2×2 art pixels has, so that nothing has to be lost."""
+
 TEXT_WIDTH_L = 96
 TEXT_WIDTH_G = 160
 POOLED = 160
@@ -32,8 +34,14 @@ CONTEXT = TEXT_WIDTH_L + TEXT_WIDTH_G
 VISION_WIDTH = 128
 VISION_SIZE = 56
 TIME_IDS = (128, 128, 0, 0, 128, 128)
-"""Size conditioning of a picture as shown: height, width, crop top, crop left, target height, target
-width."""
+"""Size conditioning of a picture of one figure as shown: height, width, crop top, crop left, target height,
+target width."""
+
+
+def time_ids(latent_width: int) -> tuple[int, ...]:
+    """The size conditioning of a picture so many latent cells wide."""
+    return (128, 8 * latent_width, 0, 0, 128, 8 * latent_width)
+
 
 # What ComfyUI can build limits these sizes: widths of the UNet and of the VAE are whole multiples of the
 # first one, those of the VAE also of 32; both text encoders have at least 3 layers, and a projection as wide
@@ -127,7 +135,7 @@ def new_unet(config: dict[str, Any] = UNET) -> UNet2DConditionModel:
 
 
 def new_vae(config: dict[str, Any] = VAE) -> AutoencoderKL:
-    """The autoencoder: (B, 3, 32, 32) in [−1, 1] ↔ (B, 8, 16, 16)."""
+    """The autoencoder: (B, 3, 32, W) in [−1, 1] ↔ (B, 12, 16, W/2)."""
     return AutoencoderKL(**config)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...hosts.diffusers.vision import vision_input
 from ..drawing.picture import ENLARGE
+from .cells import to_cells
 from .model import VISION_SIZE
 from .tokenizer import TOKENS
 
@@ -31,17 +31,17 @@ def to_rgb(pixels: Tensor) -> np.ndarray:
 
 
 def to_vision(crops: np.ndarray | Tensor) -> Tensor:
-    """Reference crops (n, 20, 20, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host
+    """Reference crops (n, 28, 28, 3) uint8 → normalised vision input (n, 3, 56, 56), resampled as a host
     would."""
     pixels = functional.interpolate(channels_first(crops).div(255), scale_factor=ENLARGE, mode="nearest")
     return vision_input(pixels, VISION_SIZE)
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, rgb: np.ndarray, batch: int = 128) -> Tensor:
-    """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
-    parts = [to_tensor(rgb[start : start + batch]) for start in range(0, len(rgb), batch)]
-    return torch.cat([vae.encode(part).latent_dist.mean for part in parts])
+def encode_pictures(rgb: np.ndarray, batch: int = 512) -> Tensor:
+    """Pictures (n, 32, W, 3) uint8 → latents (n, 12, 16, W/2), as the autoencoder is trained to give them."""
+    parts = [to_cells(to_tensor(rgb[start : start + batch])) for start in range(0, len(rgb), batch)]
+    return torch.cat(parts)
 
 
 def ids_for_both(ids: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:

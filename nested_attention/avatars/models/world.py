@@ -21,8 +21,8 @@ from ...paths import SMALL_WORLD
 from ...settings import SubjectSettings
 from . import model
 from .control import Control
-from .model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text
-from .pixels import encode_pictures, ids_for_both, to_rgb, to_vision
+from .model import LATENT, LATENT_CHANNELS, encode_text, time_ids
+from .pixels import ids_for_both, to_rgb, to_vision
 from .storage import read_float, write_half
 from .tokenizer import load_tokenizer
 from .vocabulary import CompactEmbedding
@@ -103,7 +103,7 @@ class World:
 
     @torch.no_grad()
     def features(self, crops: np.ndarray) -> Tensor:
-        """Reference crops (n, 20, 20, 3) uint8 → features of the last layer before pooling (n, 197,
+        """Reference crops (n, 28, 28, 3) uint8 → features of the last layer before pooling (n, 197,
         width)."""
         return self.vision(to_vision(crops)).last_hidden_state
 
@@ -111,7 +111,7 @@ class World:
     def attach(
         self, encoder: SubjectEncoder, crops: np.ndarray, word: str, attention_scale: float = 1.0
     ) -> Attached:
-        """The subjects of reference crops (n, 20, 20, 3), one a prompt, with the α of their encoder."""
+        """The subjects of reference crops (n, 28, 28, 3), one a prompt, with the α of their encoder."""
         tokens = encoder(self.features(crops))
         return Attached(encoder, tokens, word, SubjectSettings(attention_scale=attention_scale))
 
@@ -130,9 +130,11 @@ class World:
         attached: Sequence[Attached] = (),
         sampling: Sampling = Sampling(),
         control: Control | None = None,
+        latent_width: int = LATENT,
     ) -> np.ndarray:
-        """Draw one picture a prompt. → (n, 32, 32, 3) uint8. Each seed fixes its picture's noise, whatever
-        the batch. `control`: a ControlNet, with a control picture a prompt."""
+        """Draw one picture a prompt. → (n, 32, 2 · latent_width, 3) uint8; latent_width: 16 for one figure, 24
+        for two. Each seed fixes its picture's noise, whatever the batch. `control`: a ControlNet, with a
+        control picture a prompt."""
         slot = SubjectSlot.install(self.unet) if attached else None
         bounds = slot is not None and any(item.settings.bound_self_attention for item in attached)
         apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
@@ -143,7 +145,8 @@ class World:
                 rows = slice(start, start + sampling.batch)
                 here = [item.rows(rows) for item in attached]
                 guide = control.rows(rows) if control else None
-                parts.append(self._draw(prompts[rows], seeds[rows], here, empty, sampling, slot, guide))
+                noise = _noise(seeds[rows], latent_width)
+                parts.append(self._draw(prompts[rows], noise, here, empty, sampling, slot, guide))
             return np.concatenate(parts)
         finally:
             if apart:
@@ -154,23 +157,21 @@ class World:
     def _draw(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int],
+        x: Tensor,
         attached: Sequence[Attached],
         negative_text: tuple[Tensor, Tensor, np.ndarray],
         sampling: Sampling,
         slot: SubjectSlot | None,
         control: Control | None,
     ) -> np.ndarray:
-        """One batch of `generate`."""
+        """One batch of `generate`, from noise x (B, 12, 16, w)."""
         batch = len(prompts)
         context, pooled, ids = self.text(prompts)
         empty, empty_pooled, _ = negative_text
         bindings = [item.bind(ids) for item in attached]
         scheduler = DDIMScheduler(**model.SCHEDULER)
         scheduler.set_timesteps(sampling.steps)
-        shape = (LATENT_CHANNELS, LATENT, LATENT)
-        x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-        sizes = torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1)
+        sizes = torch.tensor([time_ids(x.shape[-1])], dtype=torch.float32).expand(batch, -1)
         positive = {"text_embeds": pooled, "time_ids": sizes}
         negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
         regions = AutomaticRegions(slot, bindings, len(scheduler.timesteps)) if slot else None
@@ -188,13 +189,14 @@ class World:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (n, 8, 16, 16) → pictures (n, 32, 32, 3) uint8."""
+        """Latents (n, 12, 16, w) → pictures (n, 32, 2·w, 3) uint8."""
         return to_rgb(self.vae.decode(latents).sample)
 
-    @torch.no_grad()
-    def encode(self, rgb: np.ndarray) -> Tensor:
-        """Pictures (n, 32, 32, 3) uint8 → latents (n, 8, 16, 16)."""
-        return encode_pictures(self.vae, rgb)
+
+def _noise(seeds: Sequence[int], latent_width: int) -> Tensor:
+    """(n, 12, 16, latent_width)"""
+    shape = (LATENT_CHANNELS, LATENT, latent_width)
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def save_part(folder: Path, name: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ than faces: a pair of eyes is two cells in 256.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ...training.data import Arrays, Batch
+from ...training.data import Arrays, Batch, Joined
 from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
-from ..models.model import LATENT, TIME_IDS, new_unet
+from ..models.model import new_unet
+from ..models.pixels import encode_pictures
 from ..models.watched import probabilities, watch
 from .data import Pictures
 from .denoising import (
@@ -65,10 +67,10 @@ def attention_loss(probabilities: Tensor, words: Tensor, masks: Tensor) -> Tenso
 
 
 def size_conditioning(rng: np.random.Generator) -> np.ndarray:
-    """Mostly the size of a picture as shown; sometimes another, because hosts send their own defaults.
+    """Mostly the size of a picture as shown (0); sometimes another, because hosts send their own defaults.
     (6,)"""
     size = rng.choice([32, 64, 256, 512, 768, 1024])
-    return np.asarray((size, size, 0, 0, size, size) if rng.random() < 0.3 else TIME_IDS, np.float32)
+    return np.asarray((size, size, 0, 0, size, size) if rng.random() < 0.3 else (0,) * 6, np.float32)
 
 
 def _noise(rng: np.random.Generator) -> dict[str, Any]:
@@ -78,20 +80,19 @@ def _noise(rng: np.random.Generator) -> dict[str, Any]:
 
 def train_base(
     folder: Path,
-    pictures: Pictures,
-    latents: Tensor,
+    sets: Sequence[Pictures],
     text: tuple[nn.Module, nn.Module],
     schedule: Schedule,
     options: TrainerOptions = OPTIONS,
     *,
     start: nn.Module | None = None,
 ) -> nn.Module:
-    """Train the UNet on latents, conditioned on the frozen text encoders (L, G); returns the averaged one.
+    """Train the UNet on pictures, conditioned on the frozen text encoders (L, G); returns the averaged one.
 
-    `start`: a UNet to begin with; a random one by default.
+    sets: pictures of one figure, of two; each set is a bucket. `start`: a UNet to begin with; a random one by
+    default.
     """
     torch.manual_seed(options.seed)
-    described, plain = (read_captions(*text, ids) for ids in (pictures.described, pictures.plain))
     empty = read_empty(*text)
     unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
@@ -111,17 +112,24 @@ def train_base(
         attended = [attention_loss(p.float(), words, batch["masks"]) for p in probabilities(watched)]
         return {**losses, "localise": torch.stack(attended).mean()}
 
-    data = Arrays(
-        latents=latents,
-        loss_weight=normalised(pictures.loss_weight),
-        masks=pictures.masks.reshape(len(pictures.masks), 2, LATENT * LATENT),
-        described_words=pictures.described_words.astype(np.int64),
-        plain_words=pictures.plain_words.astype(np.int64),
-        **{f"described_{name}": value for name, value in described._asdict().items()},
-        **{f"plain_{name}": value for name, value in plain._asdict().items()},
-    )
+    weights_of = normalised([pictures.loss_weight for pictures in sets])
+    data = Joined(*(_examples(*each, text) for each in zip(sets, weights_of, strict=True)))
     weights = {"denoise": 1.0, "localise": LOCALISE}
     models = {"unet": unet}
     Trainer(folder, models, data, objective, schedule, options, loss_weights=weights, noise=_noise).run()
     unet.set_attn_processor(processors)
     return unet
+
+
+def _examples(pictures: Pictures, loss_weight: Tensor, text: tuple[nn.Module, nn.Module]) -> Arrays:
+    """What a step reads of pictures of equal width."""
+    described, plain = (read_captions(*text, ids) for ids in (pictures.described, pictures.plain))
+    return Arrays(
+        latents=encode_pictures(pictures.rgb).half(),
+        loss_weight=loss_weight,
+        masks=pictures.masks.reshape(len(pictures.masks), 2, -1),
+        described_words=pictures.described_words.astype(np.int64),
+        plain_words=pictures.plain_words.astype(np.int64),
+        **{f"described_{name}": value for name, value in described._asdict().items()},
+        **{f"plain_{name}": value for name, value in plain._asdict().items()},
+    )

@@ -1,8 +1,9 @@
 """Stage 2: the vision encoder, as half of a CLIP of its own.
 
-Crops are contrasted with descriptions. Besides, the last layer's tokens must keep what their patches show
-and which attributes the subject has, because the Q-Former reads those tokens and not the pooled embedding.
-The text half is discarded: the base model has text encoders of its own.
+Crops are contrasted with captions and with another crop of the same subject, as photographs of one person are when
+a recogniser learns. Besides, the last layer's tokens must keep what their patches show, because the Q-Former reads
+those tokens and not the pooled embedding. No label of a trait is seen. The text half is discarded: the base model
+has text encoders of its own.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..models.pixels import ids_for_both, to_vision
 from ..models.tokenizer import load_tokenizer
 from ..models.vocabulary import compact, used_tokens
-from .attribute_heads import ATTRIBUTES, AttributeHeads
 from .data import draw_crops
 from .device import autocast, precision_of, vision_pass
 
-OPTIONS = TrainerOptions(ema=0.995)
+OPTIONS = TrainerOptions(batch=48, ema=0.995)
 
 LENGTH = 40
 """Tokens a description may take; the pooled state sits at its end, so padding beyond is not needed."""
 
 PATCH: int = VISION["patch_size"]
 
-ATTRIBUTE_WEIGHT = 0.3
-"""Weight of the attributes beside contrast and patches. What cannot be read here, no picture of the subject
-will show: with too little of it, colours arrive and shapes do not."""
+SAME = 2.0
+"""Weight of the contrast with another crop of the same subject."""
 
 
 class _Heads(nn.Module):
-    """Training-only heads: temperature, patches back to pixels, attributes from the mean token."""
+    """Training-only heads: temperatures, patches back to pixels, and what two crops of a subject share, from the
+    mean token."""
 
     def __init__(self) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.same_temperature = nn.Parameter(torch.tensor(2.0))
         self.pixels = nn.Linear(VISION_WIDTH, 3 * PATCH * PATCH)
-        self.attributes = AttributeHeads(VISION_WIDTH, ATTRIBUTES.values())
+        self.same = nn.Sequential(nn.Linear(VISION_WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
 
 
 def _contrast(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
@@ -61,29 +62,32 @@ def train_clip(
     options: TrainerOptions = OPTIONS,
     *,
     start: nn.Module | None = None,
-    crops: int = 60_000,
+    crops: int = 40_000,
 ) -> nn.Module:
     """Train on crops drawn here; returns the averaged vision encoder. `start`: one to begin with."""
     torch.manual_seed(options.seed)
-    drawn, texts, labels = draw_crops(crops, options.seed + 11)
+    drawn, texts = draw_crops(crops, options.seed + 11)
     ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
     vision = (new_vision() if start is None else start).requires_grad_(True).to(default_device())
     models = {"vision": vision, "text": compact(new_text_g(), used_tokens(ids)), "heads": _Heads()}
     precision = precision_of(folder, vision_pass(vision, options.batch))
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
-        pixels, heads = to_vision(batch["crops"]), models["heads"]
+        heads, number = models["heads"], len(batch["crops"])
+        pixels = to_vision(batch["crops"].flatten(0, 1))  # (2·B, 3, 56, 56), a subject's two in a row
         with autocast(precision):
             out, said = models["vision"](pixels), models["text"](ids_for_both(batch["ids"])[1])
-        tokens = out.last_hidden_state[:, 1:].float()  # (B, 196, width)
-        patches = functional.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)  # (B, 196, 48)
+        tokens = out.last_hidden_state[:, 1:].float()  # (2·B, 196, width)
+        patches = functional.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)  # (2·B, 196, 48)
+        one, other = heads.same(tokens.mean(dim=1)).view(number, 2, -1).unbind(1)
+        image = out.image_embeds.float()[::2]
         return {
-            "contrast": _contrast(out.image_embeds.float(), said.text_embeds.float(), heads.temperature),
+            "contrast": _contrast(image, said.text_embeds.float(), heads.temperature),
+            "same": _contrast(one, other, heads.same_temperature),
             "patches": functional.mse_loss(heads.pixels(tokens), patches),
-            "attributes": heads.attributes.loss(tokens, batch["attributes"]),
         }
 
-    data = Arrays(crops=drawn, ids=ids.astype("int64"), attributes=labels)
-    weights = {"contrast": 1.0, "patches": 1.0, "attributes": ATTRIBUTE_WEIGHT}
+    data = Arrays(crops=drawn, ids=ids.astype("int64"))
+    weights = {"contrast": 1.0, "same": SAME, "patches": 1.0}
     Trainer(folder, models, data, objective, schedule, options, loss_weights=weights).run()
     return vision

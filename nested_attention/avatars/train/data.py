@@ -12,38 +12,24 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..drawing.canvas import Part
-from ..drawing.identity import Identity, Person, Pet, attributes, sample, values_of
-from ..drawing.picture import STYLES, Figure, Picture, render
-from ..drawing.pose import EXPRESSIONS, PLACEMENTS
+from ..drawing.identity import Identity, Person, Pet, sample
+from ..drawing.picture import Picture, render
 from ..drawing.prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
-from ..drawing.scenes import SCENES
-from ..drawing.wardrobe import ACCESSORIES, CLOTHES
 from ..models.tokenizer import TOKENS, load_tokenizer
-from .attribute_heads import ATTRIBUTES, columns_of
+from .labels import FIGURE_LABELS, figure_labels, setting_labels
 
-MIXES: dict[str, dict[str, float]] = {
-    "base": {"person": 0.28, "pet": 0.24, "person+pet": 0.26, "person+person": 0.22},
-    "person": {"person": 0.5, "person+pet": 0.2, "person+person": 0.3},
-    "pet": {"pet": 0.7, "person+pet": 0.3},
+ALONE: dict[str, dict[str, float]] = {
+    "base": {"person": 0.53, "pet": 0.47},
+    "person": {"person": 1.0},
+    "pet": {"pet": 1.0},
 }
-"""Which pictures a stage sees, by who is in them."""
-
-_SHOWN: dict[str, tuple[str, ...]] = {
-    "clothes": tuple(CLOTHES),
-    "accessory": tuple(ACCESSORIES),
-    "expression": EXPRESSIONS,
-    "placement": PLACEMENTS,
+TOGETHER: dict[str, dict[str, float]] = {
+    "base": {"person+pet": 0.55, "person+person": 0.45},
+    "person": {"person+pet": 0.4, "person+person": 0.6},
+    "pet": {"person+pet": 1.0},
 }
-
-FIGURE_LABELS: dict[str, int] = {
-    **ATTRIBUTES,
-    **{name: len(values) for name, values in _SHOWN.items()},
-}
-"""What can be said of a figure, with the number of values: its identity (of either kind), then the rest."""
-
-SETTING_LABELS: dict[str, int] = {"scene": len(SCENES), "style": len(STYLES)}
-"""What can be said of a whole picture."""
+"""Who is in a stage's pictures of one figure, and of two."""
 
 LOSS_WEIGHTS: dict[Part, float] = {
     Part.BACKGROUND: 0.5,
@@ -62,34 +48,33 @@ UNKNOWN = LOSS_WEIGHTS[Part.BACKGROUND]
 
 
 def loss_weight_of(part: np.ndarray) -> np.ndarray:
-    """The weight of each art pixel in the loss, by the part that it shows. (32, 32) → (32, 32) float32"""
+    """The weight of each art pixel in the loss, by the part that it shows. (32, W) → (32, W) float32"""
     return np.asarray([LOSS_WEIGHTS[each] for each in Part], np.float32)[part]
 
 
 def by_cell(pixels: np.ndarray) -> np.ndarray:
-    """The mean over each latent cell. (32, 32) → (16, 16)"""
-    return pixels.reshape(16, 2, 16, 2).mean((1, 3))
+    """The mean over each latent cell. (32, W) → (16, W/2)"""
+    height, width = pixels.shape
+    return pixels.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A set of pictures as arrays; the first axis counts pictures."""
+    """A set of pictures of equal width W as arrays; the first axis counts pictures."""
 
-    rgb: np.ndarray  # (n, 32, 32, 3) uint8
-    described: np.ndarray  # (n, 77) uint16: token ids of a caption that describes the identities
+    rgb: np.ndarray  # (n, 32, W, 3) uint8
+    described: np.ndarray  # (n, 77) uint16: token ids of a caption that describes who is there
     plain: np.ndarray  # (n, 77) uint16: token ids of the prompt without a description
-    described_words: (
-        np.ndarray
-    )  # (n, 2) int16: positions of the subjects' words, −1 where there is no second one
+    described_words: np.ndarray  # (n, 2) int16: positions of the subjects' words, −1 where there is no second
     plain_words: np.ndarray  # (n, 2) int16
     described_ends: np.ndarray  # (n, 2) int16: the last token of the phrase about each subject
     plain_ends: np.ndarray  # (n, 2) int16
     figure_labels: np.ndarray  # (n, 2, labels) int8: FIGURE_LABELS, −1 where one does not apply
     setting_labels: np.ndarray  # (n, 2) int8: SETTING_LABELS
-    loss_weight: np.ndarray  # (n, 16, 16) float16: weight of each latent cell in the loss
-    masks: np.ndarray  # (n, 2, 16, 16) bool: which latent cells show each subject
+    loss_weight: np.ndarray  # (n, 16, W/2) float16: weight of each latent cell in the loss
+    masks: np.ndarray  # (n, 2, 16, W/2) bool: which latent cells show each subject
     wanted: np.ndarray  # (n,) int8: which of the figures is the subject in question
-    reference: np.ndarray  # (n, 20, 20, 3) uint8: a crop of it from another picture
+    reference: np.ndarray  # (n, 28, 28, 3) uint8: a crop of it from another picture
 
 
 _NOUNS = tuple(dict.fromkeys(Person.NOUNS + Pet.NOUNS))
@@ -114,39 +99,21 @@ def _phrase_ends(ids: list[int], phrases: list[str]) -> list[int]:
     return ends + [-1] * (2 - len(ends))
 
 
-def _figure_labels(figure: Figure) -> list[int]:
-    """The values of FIGURE_LABELS for one figure; −1 for the attributes of the other kind."""
-    identity = figure.identity
-    values = [
-        value
-        for kind in (Person, Pet)
-        for value in (values_of(identity) if isinstance(identity, kind) else [-1] * len(attributes(kind)))
-    ]
-    shown = (figure.clothes, figure.accessory, figure.pose.expression, figure.placement)
-    return values + [names.index(value) for names, value in zip(_SHOWN.values(), shown, strict=True)]
-
-
-def _setting_labels(picture: Picture) -> list[int]:
-    return [list(SCENES).index(picture.scene), STYLES.index(picture.style)]
-
-
 _DRAWN = (
     *("rgb", "described", "plain", "described_phrases", "plain_phrases", "figure_labels", "setting_labels"),
     *("loss_weight", "masks", "wanted", "reference", "figures"),
 )
 
 
-def _draw(stage: str, job: tuple[int, int]) -> dict[str, list[Any]]:
+def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> dict[str, list[Any]]:
     """One chunk of a stage's pictures; runs in a worker process."""
     seed, number = job
     rng = np.random.default_rng(seed)
-    mix = MIXES[stage]
     rows: dict[str, list[Any]] = {name: [] for name in _DRAWN}
     for _ in range(number):
         kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds))
         drawn = render(picture)
-        subject = drawn.subject.reshape(16, 2, 16, 2).transpose(0, 2, 1, 3).reshape(16, 16, 4)
         rows["rgb"].append(drawn.rgb)
         described = caption_and_phrases(picture, rng, described=True)
         words = None if stage == "base" else subject_words(picture)
@@ -154,15 +121,15 @@ def _draw(stage: str, job: tuple[int, int]) -> dict[str, list[Any]]:
         for name, (text, phrases) in {"described": described, "plain": plain}.items():
             rows[name].append(text)
             rows[f"{name}_phrases"].append(phrases)
-        labels = [_figure_labels(figure) for figure in picture.figures]
+        labels = [figure_labels(figure) for figure in picture.figures]
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
-        rows["setting_labels"].append(_setting_labels(picture))
+        rows["setting_labels"].append(setting_labels(picture))
         wanted = _wanted(picture, stage, rng)
         counts = loss_weight_of(drawn.part)
         if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
             counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
         rows["loss_weight"].append(by_cell(counts))
-        rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
+        rows["masks"].append([by_cell(drawn.subject == figure) >= 0.5 for figure in (1, 2)])
         rows["wanted"].append(wanted)
         rows["reference"].append(sample_crop(rng, picture.figures[wanted].identity))
         rows["figures"].append(len(picture.figures))
@@ -177,11 +144,16 @@ def _wanted(picture: Picture, stage: str, rng: np.random.Generator) -> int:
 
 
 def draw_pictures(
-    stage: str, number: int, seed: int, *, workers: int = 2, cache: Path | None = None
+    stage: str, number: int, seed: int, *, together: bool = False, workers: int = 2, cache: Path | None = None
 ) -> Pictures:
-    """Draw `number` pictures of a stage, or read them back from `cache`."""
-    path = cache / f"{stage}-{number}-{seed}.npz" if cache else None
-    return cached(path, Pictures, lambda: _assembled(in_chunks(partial(_draw, stage), number, seed, workers)))
+    """Draw `number` pictures of a stage, of one figure each or (together) of two, or read them back from
+    `cache`."""
+    mix = (TOGETHER if together else ALONE)[stage]
+    name = f"{stage}-{'two' if together else 'one'}-{number}-{seed}.npz"
+    drawn = partial(_draw, stage, mix)
+    return cached(
+        cache / name if cache else None, Pictures, lambda: _assembled(in_chunks(drawn, number, seed, workers))
+    )
 
 
 def _assembled(parts: list[dict[str, list[Any]]]) -> Pictures:
@@ -249,14 +221,16 @@ def cached(path: Path | None, kind: Callable[..., Drawn], make: Callable[[], Dra
     return made
 
 
-def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Crops of random identities, their descriptions, and their attributes (−1 where another kind's)."""
+def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Two crops each of random identities, from different pictures, and what captions say of them.
+
+    → (number, 2, 28, 28, 3) uint8 and `number` descriptions
+    """
     rng = np.random.default_rng(seed)
-    crops, texts, labels = [], [], np.full((number, len(ATTRIBUTES)), -1, np.int64)
-    for row in range(number):
+    crops, texts = [], []
+    for _ in range(number):
         kind: type[Person] | type[Pet] = Person if rng.integers(2) == 0 else Pet
         identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
-        crops.append(sample_crop(rng, identity))
+        crops.append(np.stack([sample_crop(rng, identity) for _ in range(2)]))
         texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
-        labels[row, columns_of(kind.WORD)] = values_of(identity)
-    return np.stack(crops), texts, labels
+    return np.stack(crops), texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from ...training.data import Batch
 from ...training.frozen import default_device
 from ...training.objective import Predict, denoising_losses
-from ..models.model import LATENT, LATENT_CHANNELS, TIME_IDS, encode_text, new_scheduler
+from ..models.model import (
+    LATENT,
+    LATENT_CHANNELS,
+    LATENT_WIDE,
+    encode_text,
+    new_scheduler,
+    time_ids,
+)
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import load_tokenizer
 from .device import autocast
@@ -44,16 +51,17 @@ def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
 
 def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:
     """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
-    picture shows is decided."""
+    picture shows is decided. The noise is as wide as the widest latents."""
     return {
-        "latent": rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT), dtype=np.float32),
+        "latent": rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT_WIDE), dtype=np.float32),
         "timestep": min(999, int(1000 * rng.random() ** power)),
     }
 
 
 def latent_losses(predict: Predict, batch: Batch, noise: Batch, **teaching: Any) -> dict[str, Tensor]:
     """`denoising_losses` on the world's noise schedule, of a batch and its `denoising_noise`."""
-    step = batch["latents"].float(), noise["latent"], noise["timestep"], batch["loss_weight"]
+    latents = batch["latents"].float()
+    step = latents, noise["latent"][..., : latents.shape[-1]], noise["timestep"], batch["loss_weight"]
     return denoising_losses(predict, new_scheduler(), *step, **teaching)
 
 
@@ -62,10 +70,10 @@ def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(which.view(-1, *[1] * (one.dim() - 1)), one, other)
 
 
-def normalised(loss_weight: np.ndarray) -> Tensor:
-    """Loss weights (n, 16, 16), scaled to average 1 over all pictures."""
-    weights = torch.from_numpy(loss_weight).float()
-    return weights / weights.mean()
+def normalised(sets: Sequence[np.ndarray]) -> list[Tensor]:
+    """Loss weights (n, 16, W/2) of several sets of pictures, scaled to average 1 over them all."""
+    mean = sum(float(each.sum(dtype=np.float64)) for each in sets) / sum(each.size for each in sets)
+    return [torch.from_numpy(each).float() / mean for each in sets]
 
 
 def predictor(
@@ -78,14 +86,15 @@ def predictor(
 ) -> Predict:
     """The UNet under captions, as a prediction in fp32.
 
-    sizes (B, 6): size conditioning; that of a picture as shown by default. more: from noisy latents,
+    sizes (B, 6): size conditioning; that of a picture as shown where it is 0, and by default. more: from noisy latents,
     timesteps and context (B, 77, 256), what else the UNet is called with.
     """
     context, pooled = text.context.float(), text.pooled.float()
-    shown = pooled.new_tensor([TIME_IDS]).expand(len(pooled), -1) if sizes is None else sizes
-    added = {"text_embeds": pooled, "time_ids": shown}
 
     def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        shown = pooled.new_tensor([time_ids(noisy.shape[-1])]).expand(len(pooled), -1)
+        chosen = shown if sizes is None else torch.where(sizes > 0, sizes, shown)
+        added = {"text_embeds": pooled, "time_ids": chosen}
         with autocast(precision):
             extra = more(noisy, timesteps, context) if more else {}
             return unet(noisy, timesteps, context, added_cond_kwargs=added, **extra).sample.float()

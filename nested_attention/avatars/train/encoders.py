@@ -1,15 +1,13 @@
-"""Stage 5: a subject encoder for people or pets, trained as the paper does (Sec. 3.3).
+"""Stage 5: a subject encoder for people or pets, trained as the paper does (Sec. 3.3), with its loss alone.
 
 The world is frozen. A crop of the subject is the input, the full picture the target, and the prompt says
 `person` or `pet` without anything that identity fixes. Crop and picture differ in pose, expression, scene
 and clothing, so that copying does not pay.
-
-Two auxiliary losses (`AuxiliaryLosses`) are off by default: attribute heads on the encoder's tokens, and
-distillation from the frozen base model under a caption that describes the subject.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,34 +20,34 @@ from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from ...settings import Injection, SubjectSettings
 from ...sites import diffusers_sites
-from ...training.data import Arrays, Batch
+from ...training.data import Arrays, Batch, Joined
 from ...training.frozen import default_device
-from ...training.objective import Predict
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
-from ..drawing.identity import KINDS, attributes
 from ..models.model import CONTEXT, VISION_WIDTH
+from ..models.pixels import encode_pictures
 from ..models.world import World
-from .attribute_heads import AttributeHeads, columns_of
 from .data import Pictures
 from .denoising import TextStates, denoising_noise, latent_losses, normalised, predictor, read_captions
 from .device import precision_of, unet_pass
 
-OPTIONS, HEADS_OPTIONS = TrainerOptions(ema=0.998), TrainerOptions(batch=64, ema=0.995)
+OPTIONS = TrainerOptions(ema=0.998)
 
 
 @dataclass(frozen=True)
 class EncoderData:
-    """What a step reads, encoded once by the frozen models."""
+    """What a step reads of pictures of equal width, encoded once by the frozen models."""
 
-    latents: Tensor  # (n, 8, 16, 16) float16
+    latents: Tensor  # (n, 12, 16, w) float16
     features: Tensor  # (n, 197, vision width) float16
     text: TextStates  # of the prompts, which do not describe the subject
-    described: TextStates  # of captions that do
-    attributes: Tensor  # (n, attributes) int64: the subject's, as many as its kind has
     mask: Tensor  # (n, 77) bool: where the subject's word stands
-    loss_weight: Tensor  # (n, 16, 16): of each latent cell, 1 on average
-    word: str
+    loss_weight: Tensor  # (n, 16, w): of each latent cell, 1 on average over all sets
+
+    def arrays(self) -> Arrays:
+        """As examples for the trainer."""
+        own = {name: getattr(self, name) for name in ("latents", "features", "mask", "loss_weight")}
+        return Arrays(**own, **self.text._asdict())
 
 
 def encoder_config(world: World, word: str, queries: int) -> SubjectEncoderConfig:
@@ -82,130 +80,72 @@ def new_adapter(encoder: SubjectEncoder) -> SubjectEncoder:
 
 
 def image_features(world: World, crops: np.ndarray, batch: int = 64) -> Tensor:
-    """Features of crops from the frozen vision encoder. (n, 20, 20, 3) uint8 → (n, 197, vision width)
+    """Features of crops from the frozen vision encoder. (n, 28, 28, 3) uint8 → (n, 197, vision width)
     float16"""
     return torch.cat(
         [world.features(crops[start : start + batch]).half() for start in range(0, len(crops), batch)]
     )
 
 
-def encode_data(world: World, pictures: Pictures, word: str) -> EncoderData:
-    """Run the frozen autoencoder, text encoders and vision encoder over a data set."""
-    everyone = np.arange(len(pictures.wanted))
-    where = pictures.plain_words[everyone, pictures.wanted]
-    labels = pictures.figure_labels[everyone, pictures.wanted]  # (n, FIGURE_LABELS), attributes first
-    return EncoderData(
-        latents=world.encode(pictures.rgb).half(),
-        features=image_features(world, pictures.reference),
-        text=read_captions(world.text_encoder, world.text_encoder_2, pictures.plain),
-        described=read_captions(world.text_encoder, world.text_encoder_2, pictures.described),
-        attributes=torch.from_numpy(labels[:, columns_of(word)].astype(np.int64)),
-        mask=torch.from_numpy(np.arange(pictures.plain.shape[1]) == where[:, None]),
-        loss_weight=normalised(pictures.loss_weight),
-        word=word,
-    )
-
-
-@dataclass(frozen=True)
-class AuxiliaryLosses:
-    """What an encoder learns from beside the denoising loss.
-
-    heads: classify the subject's attributes from its tokens, and are trained with the encoder; None: no
-    heads. attribute_weight: weight of their cross-entropies. distillation: the share by which the target
-    moves from the picture's own velocity to the frozen model's prediction under a
-    caption that describes the subject, in [0, 1].
-    """
-
-    heads: AttributeHeads | None = None
-    attribute_weight: float = 0.02
-    distillation: float = 0.0
-
-
-def train_attribute_heads(
-    folder: Path,
-    encoder: SubjectEncoder,
-    data: EncoderData,
-    schedule: Schedule,
-    options: TrainerOptions = HEADS_OPTIONS,
-) -> tuple[SubjectEncoder, AttributeHeads]:
-    """Train the Q-Former on attributes alone: heads classify them from its tokens, and nothing is denoised.
-
-    A step costs a fifth of one through the UNet. The nested layers then learn to place what the tokens hold.
-    Returns the averaged encoder, whose nested layers are as they were, and the averaged heads.
-    """
-    torch.manual_seed(options.seed)
-    heads = AttributeHeads(CONTEXT, attributes(KINDS[data.word]).values())
-
-    def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
-        tokens = models["encoder"](batch["features"].float())
-        return {"attributes": models["heads"].loss(tokens, batch["attributes"])}
-
-    models = {"encoder": encoder.float().requires_grad_(True), "heads": heads}
-    arrays, weights = Arrays(features=data.features, attributes=data.attributes), {"attributes": 1.0}
-    Trainer(folder, models, arrays, objective, schedule, options, loss_weights=weights).run()
-    return encoder, heads
+def encode_data(world: World, sets: Sequence[Pictures]) -> list[EncoderData]:
+    """Run the frozen text encoders and vision encoder over sets of pictures."""
+    text = world.text_encoder, world.text_encoder_2
+    out = []
+    weights = normalised([pictures.loss_weight for pictures in sets])
+    for pictures, loss_weight in zip(sets, weights, strict=True):
+        where = pictures.plain_words[np.arange(len(pictures.wanted)), pictures.wanted]
+        out.append(
+            EncoderData(
+                latents=encode_pictures(pictures.rgb).half(),
+                features=image_features(world, pictures.reference),
+                text=read_captions(*text, pictures.plain),
+                mask=torch.from_numpy(np.arange(pictures.plain.shape[1]) == where[:, None]),
+                loss_weight=loss_weight,
+            )
+        )
+    return out
 
 
 def train_encoder(
     folder: Path,
     world: World,
-    data: EncoderData,
+    data: Sequence[EncoderData],
     schedule: Schedule,
     options: TrainerOptions = OPTIONS,
     *,
-    start: SubjectEncoder | None = None,
-    queries: int = 32,
+    start: SubjectEncoder,
     global_value: bool = False,
-    auxiliary: AuxiliaryLosses = AuxiliaryLosses(),
 ) -> SubjectEncoder:
-    """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default.
+    """Train an encoder from `start` on; returns the averaged one.
 
     One whose configuration says "decoupled" is trained as IP-Adapter is, added in the whole picture.
-
-    `auxiliary`: losses beside the denoising loss; none by default, as in the paper (Sec. 3.3).
-
     `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
     that every query is given the same value.
     """
-    encoder = new_encoder(world, data.word, queries=queries, seed=options.seed) if start is None else start
-    models: dict[str, nn.Module] = {"encoder": encoder.float().requires_grad_(True)}
-    weights = {"denoise": 1.0}
-    if auxiliary.heads is not None:
-        models["heads"] = auxiliary.heads.requires_grad_(True)
-        weights["attributes"] = auxiliary.attribute_weight
+    models: dict[str, nn.Module] = {"encoder": start.float().requires_grad_(True)}
     unet = world.unet.requires_grad_(False).eval().to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
-    added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
-    settings = SubjectSettings(injection=added).trained_as(encoder.config)
+    added: Injection = "everywhere" if start.config.injection == "decoupled" else "nested"
+    settings = SubjectSettings(injection=added).trained_as(start.config)
     slot = SubjectSlot.install(unet)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
-        def under(captions: str) -> Predict:
-            text = TextStates(batch[f"{captions}_context"], batch[f"{captions}_pooled"])
-            return predictor(unet, text, precision)
-
         tokens = models["encoder"](batch["features"].float())  # (B, queries, token_dim)
         used = tokens.mean(dim=1, keepdim=True) if global_value else tokens
         projections = models["encoder"].project(used)
+        predict = predictor(unet, TextStates(batch["context"], batch["pooled"]), precision)
 
         def personalised(noisy: Tensor, timesteps: Tensor) -> Tensor:
             with slot.bind(SubjectBinding(projections=projections, mask=batch["mask"], settings=settings)):
-                return under("text")(noisy, timesteps)
+                return predict(noisy, timesteps)
 
-        teaching = {"teacher": under("described"), "distillation": auxiliary.distillation}
-        losses = latent_losses(personalised, batch, noise, **teaching)
-        if "heads" in models:
-            losses["attributes"] = models["heads"].loss(tokens, batch["attributes"])
-        return losses
+        return latent_losses(personalised, batch, noise)
 
-    names = ("latents", "features", "attributes", "mask", "loss_weight")
-    arrays = {name: getattr(data, name) for name in names}
-    for captions in ("text", "described"):
-        arrays |= {f"{captions}_{name}": value for name, value in getattr(data, captions)._asdict().items()}
-    more: dict[str, Any] = {"loss_weights": weights, "noise": denoising_noise, "on_host": ["mask"]}
+    examples = Joined(*(each.arrays() for each in data))
+    more: dict[str, Any] = {"loss_weights": {"denoise": 1.0}, "noise": denoising_noise, "on_host": ["mask"]}
     try:
-        Trainer(folder, models, Arrays(**arrays), objective, schedule, options, **more).run()
+        Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:
         slot.remove()
         unet.cpu()
-    return encoder
+    return start

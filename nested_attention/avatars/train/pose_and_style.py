@@ -6,7 +6,7 @@ stands; those for the LoRA name any style, so that no word of the prompt trigger
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
-from ...training.data import Arrays, Batch
+from ...training.data import Arrays, Batch, Joined
 from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.control import control_from, residuals, to_hint
 from ..models.lora import add_lora, lora_state
+from ..models.pixels import encode_pictures
 from ..models.world import World
 from .base import DROPPED
 from .denoising import (
@@ -49,7 +50,7 @@ Adds = Callable[[Batch, Any, Tensor, Tensor, Tensor], dict[str, Any]]
 def train_pose(
     folder: Path,
     world: World,
-    data: PoseData,
+    sets: Sequence[PoseData],
     schedule: Schedule,
     options: TrainerOptions = POSE_OPTIONS,
     *,
@@ -64,19 +65,19 @@ def train_pose(
         return residuals(models["control"], noisy, timesteps, context, to_hint(batch["maps"]))
 
     world.unet.requires_grad_(False)
-    _train(folder, world, {"control": control.requires_grad_(True)}, data, schedule, options, adds)
+    _train(folder, world, {"control": control.requires_grad_(True)}, sets, schedule, options, adds)
     return control
 
 
 def train_style(
-    folder: Path, world: World, data: PoseData, schedule: Schedule, options: TrainerOptions = STYLE_OPTIONS
+    folder: Path, world: World, sets: Sequence[PoseData], schedule: Schedule, options: TrainerOptions = STYLE_OPTIONS
 ) -> dict[str, Tensor]:
     """Train the style LoRA; returns the averaged one, as the tensors of its file."""
     torch.manual_seed(options.seed)
     world.unet.requires_grad_(False)
     try:
         models = {"lora": add_lora(world.unet, RANK)}
-        _train(folder, world, models, data, schedule, options, lambda *_: {})
+        _train(folder, world, models, sets, schedule, options, lambda *_: {})
         return lora_state(world.unet)
     finally:
         world.unet.unload_lora()
@@ -91,7 +92,7 @@ def _train(
     folder: Path,
     world: World,
     models: Mapping[str, nn.Module],
-    data: PoseData,
+    sets: Sequence[PoseData],
     schedule: Schedule,
     options: TrainerOptions,
     adds: Adds,
@@ -105,11 +106,17 @@ def _train(
         predict = predictor(unet, TextStates(*given), precision, more=partial(adds, batch, models))
         return latent_losses(predict, batch, noise)
 
-    examples = Arrays(
-        latents=world.encode(data.rgb),
-        maps=data.maps,
-        loss_weight=normalised(data.loss_weight),
-        **read_captions(*text, data.ids)._asdict(),
+    weights_of = normalised([data.loss_weight for data in sets])
+    examples = Joined(
+        *(
+            Arrays(
+                latents=encode_pictures(data.rgb),
+                maps=data.maps,
+                loss_weight=loss_weight,
+                **read_captions(*text, data.ids)._asdict(),
+            )
+            for data, loss_weight in zip(sets, weights_of, strict=True)
+        )
     )
     weights = {"denoise": 1.0}
     Trainer(folder, models, examples, objective, schedule, options, loss_weights=weights, noise=_noise).run()

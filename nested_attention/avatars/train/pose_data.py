@@ -16,10 +16,11 @@ from ..drawing.prompts import caption, combination_split, sample_identities, sam
 from ..models.tokenizer import load_tokenizer
 from .data import by_cell, cached, in_chunks, loss_weight_of
 
-MIX = {"person": 0.45, "pet": 0.3, "person+pet": 0.15, "person+person": 0.1}
+ALONE, TOGETHER = {"person": 0.6, "pet": 0.4}, {"person+pet": 0.6, "person+person": 0.4}
 
-COLUMNS, TOPS = range(6, 28, 2), range(4, 14, 2)
-"""Where figures are drawn for the ControlNet: also where no word places them."""
+COLUMNS, TOPS = range(9, 24), range(6, 13)
+"""Where figures are drawn for the ControlNet: also where no word places them. Of two, the second stands in the
+right half of a wide picture."""
 
 PLACELESS = 0.75
 """Share of captions that do not say where a figure stands, so that only the control picture does."""
@@ -27,12 +28,12 @@ PLACELESS = 0.75
 
 @dataclass(frozen=True)
 class PoseData:
-    """Pictures with captions and pose maps; the first axis counts pictures."""
+    """Pictures of equal width with captions and pose maps; the first axis counts pictures."""
 
-    rgb: np.ndarray  # (n, 32, 32, 3) uint8
-    maps: np.ndarray  # (n, 32, 32, 3) uint8: pose maps
+    rgb: np.ndarray  # (n, 32, W, 3) uint8
+    maps: np.ndarray  # (n, 32, W, 3) uint8: pose maps
     ids: np.ndarray  # (n, 77) uint16: token ids of the caption
-    loss_weight: np.ndarray  # (n, 16, 16) float16: of each latent cell
+    loss_weight: np.ndarray  # (n, 16, W/2) float16: of each latent cell
 
 
 def sample_posed(rng: np.random.Generator, kinds: str) -> Picture:
@@ -45,43 +46,52 @@ def sample_posed(rng: np.random.Generator, kinds: str) -> Picture:
 
 def _moved(rng: np.random.Generator, picture: Picture) -> Picture:
     figures = []
+    alone = len(picture.figures) == 1
     for figure in picture.figures:
-        columns = [
-            x
-            for x in COLUMNS
-            if len(picture.figures) == 1 or (x <= 10 if figure.placement == "left" else x >= 22)
-        ]
-        pose = replace(figure.pose, x=int(rng.choice(columns)), y=int(rng.choice(TOPS)))
-        figures.append(replace(figure, pose=pose, placement=_placement(pose)))
+        if alone:
+            x = int(rng.choice(COLUMNS))
+        else:
+            x = int(rng.integers(9, 16)) + (24 if figure.placement == "right" else 0)
+        pose = replace(figure.pose, x=x, y=int(rng.choice(TOPS)))
+        figures.append(replace(figure, pose=pose, placement=_placement(pose) if alone else figure.placement))
     return replace(picture, figures=tuple(figures))
 
 
 def _placement(pose: Pose) -> str:
-    return "left" if pose.x < 13 else "right" if pose.x > 19 else "middle"
+    return "left" if pose.x < 14 else "right" if pose.x > 18 else "middle"
 
 
 def draw_pose_data(
-    number: int, seed: int, *, inked: bool = False, workers: int = 2, cache: Path | None = None
+    number: int,
+    seed: int,
+    *,
+    inked: bool = False,
+    together: bool = False,
+    workers: int = 2,
+    cache: Path | None = None,
 ) -> PoseData:
-    """Draw pictures in any pose, or (`inked`) ordinary ones in ink; or read them back from `cache`."""
+    """Draw pictures in any pose, or (`inked`) ordinary ones in ink, of one figure each or (together) of two; or
+    read them back from `cache`."""
 
     def draw() -> PoseData:
-        parts = in_chunks(partial(_draw, inked), number, seed, workers)
+        parts = in_chunks(partial(_draw, inked, TOGETHER if together else ALONE), number, seed, workers)
         rows = [row for part in parts for row in part]
         rgb, maps, loss_weight = (np.stack([row[i] for row in rows]) for i in range(3))
         return PoseData(rgb, maps, load_tokenizer().encode_all([row[3] for row in rows]), loss_weight)
 
-    path = cache / f"{'ink' if inked else 'pose'}-{number}-{seed}.npz" if cache else None
-    return cached(path, PoseData, draw)
+    name = f"{'ink' if inked else 'pose'}-{'two' if together else 'one'}-{number}-{seed}.npz"
+    return cached(cache / name if cache else None, PoseData, draw)
 
 
-def _draw(inked: bool, job: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
+def _draw(
+    inked: bool, mix: dict[str, float], job: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
     """One chunk; runs in a worker process."""
     seed, number = job
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(number):
-        kinds = str(rng.choice(list(MIX), p=list(MIX.values())))
+        kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds)) if inked else sample_posed(rng, kinds)
         drawn = render(replace(picture, style="photo") if inked else picture)
         text = caption(picture, rng, described=bool(rng.random() < 0.6))

@@ -63,15 +63,17 @@ class Recipe:
     """Begin with the weights that are there, with a new schedule, instead of random ones."""
 
 
+def _pictures(recipe: Recipe, stage: str, number: int, seed: int) -> tuple[Pictures, Pictures]:
+    """Pictures of one figure, and half as many of two."""
+    more: dict[str, Any] = {"workers": recipe.workers, "cache": recipe.runs / "data"}
+    alone = draw_pictures(stage, number, seed, **more)
+    return alone, draw_pictures(stage, number // 2, seed, together=True, **more)
+
+
 def _vae(recipe: Recipe, schedule: Schedule) -> None:
-    pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
-    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, schedule))
-
-
-def _decoder(recipe: Recipe, schedule: Schedule) -> None:
-    pictures = draw_pictures("base", 8_000, 1, workers=recipe.workers, cache=recipe.runs / "data")
-    vae: Any = load_part(recipe.weights, "vae")
-    save_part(recipe.weights, "vae", train_vae(recipe.runs / "decoder", pictures, schedule, decoder_of=vae))
+    start: Any = load_part(recipe.weights, "vae") if recipe.onward else None
+    pictures = _pictures(recipe, "base", 8_000, 1)
+    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, schedule, start=start))
 
 
 def _vision(recipe: Recipe, schedule: Schedule) -> None:
@@ -82,37 +84,23 @@ def _vision(recipe: Recipe, schedule: Schedule) -> None:
 
 
 def _text(recipe: Recipe, schedule: Schedule) -> None:
-    pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    modules = train_text(recipe.runs / "text", pictures, schedule)
+    modules = train_text(recipe.runs / "text", _pictures(recipe, "base", recipe.pictures, 2), schedule)
     save_part(recipe.weights, "text_encoder", modules["text_l"])
     save_part(recipe.weights, "text_encoder_2", modules["text_g"])
 
 
 def _base(recipe: Recipe, schedule: Schedule) -> None:
-    pictures = draw_pictures("base", recipe.pictures, 2, workers=recipe.workers, cache=recipe.runs / "data")
-    latents = encode_pictures(load_part(recipe.weights, "vae"), pictures.rgb).half()
+    pictures = _pictures(recipe, "base", recipe.pictures, 2)
     text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
     options = TrainerOptions(rate=5e-4 if recipe.onward else 1e-3)
-    unet = train_base(recipe.runs / "base", pictures, latents, text, schedule, options, start=start)
+    unet = train_base(recipe.runs / "base", pictures, text, schedule, options, start=start)
     save_part(recipe.weights, "unet", unet)
 
 
-DISTILLATION = 0.75
-"""How far an encoder's target moves to the base model's prediction under a caption that describes the
-subject."""
-
-
-def _for_attributes(schedule: Schedule) -> Schedule:
-    """The schedule of the attribute heads: a tenth of a subject encoder's minutes, before anything is
-    denoised."""
-    return Schedule(steps=1_500, minutes=schedule.minutes / 10)
-
-
-def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -> EncoderData:
-    """Drawn pictures of one kind of subject, as the frozen models see them."""
-    pictures = draw_pictures(word, number, seed, workers=recipe.workers, cache=recipe.runs / "data")
-    return encode_data(world, pictures, word)
+def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -> list[EncoderData]:
+    """Drawn pictures with one kind of subject, as the frozen models see them."""
+    return encode_data(world, _pictures(recipe, word, number, seed))
 
 
 def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
@@ -121,26 +109,19 @@ def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
         data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
         path = recipe.weights / f"{word}_encoder.safetensors"
         start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
-        short = _for_attributes(schedule)
-        start, heads = train_attribute_heads(recipe.runs / f"{word}-attributes", start, data, short)
-        auxiliary = AuxiliaryLosses(heads, distillation=DISTILLATION)
-        encoder = train_encoder(recipe.runs / word, world, data, schedule, start=start, auxiliary=auxiliary)
+        encoder = train_encoder(recipe.runs / word, world, data, schedule, start=start)
         save_subject_encoder(encoder.half(), path)
 
     return stage
 
 
-ADAPTER_STEPS = 900
-
-
 def _adapter(word: str) -> Callable[[Recipe, Schedule], None]:
     def stage(recipe: Recipe, schedule: Schedule) -> None:
-        """The plain loss from the shipped encoder's Q-Former: as adapters are trained that are not ours."""
+        """From the shipped encoder's Q-Former: as adapters are trained that are not ours."""
         world = load_world(recipe.weights)
-        data = _subjects(recipe, world, word, recipe.adapter_pictures, 7 + SUBJECTS.index(word))
+        data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
         start = new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
-        short = Schedule(steps=ADAPTER_STEPS, minutes=schedule.minutes)
-        adapter = train_encoder(recipe.runs / f"{word}-adapter", world, data, short, start=start)
+        adapter = train_encoder(recipe.runs / f"{word}-adapter", world, data, schedule, start=start)
         save_subject_encoder(adapter.half(), recipe.adapters / f"{word}.safetensors")
 
     return stage

@@ -9,6 +9,7 @@ are linear, so that one projection of a layer is enough to take an appearance ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ..models.model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import TOKENS, load_tokenizer
 from ..models.vocabulary import compact, used_tokens
-from .attribute_heads import attribute_loss
-from .data import FIGURE_LABELS, SETTING_LABELS, Pictures
+from .data import Pictures
 from .denoising import choose
+from .labels import FIGURE_LABELS, SETTING_LABELS, label_loss
 
 OPTIONS = TrainerOptions(batch=48, rate=2e-3, ema=0.998)
 
@@ -59,7 +60,7 @@ def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         choose(described, batch[f"described{part}"], batch[f"plain{part}"])
         for part in ("", "_words", "_ends")
     )
-    labels = batch["figures"].clone()  # (B, 2, labels), −1 where there is no figure
+    labels = batch["figure_labels"].clone()  # (B, 2, labels), −1 where there is no figure
     labels[..., IDENTITY] = choose(described, labels[..., IDENTITY], labels.new_tensor(-1))
     context, pooled = encode_text(models["text_l"], models["text_g"], *ids_for_both(ids))
     rows = torch.arange(len(ids), device=ids.device)
@@ -68,31 +69,33 @@ def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
 
     def of_figures(head: nn.Module, states: Tensor, columns: slice) -> Tensor:
         answers = [head(states[:, number]).split(_FIGURE[columns], dim=-1) for number in range(2)]
-        losses = [attribute_loss(each, labels[:, i, columns]) for i, each in enumerate(answers)]
+        losses = [label_loss(each, labels[:, i, columns]) for i, each in enumerate(answers)]
         return torch.stack(losses).sum()
 
     # A summary of two figures cannot tell which of them a label is about.
     alone = choose(words[:, 1] < 0, labels[:, 0], labels.new_tensor(-1))
-    about = torch.cat([batch["setting"], alone], dim=1)
+    about = torch.cat([batch["setting_labels"], alone], dim=1)
     return {
-        "end": attribute_loss(heads.end(end).split(_SETTING, dim=-1), batch["setting"]),
-        "summary": attribute_loss(heads.pooled(pooled).split(_SETTING + _FIGURE, dim=-1), about),
+        "end": label_loss(heads.end(end).split(_SETTING, dim=-1), batch["setting_labels"]),
+        "summary": label_loss(heads.pooled(pooled).split(_SETTING + _FIGURE, dim=-1), about),
         "word": of_figures(heads.word, word, IDENTITY),
         "phrase": of_figures(heads.phrase, phrase, slice(None)),
     }
 
 
 def train_text(
-    folder: Path, pictures: Pictures, schedule: Schedule, options: TrainerOptions = OPTIONS
+    folder: Path, sets: Sequence[Pictures], schedule: Schedule, options: TrainerOptions = OPTIONS
 ) -> dict[str, nn.Module]:
-    """Train both encoders on the captions of `pictures`; returns the averaged `text_l` and `text_g`."""
+    """Train both encoders on the captions of pictures; returns the averaged `text_l` and `text_g`."""
     torch.manual_seed(options.seed)
-    tokens = used_tokens(pictures.described, pictures.plain, load_tokenizer().encode_all([""]))
+    captions = [ids for pictures in sets for ids in (pictures.described, pictures.plain)]
+    tokens = used_tokens(*captions, load_tokenizer().encode_all([""]))
     encoders = {"text_l": compact(new_text_l(), tokens), "text_g": compact(new_text_g(), tokens)}
     names = [f"{caption}{part}" for caption in ("described", "plain") for part in ("", "_words", "_ends")]
-    arrays = {name: getattr(pictures, name) for name in names}
-    arrays |= {"figures": pictures.figure_labels, "setting": pictures.setting_labels}
-    data = Arrays(**{name: array.astype(np.int64) for name, array in arrays.items()})
+    names += ["figure_labels", "setting_labels"]
+    data = Arrays(
+        **{name: np.concatenate([getattr(each, name) for each in sets]).astype(np.int64) for name in names}
+    )
     models = {**encoders, "heads": _Heads()}
     weights = {"end": 1.0, "summary": 1.0, "word": 1.0, "phrase": 1.0}
     Trainer(folder, models, data, _objective, schedule, options, loss_weights=weights, noise=_noise).run()
