@@ -16,28 +16,59 @@ world = typer.Typer(help="The small world: train it, measure it, report its figu
 @world.command()
 def train(
     stages: Annotated[
-        list[str] | None, typer.Argument(help="Which stages; all, in order, if none is named.")
+        list[str] | None,
+        typer.Argument(
+            help="Which stages; all, in order, if none is named. NAME=MINUTES gives one its time."
+        ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time for each stage, in place of the recipe's own.")
+        float | None, typer.Option(help="Time for each stage without one, in place of the recipe's own.")
     ] = None,
     runs: Annotated[
         Path, typer.Option(help="Where checkpoints are kept; an interrupted run goes on.")
     ] = Path("runs/world"),
     weights: Annotated[Path | None, typer.Option(help="Where the weights go, instead of the pack's.")] = None,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="Pictures that are drawn for the base model.")
+    ] = 40_000,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 2,
     onward: Annotated[
         bool, typer.Option(help="Begin with the weights that are there, with a new schedule.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where each stage's files are copied as soon as it ends.")
+    ] = None,
 ) -> None:
     """Train the small world from scratch, stage by stage, or go on where a run was interrupted."""
     from ..avatars.train.stages import STAGES, Recipe
     from ..avatars.train.stages import train as run_stages
     from ..paths import SMALL_WORLD
 
-    recipe = Recipe(runs=runs, weights=weights or SMALL_WORLD, threads=threads, onward=onward)
+    recipe = Recipe(
+        runs=runs,
+        weights=weights or SMALL_WORLD,
+        pictures=pictures,
+        encoder_pictures=max(1, pictures // 2),
+        threads=threads,
+        workers=workers,
+        onward=onward,
+        out=out,
+    )
     with stopping():
-        run_stages(stages or list(STAGES), recipe, minutes=minutes, say=typer.echo)
+        chosen = dict(_stage(name, minutes) for name in stages or STAGES)
+        run_stages(chosen, recipe, say=typer.echo)
+
+
+def _stage(text: str, minutes: float | None) -> tuple[str, float | None]:
+    """A stage's name and minutes. Raises NestedAttentionError for minutes that are no number."""
+    name, equals, given = text.partition("=")
+    if not equals:
+        return name, minutes
+    try:
+        return name, float(given)
+    except ValueError as error:
+        raise NestedAttentionError(f"{text}: expected NAME=MINUTES, for example base=4.5") from error
 
 
 @world.command()

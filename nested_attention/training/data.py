@@ -7,7 +7,7 @@ neither the number of processes nor that of workers changes what is learned from
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -53,16 +53,28 @@ class Arrays:
         self.buckets = (np.arange(next(iter(lengths.values()))),)
 
     def read(self, rows: Tensor, noise: Batch) -> Batch:
-        return {name: tensor[rows] for name, tensor in self._tensors.items()}
+        return {
+            name: tensor[rows.to(tensor.device, non_blocking=True)] for name, tensor in self._tensors.items()
+        }
 
     def name(self, row: int) -> str:
         return f"example {row}"
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def to(self, device: torch.device, *, on_host: Collection[str] = ()) -> Arrays:
+        """The same on a device, but for the names `on_host`: batches are put together there."""
+        return Arrays(
+            **{n: tensor if n in on_host else tensor.to(device) for n, tensor in self._tensors.items()}
+        )
 
 
 class Joined:
     """Several sets of examples as one. Each brings its own buckets, so that their shapes may differ."""
 
-    def __init__(self, *parts: Data) -> None:
+    def __init__(self, *parts: Arrays) -> None:
         self._parts = parts
         lengths = [sum(len(rows) for rows in part.buckets) for part in parts]
         self._starts = [sum(lengths[:number]) for number in range(len(parts))]
@@ -70,7 +82,15 @@ class Joined:
             rows + start for part, start in zip(parts, self._starts, strict=True) for rows in part.buckets
         )
 
-    def _part(self, row: int) -> tuple[Data, int]:
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self._parts)
+
+    def to(self, device: torch.device, *, on_host: Collection[str] = ()) -> Joined:
+        """The same on a device, as `Arrays.to`."""
+        return Joined(*(part.to(device, on_host=on_host) for part in self._parts))
+
+    def _part(self, row: int) -> tuple[Arrays, int]:
         number = bisect_right(self._starts, row) - 1
         return self._parts[number], self._starts[number]
 
@@ -130,21 +150,36 @@ class Order:
         return [epoch * len(rows) // self._group for rows in self._buckets]
 
 
-class Examples(Dataset[tuple[Batch, Batch]]):
-    """Batches by position: item p holds the p-th example of the run and the `batch` − 1 that follow.
+class Draws(Dataset[tuple[Tensor, Batch]]):
+    """What is to be read, by position: item p holds the rows of the p-th example of the run and of the
+    `batch` − 1 that follow, and their noise, with `position` (B,) besides.
 
-    An item is (batch, noise); the batch has `row` (B,), the noise `position` (B,) besides. group: examples a
-    step, of all processes together; the same for any number of them, if the step reads as many.
+    group: examples a step, of all processes together; the same for any number of them, if the step reads as
+    many.
     """
 
-    def __init__(self, data: Data, noise: Noise, *, batch: int, seed: int, group: int | None = None) -> None:
-        self.data, self.noise, self.batch, self.seed = data, noise, batch, seed
-        self._order = Order(data.buckets, group=group or batch, seed=seed)
+    def __init__(
+        self, buckets: Sequence[np.ndarray], noise: Noise, *, batch: int, seed: int, group: int | None = None
+    ) -> None:
+        self.noise, self.batch, self.seed = noise, batch, seed
+        self._order = Order(buckets, group=group or batch, seed=seed)
 
-    def __getitem__(self, position: int) -> tuple[Batch, Batch]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Batch]:
         positions = range(position, position + self.batch)
-        rows = torch.as_tensor([self._order(p) for p in positions])
         drawn = [self.noise(np.random.default_rng([self.seed, 1, p])) for p in positions]
         noise = {name: torch.from_numpy(np.stack([each[name] for each in drawn])) for name in drawn[0]}
         noise["position"] = torch.tensor(positions)
+        return torch.as_tensor([self._order(p) for p in positions]), noise
+
+
+class Examples(Dataset[tuple[Batch, Batch]]):
+    """Batches by position: what `Draws` of the same arguments draws, read. An item is (batch, noise); the
+    batch has `row` (B,) besides."""
+
+    def __init__(self, data: Data, noise: Noise, *, batch: int, seed: int, group: int | None = None) -> None:
+        self.data, self.batch = data, batch
+        self.draws = Draws(data.buckets, noise, batch=batch, seed=seed, group=group)
+
+    def __getitem__(self, position: int) -> tuple[Batch, Batch]:
+        rows, noise = self.draws[position]
         return {**self.data.read(rows, noise), "row": rows}, noise

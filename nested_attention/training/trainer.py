@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import NestedAttentionError
-from .data import Batch, Data, Examples, Noise, no_noise
+from .data import Arrays, Batch, Data, Examples, Joined, Noise, no_noise
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
 
@@ -192,11 +192,22 @@ class Trainer:
         positions = range(first, first + left * self.group, self.group)
         # A generator of its own: a loader draws from the global one each time that it is started.
         more: dict[str, Any] = {"generator": torch.Generator(), "num_workers": self.options.workers}
-        loader = DataLoader(
-            self.examples, None, sampler=positions, pin_memory=torch.cuda.is_available(), **more
-        )
+        more |= {"sampler": positions, "pin_memory": torch.cuda.is_available()}
         device = self.accelerator.device
-        return (send_to_device(item, device, non_blocking=True, skip_keys=self.on_host) for item in loader)
+        placed = resident(self.examples.data, device, self.on_host)
+        if placed is None:
+            loader = DataLoader(self.examples, None, **more)
+            return (
+                send_to_device(item, device, non_blocking=True, skip_keys=self.on_host) for item in loader
+            )
+        draws = DataLoader(self.examples.draws, None, **more)
+        return (self._read(placed, rows, noise) for rows, noise in draws)
+
+    def _read(self, placed: Data, rows: Tensor, noise: Batch) -> tuple[Batch, Batch]:
+        """A batch of examples that are on the device already."""
+        device = self.accelerator.device
+        drawn = send_to_device(noise, device, non_blocking=True)
+        return {**placed.read(rows, noise), "row": rows.to(device, non_blocking=True)}, drawn
 
     def _update(self, batch: Batch, noise: Batch) -> None:
         for group in self.optimizer.param_groups:
@@ -363,6 +374,15 @@ class Trainer:
         if stop:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
+
+
+def resident(data: Data, device: torch.device, on_host: Collection[str]) -> Arrays | Joined | None:
+    """Examples in memory, on a GPU, where they take at most half of what is free there; else None."""
+    if device.type != "cuda" or not isinstance(data, (Arrays, Joined)):
+        return None
+    if data.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return None
+    return data.to(device, on_host=on_host)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Who is drawn: the identities of people and pets, and the few words that a caption has for them.
 
-An identity is a frozen value: one whole number a trait. Colours, outlines and marks have many levels, so most of
-what tells two subjects apart has no word. Identities are split once into train and held-out by a hash of their
-value, so that no program can evaluate on a subject that another one trained on.
+An identity is a frozen value: one whole number a trait. Colours, outlines and marks have many levels, so
+most of what tells two subjects apart has no word. Identities are split once into train and held-out by a
+hash of their value, so that no program can evaluate on a subject that another one trained on.
 """
 
 from __future__ import annotations
@@ -261,7 +261,15 @@ def _fur(level: int) -> Color:
 
 def _iris(level: int) -> Color:
     """From brown over amber and green to blue and violet."""
-    stops = ((84, 44, 18), (150, 84, 20), (206, 150, 20), (92, 150, 30), (20, 150, 120), (40, 120, 230), (130, 70, 210))
+    stops = (
+        (84, 44, 18),
+        (150, 84, 20),
+        (206, 150, 20),
+        (92, 150, 30),
+        (20, 150, 120),
+        (40, 120, 230),
+        (130, 70, 210),
+    )
     return colors.ramp(stops, level / 31)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Canvas, Color, Part, Point, centred
-from .colors import INK, WHITE, luma, mix, shade
+from .colors import luma, mix, shade
 from .face import draw_eyes, draw_mouth
 from .identity import Person
 from .pose import Pose
@@ -22,8 +22,8 @@ _FRAMES: tuple[Color, ...] = (
 
 
 def draw_person(canvas: Canvas, person: Person, pose: Pose, clothes: Color) -> int:
-    """Draw head and shoulders; `clothes` colours the shoulders, patterns are laid on afterwards. Returns the row
-    of the chin."""
+    """Draw head and shoulders; `clothes` colours the shoulders, patterns are laid on afterwards. Returns
+    the row of the chin."""
     x, y = pose.x, pose.y + 2 * person.age
     half = 7 + person.width - person.age
     rows = face_rows(person, half)
@@ -107,9 +107,7 @@ class Hair:
                 canvas.dots([(column + int(self.left[index]), y - 2 - height)], color, Part.HAIR)
         elif self.style == "curly":
             self._cap(canvas, 5, 17, 2)
-            bumps = [
-                (side, row) for row in range(y - 3, y + 11, 3) for side in (x - half - 4, x + half + 3)
-            ]
+            bumps = [(side, row) for row in range(y - 3, y + 11, 3) for side in (x - half - 4, x + half + 3)]
             canvas.dots([p for p, there in zip(bumps, self.left, strict=False) if there], color, Part.HAIR)
             tops = [(column, y - 6) for column in range(x - half, x + half, 2)]
             canvas.dots([p for p, there in zip(tops, self.right, strict=False) if there], color, Part.HAIR)
@@ -156,7 +154,14 @@ class Hair:
         if self.style in ("long", "bob", "curly"):
             for row in range(y + 2, y + (12 if self.style != "curly" else 8)):
                 canvas.box(x - half, row, 1 + int(self.left[row % 32]) // 1, 1, color, Part.HAIR)
-                canvas.box(x + half - 1 - int(self.right[row % 32]), row, 1 + int(self.right[row % 32]), 1, color, Part.HAIR)
+                canvas.box(
+                    x + half - 1 - int(self.right[row % 32]),
+                    row,
+                    1 + int(self.right[row % 32]),
+                    1,
+                    color,
+                    Part.HAIR,
+                )
 
     def strands(self, canvas: Canvas) -> None:
         """Lighter and darker strands."""
@@ -202,7 +207,11 @@ def _marks(canvas: Canvas, person: Person, x: int, y: int, half: int) -> None:
     elif kind == "scar":
         way = 1 if rng.random() < 0.5 else -1
         line = [(dx + way * step, row - 1 + step) for step in range(3)]
-        canvas.dots(_at(line, x, y), mix(skin, (250, 150, 160) if luma(skin) < 130 else (190, 60, 80), 0.75), Part.FACE)
+        canvas.dots(
+            _at(line, x, y),
+            mix(skin, (250, 150, 160) if luma(skin) < 130 else (190, 60, 80), 0.75),
+            Part.FACE,
+        )
     else:
         patch = [(dx + right, row + down) for right in (0, 1) for down in (0, 1)]
         canvas.dots(_at(patch, x, y), mix(skin, (150, 30, 60), 0.55), Part.FACE)

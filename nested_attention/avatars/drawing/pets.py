@@ -39,7 +39,9 @@ def draw_pet(canvas: Canvas, pet: Pet, pose: Pose, clothes: Color | None) -> int
     canvas.spans(y, spans, fur, Part.FACE)
     if pet.coat:  # tufts on the crown
         columns = range(x - 5, x + 5)
-        canvas.dots([(c, y - 1) for c, there in zip(columns, left[:10], strict=True) if there], fur, Part.FACE)
+        canvas.dots(
+            [(c, y - 1) for c, there in zip(columns, left[:10], strict=True) if there], fur, Part.FACE
+        )
     _pattern(canvas, pet, x, y, spans, second)
     if floppy:
         _ears(canvas, pet, x, y, halves[3])
@@ -79,9 +81,7 @@ def _ears(canvas: Canvas, pet: Pet, x: int, y: int, half: int) -> None:
             canvas.spans(y + 1, spans, shade(fur, 0.84), Part.EARS)
 
 
-def _pattern(
-    canvas: Canvas, pet: Pet, x: int, y: int, spans: list[tuple[int, int]], second: Color
-) -> None:
+def _pattern(canvas: Canvas, pet: Pet, x: int, y: int, spans: list[tuple[int, int]], second: Color) -> None:
     """Markings, at places of this pet's own."""
     kind = pet.PATTERN[pet.pattern]
     rng = np.random.default_rng(pet.places)

@@ -47,8 +47,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A drawn picture: colours (32, W, 3) uint8, part labels and subject numbers (32, W) uint8; W is 32 for one
-    figure and 48 for two."""
+    """A drawn picture: colours (32, W, 3) uint8, part labels and subject numbers (32, W) uint8; W is 32
+    for one figure and 48 for two."""
 
     rgb: np.ndarray
     part: np.ndarray
@@ -77,7 +77,8 @@ def draw_figure(canvas: Canvas, figure: Figure) -> None:
 
 
 def _stylise(canvas: Canvas, style: str) -> np.ndarray:
-    """Photo: soft light from the left. Cartoon: outlines, flat colours. Mosaic: tiles of 4×4, dark grooves."""
+    """Photo: soft light from the left. Cartoon: outlines, flat colours. Mosaic: tiles of 4×4, dark
+    grooves."""
     rgb = canvas.rgb.astype(np.float32)
     if style == "cartoon":
         inside = canvas.subject > 0

@@ -27,7 +27,12 @@ class Pose:
 
     @classmethod
     def sample(
-        cls, rng: np.random.Generator, placement: str, expression: str | None = None, *, together: bool = False
+        cls,
+        rng: np.random.Generator,
+        placement: str,
+        expression: str | None = None,
+        *,
+        together: bool = False,
     ) -> Pose:
         """A random pose at a placement, alone or together with somebody else in a wide picture."""
         return cls(

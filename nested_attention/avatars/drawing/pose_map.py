@@ -26,8 +26,8 @@ RIGHT_ARM: Color = (255, 0, 255)
 
 
 def pose_map(poses: Sequence[Pose], width: int | None = None) -> np.ndarray:
-    """Draw the skeletons of all figures of a picture, later ones in front, on a canvas of `width` (by default as
-    wide as a picture of so many figures). → (32, width, 3) uint8"""
+    """Draw the skeletons of all figures of a picture, later ones in front, on a canvas of `width` (by
+    default as wide as a picture of so many figures). → (32, width, 3) uint8"""
     canvas = Canvas(width_of(len(poses)) if width is None else width)
     for pose in poses:
         _skeleton(canvas, pose)
@@ -61,9 +61,9 @@ def _outline(canvas: Canvas, x: int, y: int) -> None:
 def pose_picture(poses: Sequence[Pose], behind: np.ndarray | None = None) -> np.ndarray:
     """The control picture as a ControlNet is shown it, in front of another one if there is one already.
 
-    behind: (…, 128, W, 3) float in [0, 1]. → (128, W, 3), or behind's shape, float32 in [0, 1]; without a picture
-    behind, W is 128 for one pose and 192 for two. Raises NestedAttentionError for one of another height, or
-    of a width that the poses do not fit.
+    behind: (…, 128, W, 3) float in [0, 1]. → (128, W, 3), or behind's shape, float32 in [0, 1]; without a
+    picture behind, W is 128 for one pose and 192 for two. Raises NestedAttentionError for one of another
+    height, or of a width that the poses do not fit.
     """
     drawn = enlarge(pose_map(poses)).astype(np.float32) / 255
     if behind is None:

@@ -46,7 +46,9 @@ def _forest(canvas: Canvas, rng: np.random.Generator) -> None:
         top = int(rng.integers(-3, 3))
         for tier in range(3):
             widths = [2, 4, 6, 8]
-            canvas.spans(top + 4 * tier, centred(x + 4, widths), shade((22, 96, 48), 1 + 0.14 * tier), Part.BACKGROUND)
+            canvas.spans(
+                top + 4 * tier, centred(x + 4, widths), shade((22, 96, 48), 1 + 0.14 * tier), Part.BACKGROUND
+            )
     canvas.box(0, 26, canvas.width, 6, (62, 122, 50))
     for _ in range(canvas.width // 4):
         canvas.box(int(rng.integers(0, canvas.width)), int(rng.integers(27, 32)), 1, 1, (128, 186, 84))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .canvas import SIZE, Canvas, Color, Part, centred
+from .canvas import Canvas, Color, Part, centred
 from .pose import Pose
 
 CLOTHES: dict[str, tuple[str, Color]] = {
@@ -44,11 +44,9 @@ def draw_clothes(canvas: Canvas, name: str, pose: Pose, chin: int) -> None:
         canvas.spans(top, centred(x, [8, 8, 6, 6, 4, 4, 2, 2]), (246, 246, 250), part)
         canvas.box(x - 1, top + 1, 2, 8, (196, 20, 44), part)
     elif name == "sailor":
-        for row in range(top + 1, SIZE, 2):
-            for column in range(x - 12, x + 12):
-                if 0 <= column < canvas.width and canvas.part[row, column] == part:
-                    if canvas.subject[row, column] == canvas.current:
-                        canvas.box(column, row, 1, 1, (24, 44, 124), part)
+        worn = (canvas.part == part) & (canvas.subject == canvas.current)
+        worn[: top + 1] = worn[top + 2 :: 2] = False
+        canvas.rgb[worn] = (24, 44, 124)
     elif name == "dress":
         canvas.spans(top, centred(x, [12, 8, 4]), (252, 204, 250), part)
         points = [(-8, 3), (-4, 5), (0, 3), (4, 5), (7, 3), (-7, 7), (-1, 7), (6, 7)]

@@ -1,8 +1,9 @@
 """What the autoencoder's latents are: each cell of 2×2 art pixels as 12 numbers, by an invertible linear map.
 
-The three colour channels become brightness and two differences of colour, and the four art pixels of a cell their
-mean and three differences (Haar). Each number is divided by a power of its spread: the mean of a cell stays
-stronger than the differences within it, as in the latents of large models, so that noise hides detail first.
+The three colour channels become brightness and two differences of colour, and the four art pixels of a cell
+their mean and three differences (Haar). Each number is divided by a power of its spread: the mean of a cell
+stays stronger than the differences within it, as in the latents of large models, so that noise hides detail
+first.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 _COLOR = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-_HAAR = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, -1.0, 1.0]])
+_HAAR = torch.tensor(
+    [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, -1.0, 1.0]]
+)
 
 MEAN = torch.tensor([0.083, 0.149, 0.01, 0.065, 0.003, 0, 0.074, 0, 0, 0, 0, 0])
-SPREAD = torch.tensor(
-    [0.916, 0.618, 0.384, 0.499, 0.287, 0.192, 0.527, 0.309, 0.213, 0.397, 0.208, 0.134]
-)
-"""Of the 12 numbers over the world's pictures, to the power of 0.6, scaled so that latents have a mean square of 1."""
+SPREAD = torch.tensor([0.916, 0.618, 0.384, 0.499, 0.287, 0.192, 0.527, 0.309, 0.213, 0.397, 0.208, 0.134])
+"""Of the 12 numbers over the world's pictures, to the power of 0.6, scaled so that latents have a mean
+square of 1."""
 
 
 def _map() -> Tensor:

@@ -132,9 +132,9 @@ class World:
         control: Control | None = None,
         latent_width: int = LATENT,
     ) -> np.ndarray:
-        """Draw one picture a prompt. → (n, 32, 2 · latent_width, 3) uint8; latent_width: 16 for one figure, 24
-        for two. Each seed fixes its picture's noise, whatever the batch. `control`: a ControlNet, with a
-        control picture a prompt."""
+        """Draw one picture a prompt. → (n, 32, 2 · latent_width, 3) uint8; latent_width: 16 for one
+        figure, 24 for two. Each seed fixes its picture's noise, whatever the batch. `control`: a
+        ControlNet, with a control picture a prompt."""
         slot = SubjectSlot.install(self.unet) if attached else None
         bounds = slot is not None and any(item.settings.bound_self_attention for item in attached)
         apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None

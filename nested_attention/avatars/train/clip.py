@@ -1,9 +1,9 @@
 """Stage 2: the vision encoder, as half of a CLIP of its own.
 
-Crops are contrasted with captions and with another crop of the same subject, as photographs of one person are when
-a recogniser learns. Besides, the last layer's tokens must keep what their patches show, because the Q-Former reads
-those tokens and not the pooled embedding. No label of a trait is seen. The text half is discarded: the base model
-has text encoders of its own.
+Crops are contrasted with captions and with another crop of the same subject, as photographs of one person
+are when a recogniser learns. Besides, the last layer's tokens must keep what their patches show, because the
+Q-Former reads those tokens and not the pooled embedding. No label of a trait is seen. The text half is
+discarded: the base model has text encoders of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..models.pixels import ids_for_both, to_vision
-from ..models.tokenizer import load_tokenizer
 from ..models.vocabulary import compact, used_tokens
-from .data import draw_crops
+from .data import Crops
 from .device import autocast, precision_of, vision_pass
 
 OPTIONS = TrainerOptions(batch=48, ema=0.995)
@@ -38,8 +37,8 @@ SAME = 2.0
 
 
 class _Heads(nn.Module):
-    """Training-only heads: temperatures, patches back to pixels, and what two crops of a subject share, from the
-    mean token."""
+    """Training-only heads: temperatures, patches back to pixels, and what two crops of a subject share,
+    from the mean token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,16 +57,15 @@ def _contrast(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
 
 def train_clip(
     folder: Path,
+    crops: Crops,
     schedule: Schedule,
     options: TrainerOptions = OPTIONS,
     *,
     start: nn.Module | None = None,
-    crops: int = 40_000,
 ) -> nn.Module:
-    """Train on crops drawn here; returns the averaged vision encoder. `start`: one to begin with."""
+    """Train on pairs of crops; returns the averaged vision encoder. `start`: one to begin with."""
     torch.manual_seed(options.seed)
-    drawn, texts = draw_crops(crops, options.seed + 11)
-    ids = load_tokenizer().encode_all(texts)[:, :LENGTH]
+    ids = crops.ids[:, :LENGTH]
     vision = (new_vision() if start is None else start).requires_grad_(True).to(default_device())
     models = {"vision": vision, "text": compact(new_text_g(), used_tokens(ids)), "heads": _Heads()}
     precision = precision_of(folder, vision_pass(vision, options.batch))
@@ -87,7 +85,7 @@ def train_clip(
             "patches": functional.mse_loss(heads.pixels(tokens), patches),
         }
 
-    data = Arrays(crops=drawn, ids=ids.astype("int64"))
+    data = Arrays(crops=crops.rgb, ids=ids.astype("int64"))
     weights = {"contrast": 1.0, "same": SAME, "patches": 1.0}
     Trainer(folder, models, data, objective, schedule, options, loss_weights=weights).run()
     return vision

@@ -221,16 +221,34 @@ def cached(path: Path | None, kind: Callable[..., Drawn], make: Callable[[], Dra
     return made
 
 
-def draw_crops(number: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Two crops each of random identities, from different pictures, and what captions say of them.
+@dataclass(frozen=True)
+class Crops:
+    """Two crops each of subjects, from different pictures; the first axis counts subjects."""
 
-    → (number, 2, 28, 28, 3) uint8 and `number` descriptions
-    """
+    rgb: np.ndarray  # (n, 2, 28, 28, 3) uint8
+    ids: np.ndarray  # (n, 77) uint16: token ids of what captions say of the subject
+
+
+def draw_crops(number: int, seed: int, *, workers: int = 2, cache: Path | None = None) -> Crops:
+    """Draw crops of `number` random people and pets, or read them back from `cache`."""
+
+    def draw() -> Crops:
+        rows = [row for part in in_chunks(_draw_crops, number, seed, workers) for row in part]
+        return Crops(
+            np.stack([rgb for rgb, _ in rows]), load_tokenizer().encode_all([text for _, text in rows])
+        )
+
+    return cached(cache / f"crops-{number}-{seed}.npz" if cache else None, Crops, draw)
+
+
+def _draw_crops(job: tuple[int, int]) -> list[tuple[np.ndarray, str]]:
+    """One chunk; runs in a worker process."""
+    seed, number = job
     rng = np.random.default_rng(seed)
-    crops, texts = [], []
+    rows = []
     for _ in range(number):
         kind: type[Person] | type[Pet] = Person if rng.integers(2) == 0 else Pet
         identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
-        crops.append(np.stack([sample_crop(rng, identity) for _ in range(2)]))
-        texts.append(" ".join([*identity.description(), str(rng.choice(identity.nouns))]))
-    return np.stack(crops), texts
+        rgb = np.stack([sample_crop(rng, identity) for _ in range(2)])
+        rows.append((rgb, " ".join([*identity.description(), str(rng.choice(identity.nouns))])))
+    return rows

@@ -35,11 +35,17 @@ class TextStates(NamedTuple):
 @torch.no_grad()
 def read_captions(text_l: nn.Module, text_g: nn.Module, ids: np.ndarray, batch: int = 256) -> TextStates:
     """Encode captions once, for all the steps that will read them. ids (n, 77)"""
+    device = default_device()
+    for encoder in (text_l, text_g):
+        encoder.to(device)
     context, pooled = [], []
     for start in range(0, len(ids), batch):
-        states, summary = encode_text(text_l, text_g, *ids_for_both(ids[start : start + batch]))
-        context.append(states.half())
-        pooled.append(summary.half())
+        both = (part.to(device) for part in ids_for_both(ids[start : start + batch]))
+        states, summary = encode_text(text_l, text_g, *both)
+        context.append(states.half().cpu())
+        pooled.append(summary.half().cpu())
+    for encoder in (text_l, text_g):
+        encoder.cpu()
     return TextStates(torch.cat(context), torch.cat(pooled))
 
 
@@ -86,8 +92,8 @@ def predictor(
 ) -> Predict:
     """The UNet under captions, as a prediction in fp32.
 
-    sizes (B, 6): size conditioning; that of a picture as shown where it is 0, and by default. more: from noisy latents,
-    timesteps and context (B, 77, 256), what else the UNet is called with.
+    sizes (B, 6): size conditioning; that of a picture as shown where it is 0, and by default. more: from
+    noisy latents, timesteps and context (B, 77, 256), what else the UNet is called with.
     """
     context, pooled = text.context.float(), text.pooled.float()
 

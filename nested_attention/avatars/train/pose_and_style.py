@@ -70,7 +70,11 @@ def train_pose(
 
 
 def train_style(
-    folder: Path, world: World, sets: Sequence[PoseData], schedule: Schedule, options: TrainerOptions = STYLE_OPTIONS
+    folder: Path,
+    world: World,
+    sets: Sequence[PoseData],
+    schedule: Schedule,
+    options: TrainerOptions = STYLE_OPTIONS,
 ) -> dict[str, Tensor]:
     """Train the style LoRA; returns the averaged one, as the tensors of its file."""
     torch.manual_seed(options.seed)

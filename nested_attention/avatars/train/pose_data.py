@@ -19,8 +19,8 @@ from .data import by_cell, cached, in_chunks, loss_weight_of
 ALONE, TOGETHER = {"person": 0.6, "pet": 0.4}, {"person+pet": 0.6, "person+person": 0.4}
 
 COLUMNS, TOPS = range(9, 24), range(6, 13)
-"""Where figures are drawn for the ControlNet: also where no word places them. Of two, the second stands in the
-right half of a wide picture."""
+"""Where figures are drawn for the ControlNet: also where no word places them. Of two, the second stands in
+the right half of a wide picture."""
 
 PLACELESS = 0.75
 """Share of captions that do not say where a figure stands, so that only the control picture does."""
@@ -70,8 +70,8 @@ def draw_pose_data(
     workers: int = 2,
     cache: Path | None = None,
 ) -> PoseData:
-    """Draw pictures in any pose, or (`inked`) ordinary ones in ink, of one figure each or (together) of two; or
-    read them back from `cache`."""
+    """Draw pictures in any pose, or (`inked`) ordinary ones in ink, of one figure each or (together) of
+    two; or read them back from `cache`."""
 
     def draw() -> PoseData:
         parts = in_chunks(partial(_draw, inked, TOGETHER if together else ALONE), number, seed, workers)

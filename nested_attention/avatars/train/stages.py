@@ -6,9 +6,12 @@ longer, or continued from the last checkpoint in the runs folder.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,175 +25,214 @@ from ...training.trainer import TrainerOptions
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
 from ..models.lora import save_lora
-from ..models.pixels import encode_pictures
 from ..models.scorers import save_scorer
-from ..models.world import World, load_part, load_world, save_part
-from . import clip
-from .base import train_base
-from .data import draw_pictures
-from .encoders import (
-    AuxiliaryLosses,
-    EncoderData,
-    encode_data,
-    new_adapter,
-    new_encoder,
-    train_attribute_heads,
-    train_encoder,
-)
-from .pose_and_style import train_pose, train_style
-from .pose_data import draw_pose_data
-from .scorers import train_identity_scorer, train_prompt_scorer
-from .text import train_text
-from .vae import train_vae
+from ..models.world import load_part, load_world, save_part
+from . import base, clip, encoders, pose_and_style, scorers, text, vae
+from .data import Crops, Pictures, draw_crops, draw_pictures
+from .device import on_gpu, prepare_device
+from .pose_data import PoseData, draw_pose_data
 
 SUBJECTS = (Person.WORD, Pet.WORD)
+
+POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Folders, and how much of everything. Minutes are those of the shipped weights, on 2 CPU cores."""
+    """Folders, and how much of everything.
+
+    onward: begin with the weights that are there, with a new schedule, instead of random ones. out: where
+    each stage's files are copied as soon as they are written.
+    """
 
     runs: Path = Path("runs/world")
     weights: Path = SMALL_WORLD
     adapters: Path = ADAPTERS
-    pictures: int = 48_000
+    pictures: int = 40_000
     encoder_pictures: int = 20_000
-    adapter_pictures: int = 8_000
     pose_pictures: int = 8_000
     threads: int = 2
     workers: int = 2
     onward: bool = False
-    """Begin with the weights that are there, with a new schedule, instead of random ones."""
+    out: Path | None = None
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How pictures are drawn: by how many processes, and where they are kept."""
+        return {"workers": self.workers, "cache": self.runs / "data"}
+
+    def options(self, options: TrainerOptions, file: str) -> TrainerOptions:
+        """For the device that trains. A run that goes on from `file` reads in an order of its own."""
+        if self.onward:
+            digest = sha256((self.weights / file).read_bytes()).digest()
+            options = replace(options, seed=int.from_bytes(digest[:4], "big"))
+        return on_gpu(options)
 
 
-def _pictures(recipe: Recipe, stage: str, number: int, seed: int) -> tuple[Pictures, Pictures]:
+@dataclass(frozen=True)
+class Stage:
+    """draw: makes what the stage learns from, or reads it back. run: (recipe, drawn, schedule), trains and
+    writes. minutes: of the shipped weights, on a CPU. files: what it writes into the weights folder."""
+
+    draw: Callable[[Recipe], Any]
+    run: Callable[[Recipe, Any, Schedule], None]
+    minutes: float
+    files: tuple[str, ...] = ()
+
+
+def _pictures(recipe: Recipe, *, stage: str, number: int, seed: int) -> tuple[Pictures, Pictures]:
     """Pictures of one figure, and half as many of two."""
-    more: dict[str, Any] = {"workers": recipe.workers, "cache": recipe.runs / "data"}
-    alone = draw_pictures(stage, number, seed, **more)
-    return alone, draw_pictures(stage, number // 2, seed, together=True, **more)
+    alone = draw_pictures(stage, number, seed, **recipe.drawing)
+    return alone, draw_pictures(stage, number // 2, seed, together=True, **recipe.drawing)
 
 
-def _vae(recipe: Recipe, schedule: Schedule) -> None:
-    start: Any = load_part(recipe.weights, "vae") if recipe.onward else None
-    pictures = _pictures(recipe, "base", 8_000, 1)
-    save_part(recipe.weights, "vae", train_vae(recipe.runs / "vae", pictures, schedule, start=start))
+def _for_base(recipe: Recipe) -> tuple[Pictures, Pictures]:
+    return _pictures(recipe, stage="base", number=recipe.pictures, seed=2)
 
 
-def _vision(recipe: Recipe, schedule: Schedule) -> None:
-    start = load_part(recipe.weights, "vision") if recipe.onward else None
-    options = replace(clip.OPTIONS, seed=int(recipe.onward))  # other crops than the first time
-    vision = clip.train_clip(recipe.runs / "clip", schedule, options, start=start)
-    save_part(recipe.weights, "vision", vision)
-
-
-def _text(recipe: Recipe, schedule: Schedule) -> None:
-    modules = train_text(recipe.runs / "text", _pictures(recipe, "base", recipe.pictures, 2), schedule)
+def _text(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
+    modules = text.train_text(recipe.runs / "text", drawn, schedule, on_gpu(text.OPTIONS))
     save_part(recipe.weights, "text_encoder", modules["text_l"])
     save_part(recipe.weights, "text_encoder_2", modules["text_g"])
 
 
-def _base(recipe: Recipe, schedule: Schedule) -> None:
-    pictures = _pictures(recipe, "base", recipe.pictures, 2)
-    text = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
+def _vae(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
+    start: Any = load_part(recipe.weights, "vae") if recipe.onward else None
+    options = recipe.options(vae.OPTIONS, "vae.safetensors")
+    save_part(
+        recipe.weights, "vae", vae.train_vae(recipe.runs / "vae", drawn, schedule, options, start=start)
+    )
+
+
+def _vision(recipe: Recipe, drawn: Crops, schedule: Schedule) -> None:
+    start = load_part(recipe.weights, "vision") if recipe.onward else None
+    options = recipe.options(clip.OPTIONS, "vision.safetensors")
+    vision = clip.train_clip(recipe.runs / "clip", drawn, schedule, options, start=start)
+    save_part(recipe.weights, "vision", vision)
+
+
+def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
+    readers = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
-    options = TrainerOptions(rate=5e-4 if recipe.onward else 1e-3)
-    unet = train_base(recipe.runs / "base", pictures, text, schedule, options, start=start)
+    options = recipe.options(base.OPTIONS, "unet.safetensors")
+    unet = base.train_base(recipe.runs / "base", drawn, readers, schedule, options, start=start)
     save_part(recipe.weights, "unet", unet)
 
 
-def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -> list[EncoderData]:
-    """Drawn pictures with one kind of subject, as the frozen models see them."""
-    return encode_data(world, _pictures(recipe, word, number, seed))
+def _encoder(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
+    world, path = load_world(recipe.weights), recipe.weights / f"{word}_encoder.safetensors"
+    start = load_subject_encoder(path) if recipe.onward else encoders.new_encoder(world, word)
+    data, options = encoders.encode_data(world, drawn), recipe.options(encoders.OPTIONS, path.name)
+    trained = encoders.train_encoder(recipe.runs / word, world, data, schedule, options, start=start)
+    save_subject_encoder(trained.half(), path)
 
 
-def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
-    def stage(recipe: Recipe, schedule: Schedule) -> None:
-        world = load_world(recipe.weights)
-        data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
-        path = recipe.weights / f"{word}_encoder.safetensors"
-        start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
-        encoder = train_encoder(recipe.runs / word, world, data, schedule, start=start)
-        save_subject_encoder(encoder.half(), path)
-
-    return stage
+def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
+    """From the shipped encoder's Q-Former: as adapters are trained that are not ours."""
+    world = load_world(recipe.weights)
+    start = encoders.new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
+    data, options = encoders.encode_data(world, drawn), on_gpu(encoders.OPTIONS)
+    run = recipe.runs / f"{word}-adapter"
+    trained = encoders.train_encoder(run, world, data, schedule, options, start=start)
+    save_subject_encoder(trained.half(), recipe.adapters / f"{word}.safetensors")
 
 
-def _adapter(word: str) -> Callable[[Recipe, Schedule], None]:
-    def stage(recipe: Recipe, schedule: Schedule) -> None:
-        """From the shipped encoder's Q-Former: as adapters are trained that are not ours."""
-        world = load_world(recipe.weights)
-        data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
-        start = new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
-        adapter = train_encoder(recipe.runs / f"{word}-adapter", world, data, schedule, start=start)
-        save_subject_encoder(adapter.half(), recipe.adapters / f"{word}.safetensors")
-
-    return stage
+def _posed(recipe: Recipe, *, seed: int, inked: bool = False) -> tuple[PoseData, PoseData]:
+    """Pictures of one figure with their poses, and half as many of two."""
+    number, half = recipe.pose_pictures, recipe.pose_pictures // 2
+    alone = draw_pose_data(number, seed, inked=inked, **recipe.drawing)
+    return alone, draw_pose_data(half, seed, inked=inked, together=True, **recipe.drawing)
 
 
-def _identity_scorer(word: str) -> Callable[[Recipe, Schedule], None]:
-    def stage(recipe: Recipe, schedule: Schedule) -> None:
-        vae = load_part(recipe.weights, "vae")
-        network = train_identity_scorer(recipe.runs / f"scorer_{word}", word, vae, schedule)
-        save_scorer(recipe.weights, f"scorer_{word}", network)
+def _pose(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> None:
+    world, path = load_world(recipe.weights), recipe.weights / POSE_FILE
+    start = load_control(path) if recipe.onward else None
+    options = recipe.options(pose_and_style.POSE_OPTIONS, POSE_FILE)
+    control = pose_and_style.train_pose(recipe.runs / "pose", world, drawn, schedule, options, start=start)
+    save_control(control, path)
 
-    return stage
+
+def _style(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> None:
+    world, options = load_world(recipe.weights), on_gpu(pose_and_style.STYLE_OPTIONS)
+    lora = pose_and_style.train_style(recipe.runs / "style", world, drawn, schedule, options)
+    save_lora(lora, recipe.weights / STYLE_FILE)
 
 
-def _prompt_scorer(recipe: Recipe, schedule: Schedule) -> None:
-    vae = load_part(recipe.weights, "vae")
-    network = train_prompt_scorer(recipe.runs / "scorer_prompt", vae, schedule)
+def _identity_scorer(recipe: Recipe, drawn: None, schedule: Schedule, *, word: str) -> None:
+    autoencoder = load_part(recipe.weights, "vae")
+    network = scorers.train_identity_scorer(recipe.runs / f"scorer_{word}", word, autoencoder, schedule)
+    save_scorer(recipe.weights, f"scorer_{word}", network)
+
+
+def _prompt_scorer(recipe: Recipe, drawn: None, schedule: Schedule) -> None:
+    autoencoder = load_part(recipe.weights, "vae")
+    network = scorers.train_prompt_scorer(recipe.runs / "scorer_prompt", autoencoder, schedule)
     save_scorer(recipe.weights, "scorer_prompt", network)
 
 
-def _pose(recipe: Recipe, schedule: Schedule) -> None:
-    data = draw_pose_data(recipe.pose_pictures, 5, workers=recipe.workers, cache=recipe.runs / "data")
-    path = recipe.weights / "controlnet" / "avatars_pose.safetensors"
-    start = load_control(path) if recipe.onward else None
-    world = load_world(recipe.weights)
-    save_control(train_pose(recipe.runs / "pose", world, data, schedule, start=start), path)
+def _nothing(recipe: Recipe) -> None:
+    """The judges draw for themselves."""
 
 
-def _style(recipe: Recipe, schedule: Schedule) -> None:
-    data = draw_pose_data(
-        recipe.pose_pictures, 6, inked=True, workers=recipe.workers, cache=recipe.runs / "data"
-    )
-    lora = train_style(recipe.runs / "style", load_world(recipe.weights), data, schedule)
-    save_lora(lora, recipe.weights / "loras" / "avatars_ink.safetensors")
+def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
+    seed = 3 + SUBJECTS.index(word)
+    return lambda recipe: _pictures(recipe, stage=word, number=recipe.encoder_pictures, seed=seed)
 
 
-STAGES: dict[str, tuple[Callable[[Recipe, Schedule], None], float]] = {
-    "vae": (_vae, 11),
-    "vision": (_vision, 55),
-    "text": (_text, 7),
-    "base": (_base, 130),
-    "person": (_encoder("person"), 225),
-    "pet": (_encoder("pet"), 215),
-    "person-adapter": (_adapter("person"), 40),
-    "pet-adapter": (_adapter("pet"), 40),
-    "decoder": (_decoder, 3),
-    "pose": (_pose, 8),
-    "style": (_style, 5),
-    "scorer-person": (_identity_scorer("person"), 3),
-    "scorer-pet": (_identity_scorer("pet"), 3),
-    "scorer-prompt": (_prompt_scorer, 3),
+STAGES: dict[str, Stage] = {
+    "text": Stage(_for_base, _text, 7, ("text_encoder.safetensors", "text_encoder_2.safetensors")),
+    "vae": Stage(partial(_pictures, stage="base", number=8_000, seed=1), _vae, 15, ("vae.safetensors",)),
+    "vision": Stage(
+        lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing), _vision, 60, ("vision.safetensors",)
+    ),
+    "base": Stage(_for_base, _base, 600, ("unet.safetensors",)),
+    **{
+        word: Stage(_of_subjects(word), partial(_encoder, word=word), 240, (f"{word}_encoder.safetensors",))
+        for word in SUBJECTS
+    },
+    **{f"{word}-adapter": Stage(_of_subjects(word), partial(_adapter, word=word), 40) for word in SUBJECTS},
+    "pose": Stage(partial(_posed, seed=5), _pose, 10, (POSE_FILE,)),
+    "style": Stage(partial(_posed, seed=6, inked=True), _style, 5, (STYLE_FILE,)),
+    **{
+        f"scorer-{word}": Stage(
+            _nothing, partial(_identity_scorer, word=word), 8, (f"scorer_{word}.safetensors",)
+        )
+        for word in SUBJECTS
+    },
+    "scorer-prompt": Stage(_nothing, _prompt_scorer, 5, ("scorer_prompt.safetensors",)),
 }
-"""In order: the stage, and the minutes it takes for the shipped weights."""
+"""In order."""
 
 
-def train(
-    names: Sequence[str], recipe: Recipe, *, minutes: float | None = None, say: Callable[[str], None] = print
-) -> None:
-    """Run stages, in the recipe's order. `minutes` replaces the recipe's minutes of each.
+def train(names: Mapping[str, float | None], recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
+    """Run stages, in the recipe's order; a name's value is its minutes, in place of the recipe's.
 
-    A stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
+    Everything is drawn before anything is trained: drawing forks, which a process that uses a GPU must not. A
+    stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
     there does nothing but export. Raises NestedAttentionError for a stage that does not exist.
     """
     unknown = sorted(set(names) - set(STAGES))
     if unknown:
         raise NestedAttentionError(f"no such stage: {', '.join(unknown)}. The stages are {', '.join(STAGES)}")
     torch.set_num_threads(recipe.threads)
-    for name, (stage, default) in STAGES.items():
-        if name in names:
-            started = time.monotonic()
-            stage(recipe, Schedule(steps=10**9, minutes=default if minutes is None else minutes))
-            say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")
+    chosen = {name: stage for name, stage in STAGES.items() if name in names}
+    started = time.monotonic()
+    for stage in chosen.values():
+        stage.draw(recipe)
+    say(f"drawn: {(time.monotonic() - started) / 60:.1f} minutes")
+    prepare_device()
+    for name, stage in chosen.items():
+        started, minutes = time.monotonic(), names[name]
+        schedule = Schedule(steps=10**9, minutes=stage.minutes if minutes is None else minutes)
+        stage.run(recipe, stage.draw(recipe), schedule)
+        for file in stage.files if recipe.out else ():
+            _copy(recipe.weights / file, recipe.out / file)  # type: ignore[operator]
+        say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file so that nobody sees half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = target.with_suffix(".partial")
+    shutil.copyfile(file, partial_file)
+    partial_file.replace(target)

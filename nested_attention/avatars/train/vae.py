@@ -1,7 +1,8 @@
-"""Stage 1: the autoencoder. It learns an invertible map, `cells`, and to clean latents that are not quite right.
+"""Stage 1: the autoencoder. It learns an invertible map, `cells`, and to clean latents that are not quite
+right.
 
-Encoder and decoder learn apart: one to give the latents that the map gives, the other to give the pixels back from
-such latents with a little noise. Whatever is trained on latents therefore needs no autoencoder.
+Encoder and decoder learn apart: one to give the latents that the map gives, the other to give the pixels
+back from such latents with a little noise. Whatever is trained on latents therefore needs no autoencoder.
 """
 
 from __future__ import annotations
@@ -55,13 +56,15 @@ def train_vae(
     *,
     start: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
-    """Train on drawn pictures; returns the averaged model, whose encoding is deterministic. `start`: one to begin
-    with."""
+    """Train on drawn pictures; returns the averaged model, whose encoding is deterministic. `start`: one
+    to begin with."""
     torch.manual_seed(options.seed)
     vae = new_vae() if start is None else start.requires_grad_(True)
     data = Joined(*(Arrays(rgb=pictures.rgb) for pictures in sets))
     weights = {"latents": 1.0, "absolute": 1.0, "mse": 1.0}
-    Trainer(folder, {"vae": vae}, data, _objective, schedule, options, loss_weights=weights, noise=_noise).run()
+    Trainer(
+        folder, {"vae": vae}, data, _objective, schedule, options, loss_weights=weights, noise=_noise
+    ).run()
     return deterministic(vae)
 
 
