@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nested_attention.errors import NestedAttentionError
 from nested_attention.storage.tensors import read_tensors
-from nested_attention.training.data import Arrays, Batch, Examples, no_noise
+from nested_attention.training.data import Arrays, Batch, Data, Examples, Joined, no_noise
 from nested_attention.training.objective import denoising_losses
 from nested_attention.training.schedule import Schedule
 from nested_attention.training.trainer import LOG_EVERY, Trainer, TrainerOptions
@@ -93,6 +93,36 @@ def test_examples_and_noise_do_not_depend_on_how_they_are_batched() -> None:
             for name, value in of_whole.items():
                 assert torch.equal(value, torch.cat([part[name] for part in of_parts]))
     assert len(set(whole[0][1]["shift"].tolist())) == 8
+
+
+def test_sets_of_different_shapes_are_joined_as_buckets() -> None:
+    parts = [Arrays(x=torch.arange(n)[:, None].expand(n, width)) for n, width in ((6, 2), (10, 3))]
+    data = Joined(*parts)
+    examples = Examples(data, no_noise, batch=2, seed=0)
+    batches = [examples[position][0] for position in range(0, 16, 2)]
+    assert sorted(batch["x"].shape[1] for batch in batches) == [2] * 3 + [3] * 5
+    for batch in batches:
+        start = 0 if batch["x"].shape[1] == 2 else 6
+        assert torch.equal(batch["x"][:, 0], batch["row"] - start)
+    assert data.name(7) == "example 1" and data.nbytes == sum(part.nbytes for part in parts)
+
+
+def test_examples_on_the_device_are_learned_from_as_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, placed = network(), network()
+    trainer(tmp_path / "a", usual, 4).run()
+    asked: list[str] = []
+
+    def on_device(data: Data, device: torch.device, on_host: Collection[str]) -> Arrays:
+        asked.append(device.type)
+        assert isinstance(data, Arrays)
+        return data.to(device, on_host=on_host)
+
+    monkeypatch.setattr("nested_attention.training.trainer.resident", on_device)
+    trainer(tmp_path / "b", placed, 4).run()
+    assert len(asked) == 1
+    assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), placed.parameters(), strict=True))
 
 
 def test_arrays_of_different_lengths_are_refused() -> None:
