@@ -58,8 +58,9 @@ def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
 def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:
     """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
     picture shows is decided. The noise is as wide as the widest latents."""
+    shape = (LATENT_CHANNELS, LATENT, LATENT_WIDE)
     return {
-        "latent": rng.standard_normal((LATENT_CHANNELS, LATENT, LATENT_WIDE), dtype=np.float32),
+        "latent": rng.standard_normal(shape, dtype=np.float32).astype(np.float16),
         "timestep": min(999, int(1000 * rng.random() ** power)),
     }
 
@@ -67,7 +68,8 @@ def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, 
 def latent_losses(predict: Predict, batch: Batch, noise: Batch, **teaching: Any) -> dict[str, Tensor]:
     """`denoising_losses` on the world's noise schedule, of a batch and its `denoising_noise`."""
     latents = batch["latents"].float()
-    step = latents, noise["latent"][..., : latents.shape[-1]], noise["timestep"], batch["loss_weight"]
+    drawn = noise["latent"][..., : latents.shape[-1]].float()
+    step = latents, drawn, noise["timestep"], batch["loss_weight"]
     return denoising_losses(predict, new_scheduler(), *step, **teaching)
 
 

@@ -28,8 +28,8 @@ def on_gpu(options: TrainerOptions) -> TrainerOptions:
     """
     if default_device().type != "cuda":
         return options
-    workers = max(1, min(8, (os.cpu_count() or 1) - 2))
-    return replace(options, batch=16 * options.batch, rate=2 * options.rate, workers=workers, save_every=500)
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    return replace(options, batch=32 * options.batch, rate=2 * options.rate, workers=workers, save_every=500)
 
 
 def prepare_device() -> None:
