@@ -2,13 +2,16 @@
 
 An identity is a frozen value: one whole number a trait. Colours, outlines and marks have many levels, so
 most of what tells two subjects apart has no word. Identities are split once into train and held-out by a
-hash of their value, so that no program can evaluate on a subject that another one trained on.
+hash of their value, so that no program can evaluate on a subject that another one trained on. Held-out ones
+are split once more: what is chosen by looking is chosen on the one half, and the other half is drawn for the
+final figures alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, TypeVar
 
@@ -18,6 +21,8 @@ from . import colors
 from .canvas import Color
 
 Split = Literal["train", "heldout"]
+Half = Literal["development", "sealed"]
+"""The halves of the held-out identities: for every choice, and for the final figures."""
 
 HELDOUT_SHARE = 10
 """One identity in ten is held out of every training stage."""
@@ -288,14 +293,32 @@ def bits(kind: type[Person] | type[Pet]) -> float:
     return sum(math.log2(number) for number in levels(kind).values())
 
 
-def split_of(identity: Identity) -> Split:
-    """Whether an identity belongs to training or is held out: a fixed function of its value."""
+def _splits(identity: Identity) -> tuple[Split | Half, ...]:
+    """Which sets an identity belongs to: a fixed function of its value."""
     text = type(identity).__name__ + ",".join(str(value) for value in values_of(identity))
-    return "heldout" if hashlib.sha256(text.encode()).digest()[0] % HELDOUT_SHARE == 0 else "train"
+    digest = hashlib.sha256(text.encode()).digest()
+    if digest[0] % HELDOUT_SHARE:
+        return ("train",)
+    return "heldout", "sealed" if digest[1] % 2 else "development"
 
 
-def sample(kind: type[AnyIdentity], rng: np.random.Generator, split: Split | None = None) -> AnyIdentity:
-    """A random identity of `kind`, from one split or (None) from both."""
+def split_of(identity: Identity) -> Split:
+    """Whether an identity belongs to training or is held out."""
+    return "train" if "train" in _splits(identity) else "heldout"
+
+
+def half_of(identity: Identity) -> Half:
+    """Which half of the held-out identities one belongs to. Raises ValueError for one of training."""
+    splits = _splits(identity)
+    if "train" in splits:
+        raise ValueError(f"{identity} is an identity of training; it belongs to no half of the held-out ones")
+    return "sealed" if "sealed" in splits else "development"
+
+
+def sample(
+    kind: type[AnyIdentity], rng: np.random.Generator, split: Split | Half | None = None
+) -> AnyIdentity:
+    """A random identity of `kind`, from one split, from half of the held-out ones, or (None) from all."""
     while True:
         drawn = {name: int(rng.integers(number)) for name, number in levels(kind).items()}
         for rare, share in (("glasses", 0.45), ("mark", 0.3), ("beard", 0.3)):  # as in a street
@@ -306,23 +329,25 @@ def sample(kind: type[AnyIdentity], rng: np.random.Generator, split: Split | Non
         if "hair_color" in drawn and drawn["hair_color"] >= 48 and rng.random() < 0.5:
             drawn["hair_color"] = int(rng.integers(40))
         identity = kind(**drawn).canonical()
-        if split is None or split_of(identity) == split:
+        if split is None or split in _splits(identity):
             return identity
 
 
-def near_twins(identity: AnyIdentity, rng: np.random.Generator, number: int) -> list[AnyIdentity]:
+def near_twins(
+    identity: AnyIdentity, rng: np.random.Generator, number: int, groups: Sequence[str] | None = None
+) -> list[AnyIdentity]:
     """`number` different identities that each differ from `identity` in one group of traits, by as much as
-    two strangers do, and that a caption describes in the same words."""
+    two strangers do, and that a caption describes in the same words. groups: names of `GROUPS`; None: all."""
     twins: list[AnyIdentity] = []
     kind = type(identity)
-    groups = list(kind.GROUPS.values())
+    traits = [kind.GROUPS[name] for name in groups or kind.GROUPS]
     while len(twins) < number:
         other = sample(kind, rng)
-        chosen = groups[len(twins) % len(groups)]
+        chosen = traits[len(twins) % len(traits)]
         twin = replace(identity, **{name: getattr(other, name) for name in chosen}).canonical()
         same = twin.description() == identity.description() and twin.nouns == identity.nouns
         if same and twin != identity and twin not in twins:
             twins.append(twin)
         elif rng.random() < 0.05:  # a group in which this subject cannot be another
-            groups = groups[1:] + groups[:1]
+            traits = traits[1:] + traits[:1]
     return twins

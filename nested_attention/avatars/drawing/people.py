@@ -152,16 +152,10 @@ class Hair:
                 depth = min(depth, abs(column + 1 - x - self.parting) // 2 + 1)
             canvas.box(column, y, 2, min(depth, 4), color, Part.HAIR)
         if self.style in ("long", "bob", "curly"):
-            for row in range(y + 2, y + (12 if self.style != "curly" else 8)):
-                canvas.box(x - half, row, 1 + int(self.left[row % 32]) // 1, 1, color, Part.HAIR)
-                canvas.box(
-                    x + half - 1 - int(self.right[row % 32]),
-                    row,
-                    1 + int(self.right[row % 32]),
-                    1,
-                    color,
-                    Part.HAIR,
-                )
+            for row in range(2, 12 if self.style != "curly" else 8):
+                left, right = 1 + int(self.left[row]), 1 + int(self.right[row])
+                canvas.box(x - half, y + row, left, 1, color, Part.HAIR)
+                canvas.box(x + half - right, y + row, right, 1, color, Part.HAIR)
 
     def strands(self, canvas: Canvas) -> None:
         """Lighter and darker strands."""

@@ -45,7 +45,7 @@ def draw_pet(canvas: Canvas, pet: Pet, pose: Pose, clothes: Color | None) -> int
     _pattern(canvas, pet, x, y, spans, second)
     if floppy:
         _ears(canvas, pet, x, y, halves[3])
-    _fur_strands(canvas, rng)
+    _fur_strands(canvas, rng, x, y)
     _features(canvas, pet, pose, x, y, fur)
     return chin
 
@@ -122,11 +122,12 @@ def _pattern(canvas: Canvas, pet: Pet, x: int, y: int, spans: list[tuple[int, in
         canvas.spans(y + 9, centred(x, lows), second, Part.FACE)
 
 
-def _fur_strands(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Fur is not of one tone."""
+def _fur_strands(canvas: Canvas, rng: np.random.Generator, x: int, y: int) -> None:
+    """Fur is not of one tone, and its strands move with the head."""
     mine = (canvas.part == Part.FACE) & (canvas.subject == canvas.current)
-    tones = rng.choice((0.92, 1.0, 1.0, 1.08), (8, 8)).repeat(4, 0)
-    tiled = np.tile(tones, (1, canvas.width // 8 + 1))[:, : canvas.width]
+    tones = rng.choice((0.92, 1.0, 1.0, 1.08), (8, 8))
+    rows, columns = (np.arange(size) for size in mine.shape)
+    tiled = tones[np.ix_((rows - y) // 4 % 8, (columns - x) % 8)]
     canvas.light *= np.where(mine, tiled, 1.0).astype(np.float32)
 
 

@@ -92,11 +92,15 @@ def _stylise(canvas: Canvas, style: str) -> np.ndarray:
     else:
         rgb = rgb * canvas.light[..., None]
     if style == "mosaic":
-        for axis, size in enumerate(canvas.light.shape):
-            groove = np.arange(size) % 4
-            factor = np.select([groove == 3, groove == 0], [0.8, 1.06], 1.0).astype(np.float32)
-            rgb = rgb * (factor[:, None, None] if axis == 0 else factor[None, :, None])
+        rows, columns = (groove(np.arange(size)) for size in canvas.light.shape)
+        rgb = rgb * rows[:, None, None] * columns[:, None]
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
+def groove(position: np.ndarray) -> np.ndarray:
+    """What a mosaic multiplies colours by in these rows or columns: tiles of 4, with dark grooves between."""
+    place = position % 4
+    return np.select([place == 3, place == 0], [0.8, 1.06], 1.0).astype(np.float32)
 
 
 def crop_window(pose: Pose) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from .identity import KINDS, Identity, Split, sample
+from .identity import KINDS, Half, Identity, Split, sample
 from .picture import STYLES, Figure, Picture
 from .pose import PLACEMENTS, Pose
 from .scenes import SCENES
@@ -133,7 +133,7 @@ def subject_words(picture: Picture) -> tuple[str, ...]:
 
 
 def sample_identities(
-    rng: np.random.Generator, kinds: str, split: Split | None = "train"
+    rng: np.random.Generator, kinds: str, split: Split | Half | None = "train"
 ) -> tuple[Identity, ...]:
     """Identities for a scheme such as "person", "pet", "person+pet", "person+person"."""
     return tuple(sample(KINDS[word], rng, split) for word in kinds.split("+"))  # type: ignore[type-var]
