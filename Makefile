@@ -38,7 +38,6 @@ torch:
 ## make acceptance  measures every figure of the small world's card at full counts
 acceptance:
 	@$(RUN) world acceptance $(ARGS)
-	@$(RUN) world references
 
 ## make full-width  two photographs through `prepare`, and one training step at SDXL's width with random weights
 full-width:

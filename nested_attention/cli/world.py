@@ -79,8 +79,18 @@ def acceptance(
     workers: Annotated[
         int, typer.Option(min=1, help="How many parts are measured at once, with the threads shared out.")
     ] = 1,
+    development: Annotated[
+        bool,
+        typer.Option(help="On the development set, for choices; the sealed one is for the final figures."),
+    ] = False,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help="Which parts, on the development set; all by default.")
+    ] = None,
 ) -> None:
-    """Measure the small world on held-out subjects at full counts, and write the figures as JSON."""
+    """Measure the small world on held-out subjects at full counts, and write the figures as JSON.
+
+    Each run on the sealed set is counted in the file, before it begins.
+    """
     import torch
 
     from ..avatars.figures import acceptance as measured
@@ -88,24 +98,22 @@ def acceptance(
     from ..avatars.figures.judges import Counts
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    path = out or measured.RESULTS
+    if parts and not development:
+        raise NestedAttentionError("--part goes with --development: the sealed set is measured as a whole")
+    unknown = sorted(set(parts or ()) - set(measured.PARTS))
+    if unknown:
+        raise NestedAttentionError(
+            f"no such part: {', '.join(unknown)}; expected {', '.join(measured.PARTS)}"
+        )
+    chosen = {name: part for name, part in measured.PARTS.items() if not parts or name in parts}
+    path = out or (Path("runs/world/development.json") if development else measured.RESULTS)
+    counts = Counts(half="development" if development else "sealed")
     with stopping():
-        document = measured.run(Counts(), typer.echo, workers=workers)
-    records.write(document, path)
+        more = {} if development else {"runs": measured.count_run(path)}
+        document = measured.run(counts, typer.echo, workers=workers, parts=chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write({**document, **more}, path, records.hashes())
     typer.echo(f"The figures: {path.resolve()}")
-
-
-@world.command()
-def references() -> None:
-    """Measure what the reference decides: a calm close-up, two pictures, four."""
-    from ..avatars.figures import records
-    from ..avatars.figures import references as measured
-    from ..avatars.figures.judges import Counts, Judges
-
-    with stopping():
-        document = measured.measure(Judges.load(), Counts(), typer.echo)
-    records.write(document, measured.RESULTS)
-    typer.echo(f"The figures: {measured.RESULTS.resolve()}")
 
 
 @world.command()
@@ -201,7 +209,7 @@ def probe(
     encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
     number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
 ) -> None:
-    """Read a subject's attributes from an encoder's tokens and from what the vision encoder offers it."""
+    """Read a subject's traits from an encoder's tokens and from what the vision encoder offers it."""
     from ..avatars.figures.probe import probe as read
     from ..avatars.models.world import load_world
     from ..checkpoint import load_subject_encoder
@@ -246,8 +254,10 @@ def pictures(
 @world.command()
 def report() -> None:
     """Put the committed figures into the small world's card, the README and the gallery."""
-    from ..avatars.figures.pages import PAGES, insert
+    from ..avatars.figures.pages import PAGES, PICTURES, insert
 
+    for path, picture in PICTURES.items():
+        path.write_text(picture(), encoding="utf-8")
     for path, figures in PAGES.items():
         path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
         typer.echo(f"The figures are in {path}")

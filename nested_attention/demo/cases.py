@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a host drew of one row: pictures (32, 32, 3) uint8 in art pixels.
+    """What a host drew of one row: pictures (32, 32, 3) uint8 in art pixels, of both subjects (32, 48, 3).
 
     base: the prompt without any subject. alone: the same prompt and noise, with the person. together: both
     subjects.

@@ -61,7 +61,8 @@ def draw_with_diffusers(rows: Sequence[Row]) -> list[Drawn]:
     def draw(cases: list[Case], *words: str) -> np.ndarray:
         crops = {word: np.stack([case.reference(word) for case in cases]) for word in words}
         attached = [world.attach(encoders[word], crops[word], word) for word in words]
-        return world.generate([case.prompt for case in cases], [case.seed for case in cases], attached)
+        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+        return world.generate(prompts, seeds, attached, latent_width=cases[0].latent_width)
 
     pictures = draw(alone), draw(alone, "person"), draw(together, "person", "pet")
     return [Drawn(*row) for row in zip(*pictures, strict=True)]
@@ -93,7 +94,7 @@ def node_of(graph: Graph, class_type: str) -> str:
 
 
 def art_pixels(path: Path) -> np.ndarray:
-    """A saved picture of the small world, enlarged any number of times → (32, 32, 3) uint8"""
+    """A saved picture of the small world, enlarged any number of times → (32, W, 3) uint8"""
     from PIL import Image
 
     from ..avatars.drawing.canvas import SIZE

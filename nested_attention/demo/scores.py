@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..avatars.drawing.references import held_out
-from ..avatars.figures.cases import Case, windows
-from ..avatars.models.scorers import load_identity_scorer, load_prompt_scorer
+from ..avatars.figures.cases import Case
+from ..avatars.models.nearest import NearestDrawing
+from ..avatars.models.scorers import load_prompt_scorer, load_recogniser, prompt_labels
 from ..evaluation.statistics import top1
 from .cases import Drawn, Row
 
@@ -24,30 +25,35 @@ def report(rows: Sequence[Row], drawn: Sequence[Drawn]) -> list[str]:
         np.stack([getattr(pictures, name) for pictures in drawn]) for name in ("base", "alone", "together")
     )
     judge = load_prompt_scorer()
-    followed = {
-        name: torch.cat(list(judge.correct(rgb, [case.picture for case in alone]).values())).float().mean()
-        for name, rgb in (("base", base_rgb), ("alone", alone_rgb))
-    }
+    pictures = [case.picture for case in alone]
+    wanted = [prompt_labels(picture) for picture in pictures]
+    followed = {}
+    for name, rgb in (("base", base_rgb), ("alone", alone_rgb)):
+        answers = judge.answers(rgb, pictures)
+        right = [answers[key] == torch.tensor([labels[key] for labels in wanted]) for key in answers]
+        followed[name] = torch.cat(right).float().mean()
     return [
-        f"Identity, recognised among {CANDIDATES} whom no model has seen (and attributes right):",
+        f"Identity, recognised among {CANDIDATES} whom no model has seen (by the nearest drawing):",
         f"  the person                  {_identity('person', alone_rgb, alone)}",
         f"  the plain base model        {_identity('person', base_rgb, alone)}",
         f"  person with pet: the person {_identity('person', together_rgb, together)}",
         f"                   the pet    {_identity('pet', together_rgb, together)}",
-        "What the prompt asked for (scene, style, clothes, accessory, place): with the subject "
+        "What the prompt asked for (scene, style, clothes, accessory, place, mood): with the subject "
         f"{followed['alone']:.0%}, plain base model {followed['base']:.0%}",
     ]
 
 
 def _identity(word: str, rgb: np.ndarray, cases: list[Case]) -> str:
-    """How many pictures (n, 32, 32, 3) show their subject rather than any other candidate, in words."""
-    scorer = load_identity_scorer(word)
-    shown = windows(rgb, cases, word)
-    truth = [case.figure(word).identity for case in cases]
+    """How many pictures (n, 32, W, 3) show their subject rather than any other candidate, in words: by the
+    recogniser, and by the nearest drawing."""
+    shown = [case.shown(word) for case in cases]
     others = [held_out(word, 10**6 + number) for number in range(CANDIDATES - 1)]
-    hits = [
-        top1(scorer.similarity(shown[n : n + 1], [own, *(o for o in others if o != own)]), torch.tensor([0]))
-        for n, own in enumerate(truth)
-    ]
-    attributes = torch.stack(list(scorer.correct(shown, truth).values())).float().mean()
-    return f"{int(torch.cat(hits).sum())} of {len(cases)} ({attributes:.0%})"
+    counted = []
+    for scorer in (load_recogniser(word), NearestDrawing()):
+        hits = []
+        for n, case in enumerate(cases):
+            own = case.figure(word).identity
+            similarity = scorer.similarity(rgb[n : n + 1], shown[n : n + 1], [own, *others])
+            hits.append(top1(similarity, torch.tensor([0])))
+        counted.append(int(torch.cat(hits).sum()))
+    return f"{counted[0]} of {len(cases)} ({counted[1]})"

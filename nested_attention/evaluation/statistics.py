@@ -55,6 +55,34 @@ def paired(differences: Tensor, z: float = 1.96) -> Difference:
     return {"mean": mean, "low": mean - half, "high": mean + half, "above": above, "pairs": len(values)}
 
 
+class Discordant(TypedDict):
+    """How often only one of two ways hits the same case, and how likely so uneven a split is by chance."""
+
+    first: int
+    second: int
+    p: float
+
+
+def discordant(first: Tensor, second: Tensor) -> Discordant:
+    """The exact test of McNemar, two-sided: hits of two ways on the same cases, (n,) bool each."""
+    if len(first) != len(second):
+        raise ValueError(f"hits of the same cases are equally many; found {len(first)} and {len(second)}")
+    one, other = int((first & ~second).sum()), int((second & ~first).sum())
+    number = one + other
+    tail = sum(math.comb(number, k) for k in range(min(one, other) + 1)) / 2**number
+    return {"first": one, "second": other, "p": min(1.0, 2 * tail)}
+
+
+def as_text(hits: Tensor) -> str:
+    """(n,) bool → "1" and "0" case by case, as documents keep them."""
+    return "".join("1" if hit else "0" for hit in hits.tolist())
+
+
+def from_text(text: str) -> Tensor:
+    """`as_text` back. (n,) bool"""
+    return torch.tensor([hit == "1" for hit in text])
+
+
 def top1(similarity: Tensor, truth: Tensor) -> Tensor:
     """Whether the true candidate beats every other one. similarity (n, candidates), truth (n,) → (n,) bool
 

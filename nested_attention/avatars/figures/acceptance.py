@@ -1,11 +1,13 @@
 """The figures of the small world: identity, prompt, several subjects, and the control over both (λ).
 
 Every picture counts. Beside each figure stand its floor (the base model, no subject), its ceiling (the true
-drawing through the autoencoder), and the base model with the identity described in words.
+drawing through the autoencoder), and what words alone can do: the base model with the identity described, and
+one value a layer taken from that description.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,97 +21,101 @@ import numpy as np
 import torch
 
 from ...attention import BoundSubject
-from ...evaluation.statistics import rate
+from ...evaluation.statistics import from_text, rate
 from ...paths import SMALL_WORLD
+from ...storage.files import replacing
 from ..drawing.picture import render
 from ..models.model import TIME_IDS, new_scheduler
+from ..models.pixels import encode_pictures
 from ..models.tokenizer import load_tokenizer
 from ..models.watched import watch
-from ..models.world import Attached, Sampling
-from .cases import Case, draw_cases, true_drawings
-from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_identity, score_prompt
+from ..models.world import Sampling
+from .cases import background, change, draw_cases, true_drawings
+from .described import described_value
+from .judges import SCORERS, SUBJECTS, Counts, Judges, attach, generate, score_identity, score_prompt
 from .pairs import people
 from .pose_and_style import measure_pose, measure_style
 from .records import circumstances
+from .references import references
+from .steady import steady
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESULTS = SMALL_WORLD / "acceptance.json"
 """Where the committed figures are."""
 
-
-def _generate(
-    judges: Judges, cases: list[Case], attached: list[Attached], *, described: bool = False
-) -> np.ndarray:
-    prompts = [case.described if described else case.prompt for case in cases]
-    return judges.world.generate(prompts, [case.seed for case in cases], attached, Sampling())
+Say = Callable[[str], None]
 
 
-def one_subject(judges: Judges, word: str, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
-    """One person or one pet a picture."""
-    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
-    attached = attach(judges, cases, word)
-    pictures = {
-        "personalised": _generate(judges, cases, [attached]),
-        "floor": _generate(judges, cases, []),
-        "described": _generate(judges, cases, [], described=True),
-        "ceiling": judges.world.decode(judges.world.encode(true_drawings(cases))),
+def one_subject(judges: Judges, counts: Counts, say: Say, *, word: str) -> dict[str, Any]:
+    """One person or one pet a picture, and the curve over λ (the paper's Fig. 10) on the same cases."""
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), half=counts.half)
+    outside, base = background(cases), generate(judges, cases)
+    pictures: dict[str, Callable[[], np.ndarray]] = {
+        "personalised": lambda: generate(judges, cases, [attach(judges, cases, word)]),
+        "floor": lambda: base,
+        "described": lambda: generate(judges, cases, described=True),
+        "constant": lambda: generate(judges, cases, [described_value(judges.world, cases, word)]),
+        "ceiling": lambda: judges.world.decode(encode_pictures(true_drawings(cases))),
     }
-    result: dict[str, Any] = {}
-    for name, rgb in pictures.items():
-        result[name] = {
-            "identity": score_identity(judges, rgb, cases, word, counts),
+    figures: dict[str, Any] = {}
+    for name, draw in pictures.items():
+        rgb = draw()
+        figures[name] = {
+            "identity": score_identity(judges, rgb, cases, word, counts, marks=True),
             "prompt": score_prompt(judges, rgb, cases),
+            "outside": change(rgb, base, outside),
         }
-        say(
-            f"{word:6} {name:12} identity {result[name]['identity']['top1']['rate']:.2f}"
-            f"  prompt {result[name]['prompt']['all']['rate']:.3f}"
-        )
-    return result
-
-
-def curve(
-    judges: Judges, word: str, counts: Counts, say: Callable[[str], None], kept: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Identity against prompt over λ (the paper's Fig. 10), on the cases of `one_subject`: its floor and
-    ceiling are the curve's. `kept`: the figures at the default λ, which are not drawn again."""
-    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
+        _tell(say, f"{word:6} {name:12}", figures[name])
     points = []
     for scale in LAMBDAS:
         if scale == BoundSubject.attention_scale:
-            identity, prompt = kept["identity"]["top1"], kept["prompt"]["all"]
+            found = figures["personalised"]
         else:
-            rgb = _generate(judges, cases, [attach(judges, cases, word, scale)])
-            identity = rate(identity_hits(judges, rgb, cases, word, counts))
-            prompt = score_prompt(judges, rgb, cases)["all"]
-        points.append({"attention_scale": scale, "identity": identity, "prompt": prompt})
-        say(f"{word:6} λ = {scale:3}      identity {identity['rate']:.2f}  prompt {prompt['rate']:.3f}")
-    return points
+            rgb = generate(judges, cases, [attach(judges, cases, word, scale)])
+            found = {
+                "identity": score_identity(judges, rgb, cases, word, counts),
+                "prompt": score_prompt(judges, rgb, cases),
+                "outside": change(rgb, base, outside),
+            }
+            _tell(say, f"{word:6} λ = {scale:3}     ", found)
+        points.append({"attention_scale": scale, **found})
+    return {"figures": figures, "curve": points}
 
 
-def pairs(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+def _tell(say: Say, what: str, found: dict[str, Any]) -> None:
+    told = "  ".join(
+        f"{scorer} {found['identity'][scorer]['top1']['rate']:.2f} "
+        f"(twins {found['identity'][scorer]['among_twins']['rate']:.2f})"
+        for scorer in SCORERS
+    )
+    prompt = found["prompt"]
+    say(f"{what} {told}  prompt {prompt['all']['rate']:.3f}  expression {prompt['balanced']:.2f}")
+
+
+def pairs(judges: Judges, counts: Counts, say: Say) -> dict[str, Any]:
     """A person and a pet in one picture, each with its own encoder."""
-    cases = draw_cases(("person", "pet"), counts.pairs, seed=3000)
-    result: dict[str, Any] = {}
+    cases = draw_cases(SUBJECTS, counts.pairs, seed=3000, half=counts.half)
     pictures = {
-        "personalised": _generate(judges, cases, [attach(judges, cases, word) for word in ("person", "pet")]),
-        "floor": _generate(judges, cases, []),
-        "described": _generate(judges, cases, [], described=True),
-        "ceiling": judges.world.decode(judges.world.encode(true_drawings(cases))),
+        "personalised": generate(judges, cases, [attach(judges, cases, word) for word in SUBJECTS]),
+        "floor": generate(judges, cases),
+        "described": generate(judges, cases, described=True),
+        "ceiling": judges.world.decode(encode_pictures(true_drawings(cases))),
     }
+    result: dict[str, Any] = {}
     for name, rgb in pictures.items():
-        hits = {word: identity_hits(judges, rgb, cases, word, counts) for word in ("person", "pet")}
-        result[name] = {
-            **{word: score_identity(judges, rgb, cases, word, counts) for word in hits},
-            "both": rate(hits["person"] & hits["pet"]),
+        each = {word: score_identity(judges, rgb, cases, word, counts) for word in SUBJECTS}
+        both = {
+            scorer: rate(from_text(one["hits"]["top1"]) & from_text(other["hits"]["top1"]))
+            for scorer in SCORERS
+            for one, other in [[each[word][scorer] for word in SUBJECTS]]
         }
-        shares = {word: result[name][word]["top1"]["rate"] for word in hits}
-        shares["both"] = result[name]["both"]["rate"]
-        say(f"pair   {name:12} " + "  ".join(f"{key} {value:.2f}" for key, value in shares.items()))
+        result[name] = {**each, "both": both, "prompt": score_prompt(judges, rgb, cases)}
+        say(f"pair   {name:12} " + "  ".join(f"{k}: both {v['rate']:.2f}" for k, v in both.items()))
     return result
 
 
 @torch.no_grad()
-def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+def attention_to_word(judges: Judges, counts: Counts, say: Say) -> dict[str, Any]:
     """P[s*] of the base model in the finest layers, inside and outside the subject, at timestep 500.
 
     A nested value acts through this attention alone.
@@ -117,14 +123,14 @@ def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]
     world = judges.world
     result = {}
     for word in judges.encoders:
-        cases = draw_cases((word,), min(counts.subjects, 32), seed=4000)
+        cases = draw_cases((word,), min(counts.subjects, 32), seed=4000, half=counts.half)
         context, pooled, ids = world.text([case.prompt for case in cases])
         rows = np.stack([render(case.picture).subject for case in cases]) > 0  # (n, 32, 32)
         inside = torch.from_numpy(rows.reshape(-1, 16, 2, 16, 2).sum((2, 4)).reshape(len(cases), -1) >= 2)
         previous = dict(world.unet.attn_processors)
         watched = watch(world.unet)
         try:
-            x = world.encode(true_drawings(cases))
+            x = encode_pictures(true_drawings(cases))
             t = torch.full((len(cases),), 500)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             added = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS] * len(cases)).float()}
@@ -142,40 +148,34 @@ def attention_to_word(judges: Judges, counts: Counts, say: Callable[[str], None]
     return result
 
 
-def pose_and_style(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+def pose_and_style(judges: Judges, counts: Counts, say: Say) -> dict[str, Any]:
     """The pose ControlNet and the ink LoRA, with and without."""
     scores: dict[str, dict[str, Any]] = {
-        "pose": {**measure_pose(judges, counts.pose_and_style)},
-        "style": {**measure_style(judges, counts.pose_and_style)},
+        "pose": {**measure_pose(judges, counts)},
+        "style": {**measure_style(judges, counts)},
     }
     for name, pair in scores.items():
         say("\n".join(f"{name:6} {way:12} {value}" for way, value in pair.items()))
     return {name: {way: asdict(value) for way, value in pair.items()} for name, pair in scores.items()}
 
 
-def _one_subject_and_curve(
-    judges: Judges, counts: Counts, say: Callable[[str], None], *, word: str
-) -> dict[str, Any]:
-    figures = one_subject(judges, word, counts, say)
-    return {"figures": figures, "curve": curve(judges, word, counts, say, figures["personalised"])}
-
-
-Part = Callable[[Judges, Counts, Callable[[str], None]], dict[str, Any]]
+Part = Callable[[Judges, Counts, Say], dict[str, Any]]
 
 PARTS: dict[str, Part] = {
     "people": people,
-    "person": partial(_one_subject_and_curve, word="person"),
-    "pet": partial(_one_subject_and_curve, word="pet"),
+    "person": partial(one_subject, word="person"),
+    "pet": partial(one_subject, word="pet"),
     "pair": pairs,
+    "references_person": partial(references, word="person"),
+    "references_pet": partial(references, word="pet"),
+    "steady": steady,
     "attention": attention_to_word,
     "pose_and_style": pose_and_style,
 }
 """What is measured, the longest first; no part needs another."""
 
 
-def _measured(
-    part: Part, folder: Path, counts: Counts, say: Callable[[str], None], threads: int
-) -> dict[str, Any]:
+def _measured(part: Part, folder: Path, counts: Counts, say: Say, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     return part(Judges.load(folder), counts, say)
 
@@ -183,7 +183,7 @@ def _measured(
 def measure(
     parts: dict[str, Part],
     counts: Counts,
-    say: Callable[[str], None],
+    say: Say,
     *,
     folder: Path = SMALL_WORLD,
     workers: int = 1,
@@ -205,20 +205,31 @@ def measure(
         return {name: future.result() for name, future in asked.items()}
 
 
+def count_run(path: Path) -> int:
+    """Counts a run on the sealed set, before it shows anything, in the document that is there; → its number."""
+    document = json.loads(path.read_text()) if path.exists() else {}
+    number = int(document.get("runs", 0)) + 1
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**document, "runs": number}, indent=1) + "\n")
+    return number
+
+
 def run(
     counts: Counts,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     *,
     folder: Path = SMALL_WORLD,
     workers: int = 1,
+    parts: dict[str, Part] | None = None,
 ) -> dict[str, Any]:
-    """All figures, as a document for `acceptance.json`. folder, workers: as in `measure`."""
+    """All figures, as a document for `acceptance.json`. folder, workers: as in `measure`. parts: `PARTS`."""
     started = time.monotonic()
-    parts = measure(PARTS, counts, say, folder=folder, workers=workers)
+    found = measure(PARTS if parts is None else parts, counts, say, folder=folder, workers=workers)
+    alone = {word: found.pop(word) for word in SUBJECTS if word in found}
     return {
-        **{word: parts[word]["figures"] for word in SUBJECTS},
-        **{name: figures for name, figures in parts.items() if name not in SUBJECTS},
-        "curve": {word: parts[word]["curve"] for word in SUBJECTS},
+        **{word: part["figures"] for word, part in alone.items()},
+        **found,
+        "curve": {word: part["curve"] for word, part in alone.items()},
         "run": {
             "counts": asdict(counts),
             "sampling": asdict(Sampling()),

@@ -28,13 +28,14 @@ from ...training.objective import denoising_losses
 from ...training.schedule import Schedule
 from ..drawing.picture import render
 from ..models.model import new_scheduler
+from ..models.pixels import encode_pictures
 from ..models.world import PARTS, Attached, Sampling, World
 from ..train.data import by_cell, draw_pictures, loss_weight_of
 from ..train.denoising import TextStates, normalised, predictor
-from ..train.encoders import encode_data, train_encoder
+from ..train.encoders import encode_data, new_encoder, train_encoder
 from . import records
 from .cases import Case, draw_cases, true_drawings
-from .judges import Counts, Judges, attach, score_identity, score_prompt
+from .judges import RECOGNISER, Counts, Judges, attach, score_identity, score_prompt
 
 RESULTS = SMALL_WORLD / "alternatives.json"
 """Where the committed comparison is."""
@@ -65,7 +66,7 @@ def compare(
     """
     started, counts = time.monotonic(), counts or Counts(subjects=SUBJECTS, candidates=SUBJECTS)
     drawn = draw_pictures(word, pictures, 9, workers=workers, cache=runs / "data")
-    data = encode_data(judges.world, drawn, word)
+    data = encode_data(judges.world, [drawn])
     cases = draw_cases((word,), counts.subjects, seed=5000)
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     result: dict[str, Any] = {}
@@ -73,7 +74,8 @@ def compare(
     for name in ALTERNATIVES:
         pooled = name == "global"
         run = runs / f"{word}-{name}"
-        encoder = train_encoder(run, judges.world, data, Schedule(steps), global_value=pooled)
+        start = new_encoder(judges.world, word)
+        encoder = train_encoder(run, judges.world, data, Schedule(steps), start=start, global_value=pooled)
         encoder.requires_grad_(False)
         mine = replace(judges, encoders={word: encoder})
         attached = attach(mine, cases, word)
@@ -87,7 +89,10 @@ def compare(
             "error": round(float(errors[name].mean()), 5),
             "losses": losses(run),
         }
-        identity, prompt = result[name]["identity"]["top1"]["rate"], result[name]["prompt"]["all"]["rate"]
+        identity, prompt = (
+            result[name]["identity"][RECOGNISER]["top1"]["rate"],
+            result[name]["prompt"]["all"]["rate"],
+        )
         say(f"{word:6} {name:8} identity {identity:.2f}  prompt {prompt:.3f}")
     result["error_saved"] = paired(errors["global"] - errors["nested"])
     result["run"] = {
@@ -107,8 +112,8 @@ def prediction_errors(
     Noise depends on `seed` and the case's place alone, so that encoders are compared in pairs.
     """
     pictures = [render(case.picture) for case in cases]
-    loss_weight = normalised(np.stack([by_cell(loss_weight_of(drawn.part)) for drawn in pictures]))
-    latents, scheduler = world.encode(true_drawings(cases)), new_scheduler()
+    (loss_weight,) = normalised([np.stack([by_cell(loss_weight_of(drawn.part)) for drawn in pictures])])
+    latents, scheduler = encode_pictures(true_drawings(cases)), new_scheduler()
     noise = torch.randn(len(TIMESTEPS), *latents.shape, generator=torch.Generator().manual_seed(seed))
     errors = torch.zeros(len(cases))
     slot = SubjectSlot.install(world.unet)

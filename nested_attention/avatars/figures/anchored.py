@@ -238,11 +238,11 @@ def _both_people(
 
 def _draw(judges: Judges, cases: list[Case], attached: Sequence[Attached]) -> np.ndarray:
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-    return judges.world.generate(prompts, seeds, attached, SAMPLING)
+    return judges.world.generate(prompts, seeds, attached, SAMPLING, latent_width=cases[0].latent_width)
 
 
 def _masks(cases: list[Case], who: str | int) -> np.ndarray:
-    """Where the figure of a word, or with a number, truly is: (n, 32, 32) bool"""
+    """Where the figure of a word, or with a number, truly is: (n, 32, W) bool"""
     numbers = [who if isinstance(who, int) else c.picture.figures.index(c.figure(who)) for c in cases]
     return np.stack([render(c.picture).subject == n + 1 for c, n in zip(cases, numbers, strict=True)])
 
@@ -252,7 +252,7 @@ def _anyone(cases: list[Case]) -> np.ndarray:
 
 
 def _change(rgb: np.ndarray, base: np.ndarray, where: np.ndarray) -> float:
-    """The mean difference of pixels, of 255. rgb, base (n, 32, 32, 3) uint8, where (n, 32, 32) bool"""
+    """The mean difference of pixels, of 255. rgb, base (n, 32, W, 3) uint8, where (n, 32, W) bool"""
     return round(float(np.abs(rgb.astype(float) - base).mean(-1)[where].mean()), 2)
 
 

@@ -1,4 +1,8 @@
-"""What is evaluated: held-out subjects in combinations of prompt attributes that no training picture had."""
+"""What is evaluated: held-out subjects in combinations of prompt attributes that no training picture had.
+
+There are two sets. Every choice is made on the development set. The sealed one has other subjects and other
+pictures; `acceptance` alone draws it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..drawing.identity import KINDS, Identity, sample
-from ..drawing.picture import Figure, Picture, crop, render
-from ..drawing.pose import window
+from ..drawing.identity import KINDS, Half, Identity, sample
+from ..drawing.picture import Figure, Picture, render
 from ..drawing.prompts import caption, prompt, sample_picture
 from ..drawing.references import sample_crop
+from ..drawing.shown import Shown
+from ..models.model import LATENT, LATENT_WIDE
+
+_STREAM: dict[Half, int] = {"development": 0, "sealed": 1}
+"""What a set's pictures, prompts and noise are drawn with, beside the seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,24 +28,37 @@ class Case:
     picture: Picture
     prompt: str
     described: str
-    references: tuple[np.ndarray, ...]  # (20, 20, 3) uint8 a subject, from a picture of its own
+    references: tuple[np.ndarray, ...]  # (28, 28, 3) uint8 a subject, from a picture of its own
     seed: int
 
+    def number(self, word: str) -> int:
+        """Which of the figures the subject is that `word` names: the first of its kind."""
+        kinds = [isinstance(figure.identity, KINDS[word]) for figure in self.picture.figures]
+        return kinds.index(True)
+
     def figure(self, word: str) -> Figure:
-        """The figure of the subject that `word` names."""
-        return next(f for f in self.picture.figures if isinstance(f.identity, KINDS[word]))
+        return self.picture.figures[self.number(word)]
 
     def reference(self, word: str) -> np.ndarray:
-        return self.references[self.picture.figures.index(self.figure(word))]
+        return self.references[self.number(word)]
+
+    def shown(self, word: str) -> Shown:
+        """How the subject of a word is shown, as the prompt says."""
+        return Shown.of(self.picture, self.number(word))
+
+    @property
+    def latent_width(self) -> int:
+        """Latent cells across the picture: two figures stand in a wide one."""
+        return LATENT if len(self.picture.figures) == 1 else LATENT_WIDE
 
 
-def draw_cases(words: tuple[str, ...], number: int, seed: int) -> list[Case]:
-    """`number` cases with one held-out subject a word, all of them different."""
-    rng = np.random.default_rng(seed)
+def draw_cases(words: tuple[str, ...], number: int, seed: int, half: Half = "development") -> list[Case]:
+    """`number` cases with one subject a word, all of them different, of one half of the held-out ones."""
+    rng = np.random.default_rng([seed, _STREAM[half]])
     seen: set[Identity] = set()
     cases: list[Case] = []
     while len(cases) < number:
-        identities = tuple(sample(KINDS[word], rng, "heldout") for word in words)  # type: ignore[type-var]
+        identities = tuple(sample(KINDS[word], rng, half) for word in words)  # type: ignore[type-var]
         if len(set(identities) - seen) < len(identities):
             continue
         seen.update(identities)
@@ -55,12 +76,20 @@ def draw_cases(words: tuple[str, ...], number: int, seed: int) -> list[Case]:
     return cases
 
 
-def windows(pictures_rgb: np.ndarray, cases: list[Case], word: str) -> np.ndarray:
-    """The place of one subject in each picture. (n, 32, 32, 3) → (n, 20, 20, 3)"""
-    corners = [window(case.figure(word).placement) for case in cases]
-    return np.stack([crop(rgb, corner) for rgb, corner in zip(pictures_rgb, corners, strict=True)])
-
-
 def true_drawings(cases: list[Case]) -> np.ndarray:
-    """What a perfect model would draw. (n, 32, 32, 3) uint8"""
+    """What a perfect model would draw. (n, 32, W, 3) uint8"""
     return np.stack([render(case.picture).rgb for case in cases])
+
+
+def background(cases: list[Case], margin: int = 2) -> np.ndarray:
+    """Where no figure of the true drawing is, nor `margin` art pixels around. (n, 32, W) bool"""
+    figures = np.stack([render(case.picture).subject > 0 for case in cases])
+    side = 2 * margin + 1
+    around = np.pad(figures, ((0, 0), (margin, margin), (margin, margin)))
+    near = np.lib.stride_tricks.sliding_window_view(around, (side, side), (1, 2)).max((-1, -2))
+    return np.logical_not(near)
+
+
+def change(rgb: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
+    """The mean difference of pixels, of 255. rgb, other (n, 32, W, 3) uint8, where (n, 32, W) bool"""
+    return round(float(np.abs(rgb.astype(float) - other).mean(-1)[where].mean()), 2)

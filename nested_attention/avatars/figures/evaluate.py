@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -29,12 +28,11 @@ from ..drawing.picture import ENLARGE, Picture, crop, enlarge, render
 from ..drawing.pose import window
 from ..drawing.prompts import prompt, sample_picture
 from ..drawing.references import held_out, sample_crop
-from ..models.scorers import IdentityScorer as Judge
 from ..models.scorers import PromptScorer as PromptJudge
-from ..models.scorers import load_identity_scorer, load_prompt_scorer
+from ..models.scorers import Recogniser, load_prompt_scorer, load_recogniser, prompt_labels
 from ..models.world import Sampling, World, load_world
 
-PROMPT = Measure("prompt", "prompt followed", "share of scene, style, clothes, accessory and place")
+PROMPT = Measure("prompt", "prompt followed", "share of scene, style, clothes, accessory, place and mood")
 VISION = Measure("clip_i", "CLIP-I, to the references", "DreamBooth: mean cosine with the references")
 
 
@@ -120,25 +118,20 @@ def encoder_file(settings: SmallWorldSettings) -> Path:
 
 @dataclass
 class WorldRecogniser:
-    """The small world's judge of identity, which was trained apart from everything that draws.
+    """The small world's recogniser, which was trained apart from everything that draws."""
 
-    A descriptor holds the square root of each attribute's probabilities, so that a cosine is the mean overlap
-    of what two pictures show (Bhattacharyya's coefficient).
-    """
-
-    judge: Judge
+    judge: Recogniser
     corners: dict[Path, tuple[int, int]]
     key: str = "world"
-    title: str = "the small world's judge"
+    title: str = "the small world's recogniser"
     independent: bool = True
     decides: bool = False
-    state: str = "world 1"
+    state: str = "world 2"
 
     def __call__(self, path: Path) -> Tensor:
         art = art_pixels(path)
         seen = crop(art, self.corners[path]) if path in self.corners else art
-        answers = self.judge.log_probabilities(seen[None])
-        return torch.cat([(logs / 2).exp() for logs in answers.values()], dim=-1)
+        return self.judge.embed(seen[None])
 
     def same(self, references: Tensor, face: Tensor) -> bool:
         return False
@@ -153,12 +146,13 @@ class WorldPromptScorer:
     key: str = "prompt"
     title: str = "the small world's judge of prompts"
     independent: bool = True
-    state: str = "world 1"
+    state: str = "world 2"
     measures: tuple[Measure, ...] = (PROMPT,)
 
     def __call__(self, sample: Sample) -> Scores:
-        right = self.judge.correct(art_pixels(sample.picture)[None], [self.asked[sample.picture]])
-        return {"prompt": sum(float(ok) for ok in right.values()) / len(right)}
+        asked = self.asked[sample.picture]
+        answers, wanted = self.judge.answers(art_pixels(sample.picture)[None], [asked]), prompt_labels(asked)
+        return {"prompt": sum(int(answers[name]) == wanted[name] for name in wanted) / len(wanted)}
 
 
 @dataclass
@@ -170,7 +164,7 @@ class WorldVisionScorer:
     key: str = "vision"
     title: str = "the small world's vision model"
     independent: bool = False
-    state: str = "world 1"
+    state: str = "world 2"
     measures: tuple[Measure, ...] = (VISION,)
 
     def __call__(self, sample: Sample) -> Scores:
@@ -190,9 +184,7 @@ def world_task(settings: SmallWorldSettings, output: Output) -> Task:
     world, planned = load_world(), plan_world(settings, output.folder)
     samples = [drawing.sample for drawing in planned.drawings]
     scorers: list[Scorer] = [
-        IdentityScorer(
-            WorldRecogniser(load_identity_scorer(settings.word), planned.corners), everybody(samples)
-        ),
+        IdentityScorer(WorldRecogniser(load_recogniser(settings.word), planned.corners), everybody(samples)),
         WorldPromptScorer(load_prompt_scorer(), planned.asked),
         WorldVisionScorer(world, planned.corners),
     ]

@@ -1,39 +1,64 @@
 """The judges of the small world's figures, and how they score pictures.
 
-Every picture counts: a failed one is a miss.
+Every picture counts: a failed one is a miss. Who is shown is judged twice, by a recogniser that has learned
+it from drawings, and by the nearest drawing, which nothing has been learned for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...attention import BoundSubject
 from ...checkpoint import load_subject_encoder
 from ...encoder import SubjectEncoder
-from ...evaluation.statistics import rate, top1
+from ...evaluation.statistics import as_text, rate, top1
 from ...paths import SMALL_WORLD
-from ..models.scorers import IdentityScorer, PromptScorer, load_identity_scorer, load_prompt_scorer
-from ..models.world import Attached, World, load_world
-from .cases import Case, windows
-from .likeness import likeness
+from ..drawing.identity import Half
+from ..models.nearest import NearestDrawing
+from ..models.scorers import (
+    PROMPT_ATTRIBUTES,
+    IdentityScorer,
+    PromptScorer,
+    Recogniser,
+    load_prompt_scorer,
+    load_recogniser,
+    prompt_labels,
+)
+from ..models.world import Attached, Sampling, World, load_world
+from .cases import Case
+from .likeness import Subject, among_twins, identity_of, rates_and_hits
 
 SUBJECTS = ("person", "pet")
+
+RECOGNISER, NEAREST = "recogniser", "nearest drawing"
+SCORERS = (RECOGNISER, NEAREST)
+"""Who judges identity."""
+
+AS_SHIPPED = Sampling()
+
+OF_PICTURE = ("scene", "style")
+"""What a prompt decides once a picture; the rest is decided for each figure."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cases a run draws. `candidates` is the number of identities in a retrieval."""
+    """How many cases a run draws, and of which half of the held-out subjects. `candidates` is the number of
+    identities in a retrieval."""
 
     subjects: int = 100
     pairs: int = 100
     candidates: int = 100
     twins: int = 20
     pose_and_style: int = 64
+    steady: int = 16
+    half: Half = "development"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +67,9 @@ class Judges:
 
     world: World
     encoders: dict[str, SubjectEncoder]
-    identity: dict[str, IdentityScorer]
+    recognisers: dict[str, Recogniser]
     prompt: PromptScorer
+    nearest: NearestDrawing = field(default_factory=NearestDrawing)
 
     @classmethod
     def load(cls, folder: Path = SMALL_WORLD) -> Judges:
@@ -53,9 +79,13 @@ class Judges:
             encoders={
                 word: load_subject_encoder(folder / f"{word}_encoder.safetensors") for word in SUBJECTS
             },
-            identity={word: load_identity_scorer(word, folder) for word in SUBJECTS},
+            recognisers={word: load_recogniser(word, folder) for word in SUBJECTS},
             prompt=load_prompt_scorer(folder),
         )
+
+    def of(self, word: str) -> dict[str, IdentityScorer]:
+        """The judges of people or pets, by name."""
+        return {RECOGNISER: self.recognisers[word], NEAREST: self.nearest}
 
 
 def attach(judges: Judges, cases: list[Case], word: str, attention_scale: float | None = None) -> Attached:
@@ -65,31 +95,77 @@ def attach(judges: Judges, cases: list[Case], word: str, attention_scale: float 
     return judges.world.attach(judges.encoders[word], crops, word, scale)
 
 
-def score_identity(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
-) -> dict[str, Any]:
-    """Retrieval among all cases' identities, among near-twins, and each attribute on its own."""
-    identities = [case.figure(word).identity for case in cases]
-    return {
-        "top1": rate(identity_hits(judges, rgb, cases, word, counts)),
-        **likeness(judges.identity[word], windows(rgb, cases, word), identities, counts.twins),
-    }
+def generate(
+    judges: Judges,
+    cases: list[Case],
+    attached: Sequence[Attached] = (),
+    sampling: Sampling = AS_SHIPPED,
+    *,
+    described: bool = False,
+) -> np.ndarray:
+    """The cases' pictures, from their own noise. (n, 32, W, 3) uint8"""
+    prompts = [case.described if described else case.prompt for case in cases]
+    seeds = [case.seed for case in cases]
+    return judges.world.generate(prompts, seeds, attached, sampling, latent_width=cases[0].latent_width)
+
+
+def subjects_of(cases: list[Case], word: str) -> list[Subject]:
+    return [(case.picture, case.number(word)) for case in cases]
 
 
 def identity_hits(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts
-) -> torch.Tensor:
+    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts, scorer: str = RECOGNISER
+) -> Tensor:
     """Top-1 retrieval of each case's subject among the first `candidates` identities and itself. (n,) bool"""
-    scorer = judges.identity[word]
-    identities = [case.figure(word).identity for case in cases]
-    similarity = scorer.similarity(windows(rgb, cases, word), identities)
     if len(cases) > counts.candidates:
         raise ValueError(f"{len(cases)} cases for a retrieval among {counts.candidates}: draw as many")
+    identities = [identity_of(subject) for subject in subjects_of(cases, word)]
+    shown = [case.shown(word) for case in cases]
+    similarity = judges.of(word)[scorer].similarity(rgb, shown, identities)
     return top1(similarity, torch.arange(len(cases)))
 
 
+def score_identity(
+    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts, *, marks: bool = False
+) -> dict[str, Any]:
+    """By each scorer: retrieval among all cases' identities, among near-twins, and (marks) among those that
+    differ in marks alone."""
+    result, subjects = {}, subjects_of(cases, word)
+    for name, scorer in judges.of(word).items():
+        hits = {
+            "top1": identity_hits(judges, rgb, cases, word, counts, name),
+            "among_twins": among_twins(scorer, rgb, subjects, counts.twins),
+        }
+        if marks:
+            hits["marks"] = among_twins(scorer, rgb, subjects, counts.twins, marks=True)
+        result[name] = rates_and_hits(hits)
+    return result
+
+
 def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
-    """Share of the prompt's attributes that the picture shows, and each attribute on its own."""
-    correct = judges.prompt.correct(rgb, [case.picture for case in cases])
-    everything = torch.cat(list(correct.values()))
-    return {"all": rate(everything), "attributes": {name: rate(ok) for name, ok in correct.items()}}
+    """Share of the prompt's attributes that the pictures show, and each attribute on its own.
+
+    balanced: the mean over expressions of how often each is shown when it was asked for.
+    """
+    pictures = [case.picture for case in cases]
+    right: dict[str, list[Tensor]] = {name: [] for name in PROMPT_ATTRIBUTES}
+    wanted: list[Tensor] = []
+    for number in range(len(pictures[0].figures)):
+        answers = judges.prompt.answers(rgb, pictures, number)
+        labels = [prompt_labels(picture, number) for picture in pictures]
+        for name, answer in answers.items():
+            if number == 0 or name not in OF_PICTURE:
+                right[name].append(answer == torch.tensor([label[name] for label in labels]))
+        wanted.append(torch.tensor([label["expression"] for label in labels]))
+    correct = {name: torch.cat(each) for name, each in right.items()}
+    return {
+        "all": rate(torch.cat(list(correct.values()))),
+        "balanced": round(_balanced(correct["expression"], torch.cat(wanted)), 4),
+        "attributes": {name: rate(hits) for name, hits in correct.items()},
+        "hits": {name: as_text(hits) for name, hits in correct.items()},
+    }
+
+
+def _balanced(right: Tensor, wanted: Tensor) -> float:
+    """Mean over the values that were asked for. right (n,) bool, wanted (n,) int64"""
+    return float(torch.stack([right[wanted == value].float().mean() for value in wanted.unique()]).mean())

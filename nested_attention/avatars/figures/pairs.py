@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ...evaluation.statistics import rate, top1
-from ..drawing.identity import Identity
-from ..drawing.picture import crop
-from ..drawing.pose import window
+from ..drawing.shown import Shown
+from ..models.pixels import encode_pictures
+from ..models.scorers import IdentityScorer
 from ..models.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
-from .judges import Counts, Judges
-from .likeness import likeness
+from .judges import Counts, Judges, generate, score_prompt
+from .likeness import among_twins, identity_of, rates_and_hits
 
 WORD = "person"
 
@@ -53,31 +53,31 @@ def people(
     judges: Judges, counts: Counts, say: Callable[[str], None], sampling: Sampling | None = None
 ) -> dict[str, Any]:
     """The figures under each measure, beside those of the base model without and with a description of both
-    people, and of the true drawing.
-
-    first, second: the person that the prompt names first or second is recognised in its place, among all of
-    them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all
-    places). own: the right one of the two is the more likely (of all places); own_both: in both places of a
-    picture. among_twins, attributes: of all places.
-    """
-    cases = draw_cases((WORD, WORD), counts.pairs, seed=5000)
+    people, and of the true drawing: `score_slots` by each scorer, and `score_prompt`."""
+    cases = draw_cases((WORD, WORD), counts.pairs, seed=5000, half=counts.half)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders[WORD], crop, WORD) for crop in crops]
-    world, prompts = judges.world, [case.prompt for case in cases]
-    seeds, sampling = [case.seed for case in cases], sampling or Sampling()
-    result = {}
-    for name, measure in MEASURES.items():
-        rgb = world.generate(prompts, seeds, place(subjects, cases, measure), sampling)
-        result[name] = score_slots(judges, rgb, cases, counts.twins)
-    result["floor"] = score_slots(judges, world.generate(prompts, seeds, [], sampling), cases, counts.twins)
-    described = [case.described for case in cases]
-    rgb = world.generate(described, seeds, [], sampling)
-    result["described"] = score_slots(judges, rgb, cases, counts.twins)
-    rgb = world.decode(world.encode(true_drawings(cases)))
-    result["ceiling"] = score_slots(judges, rgb, cases, counts.twins)
-    for name, figures in result.items():
-        shown = {key: value["rate"] for key, value in figures.items() if key != "attributes"}
-        say(f"people {name:30} " + "  ".join(f"{key} {value:.2f}" for key, value in shown.items()))
+    sampling = sampling or Sampling()
+    drawn: dict[str, Callable[[], np.ndarray]] = {
+        **{
+            name: lambda measure=measure: generate(  # type: ignore[misc]
+                judges, cases, place(subjects, cases, measure), sampling
+            )
+            for name, measure in MEASURES.items()
+        },
+        "floor": lambda: generate(judges, cases, [], sampling),
+        "described": lambda: generate(judges, cases, [], sampling, described=True),
+        "ceiling": lambda: judges.world.decode(encode_pictures(true_drawings(cases))),
+    }
+    result: dict[str, Any] = {}
+    for name, draw in drawn.items():
+        rgb = draw()
+        identity = {
+            scorer: score_slots(judges, rgb, cases, counts.twins, scorer) for scorer in judges.of(WORD)
+        }
+        result[name] = {"identity": identity, "prompt": score_prompt(judges, rgb, cases)}
+        told = "  ".join(f"{scorer}: both {each['both']['rate']:.2f}" for scorer, each in identity.items())
+        say(f"people {name:30} {told}")
     return result
 
 
@@ -106,31 +106,36 @@ def halves(cases: list[Case], slot: int) -> Tensor:
     return torch.stack([left if side == "left" else 1 - left for side in sides])
 
 
-def score_slots(judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int) -> dict[str, Any]:
-    """rgb (n, 32, 32, 3) uint8 → rates."""
-    scorer = judges.identity[WORD]
+def score_slots(
+    judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int, scorer: str = "recogniser"
+) -> dict[str, Any]:
+    """Pictures of two people (n, 32, 48, 3) uint8 → rates, and hits case by case.
+
+    first, second: the person that the prompt names first or second is recognised in its place, among all of
+    them and the other of the pair. both: both are. swapped: the other one is recognised there instead (of all
+    places). own: the right one of the two is the more likely (of all places); own_both: in both places of a
+    picture. among_twins: of all places, those of the first person first.
+    """
+    judge: IdentityScorer = judges.of(WORD)[scorer]
     rows = torch.arange(len(cases))
-    right, swapped, own = [], [], []
-    places: list[np.ndarray] = []
-    standing: list[Identity] = []
+    right, swapped, own, near = [], [], [], []
     for slot in range(2):
-        figures = [case.picture.figures[slot] for case in cases]
-        seen = np.stack([crop(x, window(f.placement)) for x, f in zip(rgb, figures, strict=True)])
-        everyone = scorer.similarity(seen, [figure.identity for figure in figures])  # (n, n), own: diagonal
-        places.append(seen)
-        standing.extend(figure.identity for figure in figures)
-        others = [case.picture.figures[1 - slot].identity for case in cases]
-        other = scorer.similarity(seen, others)[rows, rows]
-        among = torch.cat([everyone, other[:, None]], dim=1)
+        subjects = [(case.picture, slot) for case in cases]
+        shown = [Shown.of(*subject) for subject in subjects]
+        others = [identity_of((case.picture, 1 - slot)) for case in cases]
+        everyone = [identity_of(subject) for subject in subjects]
+        similarity = judge.similarity(rgb, shown, [*everyone, *others])  # (n, 2n)
+        mine, other = similarity[rows, rows], similarity[rows, rows + len(cases)]
+        among = torch.cat([similarity[:, : len(cases)], other[:, None]], dim=1)
         right.append(top1(among, rows))
         swapped.append(top1(among, torch.full_like(rows, len(cases))))
-        own.append(everyone[rows, rows] > other)
-    return {
-        "first": rate(right[0]),
-        "second": rate(right[1]),
-        "both": rate(right[0] & right[1]),
-        "swapped": rate(torch.cat(swapped)),
-        "own": rate(torch.cat(own)),
-        "own_both": rate(own[0] & own[1]),
-        **likeness(scorer, np.concatenate(places), standing, twins),
+        own.append(mine > other)
+        near.append(among_twins(judge, rgb, subjects, twins))
+    hits = {
+        "first": right[0],
+        "second": right[1],
+        "both": right[0] & right[1],
+        "own_both": own[0] & own[1],
+        "among_twins": torch.cat(near),
     }
+    return {**rates_and_hits(hits), "swapped": rate(torch.cat(swapped)), "own": rate(torch.cat(own))}

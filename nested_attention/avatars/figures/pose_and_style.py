@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
 
-from ..drawing.canvas import Part
-from ..drawing.identity import Person
+from ...evaluation.statistics import Rate, rate, top1
+from ..drawing.identity import Half, Person
 from ..drawing.ink import ink
 from ..drawing.picture import Figure, Picture, crop, crop_window, render
 from ..drawing.pose_map import pose_map
 from ..drawing.prompts import prompt, sample_identities, without_place
 from ..drawing.references import sample_crop
+from ..drawing.shown import Shown
 from ..models.control import Control, load_control
 from ..models.lora import lora_applied
-from ..models.scorers import IdentityScorer
+from ..models.nearest import NearestDrawing
 from ..models.world import Sampling
 from ..train.pose_data import COLUMNS, TOPS, sample_posed
-from .judges import Judges
+from .judges import Counts, Judges
 
 WORD = Person.WORD
 AS_SHIPPED = Sampling()
+PLACES = tuple(product(COLUMNS, TOPS))
+"""Where a figure is looked for that no word has placed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class PoseScore:
     columns: float  # mean distance in art pixels, across
     rows: float  # and down
     there: float  # share within one latent cell, 2 art pixels, both ways
-    attributes: float  # share of the identity's attributes that are recognised
+    identity: Rate  # recognised among all of them, where they are found
 
 
 @dataclass(frozen=True)
@@ -45,26 +49,26 @@ class StyleScore:
     """How far pictures are from drawings in ink, and how well their people are recognised."""
 
     distance: float  # Fréchet distance of patches of 4 × 4 art pixels, colours in [0, 1]
-    attributes: float
+    identity: Rate
 
 
-def posed_pictures(number: int, seed: int) -> list[Picture]:
+def posed_pictures(number: int, seed: int, half: Half = "development") -> list[Picture]:
     """Pictures of one held-out person each, in any pose that a control picture can show."""
     rng = np.random.default_rng(seed)
-    return [_posed(rng) for _ in range(number)]
+    return [_posed(rng, half) for _ in range(number)]
 
 
-def _posed(rng: np.random.Generator) -> Picture:
+def _posed(rng: np.random.Generator, half: Half) -> Picture:
     picture = sample_posed(rng, WORD)
-    (identity,) = sample_identities(rng, WORD, "heldout")
+    (identity,) = sample_identities(rng, WORD, half)
     return replace(picture, figures=(replace(picture.figures[0], identity=identity),))
 
 
 def measure_pose(
-    judges: Judges, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, PoseScore]:
     """With and without the shipped ControlNet, by `"with"` and `"without"`."""
-    pictures = posed_pictures(number, seed)
+    pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
     maps = np.stack([pose_map([picture.figures[0].pose]) for picture in pictures])
     control = Control(load_control(), maps)
     return {
@@ -74,30 +78,25 @@ def measure_pose(
 
 
 def measure_style(
-    judges: Judges, number: int, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling = AS_SHIPPED
 ) -> dict[str, StyleScore]:
     """With and without the shipped LoRA, by `"with"` and `"without"`."""
-    pictures = posed_pictures(number, seed)
+    pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
     true = [ink(render(replace(picture, style="photo"))) for picture in posed_pictures(500, seed + 1)]
     scores = {}
     for name, style in (("without", nullcontext()), ("with", lora_applied(judges.world.unet))):
         with style:
             drawn = _drawn(judges, pictures, seed, sampling, None, placed=True)
         distance = patch_distance(drawn, np.stack(true))
-        scores[name] = StyleScore(distance, _attributes(judges.identity[WORD], drawn, pictures))
+        scores[name] = StyleScore(distance, _recognised(judges, drawn, pictures, _found(drawn, pictures)))
     return scores
 
 
 def find_pose(rgb: np.ndarray, figure: Figure) -> tuple[int, int]:
     """Column and row (as `Pose` has them) where a known figure stands: where its drawn head fits best."""
-
-    def misfit(place: tuple[int, int]) -> float:
-        pose = replace(figure.pose, x=place[0], y=place[1])
-        drawn = render(Picture((replace(figure, pose=pose),), "room", "cartoon"))
-        head = (drawn.subject > 0) & (drawn.part != Part.BODY)
-        return float(np.abs(rgb[head].astype(np.float32) - drawn.rgb[head]).mean())
-
-    return min(((x, y) for x in COLUMNS for y in TOPS), key=misfit)
+    shown = Shown(figure.placement, "cartoon", figure.clothes, figure.accessory)
+    (pose,) = NearestDrawing().poses(rgb[None], [shown], [figure.identity], PLACES)
+    return pose.x, pose.y
 
 
 def patch_distance(one: np.ndarray, other: np.ndarray, size: int = 4) -> float:
@@ -137,24 +136,26 @@ def _drawn(
     )
 
 
+def _found(drawn: np.ndarray, pictures: list[Picture]) -> np.ndarray:
+    """Where each picture's figure stands. (n, 2)"""
+    pairs = zip(drawn, pictures, strict=True)
+    return np.asarray([find_pose(rgb, picture.figures[0]) for rgb, picture in pairs])
+
+
 def _pose_score(judges: Judges, drawn: np.ndarray, pictures: list[Picture]) -> PoseScore:
-    figures = [picture.figures[0] for picture in pictures]
-    found = np.asarray([find_pose(rgb, figure) for rgb, figure in zip(drawn, figures, strict=True)])
-    off = np.abs(found - np.asarray([(figure.pose.x, figure.pose.y) for figure in figures]))
+    poses, found = [picture.figures[0].pose for picture in pictures], _found(drawn, pictures)
+    off = np.abs(found - np.asarray([(pose.x, pose.y) for pose in poses]))
     columns, rows = off.mean(0).tolist()
     there = float((off <= 2).all(1).mean())
-    return PoseScore(columns, rows, there, _attributes(judges.identity[WORD], drawn, pictures, found))
+    return PoseScore(columns, rows, there, _recognised(judges, drawn, pictures, found))
 
 
-def _attributes(
-    scorer: IdentityScorer, drawn: np.ndarray, pictures: list[Picture], found: np.ndarray | None = None
-) -> float:
-    """Share of attributes recognised where each figure is found (by default, where it is looked for)."""
+def _recognised(judges: Judges, drawn: np.ndarray, pictures: list[Picture], found: np.ndarray) -> Rate:
+    """How many people the recogniser knows among all of them, where each figure is found. found (n, 2)"""
     figures = [picture.figures[0] for picture in pictures]
-    places = found if found is not None else [find_pose(r, f) for r, f in zip(drawn, figures, strict=True)]
     windows = [
         crop(rgb, crop_window(replace(figure.pose, x=int(x), y=int(y))))
-        for rgb, figure, (x, y) in zip(drawn, figures, places, strict=True)
+        for rgb, figure, (x, y) in zip(drawn, figures, found, strict=True)
     ]
-    correct = scorer.correct(np.stack(windows), [figure.identity for figure in figures])
-    return float(torch.stack(list(correct.values())).float().mean())
+    likeness = judges.recognisers[WORD].likeness(np.stack(windows), [figure.identity for figure in figures])
+    return rate(top1(likeness, torch.arange(len(figures))))

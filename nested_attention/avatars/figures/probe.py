@@ -1,7 +1,8 @@
-"""What an encoder's tokens hold: attributes read by linear probes, beside what the vision encoder offers.
+"""What an encoder's tokens hold: traits read by linear probes, beside what the vision encoder offers.
 
-An encoder can only hand over what its tokens hold, whatever is drawn from them. Where a probe reads an
-attribute from the image features and not from the tokens, the encoder's training left it out.
+An encoder can only hand over what its tokens hold, whatever is drawn from them. Where a probe reads a trait
+from the image features and not from the tokens, the encoder's training left it out. Nothing else learns from
+the levels of traits, and no probe takes part in a training.
 """
 
 from __future__ import annotations
@@ -10,28 +11,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as functional
+from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder
 from ...evaluation.statistics import Rate, rate
-from ..drawing.identity import KINDS, attributes, sample, values_of
+from ..drawing.identity import KINDS, Person, Pet, levels, sample
 from ..drawing.references import sample_crop
 from ..models.world import World
-from ..train.attribute_heads import AttributeHeads
 from ..train.encoders import image_features
+
+LEVELS = 64
+"""Levels of the traits that are asked for; more are those of seeds, which no line of features can follow."""
+
+
+def traits(kind: type[Person] | type[Pet]) -> dict[str, int]:
+    """The traits that are asked for, and their levels."""
+    return {name: number for name, number in levels(kind).items() if number <= LEVELS and name != "places"}
 
 
 def probe(
     world: World, encoder: SubjectEncoder, *, trained: int = 8_000, held: int = 2_000, seed: int = 7000
 ) -> dict[str, dict[str, Rate]]:
-    """Rates at which each attribute is read from the mean image token and from the mean subject token.
+    """Rates at which each trait is read from the mean image token and from the mean subject token.
 
     The probes learn from crops of `trained` people or pets of the training split, and are asked about `held`
-    crops of the held-out split.
+    crops of held-out ones.
     """
     word = encoder.config.word
     offered, labels = _crops(world, word, trained, seed, "train")
-    asked, answers = _crops(world, word, held, seed + 1, "heldout")
+    asked, answers = _crops(world, word, held, seed + 1, "development")
     with torch.no_grad():
         read = {
             "image features": (offered[:, 1:].mean(1), asked[:, 1:].mean(1)),
@@ -46,28 +55,31 @@ def _mean_tokens(encoder: SubjectEncoder, features: Tensor) -> Tensor:
 
 
 def _crops(world: World, word: str, number: int, seed: int, split: Any) -> tuple[Tensor, Tensor]:
-    """Image features of crops, one a subject, and the attributes of the subjects."""
+    """Image features of crops, one a subject, and the levels of the subjects' traits."""
     rng = np.random.default_rng(seed)
     identities = [sample(KINDS[word], rng, split) for _ in range(number)]  # type: ignore[type-var]
     crops = np.stack([sample_crop(rng, identity) for identity in identities])
-    return image_features(world, crops), torch.tensor([values_of(identity) for identity in identities])
+    values = [[getattr(identity, name) for name in traits(KINDS[word])] for identity in identities]
+    return image_features(world, crops), torch.tensor(values)
 
 
 def _accuracy(
     seen: Tensor, asked: Tensor, labels: Tensor, answers: Tensor, word: str, epochs: int = 15
 ) -> dict[str, Rate]:
-    """seen (n, width), asked (m, width); labels (n, attributes), answers (m, attributes)"""
+    """seen (n, width), asked (m, width); labels (n, traits), answers (m, traits)"""
     torch.manual_seed(0)
     mean, deviation = seen.float().mean(0), seen.float().std(0) + 1e-5
     seen, asked = ((x.float() - mean) / deviation for x in (seen, asked))
-    sizes = attributes(KINDS[word])
-    heads = AttributeHeads(seen.shape[1], sizes.values())
+    sizes = traits(KINDS[word])
+    heads = nn.Linear(seen.shape[1], sum(sizes.values()))
     optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
     for _ in range(epochs):
         for rows in torch.randperm(len(seen)).split(250):
             optimizer.zero_grad()
-            heads.loss(seen[rows, None], labels[rows]).backward()
+            each = heads(seen[rows]).split(list(sizes.values()), dim=1)
+            losses = [functional.cross_entropy(said, labels[rows, i]) for i, said in enumerate(each)]
+            torch.stack(losses).sum().backward()
             optimizer.step()
     with torch.no_grad():
-        said = heads(asked[:, None])
-    return {name: rate(said[i].argmax(1) == answers[:, i]) for i, name in enumerate(sizes)}
+        found = heads(asked).split(list(sizes.values()), dim=1)
+    return {name: rate(found[i].argmax(1) == answers[:, i]) for i, name in enumerate(sizes)}

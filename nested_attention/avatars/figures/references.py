@@ -1,68 +1,82 @@
-"""How the identity figures depend on the reference: any picture, a calm close-up, or several pictures.
+"""What the reference decides: any picture, a calm close-up, and several that each hide a part (Figure 13).
 
 The other figures' reference is a crop of any picture of the subject, in which a crown may cover its hair or
-its eyes may be closed. An encoder cannot pass on what its reference hides.
+its eyes may be closed. An encoder cannot pass on what its reference hides. Several references that each hide
+another part hide nothing together.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ...paths import SMALL_WORLD
-from ..drawing.references import reference_crop, sample_crop
-from ..models.world import Attached, Sampling
+from ...evaluation.statistics import discordant
+from ..drawing.identity import Identity
+from ..drawing.picture import Figure, Picture, crop, crop_window, render
+from ..drawing.pose import Pose
+from ..drawing.references import reference_crop
+from ..models.world import Attached
 from .cases import Case, draw_cases
-from .judges import Counts, Judges, score_identity, score_prompt
-from .records import circumstances
+from .judges import SCORERS, Counts, Judges, generate, identity_hits, score_identity, score_prompt
 
-RESULTS = SMALL_WORLD / "references.json"
-"""Where the committed figures are."""
+CLOSE_UP, TOGETHER = "a calm close-up", "the three together"
 
-CLOSE_UP = "a calm close-up"
-SEVERAL = {"two pictures": 2, "four pictures": 4}
+HIDING = {
+    "with a crown": ("crown", "calm", 0, "snow"),
+    "with closed eyes": ("none", "laughing", 0, "room"),
+    "turned away, in headphones": ("headphones", "calm", 1, "beach"),
+}
+"""References that each hide a part: accessory, expression, gaze, scene."""
 
 
-def measure(judges: Judges, counts: Counts, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """The subjects, prompts and seeds of `acceptance.one_subject` with other references, by word and kind."""
-    started = time.monotonic()
-    result: dict[str, Any] = {}
-    for word in judges.encoders:
-        cases = draw_cases((word,), counts.subjects, seed=1000 + len(word))
-        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        result[word] = {}
-        for name, attached in _attached(judges, cases, word).items():
-            rgb = judges.world.generate(prompts, seeds, [attached], Sampling())
-            result[word][name] = {
-                "identity": score_identity(judges, rgb, cases, word, counts),
-                "prompt": score_prompt(judges, rgb, cases),
-            }
-            found = result[word][name]
-            identity, prompt = found["identity"]["top1"]["rate"], found["prompt"]["all"]["rate"]
-            say(f"{word:6} {name:16} identity {identity:.2f}  prompt {prompt:.3f}")
-    result["run"] = circumstances(started)
+def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, word: str) -> dict[str, Any]:
+    """The subjects, prompts and seeds of `acceptance.one_subject` with other references.
+
+    against: for each that hides a part, in how many pictures the three together are recognised and it is not,
+    and the other way round, by each scorer.
+    """
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), half=counts.half)
+    result: dict[str, Any] = {"kinds": {}, "against": {}}
+    hits: dict[str, dict[str, Tensor]] = {}
+    for name, attached in _attached(judges, cases, word).items():
+        rgb = generate(judges, cases, [attached])
+        identity = score_identity(judges, rgb, cases, word, counts)
+        result["kinds"][name] = {"identity": identity, "prompt": score_prompt(judges, rgb, cases)}
+        hits[name] = {scorer: identity_hits(judges, rgb, cases, word, counts, scorer) for scorer in SCORERS}
+        told = "  ".join(f"{scorer} {identity[scorer]['top1']['rate']:.2f}" for scorer in SCORERS)
+        say(f"{word:6} {name:20} {told}")
+    for name in HIDING:
+        result["against"][name] = {
+            scorer: discordant(hits[TOGETHER][scorer], hits[name][scorer]) for scorer in SCORERS
+        }
     return result
 
 
+def hiding_crop(identity: Identity, name: str) -> np.ndarray:
+    """A reference of a subject that hides a part of it. (28, 28, 3) uint8"""
+    accessory, expression, gaze, scene = HIDING[name]
+    pose = Pose(x=16, y=8, gaze=gaze, expression=expression)
+    figure = Figure(identity, "middle", pose, accessory=accessory)
+    return crop(render(Picture((figure,), scene, "photo")).rgb, crop_window(pose))
+
+
 def _attached(judges: Judges, cases: list[Case], word: str) -> dict[str, Attached]:
-    """Each kind of reference, with the first of several pictures the case's own."""
-    rng = np.random.default_rng(6000 + len(word))
+    """Each kind of reference."""
     identities = [case.figure(word).identity for case in cases]
-    encoder = judges.encoders[word]
 
-    def attach(crops: list[np.ndarray]) -> Attached:
-        return judges.world.attach(encoder, np.stack(crops), word)
+    def attach(crops: Sequence[np.ndarray]) -> Attached:
+        return judges.world.attach(judges.encoders[word], np.stack(crops), word)
 
-    pictures = [attach([case.reference(word) for case in cases])]
-    while len(pictures) < max(SEVERAL.values()):
-        pictures.append(attach([sample_crop(rng, identity) for identity in identities]))
-    together = {
-        name: replace(pictures[0], tokens=torch.cat([one.tokens for one in pictures[:number]], dim=1))
-        for name, number in SEVERAL.items()  # of equal weight, so that no token has a bias
+    alone = {name: attach([hiding_crop(identity, name) for identity in identities]) for name in HIDING}
+    first, *_ = alone.values()
+    tokens = torch.cat([one.tokens for one in alone.values()], dim=1)
+    return {
+        CLOSE_UP: attach([reference_crop(identity) for identity in identities]),
+        **alone,
+        TOGETHER: replace(first, tokens=tokens),  # of equal weight, so that no token has a bias
     }
-    return {CLOSE_UP: attach([reference_crop(identity) for identity in identities]), **together}

@@ -1,8 +1,8 @@
 """A judge without anything learned: whose drawing, in any pose, comes closest to a picture.
 
-A candidate is drawn bare, in every gaze and expression, and laid over the picture at every place where the prompt
-lets it stand, in the prompt's style. What is compared are the candidate's own head pixels, without those that the
-prompt's clothes and accessory hide. The best pose counts.
+A candidate is drawn bare, in every gaze and expression, and laid over the picture at every place where the
+prompt lets it stand, in the prompt's style. What is compared are the candidate's own head pixels, without
+those that the prompt's clothes and accessory hide. The best pose counts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _CHIN = _AT.y + 16
 
 
 class Drawings(NamedTuple):
-    """A candidate in every gaze and expression, in a window around its head, in [0, 1]; 18 drawings of 784 pixels."""
+    """A candidate in every gaze and expression, in a window around its head, in [0, 1]; 18 drawings of 784
+    pixels."""
 
     head: Tensor  # (18, 784): 1 where the candidate's head is
     colors: Tensor  # (18, 784, 3), 0 elsewhere
@@ -73,7 +74,8 @@ class NearestDrawing:
         identities: Sequence[Identity],
         places: Sequence[tuple[int, int]] | None = None,
     ) -> list[Pose]:
-        """The pose in which each picture's known subject fits best: at the places its prompt allows, or others."""
+        """The pose in which each picture's known subject fits best: at the places its prompt allows, or
+        others."""
         found = []
         for picture, one, identity in zip(rgb, shown, identities, strict=True):
             allowed = places or one.places

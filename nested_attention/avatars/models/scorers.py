@@ -1,23 +1,31 @@
-"""Two judges of generated pictures, trained apart from everything that generates.
+"""Two judges of generated pictures that learn, trained apart from everything that generates.
 
-`IdentityScorer` classifies each attribute of a subject in the window where it stands; retrieval compares the
-classifiers' log-likelihoods. `PromptScorer` classifies what the prompt decides, from the whole picture.
+`Recogniser` embeds the window in which a subject is looked for: who it shows is whose drawings are embedded
+nearby. `PromptScorer` classifies what the prompt decides. The judge beside them, `NearestDrawing`, learns
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ...paths import SMALL_WORLD
-from ..drawing.identity import KINDS, Identity, Person, Pet, attributes
-from ..drawing.picture import STYLES, Picture
-from ..drawing.pose import PLACEMENTS
+from ..drawing.canvas import SIZE, WIDE
+from ..drawing.identity import Identity
+from ..drawing.picture import CROP, STYLES, Figure, Picture, crop, crop_window, render
+from ..drawing.pose import EXPRESSIONS, PLACEMENTS, Pose
 from ..drawing.scenes import SCENES
+from ..drawing.shown import Shown, windows
 from ..drawing.wardrobe import ACCESSORIES, CLOTHES
 from .pixels import to_tensor
 from .storage import read_float, write_half
@@ -28,7 +36,19 @@ PROMPT_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "clothes": tuple(CLOTHES),
     "accessory": tuple(ACCESSORIES),
     "placement": PLACEMENTS,
+    "expression": EXPRESSIONS,
 }
+"""What a prompt decides about a figure and its picture, with its values."""
+
+WIDTH = 64
+"""Numbers of an embedding."""
+
+
+class IdentityScorer(Protocol):
+    """Who a subject is, of some candidates."""
+
+    def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
+        """Pictures (n, 32, W, 3) uint8 and how each one's subject is shown → (n, candidates)"""
 
 
 def _block(inputs: int, outputs: int, *, halve: bool) -> nn.Sequential:
@@ -37,113 +57,131 @@ def _block(inputs: int, outputs: int, *, halve: bool) -> nn.Sequential:
     )
 
 
-class Classifier(nn.Module):
-    """A small convolutional network with one linear answer an attribute."""
+class Network(nn.Module):
+    """A small convolutional network: (n, 3, size, size) in [−1, 1] → (n, outputs)."""
 
-    def __init__(self, answers: dict[str, int], size: int, width: int = 32, features: int = 192) -> None:
+    def __init__(self, size: int, outputs: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(3, width, halve=False),
-            _block(width, 2 * width, halve=True),
-            _block(2 * width, 2 * width, halve=False),
-            _block(2 * width, 4 * width, halve=True),
+            _block(3, 32, halve=False),
+            _block(32, 64, halve=True),
+            _block(64, 64, halve=False),
+            _block(64, 96, halve=True),
+            _block(96, 96, halve=False),
             nn.Flatten(),
-            nn.Linear(4 * width * (size // 4) ** 2, features),
-            nn.ReLU(),
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(features, number) for name, number in answers.items()})
+        self.out = nn.Linear(96 * (size // 4) ** 2, outputs)
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(n, 3, size, size) in [−1, 1] → logits (n, values) for each attribute."""
-        features = self.body(pixels)
-        return {name: head(features) for name, head in self.heads.items()}
+    def forward(self, pixels: Tensor) -> Tensor:
+        out: Tensor = self.out(self.body(pixels))
+        return out
 
 
 @dataclass(frozen=True, eq=False)
-class IdentityScorer:
-    """Who a subject is, judged from a 20×20 window around its place."""
+class Recogniser:
+    """Who a subject is, by the cosine between what a window shows and what a candidate's drawings show."""
 
-    kind: type[Person] | type[Pet]
-    network: Classifier
+    network: Network
 
     @torch.no_grad()
-    def log_probabilities(self, windows: np.ndarray) -> dict[str, Tensor]:
-        """(n, 20, 20, 3) uint8 → attribute → (n, values)"""
-        return {name: logits.log_softmax(-1) for name, logits in self.network(to_tensor(windows)).items()}
+    def embed(self, seen: np.ndarray) -> Tensor:
+        """Windows (n, 28, 28, 3) uint8 → (n, 64) of length 1"""
+        parts = [self.network(to_tensor(seen[start : start + 256])) for start in range(0, len(seen), 256)]
+        return functional.normalize(torch.cat(parts), dim=-1)
 
-    def similarity(self, windows: np.ndarray, candidates: list[Identity]) -> Tensor:
-        """Log-likelihood of every candidate given every window. → (n, candidates)"""
-        answers = self.log_probabilities(windows)
-        total = torch.zeros(len(windows), len(candidates))
-        for name, logs in answers.items():
-            index = torch.tensor([getattr(candidate, name) for candidate in candidates])
-            total += logs.clamp(min=-8.0)[:, index]
-        return total
+    def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
+        return self.likeness(windows(rgb, shown), candidates)
 
-    def correct(self, windows: np.ndarray, truth: list[Identity]) -> dict[str, Tensor]:
-        """Attribute → (n,) bool: was it recognised?"""
-        answers = self.log_probabilities(windows)
-        return {
-            name: logs.argmax(-1) == torch.tensor([getattr(identity, name) for identity in truth])
-            for name, logs in answers.items()
-        }
+    def likeness(self, seen: np.ndarray, candidates: Sequence[Identity]) -> Tensor:
+        """The same from the windows (n, 28, 28, 3) themselves. → (n, candidates)"""
+        drawn = np.stack([canonical_windows(candidate) for candidate in candidates])
+        each = self.embed(drawn.reshape(-1, *drawn.shape[2:])).view(*drawn.shape[:2], -1)
+        return self.embed(seen) @ functional.normalize(each.mean(dim=1), dim=-1).T
+
+
+@lru_cache(maxsize=8192)
+def canonical_windows(identity: Identity) -> np.ndarray:
+    """What a subject looks like: in every style, calm and smiling, each in front of another scene.
+
+    (6, 28, 28, 3) uint8
+    """
+    scenes, drawn = list(SCENES), []
+    for number, (style, (expression, gaze)) in enumerate(product(STYLES, (("calm", 0), ("smiling", 1)))):
+        pose = Pose(SIZE // 2, 8, gaze, expression)
+        picture = Picture((Figure(identity, "middle", pose),), scenes[number % len(scenes)], style, number)
+        drawn.append(crop(render(picture).rgb, crop_window(pose)))
+    return np.stack(drawn)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptScorer:
-    """What the prompt decided, judged from the whole picture of one subject."""
+    """What the prompt decided, judged from the 32×32 pixels around each figure."""
 
-    network: Classifier
+    network: Network
 
     @torch.no_grad()
-    def correct(self, pictures_rgb: np.ndarray, pictures: list[Picture]) -> dict[str, Tensor]:
-        """Attribute → (n,) bool for pictures (n, 32, 32, 3) uint8 of one figure each."""
-        answers = self.network(to_tensor(pictures_rgb))
-        wanted = [prompt_labels(picture) for picture in pictures]
-        return {
-            name: logits.argmax(-1) == torch.tensor([labels[name] for labels in wanted])
-            for name, logits in answers.items()
-        }
+    def logits(self, seen: np.ndarray) -> dict[str, Tensor]:
+        """Views (n, 32, 32, 3) uint8 → attribute → (n, values)"""
+        return split_logits(self.network(to_tensor(seen)))
+
+    def answers(self, rgb: np.ndarray, pictures: Sequence[Picture], number: int = 0) -> dict[str, Tensor]:
+        """What each picture (n, 32, W, 3) uint8 shows of the figure of a number: attribute → (n,) int64"""
+        figures = [picture.figures[number] for picture in pictures]
+        seen = np.stack([view(picture, figure) for picture, figure in zip(rgb, figures, strict=True)])
+        return {name: logits.argmax(-1) for name, logits in self.logits(seen).items()}
 
 
-def prompt_labels(picture: Picture) -> dict[str, int]:
-    """The prompt's attributes of a picture of one figure, as indices."""
-    figure = picture.figures[0]
+def split_logits(logits: Tensor) -> dict[str, Tensor]:
+    """(n, all values) → attribute → (n, values)"""
+    parts = logits.split([len(values) for values in PROMPT_ATTRIBUTES.values()], dim=-1)
+    return dict(zip(PROMPT_ATTRIBUTES, parts, strict=True))
+
+
+def view(rgb: np.ndarray, figure: Figure) -> np.ndarray:
+    """The part of a picture in which a figure stands where it would if it were alone: all of one of a single
+    figure, the left or the right two thirds of a wide one. (32, W, 3) → (32, 32, 3)"""
+    wide = rgb.shape[1] == WIDE
+    return crop(rgb, (WIDE - SIZE if wide and figure.placement == "right" else 0, 0), SIZE)
+
+
+def prompt_labels(picture: Picture, number: int = 0) -> dict[str, int]:
+    """What the prompt decides about the figure of a number, as indices into PROMPT_ATTRIBUTES."""
+    figure = picture.figures[number]
     values = {
         "scene": picture.scene,
         "style": picture.style,
         "clothes": figure.clothes,
         "accessory": figure.accessory,
         "placement": figure.placement,
+        "expression": figure.pose.expression,
     }
     return {name: PROMPT_ATTRIBUTES[name].index(value) for name, value in values.items()}
 
 
-def new_identity_network(kind: type[Person] | type[Pet]) -> Classifier:
-    return Classifier(attributes(kind), size=20)
+def new_recogniser_network() -> Network:
+    return Network(size=CROP, outputs=WIDTH)
 
 
-def new_prompt_network() -> Classifier:
-    return Classifier({name: len(values) for name, values in PROMPT_ATTRIBUTES.items()}, size=32)
+def new_prompt_network() -> Network:
+    return Network(size=SIZE, outputs=sum(map(len, PROMPT_ATTRIBUTES.values())))
 
 
-def save_scorer(folder: Path, name: str, network: Classifier) -> None:
+def save_scorer(folder: Path, name: str, network: Network) -> None:
     """Write a scorer as fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     write_half(network, folder / f"{name}.safetensors")
 
 
-def _load(network: Classifier, path: Path) -> Classifier:
+def _load(network: Network, path: Path) -> Network:
     network.load_state_dict(read_float(path))
     return network.eval().requires_grad_(False)
 
 
-def load_identity_scorer(word: str, folder: Path = SMALL_WORLD) -> IdentityScorer:
+def load_recogniser(word: str, folder: Path = SMALL_WORLD) -> Recogniser:
     """The recogniser of people (`person`) or pets (`pet`)."""
-    kind = KINDS[word]
-    return IdentityScorer(kind, _load(new_identity_network(kind), folder / f"scorer_{word}.safetensors"))
+    return Recogniser(_load(new_recogniser_network(), folder / f"scorer_{word}.safetensors"))
 
 
 def load_prompt_scorer(folder: Path = SMALL_WORLD) -> PromptScorer:
-    """The judge of scene, style, clothes, accessory and placement."""
+    """The judge of scene, style, clothes, accessory, placement and expression."""
     return PromptScorer(_load(new_prompt_network(), folder / "scorer_prompt.safetensors"))

@@ -51,6 +51,7 @@ class Recipe:
     pictures: int = 40_000
     encoder_pictures: int = 20_000
     pose_pictures: int = 8_000
+    judged: int = 24_000
     threads: int = 2
     workers: int = 2
     onward: bool = False
@@ -158,20 +159,24 @@ def _style(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> N
     save_lora(lora, recipe.weights / STYLE_FILE)
 
 
-def _identity_scorer(recipe: Recipe, drawn: None, schedule: Schedule, *, word: str) -> None:
-    autoencoder = load_part(recipe.weights, "vae")
-    network = scorers.train_identity_scorer(recipe.runs / f"scorer_{word}", word, autoencoder, schedule)
+def _recogniser(recipe: Recipe, drawn: scorers.Families, schedule: Schedule, *, word: str) -> None:
+    autoencoder: Any = load_part(recipe.weights, "vae")
+    network = scorers.train_recogniser(recipe.runs / f"scorer_{word}", drawn, autoencoder, schedule)
     save_scorer(recipe.weights, f"scorer_{word}", network)
 
 
-def _prompt_scorer(recipe: Recipe, drawn: None, schedule: Schedule) -> None:
-    autoencoder = load_part(recipe.weights, "vae")
-    network = scorers.train_prompt_scorer(recipe.runs / "scorer_prompt", autoencoder, schedule)
+def _prompt_scorer(recipe: Recipe, drawn: scorers.Prompted, schedule: Schedule) -> None:
+    autoencoder: Any = load_part(recipe.weights, "vae")
+    network = scorers.train_prompt_scorer(recipe.runs / "scorer_prompt", drawn, autoencoder, schedule)
     save_scorer(recipe.weights, "scorer_prompt", network)
 
 
-def _nothing(recipe: Recipe) -> None:
-    """The judges draw for themselves."""
+def _families(recipe: Recipe, *, word: str) -> scorers.Families:
+    return scorers.draw_families(word, recipe.judged // 4, 100, **recipe.drawing)
+
+
+def _prompted(recipe: Recipe) -> scorers.Prompted:
+    return scorers.draw_prompted(recipe.judged, 200, **recipe.drawing)
 
 
 def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
@@ -195,11 +200,14 @@ STAGES: dict[str, Stage] = {
     "style": Stage(partial(_posed, seed=6, inked=True), _style, 5, (STYLE_FILE,)),
     **{
         f"scorer-{word}": Stage(
-            _nothing, partial(_identity_scorer, word=word), 8, (f"scorer_{word}.safetensors",)
+            partial(_families, word=word),
+            partial(_recogniser, word=word),
+            15,
+            (f"scorer_{word}.safetensors",),
         )
         for word in SUBJECTS
     },
-    "scorer-prompt": Stage(_nothing, _prompt_scorer, 5, ("scorer_prompt.safetensors",)),
+    "scorer-prompt": Stage(_prompted, _prompt_scorer, 10, ("scorer_prompt.safetensors",)),
 }
 """In order."""
 

@@ -1,0 +1,82 @@
+"""Whether pose and background stay when the subject changes (the paper's Figure 7).
+
+Each prompt is drawn from one noise with several subjects, and from several noises with one subject. Of any
+two pictures of a prompt it is asked how far apart their subjects stand, whether they look the same way, and
+how much the background differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ...evaluation.statistics import wilson
+from ..drawing.identity import Person, sample
+from ..drawing.references import sample_crop
+from .cases import Case, background, change, draw_cases
+from .judges import Counts, Judges, attach, generate
+
+WORD = Person.WORD
+SUBJECTS = 4
+"""Subjects, and noises, of a prompt."""
+
+NEAR = 1
+"""Art pixels, across and down, within which a subject stands at the same place."""
+
+
+def steady(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    """By `"subjects"` (one noise, several subjects) and `"noises"` (one subject, several noises).
+
+    place, gaze: shares of pairs of pictures that agree. background: the mean difference outside the figures,
+    of 255.
+    """
+    cases = draw_cases((WORD,), counts.steady, seed=6500, half=counts.half)
+    others = [_others(case, counts, number) for number, case in enumerate(cases)]
+    noises = [
+        [replace(case, seed=(case.seed + 7919 * step) % 2**31) for step in range(SUBJECTS)] for case in cases
+    ]
+    result = {}
+    for name, groups in (("subjects", others), ("noises", noises)):
+        flat = [case for group in groups for case in group]
+        rgb = generate(judges, flat, [attach(judges, flat, WORD)])
+        result[name] = _agreement(judges, rgb, flat)
+        told = "  ".join(
+            f"{k} {v if isinstance(v, float) else v['rate']:.2f}" for k, v in result[name].items()
+        )
+        say(f"steady {name:12} {told}")
+    return result
+
+
+def _others(case: Case, counts: Counts, number: int) -> list[Case]:
+    """The same words and noise with other subjects, the case's own first."""
+    rng, cases = np.random.default_rng([6500, number]), [case]
+    while len(cases) < SUBJECTS:
+        identity = sample(Person, rng, counts.half)
+        figures = (replace(case.picture.figures[0], identity=identity),)
+        picture = replace(case.picture, figures=figures)
+        cases.append(replace(case, picture=picture, references=(sample_crop(rng, identity),)))
+    return cases
+
+
+def _agreement(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
+    """Over all pairs of pictures of one prompt; `SUBJECTS` pictures of a prompt follow each other."""
+    shown = [case.shown(WORD) for case in cases]
+    poses = judges.nearest.poses(rgb, shown, [case.figure(WORD).identity for case in cases])
+    outside = background(cases)
+    place, gaze, difference = [], [], []
+    for start in range(0, len(cases), SUBJECTS):
+        for one, other in combinations(range(start, start + SUBJECTS), 2):
+            a, b = poses[one], poses[other]
+            place.append(max(abs(a.x - b.x), abs(a.y - b.y)) <= NEAR)
+            gaze.append(a.gaze == b.gaze)
+            where = outside[one] & outside[other]
+            difference.append(change(rgb[one][None], rgb[other][None], where[None]))
+    return {
+        "place": wilson(sum(place), len(place)),
+        "gaze": wilson(sum(gaze), len(gaze)),
+        "background": round(float(np.mean(difference)), 2),
+    }
