@@ -211,12 +211,23 @@ def _counts(found: dict[str, Any]) -> str:
     return f"{found['first']} to {found['second']} (p = {found['p']:.2g})"
 
 
-def _steady(found: dict[str, Any]) -> list[str]: labels = {"subjects": "one noise, other subjects", "noises":
-"one subject, other noises"} rows = [ [ label, percent(found[name]["place"]), percent(found[name]["gaze"]),
-f"{found[name]['background']:.1f}", ] for name, label in labels.items() ] return [ "### Other subjects at one
-seed", "Pairs of pictures of one prompt: how many stand at the same place, within an art pixel, and look the "
-"same way, and the mean difference of the background, of 255 (the paper's Figure 7).", table(["pairs", "same
-place", "same gaze", "background"], rows), ]
+def _steady(found: dict[str, Any]) -> list[str]:
+    labels = {"subjects": "one noise, other subjects", "noises": "one subject, other noises"}
+    rows = [
+        [
+            label,
+            percent(found[name]["place"]),
+            percent(found[name]["gaze"]),
+            f"{found[name]['background']:.1f}",
+        ]
+        for name, label in labels.items()
+    ]
+    return [
+        "### Other subjects at one seed",
+        "Pairs of pictures of one prompt: how many stand at the same place, within an art pixel, and look "
+        "the same way, and the mean difference of the background, of 255 (the paper's Figure 7).",
+        table(["pairs", "same place", "same gaze", "background"], rows),
+    ]
 
 
 TARGET = "target"
@@ -262,8 +273,8 @@ def targets(document: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
 
 
 def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
-    """All tables of an acceptance run, as Markdown; with those of `nested-attention world compare`, if given.
-    """
+    """All tables of an acceptance run, as Markdown; with those of `nested-attention world compare`, if
+    given."""
     ran = document["run"]
     attention = [
         [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
@@ -307,28 +318,39 @@ def summary(document: dict[str, Any]) -> str:
     def prompt(label: str, part: dict[str, Any]) -> list[str]:
         return [label, *(share(part[name]["prompt"]["all"]["rate"]) for name in columns)]
 
-    def mood(label: str, part: dict[str, Any]) -> list[str]:
-        return [label, *(share(part[name]["prompt"]["balanced"]) for name in columns)]
-
-    together = [people["nothing"], *(people[name] for name in columns[1:])] both = [{s: {"both":
-    pair[name]["both"][s]} for s in SCORERS} for name in columns] rows = [ identity("person recognised among
-    100", [person[n]["identity"] for n in columns], "top1"), identity("among 20 near-twins",
-    [person[n]["identity"] for n in columns], "among_twins"), identity("pet recognised among 100",
-    [pet[n]["identity"] for n in columns], "top1"), identity("among 20 near-twins", [pet[n]["identity"] for n
-    in columns], "among_twins"), identity("person and pet in one picture, both recognised", both, "both"),
-    identity("two people in one picture, both recognised", [e["identity"] for e in together], "both"),
-    prompt("what the prompt asked for, person", person), prompt("what the prompt asked for, pet", pet),
-    mood("the expression it asked for, person", person), ] header = ["", "with the subject", "base model, no
-    subject", "base model, subject described in words"] masks, bounded, auto = (
-    share(people[name]["identity"][RECOGNISER]["both"]["rate"]) for name in ("masks", "masks, bounded",
-    "auto") ) constant = " and ".join( share(part["constant"]["identity"][RECOGNISER]["top1"]["rate"]) for
-    part in (person, pet) ) said = ( f"Two judges, one a cell: a {RECOGNISER} that was trained on drawings,
-    and the {NEAREST}, for which " "nothing was learned. A near-twin differs in one group of traits, such as
-    the colour of the eyes or " "the outline of the hair. Two people each have their own photo; in that row
-    nothing keeps them apart; " f"with a mask each it is {masks} (by the {RECOGNISER}), with `bounded` too
-    {bounded}, and with " f"regions found automatically {auto}. One value a layer taken from the description
-    in words, in " f"place of the nested ones, gives {constant} for a person and a pet." ) return
-    "\n\n".join([table([*header, "true drawing"], rows), textwrap.fill(said, width=118)])
+    together = [people["nothing"], *(people[name] for name in columns[1:])]
+    both = [{s: {"both": pair[name]["both"][s]} for s in SCORERS} for name in columns]
+    rows = [
+        identity("person recognised among 100", [person[n]["identity"] for n in columns], "top1"),
+        identity("person among 20 near-twins", [person[n]["identity"] for n in columns], "among_twins"),
+        identity("pet recognised among 100", [pet[n]["identity"] for n in columns], "top1"),
+        identity("pet among 20 near-twins", [pet[n]["identity"] for n in columns], "among_twins"),
+        identity("person and pet in one picture, both recognised", both, "both"),
+        identity("two people in one picture, both recognised", [e["identity"] for e in together], "both"),
+        prompt("what the prompt asked for, person", person),
+        prompt("what the prompt asked for, pet", pet),
+        [
+            "a person's expression, as asked for",
+            *(share(person[name]["prompt"]["balanced"]) for name in columns),
+        ],
+    ]
+    header = ["", "with the subject", "base model, no subject", "base model, subject described in words"]
+    masks, bounded, auto = (
+        share(people[name]["identity"][RECOGNISER]["both"]["rate"])
+        for name in ("masks", "masks, bounded", "auto")
+    )
+    constant = " and ".join(
+        share(part["constant"]["identity"][RECOGNISER]["top1"]["rate"]) for part in (person, pet)
+    )
+    said = (
+        f"Two judges, side by side: a {RECOGNISER} that was trained on drawings, and the {NEAREST}, for "
+        "which nothing was learned. A near-twin differs in one group of traits, such as the colour of the "
+        "eyes or the outline of the hair. Two people each have their own photo; in that row nothing keeps "
+        f"them apart. By the {RECOGNISER}, both are known in {masks} with a mask each, in {bounded} with "
+        f"`bounded` too, and in {auto} with regions found automatically. One value a layer, taken from the "
+        f"description in words, in place of the nested ones gives {constant} for a person and a pet."
+    )
+    return "\n\n".join([table([*header, "true drawing"], rows), textwrap.fill(said, width=118)])
 
 
 def _alternatives(document: dict[str, Any]) -> list[str]:
