@@ -206,7 +206,7 @@ def measure(
 
 
 def count_run(path: Path) -> int:
-    """Counts a run on the sealed set, before it shows anything, in the document that is there. → its number"""
+    """Counts a run on the sealed set, before it shows anything, in the document that is there; its number."""
     document = json.loads(path.read_text()) if path.exists() else {}
     number = int(document.get("runs", 0)) + 1
     with replacing(path) as temporary:

@@ -42,6 +42,7 @@ SCORERS = (RECOGNISER, NEAREST)
 """Who judges identity."""
 
 AS_SHIPPED = Sampling()
+"""How the figures' pictures are sampled."""
 
 OF_PICTURE = ("scene", "style")
 """What a prompt decides once a picture; the rest is decided for each figure."""
@@ -99,14 +100,15 @@ def generate(
     judges: Judges,
     cases: list[Case],
     attached: Sequence[Attached] = (),
-    sampling: Sampling = AS_SHIPPED,
+    sampling: Sampling | None = None,
     *,
     described: bool = False,
 ) -> np.ndarray:
-    """The cases' pictures, from their own noise. (n, 32, W, 3) uint8"""
+    """The cases' pictures, from their own noise, sampled as shipped by default. (n, 32, W, 3) uint8"""
     prompts = [case.described if described else case.prompt for case in cases]
     seeds = [case.seed for case in cases]
-    return judges.world.generate(prompts, seeds, attached, sampling, latent_width=cases[0].latent_width)
+    width = cases[0].latent_width
+    return judges.world.generate(prompts, seeds, attached, sampling or AS_SHIPPED, latent_width=width)
 
 
 def subjects_of(cases: list[Case], word: str) -> list[Subject]:

@@ -57,7 +57,6 @@ def people(
     cases = draw_cases((WORD, WORD), counts.pairs, seed=5000, half=counts.half)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders[WORD], crop, WORD) for crop in crops]
-    sampling = sampling or Sampling()
     drawn: dict[str, Callable[[], np.ndarray]] = {
         **{
             name: lambda measure=measure: generate(  # type: ignore[misc]

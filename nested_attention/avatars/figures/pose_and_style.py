@@ -29,7 +29,6 @@ from ..train.pose_data import COLUMNS, TOPS, sample_posed
 from .judges import Counts, Judges
 
 WORD = Person.WORD
-AS_SHIPPED = Sampling()
 PLACES = tuple(product(COLUMNS, TOPS))
 """Where a figure is looked for that no word has placed."""
 
@@ -65,7 +64,7 @@ def _posed(rng: np.random.Generator, half: Half) -> Picture:
 
 
 def measure_pose(
-    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling | None = None
 ) -> dict[str, PoseScore]:
     """With and without the shipped ControlNet, by `"with"` and `"without"`."""
     pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
@@ -78,7 +77,7 @@ def measure_pose(
 
 
 def measure_style(
-    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling = AS_SHIPPED
+    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling | None = None
 ) -> dict[str, StyleScore]:
     """With and without the shipped LoRA, by `"with"` and `"without"`."""
     pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
@@ -117,7 +116,7 @@ def _drawn(
     judges: Judges,
     pictures: list[Picture],
     seed: int,
-    sampling: Sampling,
+    sampling: Sampling | None,
     control: Control | None,
     *,
     placed: bool = False,
@@ -131,7 +130,7 @@ def _drawn(
         texts if placed else [without_place(text) for text in texts],
         list(range(seed, seed + len(pictures))),
         attached,
-        sampling,
+        sampling or Sampling(),
         control,
     )
 

@@ -253,14 +253,14 @@ def targets(document: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
         )
         add(f"{word}, top-1 of 100", 0.8, top1)
         add(f"{word}, of 20 near-twins", 0.5, rates(own["identity"], "among_twins"))
-        ratio = {scorer: constant[scorer] / max(top1[scorer], 1e-9) for scorer in SCORERS}
+        ratio = {scorer: _of(constant[scorer], top1[scorer]) for scorer in SCORERS}
         add(f"{word}: one value from a description, of what the encoder reaches", 0.5, ratio, below=True)
-        less = {scorer: described[scorer] / max(top1[scorer], 1e-9) for scorer in SCORERS}
+        less = {scorer: _of(described[scorer], top1[scorer]) for scorer in SCORERS}
         add(f"{word}: described in words, of what the encoder reaches", 0.75, less, below=True)
-        prompt = own["prompt"]["all"]["rate"] / document[word]["floor"]["prompt"]["all"]["rate"]
+        floor, ceiling = (document[word][name]["prompt"] for name in ("floor", "ceiling"))
+        prompt = _of(own["prompt"]["all"]["rate"], floor["all"]["rate"])
         add(f"{word}: prompt, of the base model's own", 0.95, dict.fromkeys(SCORERS, prompt))
-        ceiling = max(document[word]["ceiling"]["prompt"]["balanced"], 1e-9)
-        mood = own["prompt"]["balanced"] / ceiling
+        mood = _of(own["prompt"]["balanced"], ceiling["balanced"])
         add(f"{word}: expression, of its ceiling", 0.8, dict.fromkeys(SCORERS, mood))
     both = document["pair"]["personalised"]["both"]
     add("person and pet in one picture, both", 0.75, {scorer: both[scorer]["rate"] for scorer in SCORERS})
@@ -270,6 +270,11 @@ def targets(document: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
         rates(document["people"]["nothing"]["identity"], "both"),
     )
     return found
+
+
+def _of(value: float, whole: float) -> float:
+    """A part of what another figure is; 1 where that is nothing."""
+    return value / whole if whole else 1.0
 
 
 def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:

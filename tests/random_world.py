@@ -1,0 +1,54 @@
+"""The small world with random weights: everything runs, and nothing is recognised."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from nested_attention.avatars.drawing.prompts import caption, sample_identities, sample_picture
+from nested_attention.avatars.figures.judges import SUBJECTS, Judges
+from nested_attention.avatars.models import model
+from nested_attention.avatars.models.scorers import (
+    PromptScorer,
+    Recogniser,
+    new_prompt_network,
+    new_recogniser_network,
+)
+from nested_attention.avatars.models.tokenizer import load_tokenizer
+from nested_attention.avatars.models.vocabulary import compact, used_tokens
+from nested_attention.avatars.models.world import World
+from nested_attention.avatars.train.encoders import new_encoder
+
+
+def random_world(seed: int = 0) -> World:
+    torch.manual_seed(seed)
+    tokens = _tokens()
+    parts = [
+        model.new_unet(),
+        model.new_vae(),
+        compact(model.new_text_l(), tokens),
+        compact(model.new_text_g(), tokens),
+        model.new_vision(),
+    ]
+    return World(*(part.eval().requires_grad_(False) for part in parts))  # type: ignore[arg-type]
+
+
+def random_judges(seed: int = 0) -> Judges:
+    world = random_world(seed)
+    encoders = {word: new_encoder(world, word, queries=4).eval() for word in SUBJECTS}
+    recognisers = {word: Recogniser(new_recogniser_network().eval()) for word in SUBJECTS}
+    return Judges(world, encoders, recognisers, PromptScorer(new_prompt_network().eval()))
+
+
+@cache
+def _tokens() -> list[int]:
+    """Those of many captions: all words of the world."""
+    rng = np.random.default_rng(0)
+    texts = [""]
+    for number in range(300):
+        kinds = ("person", "pet", "person+pet")[number % 3]
+        picture = sample_picture(rng, sample_identities(rng, kinds), split=None)
+        texts += [caption(picture, rng, described=True), caption(picture, rng)]
+    return used_tokens(load_tokenizer().encode_all(texts))
