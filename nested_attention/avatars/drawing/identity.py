@@ -204,7 +204,7 @@ class Pet:
             return replace(self, second=0, places=0)
         if abs(colors.luma(_fur(self.second)) - colors.luma(_fur(self.fur))) < 48:
             darker = colors.luma(_fur(self.fur)) > 128
-            return replace(self, second=self.second // 4 if darker else 24 + self.second // 6)
+            return replace(self, second=self.second // 8 if darker else 24 + self.second // 6)
         return self
 
     @property

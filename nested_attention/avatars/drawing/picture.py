@@ -67,11 +67,11 @@ def render(picture: Picture) -> Rendered:
 
 def draw_figure(canvas: Canvas, figure: Figure) -> None:
     """Draw one figure, as the canvas's current subject."""
-    color = CLOTHES[figure.clothes][1]
-    if isinstance(figure.identity, Person):
-        chin = draw_person(canvas, figure.identity, figure.pose, color)
+    identity, color = figure.identity.canonical(), CLOTHES[figure.clothes][1]
+    if isinstance(identity, Person):
+        chin = draw_person(canvas, identity, figure.pose, color)
     else:
-        chin = draw_pet(canvas, figure.identity, figure.pose, None if figure.clothes == "plain" else color)
+        chin = draw_pet(canvas, identity, figure.pose, None if figure.clothes == "plain" else color)
     draw_clothes(canvas, figure.clothes, figure.pose, chin)
     draw_accessory(canvas, figure.accessory, figure.pose, chin)
 
