@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from nested_attention.avatars.models.scorers import (
     Recogniser,
     new_prompt_network,
     new_recogniser_network,
+    save_scorer,
 )
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.vocabulary import compact, used_tokens
-from nested_attention.avatars.models.world import World
+from nested_attention.avatars.models.world import PARTS, World, save_part
 from nested_attention.avatars.train.encoders import new_encoder
+from nested_attention.checkpoint import save_subject_encoder
 
 
 def random_world(seed: int = 0) -> World:
@@ -40,6 +43,16 @@ def random_judges(seed: int = 0) -> Judges:
     encoders = {word: new_encoder(world, word, queries=4).eval() for word in SUBJECTS}
     recognisers = {word: Recogniser(new_recogniser_network().eval()) for word in SUBJECTS}
     return Judges(world, encoders, recognisers, PromptScorer(new_prompt_network().eval()))
+
+
+def save_judges(judges: Judges, folder: Path) -> None:
+    """As the shipped files are: `Judges.load` reads them."""
+    for name in PARTS:
+        save_part(folder, name, getattr(judges.world, name))
+    for word in SUBJECTS:
+        save_subject_encoder(judges.encoders[word], folder / f"{word}_encoder.safetensors")
+        save_scorer(folder, f"scorer_{word}", judges.recognisers[word].network)
+    save_scorer(folder, "scorer_prompt", judges.prompt.network)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_world import random_judges
 
 from nested_attention.avatars.figures import anchored, anchored_tables
 from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
@@ -22,7 +23,7 @@ from nested_attention.errors import NestedAttentionError
 
 @pytest.fixture(scope="module")
 def judges() -> Judges:
-    return Judges.load()
+    return random_judges()
 
 
 @pytest.fixture(scope="module")

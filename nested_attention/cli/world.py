@@ -98,17 +98,18 @@ def acceptance(
     from ..avatars.figures.judges import Counts
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    if parts and not development:
-        raise NestedAttentionError("--part goes with --development: the sealed set is measured as a whole")
-    unknown = sorted(set(parts or ()) - set(measured.PARTS))
-    if unknown:
-        raise NestedAttentionError(
-            f"no such part: {', '.join(unknown)}; expected {', '.join(measured.PARTS)}"
-        )
-    chosen = {name: part for name, part in measured.PARTS.items() if not parts or name in parts}
     path = out or (Path("runs/world/development.json") if development else measured.RESULTS)
     counts = Counts(half="development" if development else "sealed")
     with stopping():
+        if parts and not development:
+            raise NestedAttentionError(
+                "--part goes with --development: the sealed set is measured as a whole"
+            )
+        unknown = sorted(set(parts or ()) - set(measured.PARTS))
+        if unknown:
+            known = ", ".join(measured.PARTS)
+            raise NestedAttentionError(f"no such part: {', '.join(unknown)}. The parts are {known}")
+        chosen = {name: part for name, part in measured.PARTS.items() if not parts or name in parts}
         more = {} if development else {"runs": measured.count_run(path)}
         document = measured.run(counts, typer.echo, workers=workers, parts=chosen)
     path.parent.mkdir(parents=True, exist_ok=True)
