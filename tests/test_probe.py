@@ -37,8 +37,8 @@ def test_a_token_that_is_the_same_for_everybody_holds_nothing(world: World) -> N
     with torch.no_grad():
         encoder.qformer.proj_out.weight.zero_()
     read = probe(world, encoder.eval(), trained=200, held=100)
-    nothing, all_there = read["subject tokens"]["pattern"]["rate"], read["image features"]["pattern"]["rate"]
-    assert nothing < 0.4 < 0.6 < all_there
+    nothing, all_there = (read[name]["species"]["rate"] for name in ("subject tokens", "image features"))
+    assert nothing < 0.7 and all_there > nothing + 0.15
 
 
 def test_the_command_names_every_trait(tmp_path: Path) -> None:
