@@ -20,13 +20,15 @@ class Shown:
     clothes: str = "plain"
     accessory: str = "none"
     together: bool = False
+    expression: str = "calm"
 
     @classmethod
     def of(cls, picture: Picture, number: int = 0) -> Shown:
         """The figure of a number, counted from 0."""
         figure = picture.figures[number]
         together = len(picture.figures) > 1
-        return cls(figure.placement, picture.style, figure.clothes, figure.accessory, together)
+        worn = figure.clothes, figure.accessory
+        return cls(figure.placement, picture.style, *worn, together, figure.pose.expression)
 
     @property
     def corner(self) -> tuple[int, int]:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ...evaluation.statistics import Rate, rate, top1
+from ..drawing.canvas import SIZE
 from ..drawing.identity import Half, Person
 from ..drawing.ink import ink
-from ..drawing.picture import Figure, Picture, crop, crop_window, render
+from ..drawing.picture import Figure, Picture, crop, render
 from ..drawing.pose_map import pose_map
 from ..drawing.prompts import prompt, sample_identities, without_place
 from ..drawing.references import sample_crop
@@ -152,9 +153,9 @@ def _pose_score(judges: Judges, drawn: np.ndarray, pictures: list[Picture]) -> P
 def _recognised(judges: Judges, drawn: np.ndarray, pictures: list[Picture], found: np.ndarray) -> Rate:
     """How many people the recogniser knows among all of them, where each figure is found. found (n, 2)"""
     figures = [picture.figures[0] for picture in pictures]
-    windows = [
-        crop(rgb, crop_window(replace(figure.pose, x=int(x), y=int(y))))
-        for rgb, figure, (x, y) in zip(drawn, figures, found, strict=True)
-    ]
-    likeness = judges.recognisers[WORD].likeness(np.stack(windows), [figure.identity for figure in figures])
-    return rate(top1(likeness, torch.arange(len(figures))))
+    places = zip(drawn, found, strict=True)
+    moved = np.stack([crop(rgb, (int(x) - SIZE // 2, int(y) - 8), SIZE) for rgb, (x, y) in places])
+    shown = [replace(Shown.of(picture), placement="middle") for picture in pictures]
+    identities = [figure.identity for figure in figures]
+    similarity = judges.recognisers[WORD].similarity(moved, shown, identities)
+    return rate(top1(similarity, torch.arange(len(figures))))

@@ -1,16 +1,15 @@
 """Two judges of generated pictures that learn, trained apart from everything that generates.
 
-`Recogniser` embeds the window in which a subject is looked for: who it shows is whose drawings are embedded
-nearby. `PromptScorer` classifies what the prompt decides. The judge beside them, `NearestDrawing`, learns
-nothing.
+`Recogniser` embeds the window in which a subject is looked for: it shows whoever is embedded nearby when
+drawn as the prompt says. `PromptScorer` classifies what the prompt decides. The judge beside them,
+`NearestDrawing`, learns nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +78,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Recogniser:
-    """Who a subject is, by the cosine between what a window shows and what a candidate's drawings show."""
+    """Who a subject is, by the cosine between what a window shows and what drawings of a candidate show."""
 
     network: Network
 
@@ -90,26 +89,34 @@ class Recogniser:
         return functional.normalize(torch.cat(parts), dim=-1)
 
     def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
-        return self.likeness(windows(rgb, shown), candidates)
+        seen = self.embed(windows(rgb, shown))
+        rows = [self._looks(one, candidates) @ here for one, here in zip(shown, seen, strict=True)]
+        return torch.stack(rows)
 
-    def likeness(self, seen: np.ndarray, candidates: Sequence[Identity]) -> Tensor:
-        """The same from the windows (n, 28, 28, 3) themselves. → (n, candidates)"""
-        drawn = np.stack([canonical_windows(candidate) for candidate in candidates])
-        each = self.embed(drawn.reshape(-1, *drawn.shape[2:])).view(*drawn.shape[:2], -1)
-        return self.embed(seen) @ functional.normalize(each.mean(dim=1), dim=-1).T
+    def _looks(self, shown: Shown, candidates: Sequence[Identity]) -> Tensor:
+        """The mean embedding of each candidate's drawings. (candidates, 64)"""
+        drawn = np.concatenate([drawn_as(candidate, shown) for candidate in candidates])
+        each = self.embed(drawn).view(len(candidates), len(GAZES), -1)
+        return functional.normalize(each.mean(dim=1), dim=-1)
 
 
-@lru_cache(maxsize=8192)
-def canonical_windows(identity: Identity) -> np.ndarray:
-    """What a subject looks like: in every style, calm and smiling, each in front of another scene.
+GAZES = (-1, 0, 1)
 
-    (6, 28, 28, 3) uint8
-    """
-    scenes, drawn = list(SCENES), []
-    for number, (style, (expression, gaze)) in enumerate(product(STYLES, (("calm", 0), ("smiling", 1)))):
-        pose = Pose(SIZE // 2, 8, gaze, expression)
-        picture = Picture((Figure(identity, "middle", pose),), scenes[number % len(scenes)], style, number)
-        drawn.append(crop(render(picture).rgb, crop_window(pose)))
+
+def drawn_as(identity: Identity, shown: Shown) -> np.ndarray:
+    """What a subject looks like as a prompt shows it: in the middle, with every gaze, each in front of
+    another scene. (3, 28, 28, 3) uint8"""
+    plain = replace(shown, placement="middle", together=False)  # where it stands changes nothing
+    return _drawn_as(identity, plain)
+
+
+@lru_cache(maxsize=32_768)
+def _drawn_as(identity: Identity, shown: Shown) -> np.ndarray:
+    drawn = []
+    for gaze, scene in zip(GAZES, ("beach", "forest", "room"), strict=True):
+        pose = Pose(SIZE // 2, 8, gaze, shown.expression)
+        figure = Figure(identity, shown.placement, pose, shown.clothes, shown.accessory)
+        drawn.append(crop(render(Picture((figure,), scene, shown.style)).rgb, crop_window(pose)))
     return np.stack(drawn)
 
 

@@ -8,7 +8,7 @@ score.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from ...training.frozen import default_device
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..drawing.canvas import SIZE
-from ..drawing.identity import KINDS, AnyIdentity, Identity, near_twins, sample, split_of
-from ..drawing.picture import CROP, crop, render
+from ..drawing.identity import KINDS, Identity, near_twins, sample, split_of
+from ..drawing.picture import CROP, Picture, crop, render
+from ..drawing.pose import Pose
 from ..drawing.prompts import sample_identities, sample_picture
 from ..drawing.shown import Shown
 from ..models.cells import to_cells
@@ -41,14 +42,19 @@ from ..models.scorers import (
 from .data import cached, in_chunks
 from .device import on_gpu
 
-RECOGNISER_OPTIONS = TrainerOptions(seed=100, batch=24, rate=2e-3, ema=0.99, weight_decay=0.05)
+RECOGNISER_OPTIONS = TrainerOptions(seed=100, batch=20, rate=2e-3, ema=0.99, weight_decay=0.05)
 PROMPT_OPTIONS = TrainerOptions(seed=200, batch=64, rate=2e-3, ema=0.99, weight_decay=0.05)
 
 NOISE = 0.3
 """Largest standard deviation of the noise on latents."""
 
-FAMILY = 4
-"""Identities of a family: a subject and near-twins of it, whom the recogniser has to tell apart."""
+FAMILY = 5
+"""Identities of a family, whom the recogniser has to tell apart: a subject, three near-twins of it, a
+stranger."""
+
+ALIKE = 0.6
+"""Share of families whose pictures agree in all that a prompt says, but for the scene: as candidates are
+drawn. In the others they agree in nothing, so that a subject is also known from any picture of it."""
 
 COLOR, GRAIN = 0.02, 0.1
 """Standard deviation of each channel's contrast, and largest one of the noise on pixels."""
@@ -61,8 +67,8 @@ class Families:
     The whole pictures are kept, of one figure, so that the autoencoder can be looked through.
     """
 
-    rgb: np.ndarray  # (n, 4, 2, 32, 32, 3) uint8: two pictures of each identity
-    corners: np.ndarray  # (n, 4, 2, 2) int8: top-left corner of each one's window
+    rgb: np.ndarray  # (n, 5, 2, 32, 32, 3) uint8: two pictures of each identity
+    corners: np.ndarray  # (n, 5, 2, 2) int8: top-left corner of each one's window
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ def _draw_families(word: str, job: tuple[int, int]) -> list[tuple[np.ndarray, np
     families = []
     for _ in range(number):
         identity = sample(KINDS[word], rng, "train")  # type: ignore[type-var]
-        seen = [_seen(rng, each) for each in _family(identity, rng) for _ in range(2)]  # type: ignore[type-var]
+        family = _family(identity, rng)
+        like = sample_picture(rng, (identity,)) if rng.random() < ALIKE else None
+        seen = [_seen(rng, each, like) for each in family for _ in range(2)]
         rgb, corners = (np.stack(parts) for parts in zip(*seen, strict=True))
         families.append(
             (rgb.reshape(FAMILY, 2, *rgb.shape[1:]), corners.astype(np.int8).reshape(FAMILY, 2, 2))
@@ -102,18 +110,29 @@ def _draw_families(word: str, job: tuple[int, int]) -> list[tuple[np.ndarray, np
     return families
 
 
-def _family(identity: AnyIdentity, rng: np.random.Generator) -> list[AnyIdentity]:
-    """A subject and near-twins of it, all of the training split."""
-    family = [identity]
-    while len(family) < FAMILY:
-        family += [twin for twin in near_twins(identity, rng, FAMILY) if split_of(twin) == "train"]
-    return family[:FAMILY]
+def _family(identity: Identity, rng: np.random.Generator) -> list[Identity]:
+    """A subject, near-twins of it and a stranger, all of the training split."""
+    family: list[Identity] = [identity]
+    while len(family) < FAMILY - 1:
+        twins = near_twins(identity, rng, FAMILY)  # type: ignore[type-var]
+        family += [twin for twin in twins if split_of(twin) == "train"]
+    stranger = sample(type(identity), rng, "train")  # type: ignore[type-var]
+    return [*family[: FAMILY - 1], stranger]
 
 
-def _seen(rng: np.random.Generator, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (32, 32, 3) of an identity, a fifth of them beside somebody else, and its window's corner."""
-    company = sample_identities(rng, "person" if rng.random() < 0.5 else "pet") if rng.random() < 0.2 else ()
+def _seen(
+    rng: np.random.Generator, identity: Identity, like: Picture | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (32, 32, 3) of an identity, and the corner of its window: as another picture has it, or any,
+    a fifth of those beside somebody else."""
+    beside = like is None and rng.random() < 0.2
+    company = sample_identities(rng, "person" if rng.random() < 0.5 else "pet") if beside else ()
     picture = sample_picture(rng, (identity, *company))
+    if like is not None:
+        (figure,) = like.figures
+        pose = Pose.sample(rng, figure.placement, figure.pose.expression)
+        figures = (replace(figure, identity=identity, pose=pose),)
+        picture = replace(picture, figures=figures, style=like.style)
     x, y = Shown.of(picture).corner
     figure = picture.figures[0]
     rgb = view(render(picture).rgb, figure)
@@ -186,7 +205,7 @@ def _noise(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> dict[
 def _recognition(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
     """Each picture of an identity against the other picture of it and of everybody else in the batch."""
     model = models["recogniser"]
-    pixels = batch["windows"].flatten(0, 2)  # (families · 4 · 2, 28, 28, 3)
+    pixels = batch["windows"].flatten(0, 2)  # (families · 5 · 2, 28, 28, 3)
     seen = functional.normalize(model.network(_disturbed(pixels, noise)), dim=-1)
     one, other = seen.view(-1, 2, seen.shape[-1]).unbind(1)
     logits = one @ other.T * model.temperature.exp().clamp(max=60)

@@ -172,7 +172,7 @@ def _prompt_scorer(recipe: Recipe, drawn: scorers.Prompted, schedule: Schedule) 
 
 
 def _families(recipe: Recipe, *, word: str) -> scorers.Families:
-    return scorers.draw_families(word, recipe.judged // 4, 100, **recipe.drawing)
+    return scorers.draw_families(word, recipe.judged // 4, 101, **recipe.drawing)
 
 
 def _prompted(recipe: Recipe) -> scorers.Prompted:
