@@ -58,7 +58,7 @@ def portrait(identity, style="cartoon", scene="room", pose=None):
 def test_identities_are_beyond_words(kind):
     assert bits(kind) >= 40
     named = np.prod([len(values) for values in kind.NAMED.values()])
-    assert np.log2(named) < 7
+    assert np.log2(named) < 6
     assert set(kind.LEVELS) == set(levels(kind)) and list(kind.LEVELS) == list(levels(kind))
     assert set().union(*kind.GROUPS.values()) <= set(levels(kind))
 
