@@ -2,7 +2,8 @@
 
 A candidate is drawn bare, in every gaze and expression, and laid over the picture at every place where the
 prompt lets it stand, in the prompt's style. What is compared are the candidate's own head pixels, without
-those that the prompt's clothes and accessory hide. The best pose counts.
+those that the prompt's clothes and accessory hide; around its head anything may be, at a fixed cost a pixel,
+so that a head does not win by being smaller. The best pose counts.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ HEAD = (Part.HAIR, Part.FACE, Part.EYES, Part.MOUTH, Part.EARS)
 
 FACES = tuple(product((-1, 0, 1), EXPRESSIONS))
 """Every gaze and expression."""
+
+ANYTHING = 0.05
+"""What a pixel that a candidate leaves to something else costs: the squared error of colours that differ by a
+fifth of their range."""
 
 _AT = Pose(x=WIDE // 2, y=8, gaze=0, expression="calm")
 """Where candidates are drawn: what they look like moves with them, up to the strands of a pet's fur."""
@@ -56,7 +61,8 @@ class NearestDrawing:
     """Who a subject is: the nearest of the candidates' drawings."""
 
     def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
-        """The mean squared error of each candidate's best pose, negative.
+        """How much better each candidate's best pose explains a picture than anything else would, for each
+        pixel of the window.
 
         Pictures (n, 32, W, 3) uint8, how each one's subject is shown → (n, candidates)
         """
@@ -87,13 +93,14 @@ class NearestDrawing:
 
 
 def _misfit(drawn: Drawings, seen: Seen) -> Tensor:
-    """Mean squared error over the visible pixels of each drawing's head: (drawings, places)"""
+    """Squared error of each drawing's head, less that of `ANYTHING` there: (drawings, places), for a pixel of
+    the window"""
     ours, theirs = drawn.colors, seen.colors * seen.visible[:, None]
     squares = drawn.head @ theirs.square().sum(dim=1)
     products = ours.flatten(1) @ (theirs * seen.grooves[:, None]).flatten(0, 1)
     own = ours.square().sum(dim=2) @ (seen.visible * seen.grooves.square())
-    pixels = (drawn.head @ seen.visible).clamp(min=1)
-    return (squares - 2 * products + own) / (3 * pixels)
+    pixels = drawn.head @ seen.visible
+    return ((squares - 2 * products + own) / 3 - ANYTHING * pixels) / drawn.head.shape[1]
 
 
 def _see(picture: np.ndarray, shown: Shown, places: Sequence[tuple[int, int]]) -> Seen:
