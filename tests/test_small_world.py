@@ -11,7 +11,16 @@ import torch
 
 from nested_attention.avatars.drawing.references import held_out
 from nested_attention.avatars.figures.cases import draw_cases
-from nested_attention.avatars.figures.judges import Counts, Judges, attach, score_identity, score_prompt
+from nested_attention.avatars.figures.judges import (
+    SCORERS,
+    SUBJECTS,
+    Counts,
+    Judges,
+    attach,
+    generate,
+    score_identity,
+    score_prompt,
+)
 from nested_attention.avatars.models.vocabulary import SIZE, CompactEmbedding, compact
 from nested_attention.avatars.models.world import Attached, Sampling
 from nested_attention.paths import SMALL_WORLD, WEIGHTS
@@ -92,17 +101,16 @@ def test_subjects_of_one_seed_are_always_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("word", "shown"), [("person", ("skin", "hair_color")), ("pet", ("fur",))])
-def test_subjects_are_kept_and_prompts_followed(judges: Judges, word: str, shown: tuple[str, ...]) -> None:
-    """A reduced count of `make acceptance`: the subject gets through, and does not overwhelm the prompt."""
+@pytest.mark.parametrize("word", SUBJECTS)
+def test_subjects_are_kept_and_prompts_followed(judges: Judges, word: str) -> None:
+    """A reduced count of `make acceptance`, on the development set: the subject gets through, and does not
+    overwhelm the prompt."""
     cases = draw_cases((word,), 24, seed=9)
-    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-    rgb = judges.world.generate(prompts, seeds, [attach(judges, cases, word)], Sampling())
-    base = judges.world.generate(prompts, seeds, [], Sampling())
-    counts = Counts(subjects=24, candidates=24)
+    rgb, base = generate(judges, cases, [attach(judges, cases, word)]), generate(judges, cases)
+    counts = Counts(subjects=24, candidates=24, twins=2)
     kept, floor = (score_identity(judges, drawn, cases, word, counts) for drawn in (rgb, base))
-    assert kept["top1"]["rate"] > floor["top1"]["rate"]
-    for attribute in shown:
-        assert kept["attributes"][attribute]["rate"] >= floor["attributes"][attribute]["rate"] + 0.3
-    followed, alone = (score_prompt(judges, drawn, cases)["all"]["rate"] for drawn in (rgb, base))
-    assert followed >= 0.9 * alone
+    for scorer in SCORERS:
+        assert kept[scorer]["top1"]["rate"] >= floor[scorer]["top1"]["rate"] + 0.5
+    followed, alone = (score_prompt(judges, drawn, cases) for drawn in (rgb, base))
+    assert followed["all"]["rate"] >= 0.9 * alone["all"]["rate"]
+    assert followed["balanced"] >= 0.7 * alone["balanced"]
