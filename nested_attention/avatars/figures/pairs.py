@@ -121,11 +121,9 @@ def score_slots(
     for slot in range(2):
         subjects = [(case.picture, slot) for case in cases]
         shown = [Shown.of(*subject) for subject in subjects]
-        others = [identity_of((case.picture, 1 - slot)) for case in cases]
-        everyone = [identity_of(subject) for subject in subjects]
-        similarity = judge.similarity(rgb, shown, [*everyone, *others])  # (n, 2n)
-        mine, other = similarity[rows, rows], similarity[rows, rows + len(cases)]
-        among = torch.cat([similarity[:, : len(cases)], other[:, None]], dim=1)
+        similarity = judge.similarity(rgb, shown, [identity_of(subject) for subject in subjects])
+        mine, other = similarity[rows, rows], _of_others(judge, rgb, cases, shown, slot)
+        among = torch.cat([similarity, other[:, None]], dim=1)
         right.append(top1(among, rows))
         swapped.append(top1(among, torch.full_like(rows, len(cases))))
         own.append(mine > other)
@@ -138,3 +136,14 @@ def score_slots(
         "among_twins": torch.cat(near),
     }
     return {**rates_and_hits(hits), "swapped": rate(torch.cat(swapped)), "own": rate(torch.cat(own))}
+
+
+def _of_others(
+    judge: IdentityScorer, rgb: np.ndarray, cases: list[Case], shown: Sequence[Shown], slot: int
+) -> Tensor:
+    """How much each picture's place looks like the other of the pair. (n,)"""
+    found = [
+        judge.similarity(rgb[row : row + 1], [shown[row]], [identity_of((case.picture, 1 - slot))])
+        for row, case in enumerate(cases)
+    ]
+    return torch.cat(found)[:, 0]

@@ -8,8 +8,7 @@ drawn as the prompt says. `PromptScorer` classifies what the prompt decides. The
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -81,6 +80,8 @@ class Recogniser:
     """Who a subject is, by the cosine between what a window shows and what drawings of a candidate show."""
 
     network: Network
+    _looks: dict[tuple[Identity, Shown], Tensor] = field(default_factory=dict)
+    """The mean embedding (64,) of each candidate's drawings, once they were asked for."""
 
     @torch.no_grad()
     def embed(self, seen: np.ndarray) -> Tensor:
@@ -90,30 +91,29 @@ class Recogniser:
 
     def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
         seen = self.embed(windows(rgb, shown))
-        rows = [self._looks(one, candidates) @ here for one, here in zip(shown, seen, strict=True)]
+        rows = [self._candidates(candidates, one) @ here for one, here in zip(shown, seen, strict=True)]
         return torch.stack(rows)
 
-    def _looks(self, shown: Shown, candidates: Sequence[Identity]) -> Tensor:
-        """The mean embedding of each candidate's drawings. (candidates, 64)"""
-        drawn = np.concatenate([drawn_as(candidate, shown) for candidate in candidates])
-        each = self.embed(drawn).view(len(candidates), len(GAZES), -1)
-        return functional.normalize(each.mean(dim=1), dim=-1)
+    def _candidates(self, candidates: Sequence[Identity], shown: Shown) -> Tensor:
+        """What each of them looks like as a prompt shows it. (candidates, 64)"""
+        plain = replace(shown, placement="middle", together=False)  # where it stands changes nothing
+        missing = [each for each in dict.fromkeys(candidates) if (each, plain) not in self._looks]
+        if missing:
+            drawn = np.concatenate([drawn_as(each, plain) for each in missing])
+            looks = self.embed(drawn).view(len(missing), len(GAZES), -1).mean(dim=1)
+            for each, look in zip(missing, functional.normalize(looks, dim=-1), strict=True):
+                self._looks[each, plain] = look
+        return torch.stack([self._looks[each, plain] for each in candidates])
 
 
-GAZES = (-1, 0, 1)
+GAZES = (-1, 1)
+"""With which candidates are drawn."""
 
 
 def drawn_as(identity: Identity, shown: Shown) -> np.ndarray:
-    """What a subject looks like as a prompt shows it: in the middle, with every gaze, each in front of
-    another scene. (3, 28, 28, 3) uint8"""
-    plain = replace(shown, placement="middle", together=False)  # where it stands changes nothing
-    return _drawn_as(identity, plain)
-
-
-@lru_cache(maxsize=32_768)
-def _drawn_as(identity: Identity, shown: Shown) -> np.ndarray:
+    """A subject as a prompt shows it, with each of GAZES, in front of other scenes. (2, 28, 28, 3) uint8"""
     drawn = []
-    for gaze, scene in zip(GAZES, ("beach", "forest", "room"), strict=True):
+    for gaze, scene in zip(GAZES, ("beach", "forest"), strict=True):
         pose = Pose(SIZE // 2, 8, gaze, shown.expression)
         figure = Figure(identity, shown.placement, pose, shown.clothes, shown.accessory)
         drawn.append(crop(render(Picture((figure,), scene, shown.style)).rgb, crop_window(pose)))
