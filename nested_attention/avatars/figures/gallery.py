@@ -24,6 +24,7 @@ from ...inspection.maps import Selection
 from ...inspection.recording import Watch
 from ...subject import Subject
 from ..drawing.canvas import SIZE
+from ..drawing.pose import width_of
 from ..drawing.references import held_out, reference_picture, sample_crop
 from ..models.pipeline import world_pipeline
 from ..models.world import Sampling
@@ -46,7 +47,7 @@ class Gallery:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def reference(self, word: str, seed: int) -> np.ndarray:
-        """(80, 80, 3) uint8"""
+        """(112, 112, 3) uint8"""
         return reference_picture(held_out(word, seed))
 
     def subject(self, word: str, pictures: Sequence[np.ndarray]) -> Subject:
@@ -59,13 +60,14 @@ class Gallery:
     def draw(
         self, text: str, subjects: Sequence[AppliedSubject], recorder: Recorder | None = None, seed: int = 1
     ) -> np.ndarray:
-        """(128, 128, 3) uint8"""
+        """(128, 128, 3) uint8, of two subjects (128, 192, 3)"""
+        width = width_of(max(1, len(subjects)))
         with personalize(self.pipeline, subjects, recorder=recorder):
             (picture,) = self.pipeline(
                 text, num_inference_steps=Sampling().steps, guidance_scale=Sampling().guidance, height=SIZE,
-                width=SIZE, output_type="np", generator=torch.Generator().manual_seed(seed),
+                width=width, output_type="np", generator=torch.Generator().manual_seed(seed),
             ).images  # fmt: skip
-        return enlarged(np.rint(picture * 255).astype(np.uint8), SIDE)
+        return enlarged(np.rint(picture * 255).astype(np.uint8), SIDE * width // SIZE)
 
 
 def make(judges: Judges, folder: Path, say: Callable[[str], None] = lambda line: None) -> None:
@@ -143,7 +145,7 @@ def _mixing(gallery: Gallery) -> dict[str, np.ndarray]:
 def _several(gallery: Gallery) -> dict[str, np.ndarray]:
     """One person from one, two and four pictures."""
     rng, identity = np.random.default_rng(5), held_out("person", OTHER)
-    pictures = [enlarged(sample_crop(rng, identity), 80) for _ in range(4)]
+    pictures = [enlarged(sample_crop(rng, identity), 112) for _ in range(4)]
     counts = (1, 2, 4)
     drawn = [
         gallery.draw(ALONE, [gallery.applied("person", gallery.subject("person", pictures[:n]))])

@@ -28,7 +28,7 @@ from ...inspection.maps import CHANGE, WORD, Observation, Selection, SubjectMaps
 from ...inspection.recording import Watch
 from ...paths import SMALL_WORLD
 from ...subject_batch import SubjectBatch
-from ..drawing.canvas import SIZE, Part
+from ..drawing.canvas import SIZE, WIDE, Part
 from ..drawing.identity import KINDS, sample
 from ..drawing.picture import CROP, Figure, Picture, crop, crop_window, enlarge, render
 from ..drawing.prompts import prompt, sample_picture
@@ -55,7 +55,7 @@ BATCH = 16
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """A picture that was drawn of one subject. truth: where it stands, and what each art pixel shows, (32,
-    32). reference: what each art pixel of the reference shows, (20, 20)."""
+    32). reference: what each art pixel of the reference shows, (28, 28)."""
 
     maps: SubjectMaps
     spans: tuple[tuple[int, int], ...]
@@ -102,7 +102,7 @@ def time_taken(world: World, encoders: Mapping[str, SubjectEncoder], repeats: in
             with personalize(pipeline, subjects, recorder=recorder):
                 started = time.process_time()
                 pipeline(
-                    "a person and a pet", num_inference_steps=Sampling().steps, height=SIZE, width=SIZE,
+                    "a person and a pet", num_inference_steps=Sampling().steps, height=SIZE, width=WIDE,
                     guidance_scale=Sampling().guidance, generator=torch.Generator().manual_seed(0),
                 )  # fmt: skip
                 times[name].append(time.process_time() - started)
@@ -245,7 +245,7 @@ def _heat(maps: SubjectMaps) -> Tensor:
 
 
 def _patches(mask: np.ndarray, side: int) -> np.ndarray:
-    """(20, 20) bool → the share of each of the vision model's patches, (side, side)"""
+    """(28, 28) bool → the share of each of the vision model's patches, (side, side)"""
     fine = np.kron(mask, np.ones((side, side)))
     return fine.reshape(side, CROP, side, CROP).mean(axis=(1, 3))
 
