@@ -135,6 +135,22 @@ def test_families_are_of_training_and_hold_near_twins() -> None:
     assert len({tuple(each.description()) for each in twins_}) == 1 and stranger not in twins_
 
 
+def test_a_family_changes_as_a_whole() -> None:
+    """Colours are exchanged and pictures turned alike: what told them apart still does, and no more."""
+    rng = np.random.default_rng(0)
+    windows = torch.from_numpy(rng.integers(0, 256, (6, scorers.FAMILY, 2, 28, 28, 3)).astype(np.uint8))
+    windows[:, 1] = windows[:, 0]
+    drawn = [scorers._family_noise(rng) for _ in range(6)]
+    noise = {name: torch.from_numpy(np.stack([each[name] for each in drawn])) for name in drawn[0]}
+    plain = {**noise, "tint": torch.ones_like(noise["tint"])}
+    found = scorers._as_others(windows, plain)
+    for row in range(6):
+        other = windows[row].float()[..., noise["channels"][row]]
+        assert torch.equal(found[row], other.flip(-2) if noise["flipped"][row] else other)
+    tinted = scorers._as_others(windows, noise)
+    assert torch.equal(tinted[:, 0], tinted[:, 1]) and not torch.equal(tinted, found)
+
+
 def test_the_recogniser_learns(tmp_path: Path) -> None:
     """Two pictures of a person come to lie nearer than those of two people: in a few steps, for a start."""
     drawn = scorers.draw_families("person", 12, 1, workers=1)

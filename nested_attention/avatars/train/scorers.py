@@ -56,6 +56,10 @@ ALIKE = 0.6
 """Share of families whose pictures agree in all that a prompt says, but for the scene: as candidates are
 drawn. In the others they agree in nothing, so that a subject is also known from any picture of it."""
 
+TINT = 0.3
+"""How far the contrast of a channel varies from family to family. A family's pictures change alike: other
+colours, or left for right, are other subjects that are as hard to tell apart."""
+
 COLOR, GRAIN = 0.02, 0.1
 """Standard deviation of each channel's contrast, and largest one of the noise on pixels."""
 
@@ -202,10 +206,29 @@ def _noise(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> dict[
     }
 
 
+def _family_noise(rng: np.random.Generator) -> dict[str, Any]:
+    """Of each picture, and of a family as a whole."""
+    whole = {
+        "channels": rng.permutation(3),
+        "flipped": rng.random() < 0.5,
+        "tint": 1 + TINT * (2 * rng.random((3, 1, 1), dtype=np.float32) - 1),
+    }
+    return {**_noise((FAMILY, 2), CROP, rng), **whole}
+
+
+def _as_others(windows: Tensor, noise: Batch) -> Tensor:
+    """Families as other subjects would look: (families, 5, 2, 28, 28, 3) uint8 → float, from 0 to 255"""
+    rows = torch.arange(len(windows), device=windows.device)
+    mixed = windows.movedim(-1, 1)[rows[:, None], noise["channels"]].float()  # (families, 3, 5, 2, 28, 28)
+    flipped = torch.where(noise["flipped"].view(-1, *[1] * 5), mixed.flip(-1), mixed)
+    tinted = (flipped - 127.5) * noise["tint"][:, :, None, None] + 127.5
+    return tinted.clamp(0, 255).movedim(1, -1)
+
+
 def _recognition(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
     """Each picture of an identity against the other picture of it and of everybody else in the batch."""
     model = models["recogniser"]
-    pixels = batch["windows"].flatten(0, 2)  # (families · 5 · 2, 28, 28, 3)
+    pixels = _as_others(batch["windows"], noise).flatten(0, 2)  # (families · 5 · 2, 28, 28, 3)
     seen = functional.normalize(model.network(_disturbed(pixels, noise)), dim=-1)
     one, other = seen.view(-1, 2, seen.shape[-1]).unbind(1)
     logits = one @ other.T * model.temperature.exp().clamp(max=60)
@@ -229,7 +252,7 @@ def train_recogniser(
     data = Arrays(windows=windows.reshape(*drawn.rgb.shape[:3], CROP, CROP, 3))
     torch.manual_seed(options.seed)
     model = _Recognition(new_recogniser_network()).to(default_device())
-    more: dict[str, Any] = {"loss_weights": {"contrast": 1.0}, "noise": partial(_noise, (FAMILY, 2), CROP)}
+    more: dict[str, Any] = {"loss_weights": {"contrast": 1.0}, "noise": _family_noise}
     Trainer(folder, {"recogniser": model}, data, _recognition, schedule, on_gpu(options), **more).run()
     return model.network
 
