@@ -68,7 +68,7 @@ def _panel(word: str, points: Sequence[dict[str, Any]], left: int, top: float) -
     rows = [
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(share)}" y2="{y(share)}" stroke="#dddddd"/>'
         f'<text x="{LEFT - 5}" y="{y(share) + 3}" text-anchor="end">{share:.0%}</text>'
-        f'<text x="{WIDTH - RIGHT + 5}" y="{y(share) + 3}" fill="{OUTSIDE_COLOR}">{share * top:.0f}</text>'
+        f'<text x="{WIDTH - RIGHT + 5}" y="{y(share) + 3}" fill="{OUTSIDE_COLOR}">{share * top:.2g}</text>'
         for share in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     ticks = [
