@@ -25,7 +25,9 @@ def draw_eyes(
         canvas.box(pupil, top, 2, y + height - top, iris, Part.EYES)
         canvas.box(pupil, top, 2, 1, shade(iris, 0.5), Part.EYES)
         canvas.box(left, top - 1, 4, 1, INK, Part.EYES)
-        if pose.expression == "sad":  # the lid hangs over the outer corner
+        if pose.expression == "smiling":  # the cheek lifts the lower lid
+            canvas.dots([(left, y + height - 1), (left + 3, y + height - 1)], INK, Part.EYES)
+        elif pose.expression == "sad":  # the lid hangs over the outer corner
             corner = left if outer < 0 else left + 3
             canvas.dots([(corner, top)], INK, Part.EYES)
         elif pose.expression == "angry":  # and over the inner one
@@ -41,8 +43,9 @@ def draw_mouth(canvas: Canvas, x: int, y: int, width: int, expression: str, lips
     dark = shade(lips, 0.62)
     if expression == "smiling":
         canvas.dots([(x - half - 1, y), (x + half, y)], dark, Part.MOUTH)
-        canvas.box(x - half, y + 1, width, 1, dark, Part.MOUTH)
-        canvas.box(x - half + 1, y + 2, width - 2, 1, lips, Part.MOUTH)
+        canvas.box(x - half, y + 1, width, 1, WHITE, Part.MOUTH)
+        canvas.dots([(x - half - 1, y + 1), (x + half, y + 1)], dark, Part.MOUTH)
+        canvas.box(x - half, y + 2, width, 1, dark, Part.MOUTH)
     elif expression == "laughing":
         canvas.box(x - half - 1, y, width + 2, 1, WHITE, Part.MOUTH)
         canvas.dots([(x - half - 1, y), (x + half, y)], dark, Part.MOUTH)
