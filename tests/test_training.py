@@ -50,6 +50,7 @@ from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
 from nested_attention.paths import SMALL_WORLD
 from nested_attention.settings import SubjectSettings
 from nested_attention.training.data import Arrays, Examples
+from nested_attention.training.mechanisms import MECHANISMS
 from nested_attention.training.objective import denoising_losses, weighted_mse
 from nested_attention.training.schedule import Schedule
 from nested_attention.training.trainer import TrainerOptions
@@ -262,7 +263,9 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
     data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
     schedule = Schedule(steps=2, warmup=1)
     nested = train_encoder(tmp_path / "a", world, data, schedule, FOUR, queries=16)
-    pooled = train_encoder(tmp_path / "b", world, data, schedule, FOUR, queries=16, global_value=True)
+    pooled = train_encoder(
+        tmp_path / "b", world, data, schedule, FOUR, queries=16, mechanism=MECHANISMS["global"]
+    )
     pairs = zip(nested.parameters(), pooled.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 

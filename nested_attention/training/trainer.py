@@ -40,6 +40,10 @@ LOG_EVERY = 50
 """Steps a line of the log. The host reads losses from the device then, and not at every step."""
 
 
+class Stopped(NestedAttentionError):
+    """A run was asked to stop before its end. It is saved, and goes on from there."""
+
+
 class _Losses(nn.Module):
     """An objective with the models that it trains, in the form that Accelerate distributes."""
 
@@ -88,7 +92,8 @@ class Trainer:
     is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
     no device. validate: figures and pictures of the averaged weights after a step, every `validate_every`
     steps, which draw from no global generator. export: writes what else belongs into a checkpoint, from the
-    averaged weights; it gets the checkpoint's folder and how many examples were read.
+    averaged weights; it gets the checkpoint's folder and how many examples were read. deadline: of
+    `time.monotonic`; the run stops after the step in which it passes.
     """
 
     def __init__(
@@ -105,7 +110,9 @@ class Trainer:
         on_host: Collection[str] = (),
         validate: Callable[[int], Shown] | None = None,
         export: Callable[[Path, int], None] | None = None,
+        deadline: float = float("inf"),
     ) -> None:
+        self._deadline = deadline
         self.folder, self.schedule, self.options = folder, schedule, options
         self.loss_weights, self.on_host = loss_weights, list(on_host)
         self._validate, self._export = validate, export
@@ -141,8 +148,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the schedule; the models then hold the averaged weights, on the CPU.
 
-        Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, if a process that
-        reads examples dies, and, after a checkpoint, if SIGTERM asks to stop.
+        Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, or if a process
+        that reads examples dies; Stopped, after a checkpoint, at the deadline and if SIGTERM asks to stop.
         """
         checkpoints = checkpoints_in(self.folder)
         if checkpoints:
@@ -155,7 +162,7 @@ class Trainer:
                     break
                 self._update(batch, noise)
                 done = self.schedule.done(self.step, self.elapsed)
-                stopped = self._agreed(bool(asked))
+                stopped = self._agreed(bool(asked) or time.monotonic() >= self._deadline)
                 if done or stopped or self.step % LOG_EVERY == 0:
                     self._write_log()
                 if self._validate and (done or self._due(self.options.validate_every)):
@@ -163,8 +170,9 @@ class Trainer:
                 if done or stopped or self._due(self.options.save_every):
                     self._save()
                 if stopped and not done:
-                    raise NestedAttentionError(
-                        f"{self.folder}: stopped by SIGTERM after step {self.step}, which is saved; the same "
+                    why = "by SIGTERM" if asked else "at the end of its time"
+                    raise Stopped(
+                        f"{self.folder}: stopped {why} after step {self.step}, which is saved; the same "
                         "command goes on from there"
                     )
         self.average.copy_to(self.parameters)

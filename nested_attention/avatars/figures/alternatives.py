@@ -24,6 +24,7 @@ from torch import Tensor
 from ...evaluation.statistics import paired
 from ...hosts.diffusers import SubjectSlot
 from ...paths import SMALL_WORLD
+from ...training.mechanisms import mechanism
 from ...training.objective import denoising_losses
 from ...training.schedule import Schedule
 from ..drawing.picture import render
@@ -71,14 +72,12 @@ def compare(
     result: dict[str, Any] = {}
     errors: dict[str, Tensor] = {}
     for name in ALTERNATIVES:
-        pooled = name == "global"
+        chosen = mechanism(name)
         run = runs / f"{word}-{name}"
-        encoder = train_encoder(run, judges.world, data, Schedule(steps), global_value=pooled)
+        encoder = train_encoder(run, judges.world, data, Schedule(steps), mechanism=chosen)
         encoder.requires_grad_(False)
         mine = replace(judges, encoders={word: encoder})
-        attached = attach(mine, cases, word)
-        if pooled:
-            attached = replace(attached, tokens=attached.tokens.mean(dim=1, keepdim=True))
+        attached = replace(attach(mine, cases, word), mechanism=chosen)
         errors[name] = prediction_errors(judges.world, cases, attached)
         rgb = judges.world.generate(prompts, seeds, [attached], Sampling())
         result[name] = {
@@ -117,7 +116,7 @@ def prediction_errors(
             rows = slice(start, start + batch)
             context, pooled, ids = world.text([case.prompt for case in cases[rows]])
             predict = predictor(world.unet, TextStates(context, pooled), torch.float32)
-            with slot.bind(attached.rows(rows).bind(ids)):
+            with slot.bind(attached.rows(rows).bind(ids, world.unet)):
                 for index, timestep in enumerate(TIMESTEPS):
                     t = torch.full((len(context),), timestep)
                     step = latents[rows], noise[index, rows], t, loss_weight[rows]

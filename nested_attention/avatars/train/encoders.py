@@ -10,6 +10,7 @@ distillation from the frozen base model under a caption that describes the subje
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
-from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ...settings import Injection, SubjectSettings
+from ...hosts.diffusers.processors import SubjectSlot
 from ...sites import diffusers_sites
-from ...training.data import Arrays, Batch
+from ...training.data import Arrays, Batch, Noise
 from ...training.frozen import default_device
+from ...training.mechanisms import Mechanism, mechanism_of
 from ...training.objective import Predict
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
@@ -155,54 +156,61 @@ def train_encoder(
     *,
     start: SubjectEncoder | None = None,
     queries: int = 32,
-    global_value: bool = False,
+    mechanism: Mechanism | None = None,
     auxiliary: AuxiliaryLosses = AuxiliaryLosses(),
+    noise: Noise = denoising_noise,
+    precision: torch.dtype | None = None,
+    deadline: float = math.inf,
 ) -> SubjectEncoder:
     """Train one encoder; returns the averaged one. `start`: one to begin with; a random one by default.
 
-    One whose configuration says "decoupled" is trained as IP-Adapter is, added in the whole picture.
-
-    `auxiliary`: losses beside the denoising loss; none by default, as in the paper (Sec. 3.3).
-
-    `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
-    that every query is given the same value.
+    mechanism: how its tokens reach the picture; by default the one that its configuration names. auxiliary:
+    losses beside the denoising loss; none by default, as in the paper (Sec. 3.3). precision: of the
+    arithmetic; None: the faster one, as measured. deadline: the Trainer's, which raises Stopped.
     """
     encoder = new_encoder(world, data.word, queries=queries, seed=options.seed) if start is None else start
     models: dict[str, nn.Module] = {"encoder": encoder.float().requires_grad_(True)}
+    injected = mechanism or mechanism_of(encoder.config)
+    injected.freeze_unused(encoder)
     weights = {"denoise": 1.0}
     if auxiliary.heads is not None:
         models["heads"] = auxiliary.heads.requires_grad_(True)
         weights["attributes"] = auxiliary.attribute_weight
     unet = world.unet.requires_grad_(False).eval().to(default_device())
-    precision = precision_of(folder, unet_pass(unet, options.batch))
-    added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
-    settings = SubjectSettings(injection=added).trained_as(encoder.config)
-    slot = SubjectSlot.install(unet)
+    dtype = precision_of(folder, unet_pass(unet, options.batch)) if precision is None else precision
+    slot = SubjectSlot.install(unet, injected.attention)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         def under(captions: str) -> Predict:
             text = TextStates(batch[f"{captions}_context"], batch[f"{captions}_pooled"])
-            return predictor(unet, text, precision)
+            return predictor(unet, text, dtype)
 
         tokens = models["encoder"](batch["features"].float())  # (B, queries, token_dim)
-        used = tokens.mean(dim=1, keepdim=True) if global_value else tokens
-        projections = models["encoder"].project(used)
+        binding = injected.bind(models["encoder"], unet, tokens, batch["mask"])
 
         def personalised(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            with slot.bind(SubjectBinding(projections=projections, mask=batch["mask"], settings=settings)):
+            with slot.bind(binding):
                 return under("text")(noisy, timesteps)
 
-        teaching = {"teacher": under("described"), "distillation": auxiliary.distillation}
+        teaching: dict[str, Any] = {}
+        if auxiliary.distillation:
+            teaching = {"teacher": under("described"), "distillation": auxiliary.distillation}
         losses = latent_losses(personalised, batch, noise, **teaching)
         if "heads" in models:
             losses["attributes"] = models["heads"].loss(tokens, batch["attributes"])
         return losses
 
-    names = ("latents", "features", "attributes", "mask", "loss_weight")
+    names = ["latents", "features", "mask", "loss_weight"]
+    names += ["attributes"] if auxiliary.heads is not None else []
     arrays = {name: getattr(data, name) for name in names}
-    for captions in ("text", "described"):
+    for captions in ("text", "described") if auxiliary.distillation else ("text",):
         arrays |= {f"{captions}_{name}": value for name, value in getattr(data, captions)._asdict().items()}
-    more: dict[str, Any] = {"loss_weights": weights, "noise": denoising_noise, "on_host": ["mask"]}
+    more: dict[str, Any] = {
+        "loss_weights": weights,
+        "noise": noise,
+        "on_host": ["mask"],
+        "deadline": deadline,
+    }
     try:
         Trainer(folder, models, Arrays(**arrays), objective, schedule, options, **more).run()
     finally:
