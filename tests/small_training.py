@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nested_attention.avatars.drawing.dataset import write_pictures
+from nested_attention.avatars.train.folder import write_pictures
 from nested_attention.training.frozen import BaseModel
 from nested_attention.training.prepare.settings import PrepareSettings, SourceSettings
 from nested_attention.training.settings import (

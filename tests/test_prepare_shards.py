@@ -101,7 +101,18 @@ def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
         atol = 8e-3 * float(values.abs().max())
         torch.testing.assert_close(read[name].float(), values, rtol=8e-3, atol=atol)
         assert read[name].dtype == torch.bfloat16
-    assert torch.equal(read["mask"], torch.from_numpy(ids.astype(np.int64) == 2533)), "person"
+    people = torch.from_numpy(ids.astype(np.int64) == 2533)
+    assert bool((read["mask"] <= people).all()) and read["mask"].sum(dim=1).tolist() == [1] * len(data)
+    texts = [(pictures / name.replace(".png", ".txt")).read_text() for name in names]
+    assert [text.split("<")[0].count("person") for text in texts] == [
+        int(row[: int(mask.nonzero())].sum()) for row, mask in zip(people, read["mask"], strict=True)
+    ], "the one in angle brackets, of one or two"
+    assert int(people.sum()) > len(data)
+    weights = np.stack(
+        [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
+    )
+    cells = torch.from_numpy(weights).float().div(255).view(-1, 16, 2, 16, 2).mean(dim=(2, 4))
+    torch.testing.assert_close(read["loss_weight"].float(), cells, rtol=8e-3, atol=8e-3)
     assert read["sizes"].unique(dim=0).tolist() == [[128, 128, 0, 0, 128, 128]]
     assert (read["latent_deviation"] > 0).all()
     held = ShardData(prepared, index, held_out=True)
@@ -161,6 +172,40 @@ def test_a_changed_caption_picture_or_setting_invalidates_what_it_went_into(
     assert {shard.size for shard in index.shards} == {(64, 64)}
     files = {path.name for path in (people / "prepared" / "shards").iterdir()}
     assert files == {Path(f).name for f in [index.blank, *(shard.file for shard in index.shards)]}
+
+
+def test_weights_are_read_anew_and_nothing_else_is_encoded(world_on_disk: Path, people: Path) -> None:
+    """Other ones, none at all, and shards that an older version wrote, without any."""
+    (people / "pictures" / "person-00003.weight.png").unlink()
+    Image.new("L", (32, 32), 51).save(people / "pictures" / "person-00005.weight.png")
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, people), quietly)
+    assert counts == BLANK
+    data = ShardData(people / "prepared", index)
+    held = ShardData(people / "prepared", index, held_out=True)
+
+    def weight(name: str) -> torch.Tensor:
+        (found,) = [
+            (each, row) for each in (data, held) for row in range(len(each)) if each.row(row).name == name
+        ]
+        return found[0].read(torch.tensor([found[1]]), {})["loss_weight"].float()
+
+    assert bool((weight("person-00003.png") == 1).all())
+    torch.testing.assert_close(weight("person-00005.png"), torch.full((1, 16, 16), 0.2), rtol=8e-3, atol=0)
+    assert float(weight("person-00004.png").std()) > 0.1
+    Image.new("L", (16, 32), 51).save(people / "pictures" / "person-00005.weight.png")
+    said: list[str] = []
+    index = prepare(preparing(world_on_disk, people), said.append)
+    assert "left out 1; 1 × other weight" in said[0]
+
+    older = tuple(
+        replace(shard, rows=tuple(replace(row, keys={k: v for k, v in row.keys.items() if k != "weight"})
+                                  for row in shard.rows))
+        for shard in index.shards
+    )  # fmt: skip
+    replace(index, shards=older).write(people / "prepared")
+    read = ShardData(people / "prepared", Index.read(people / "prepared")).read(torch.arange(2), {})
+    assert bool((read["loss_weight"] == 1).all()) and read["loss_weight"].shape == (2, 16, 16)
 
 
 def test_another_autoencoder_invalidates_the_latents_alone(world_on_disk: Path, people: Path) -> None:
@@ -251,7 +296,7 @@ def test_parquet_and_webdataset_give_what_a_folder_gives(
 
     pictures = prepared.parent / "pictures"
     stems = sorted(path.stem for path in pictures.glob("*.txt"))[:5]
-    parts = {"picture": "png", "caption": "txt", "reference": "reference.png"}
+    parts = {"picture": "png", "caption": "txt", "reference": "reference.png", "weight": "weight.png"}
     table = {
         name: [(pictures / f"{stem}.{end}").read_bytes() for stem in stems] for name, end in parts.items()
     }
@@ -369,6 +414,9 @@ def test_the_word_takes_the_place_of_what_stands_for_it(world_on_disk: Path) -> 
     assert words.caption("A  girl,\nsitting", frozen.tokenize) == ("A person, sitting", [2])
     assert words.caption("an old man and a girl", frozen.tokenize)[0] == "an person and a girl"
     assert words.caption("a person and a girl", frozen.tokenize) == ("a person and a girl", [2])
+    assert words.caption("a person and a <Person>", frozen.tokenize) == ("a person and a person", [5])
+    assert words.caption("a girl and a <girl>", frozen.tokenize) == ("a girl and a person", [5])
+    assert words.caption("a <girl> and a person", frozen.tokenize) == ("a person and a person", [2])
     with pytest.raises(Rejected, match="none of person, old man, girl in 'a girlish desert'"):
         words.caption("a girlish desert", frozen.tokenize)
     with pytest.raises(Rejected, match="no caption"):

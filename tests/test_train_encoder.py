@@ -21,7 +21,7 @@ from small_training import SIZES, base_of, preparing, training
 from synthetic_checkpoints import write
 from torch import Tensor
 
-from nested_attention.avatars.drawing.dataset import write_pictures
+from nested_attention.avatars.train.folder import write_pictures
 from nested_attention.card import EncoderCard, describe
 from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, site_key
@@ -224,16 +224,27 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
 
 
 def test_the_second_phase_goes_on_from_the_first(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    """On twice the resolution, as the paper's does."""
+    larger = preparing(world_on_disk, tmp_path, prepared.parent / "pictures", resolution=64, step=64)
+    prepare(larger, quietly)
     settings = training(world_on_disk, prepared, tmp_path / "run", steps=2)
     alone = train(replace(settings, output=tmp_path / "alone"), say=quietly)
-    phase = replace(settings.phases[0], rate=1e-12)
+    phase = replace(settings.phases[0], data=larger.output, rate=1e-12)
     train(replace(settings, phases=(settings.phases[0], phase), ema=0.0), say=quietly)
     train(replace(settings, output=tmp_path / "last", ema=0.0), say=quietly)
     (first,) = [load_subject_encoder(tmp_path / "last" / "small.safetensors")]
     second = load_subject_encoder(settings.file)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
-    assert read_card(settings.file).samples == 2 * read_card(alone).samples
+    card = read_card(settings.file)
+    assert (card.samples, card.resolution) == (2 * read_card(alone).samples, 64)
+
+
+def test_a_phase_ends_after_minutes_too(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "run", steps=10**6)
+    train(replace(settings, phases=(replace(settings.phases[0], minutes=0.02),)), say=quietly)
+    (*_, last) = log_of(tmp_path / "run" / "phase-1")
+    assert last["minutes"] >= 0.02 and last["step"] < 100 and last["rate"] < 1e-3
 
 
 def test_data_that_another_model_made_is_refused(
@@ -471,14 +482,21 @@ def test_dropped_captions_and_pictures_are_as_if_they_were_empty(
 def test_the_loss_is_the_papers_and_what_is_added_is_as_published(
     unet: Any, world_on_disk: Path, prepared: Path
 ) -> None:
-    """Min-SNR-γ weighs each example; offset noise is a shift of a channel."""
+    """Min-SNR-γ weighs each example, weights each place; offset noise is a shift of a channel."""
     quiet = {"drop_caption": 0.0, "drop_picture": 0.0}
     objective, data = objective_on(unet, world_on_disk, prepared, **quiet)
     models = {"encoder": encoder_for(unet, prepared)}
     batch, noise = example(data, objective)
+    half = torch.zeros_like(batch["loss_weight"])
+    half[..., 8:] = 1
+    batch["loss_weight"] = torch.ones_like(half)
     with torch.no_grad():
         plain = objective(batch, models, noise)
         assert torch.allclose(plain["denoise"], plain["plain"])
+        left, right = (objective({**batch, "loss_weight": w}, models, noise) for w in (1 - half, half))
+        torch.testing.assert_close(left["denoise"] + right["denoise"], plain["denoise"])
+        assert torch.equal(left["plain"], plain["plain"]) and not torch.allclose(*(
+            each["denoise"] for each in (left, right)))  # fmt: skip
         weighed = replace(objective, settings=LossSettings(min_snr=5.0, **quiet))(batch, models, noise)
         alphas = objective.scheduler.alphas_cumprod[noise["timestep"]]
         snr = alphas / (1 - alphas)

@@ -202,8 +202,8 @@ def pictures(
     seed: Annotated[int, typer.Option(min=0, help="Which subjects.")] = 0,
 ) -> None:
     """Draw pictures of people or pets with captions and reference pictures: a source for `prepare`."""
-    from ..avatars.drawing.dataset import write_pictures
     from ..avatars.drawing.identity import KINDS
+    from ..avatars.train.folder import write_pictures
 
     with stopping():
         if word not in KINDS:

@@ -148,9 +148,9 @@ class FrozenEncoders:
         return torch.cat(states, dim=-1), pooled
 
     @torch.no_grad()
-    def encode_references(self, pictures: Tensor, layer: FeatureLayer) -> Tensor:
-        """(n, 3, H, W) in [0, 1] → features (n, patches, width), class token included, without the final
-        norm."""
+    def encode_references(self, pictures: Sequence[Tensor], layer: FeatureLayer) -> Tensor:
+        """n pictures (3, H, W) in [0, 1], each of a size of its own → features (n, patches, width), class
+        token included, without the final norm."""
         return picture_features(self.vision, pictures, layer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -165,7 +166,7 @@ class _Run:
             {"encoder": self.encoder.to(self.device).train()},
             data,
             objective,
-            Schedule(steps=steps, warmup=phase.warmup, decay=phase.decay),
+            Schedule(steps, phase.minutes or math.inf, warmup=phase.warmup, decay=phase.decay),
             options,
             loss_weights={"denoise": 1.0},
             noise=subject_noise(settings.loss, channels, size, timesteps),

@@ -33,13 +33,15 @@ PARTS = {
     "picture": ("latent_mean", "latent_deviation", "sizes"),
     "caption": ("context", "pooled", "mask"),
     "reference": ("features",),
+    "weight": ("loss_weight",),
 }
 """What is encoded together → tensors of a shard; the first axis of each counts examples.
 
 latent_mean, latent_deviation (n, C, h, w): of the target picture, not scaled. sizes (n, 6): its size, the
 corner of the crop and the size of the crop, as SDXL is told them. context (n, 77, width), pooled (n, width):
 the caption. mask (n, 77) bool: the last token of each occurrence of the word. features (n, patches, width):
-of the reference picture.
+of the reference picture. loss_weight (n, h, w): of each latent cell in the loss, in [0, 1]; 1 everywhere if
+the source has none.
 """
 
 
@@ -244,11 +246,12 @@ class ShardData:
         return read_shard(self.folder / self.index.blank, Path(self.index.blank).stem).tensors
 
     def read(self, rows: Tensor, noise: Batch) -> Batch:
-        """latent_mean, latent_deviation, sizes, context, pooled, mask, features. noise: `pair` and `mate`
-        (B,) in [0, 1) choose the references, where they are there; without them each has its own."""
+        """The tensors of PARTS. noise: `pair` and `mate` (B,) in [0, 1) choose the references, where they are
+        there; without them each has its own."""
         numbers = rows.tolist()
-        own = [name for names in PARTS.values() for name in names if name != "features"]
+        own = [name for part in ("picture", "caption") for name in PARTS[part]]
         batch = {name: torch.stack([self._tensor(number, name) for number in numbers]) for name in own}
+        batch["loss_weight"] = torch.stack([self._weight(number) for number in numbers])
         shown = [self._reference(i, number, noise) for i, number in enumerate(numbers)]
         batch["features"] = torch.stack([self._tensor(number, "features") for number in shown])
         return batch
@@ -261,6 +264,11 @@ class ShardData:
         if float(noise["pair"][place]) >= self._pair_share(int(noise["position"][place])):
             return row
         return others[int(float(noise["mate"][place]) * len(others))]
+
+    def _weight(self, number: int) -> Tensor:
+        if "weight" in self.row(number).keys:
+            return self._tensor(number, "loss_weight")
+        return torch.ones_like(self._tensor(number, "latent_mean")[0])  # prepared by an older version
 
     def _tensor(self, number: int, name: str) -> Tensor:
         shard, row = self._places[number]

@@ -68,9 +68,10 @@ class SubjectObjective:
         on_device = dropped.to(features.device, non_blocking=True)
         text = {name: _where(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
         mask = batch["mask"] & ~dropped[:, None]
-        weight = latents.new_ones(len(latents))
+        weight = batch["loss_weight"].float()
         if self.settings.min_snr is not None:
-            weight = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
+            snr = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
+            weight = weight * snr[:, None, None]
         encoder: SubjectEncoder = models["encoder"]
         with self.autocast(latents.device):
             projections = encoder.project(encoder(features.float()))
@@ -81,7 +82,7 @@ class SubjectObjective:
             latents,
             eps,
             noise["timestep"],
-            weight[:, None, None],
+            weight,
         )
         if not bool(mask.any()):  # nothing is attached, and the loss depends on nothing that is trained
             losses["denoise"] = losses["denoise"] + 0 * sum(

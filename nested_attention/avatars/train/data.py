@@ -13,7 +13,7 @@ import numpy as np
 
 from ..drawing.canvas import Part
 from ..drawing.identity import Identity, Person, Pet, attributes, sample, values_of
-from ..drawing.picture import STYLES, Figure, Picture, render
+from ..drawing.picture import STYLES, Figure, Picture, Rendered, render
 from ..drawing.pose import EXPRESSIONS, PLACEMENTS
 from ..drawing.prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
@@ -157,10 +157,8 @@ def _draw(stage: str, job: tuple[int, int]) -> dict[str, list[Any]]:
         labels = [_figure_labels(figure) for figure in picture.figures]
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
         rows["setting_labels"].append(_setting_labels(picture))
-        wanted = _wanted(picture, stage, rng)
-        counts = loss_weight_of(drawn.part)
-        if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
-            counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
+        wanted = wanted_figure(picture, stage, rng)
+        counts = loss_weight_of(drawn.part) if stage == "base" else loss_weights_for(drawn, wanted)
         rows["loss_weight"].append(by_cell(counts))
         rows["masks"].append([(subject == 1).sum(-1) >= 2, (subject == 2).sum(-1) >= 2])
         rows["wanted"].append(wanted)
@@ -169,7 +167,14 @@ def _draw(stage: str, job: tuple[int, int]) -> dict[str, list[Any]]:
     return rows
 
 
-def _wanted(picture: Picture, stage: str, rng: np.random.Generator) -> int:
+def loss_weights_for(drawn: Rendered, wanted: int) -> np.ndarray:
+    """`loss_weight_of` a picture in which one figure is learned; the other is anybody's guess, and a guess
+    teaches an encoder nothing. (32, 32) float32"""
+    known = (drawn.subject == 0) | (drawn.subject == wanted + 1)
+    return np.where(known, loss_weight_of(drawn.part), np.float32(UNKNOWN))
+
+
+def wanted_figure(picture: Picture, stage: str, rng: np.random.Generator) -> int:
     """The figure that the stage's encoder is to reproduce: of two people, now the first, now the second."""
     kind = {"person": Person, "pet": Pet}.get(stage, object)
     fitting = [i for i, figure in enumerate(picture.figures) if isinstance(figure.identity, kind)]

@@ -42,10 +42,12 @@ def vision_input(pictures: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def picture_features(vision: Any, pictures: Tensor, layer: FeatureLayer) -> Tensor:
-    """(n, 3, H, W) in [0, 1] → (n, patches, width): what an encoder reads, class token included, without the
-    final norm. vision: a CLIPVisionModel, with or without a projection."""
-    pixels = vision_input(pictures, vision.config.image_size).to(vision.device, vision.dtype)
+def picture_features(vision: Any, pictures: Tensor | Sequence[Tensor], layer: FeatureLayer) -> Tensor:
+    """n pictures (3, H, W) in [0, 1], each of a size of its own → (n, patches, width): what an encoder reads,
+    class token included, without the final norm. vision: a CLIPVisionModel, with or without a projection."""
+    size = vision.config.image_size
+    pixels = torch.cat([vision_input(picture[None], size) for picture in pictures])
+    pixels = pixels.to(vision.device, vision.dtype)
     if layer == "last_hidden_state":
         return vision(pixels).last_hidden_state
     return vision(pixels, output_hidden_states=True).hidden_states[-2]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class Journal:
             (part, row.keys[part]): (shard, number)
             for shard in self._shards
             for number, row in enumerate(shard.rows)
-            for part in PARTS
+            for part in row.keys  # shards of an older version have no weights
         }
 
     def _whole(self, shard: Shard) -> bool:
@@ -176,8 +177,8 @@ class Encoding:
         pool: ThreadPoolExecutor,
     ) -> dict[str, dict[int, Tensors]]:
         lacking = {part: [(i, p) for i, p in some if i not in parts[part]] for part in PARTS}
-        shown = {i: p for part in ("picture", "reference") for i, p in lacking[part]}
-        prepared = dict(zip(shown, pool.map(self._prepared, shown.values()), strict=True))
+        looked = {i: p for part in ("picture", "reference", "weight") for i, p in lacking[part]}
+        prepared = dict(zip(looked, pool.map(self._prepared, looked.values()), strict=True))
         found: dict[str, dict[int, Tensors]] = {part: {} for part in PARTS}
         if chosen := lacking["picture"]:
             pictures = torch.stack([prepared[i].target for i, _ in chosen])
@@ -198,10 +199,19 @@ class Encoding:
                 mask = torch.zeros(context.shape[1], dtype=torch.bool)
                 mask[list(p.positions)] = True
                 found["caption"][i] = {"context": context[n], "pooled": pooled[n], "mask": mask}
-        for i, p in lacking["reference"]:  # references have sizes of their own
-            layer = self._recipe.settings.features
-            features = self._frozen.encode_references(prepared[i].reference[None], layer)
-            found["reference"][i] = {"features": self._checked(features, [(i, p)], "vision features")[0]}
+        for i, _ in lacking["weight"]:
+            there = found["picture"].get(i) or parts["picture"][i]
+            height, width = there["latent_mean"].shape[-2:]
+            counts = torch.ones(height, width)
+            if (weight := prepared[i].weight) is not None:
+                counts = functional.adaptive_avg_pool2d(weight[None], (height, width))[0]
+            found["weight"][i] = {"loss_weight": counts.to(torch.bfloat16)}
+        if chosen := lacking["reference"]:
+            shown = [prepared[i].reference for i, _ in chosen]
+            features = self._frozen.encode_references(shown, self._recipe.settings.features)
+            features = self._checked(features, chosen, "vision features")
+            for n, (i, _) in enumerate(chosen):
+                found["reference"][i] = {"features": features[n]}
         return found
 
     def _prepared(self, planned: Planned) -> Prepared:

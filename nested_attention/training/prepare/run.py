@@ -91,7 +91,7 @@ def _scaling(frozen: FrozenEncoders) -> dict[str, float]:
 def _blank(folder: Path, frozen: FrozenEncoders, settings: PrepareSettings) -> str:
     """Write what takes the place of a dropped picture and of a dropped caption; the file's name."""
     context, pooled = frozen.encode_captions([""])
-    features = frozen.encode_references(blank_picture()[None], settings.features)
+    features = frozen.encode_references([blank_picture()], settings.features)
     tensors = {"features": features, "context": context, "pooled": pooled}
     kept = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in tensors.items()}
     return write_shard(folder, kept)[0]

@@ -17,14 +17,14 @@ from ...errors import NestedAttentionError
 from .settings import SourceSettings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_EXTRAS = ("reference", "mask")
+_EXTRAS = ("reference", "mask", "weight")
 
 Read = Callable[[], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture of a source, not read yet. more: its own `reference` and `mask`, where it has them.
+    """One picture of a source, not read yet. more: its own `reference`, `mask` and `weight`, where they are.
 
     caption: None where there is none. subject: whom it shows.
     """
@@ -131,8 +131,7 @@ def _parquet(root: Path) -> Iterator[Sample]:
         if not {"picture", "caption"} <= columns:
             raise NestedAttentionError(
                 f"{path} has the columns {', '.join(sorted(columns))}; expected picture and caption, and "
-                "where "
-                "needed subject, reference and mask"
+                "where needed subject, reference, mask and weight"
             )
         told = [name for name in ("caption", "subject") if name in columns]
         for group in range(file.num_row_groups):
