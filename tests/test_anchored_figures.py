@@ -13,7 +13,7 @@ import torch
 
 from nested_attention.avatars.figures import anchored, anchored_tables
 from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
-from nested_attention.avatars.figures.cases import draw_cases
+from nested_attention.avatars.figures.cases import anyone, draw_cases
 from nested_attention.avatars.figures.judges import SUBJECTS, Counts, Judges
 from nested_attention.avatars.models.world import Sampling
 from nested_attention.avatars.train.encoders import new_adapter
@@ -86,7 +86,7 @@ def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused
     cases = draw_cases(("person", "pet"), 2, seed=5)
     person, pet = (anchored._masks(cases, word) for word in ("person", "pet"))
     assert person.any() and pet.any() and not (person & pet).any()
-    assert np.array_equal(person | pet, anchored._anyone(cases))
+    assert np.array_equal(person | pet, anyone(cases))
     with pytest.raises(NestedAttentionError, match="no such part: persons. The parts are person, pet"):
         anchored.measure(judges, own, Counts(), ["persons"])
 

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 
 from nested_attention.avatars.drawing.identity import split_of
 from nested_attention.avatars.drawing.prompts import combination_split
-from nested_attention.avatars.figures import acceptance, alternatives, maps, records, references
+from nested_attention.avatars.figures import acceptance, maps, records, references
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings, windows
 from nested_attention.avatars.figures.judges import Counts, Judges
 from nested_attention.avatars.figures.likeness import twins
 from nested_attention.avatars.figures.pages import PAGES, insert, read, read_if_there
-from nested_attention.avatars.figures.report import figures, percent
+from nested_attention.avatars.figures.report import percent
 from nested_attention.evaluation.statistics import rate, top1, wilson
-from nested_attention.storage.tensors import read_tensors
 
 
 @given(trials=st.integers(1, 500), share=st.floats(0, 1))
@@ -127,39 +126,10 @@ def test_the_committed_figures_are_of_full_counts() -> None:
     assert counts["pose_and_style"] == full.pose_and_style
 
 
-def test_the_committed_comparison_belongs_to_the_shipped_world() -> None:
-    document = read_if_there(alternatives.RESULTS)
-    assert document is not None
-    stale = "the world changed since `nested-attention world compare` ran: run it again"
-    assert of_weights(document["hashes"]) == of_weights(alternatives.world_hashes()), stale
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.parent.name)
 def test_pages_show_the_committed_figures(path: Path) -> None:
     page = path.read_text()
     assert page == insert(page, PAGES[path]()), "run `nested-attention world report`"
-
-
-def test_nested_values_and_global_ones_are_compared_alike(tmp_path: Path) -> None:
-    judges = Judges.load()
-    counts = Counts(subjects=2, twins=2)
-    document = alternatives.compare(judges, tmp_path, steps=1, pictures=32, counts=counts, workers=1)
-    results = tmp_path / "alternatives.json"
-    alternatives.write(document, results)
-    written = read_if_there(results)
-    assert written is not None and written["hashes"] == alternatives.world_hashes(tmp_path)
-    assert {k: v for k, v in written.items() if k != "hashes"} == json.loads(json.dumps(document))
-    assert document["run"]["steps"] == 1
-    nested, pooled = (
-        read_tensors(tmp_path / f"person-{name}" / "step-00000001" / "model.safetensors").tensors
-        for name in ("nested", "global")
-    )
-    assert nested.keys() == pooled.keys()
-    assert any(not torch.equal(one, pooled[name]) for name, one in nested.items())
-    assert document["error_saved"]["pairs"] == 2
-    assert document["nested"]["error"] != document["global"]["error"]
-    assert "Global V" in figures(read(), None, json.loads(results.read_text()))
-    assert read_if_there(tmp_path / "none.json") is None
 
 
 def test_a_page_without_a_place_for_figures_is_refused() -> None:

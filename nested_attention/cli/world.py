@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -77,19 +79,74 @@ def references() -> None:
     typer.echo(f"The figures: {measured.RESULTS.resolve()}")
 
 
+class Device(str, Enum):
+    """What runs train and draw on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 @world.command()
 def compare(
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 1000,
-    runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="Which questions of the page; all if none is named.")
+    ] = None,
+    mechanism: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this mechanism; repeat it.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only runs of this seed; repeat it.")] = None,
+    left: Annotated[
+        bool, typer.Option("--list", help="Say what is left, and how long it takes here, and do nothing.")
+    ] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Stop after so long, saved; the same command goes on.")
+    ] = float("inf"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs made at once: by default 5 on a GPU, 1 on CPUs.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where runs are made.")] = Device.AUTO,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each run, for a trial.")] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=4, help="Held-out cases of each drawing, for a trial.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs and their figures are kept.")] = Path("runs/compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page's folder: by default docs once all is complete, else beside the runs."),
+    ] = None,
 ) -> None:
-    """Train nested values and one global value a subject alike, and compare who is recognised."""
-    from ..avatars.figures import alternatives
-    from ..avatars.figures.judges import Judges
+    """Train the paper's injection mechanisms alike, compare what they draw, and write a page about it."""
+    if device is Device.CPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for one
+    import dataclasses
+
+    import torch
+
+    from ..avatars.figures.reproduction import command
+    from ..avatars.figures.reproduction.matrix import Selection, Size
 
     with stopping():
-        document = alternatives.compare(Judges.load(), runs, steps=steps, say=typer.echo)
-    alternatives.write(document)
-    typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
+        gpu = torch.cuda.is_available()
+        if device is Device.CUDA and not gpu:
+            raise NestedAttentionError("there is no GPU that torch can use; leave --device out")
+        real = Size()
+        size = dataclasses.replace(real, steps=steps or real.steps, cases=cases or real.cases)
+        request = command.Request(
+            root=runs,
+            selection=Selection(questions or (), mechanism or (), seed or ()),
+            size=size,
+            minutes=minutes,
+            workers=workers or (5 if gpu else 1),
+            threads=threads,
+        )
+        if left:
+            for line in command.told(command.what_is_left(request), request.workers):
+                typer.echo(line)
+            return
+        command.compare(request, typer.echo)
+        typer.echo(f"The page: {command.publish(request, out).resolve()}")
 
 
 @world.command()

@@ -55,6 +55,41 @@ def paired(differences: Tensor, z: float = 1.96) -> Difference:
     return {"mean": mean, "low": mean - half, "high": mean + half, "above": above, "pairs": len(values)}
 
 
+class Discordance(TypedDict):
+    """Two rates on the same trials: how many trials only one of them hits, the exact two-sided p-value of
+    McNemar's test, and the smallest difference of the rates that the counts could have shown at `LEVEL`."""
+
+    only_first: int
+    only_second: int
+    p: float
+    smallest: float
+
+
+LEVEL = 0.05
+"""Of tests, two-sided; intervals are at 1 − LEVEL."""
+
+
+def mcnemar(first: Tensor, second: Tensor) -> Discordance:
+    """Compare the hits of two rates (n,) bool each, trial by trial.
+
+    Where both hit or both miss, a trial says nothing. Under no difference, each of the m others is as likely
+    to be hit by the one as by the other: p is of a binomial with 1/2. The smallest difference is that of the
+    least one-sided split of m trials, at least of as many as can be significant at all, that has p < LEVEL.
+    """
+    from scipy.stats import binomtest
+
+    def p_of(lesser: int, trials: int) -> float:
+        return float(binomtest(lesser, trials, 0.5).pvalue) if trials else 1.0
+
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    m = b + c
+    while p_of(0, m) >= LEVEL:
+        m += 1
+    lesser = max(k for k in range(m // 2 + 1) if p_of(k, m) < LEVEL)
+    smallest = (m - 2 * lesser) / len(first)
+    return {"only_first": b, "only_second": c, "p": p_of(min(b, c), b + c), "smallest": smallest}
+
+
 def top1(similarity: Tensor, truth: Tensor) -> Tensor:
     """Whether the true candidate beats every other one. similarity (n, candidates), truth (n,) → (n,) bool
 

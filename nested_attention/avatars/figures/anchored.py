@@ -30,7 +30,7 @@ from ...settings import SubjectSettings
 from ..drawing.picture import render
 from ..models.world import Attached, Sampling
 from . import records
-from .cases import Case, draw_cases
+from .cases import Case, anyone, draw_cases
 from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_prompt
 from .pairs import score_slots
 
@@ -177,7 +177,7 @@ def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[st
             else:
                 rgb = _draw(judges, cases, [_attached(judges, own, cases, part, use)])
                 identity = rate(identity_hits(judges, rgb, cases, part, counts))
-            found = {"identity": identity, "outside": _change(rgb, base, ~_anyone(cases))}
+            found = {"identity": identity, "outside": _change(rgb, base, ~anyone(cases))}
             result[part][name] = found
             _tell(say, f"{CHOICE}, {part}", name, found)
     return result
@@ -247,10 +247,6 @@ def _masks(cases: list[Case], who: str | int) -> np.ndarray:
     return np.stack([render(c.picture).subject == n + 1 for c, n in zip(cases, numbers, strict=True)])
 
 
-def _anyone(cases: list[Case]) -> np.ndarray:
-    return np.stack([render(case.picture).subject > 0 for case in cases])
-
-
 def _change(rgb: np.ndarray, base: np.ndarray, where: np.ndarray) -> float:
     """The mean difference of pixels, of 255. rgb, base (n, 32, 32, 3) uint8, where (n, 32, 32) bool"""
     return round(float(np.abs(rgb.astype(float) - base).mean(-1)[where].mean()), 2)
@@ -264,7 +260,7 @@ def _figures(
         "identity": rate(hits),
         "against_everywhere": paired(hits.float() - reference.float()),
         "prompt": prompt["all"],
-        "outside": _change(rgb, base, ~_anyone(cases)),
+        "outside": _change(rgb, base, ~anyone(cases)),
     }
 
 

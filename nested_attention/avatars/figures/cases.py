@@ -64,3 +64,8 @@ def windows(pictures_rgb: np.ndarray, cases: list[Case], word: str) -> np.ndarra
 def true_drawings(cases: list[Case]) -> np.ndarray:
     """What a perfect model would draw. (n, 32, 32, 3) uint8"""
     return np.stack([render(case.picture).rgb for case in cases])
+
+
+def anyone(cases: list[Case]) -> np.ndarray:
+    """Where the drawings show a figure, whoever it is. (n, 32, 32) bool"""
+    return np.stack([render(case.picture).subject > 0 for case in cases])

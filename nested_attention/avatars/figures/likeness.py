@@ -19,6 +19,18 @@ def twins(identities: Sequence[Identity], number: int, seed: int) -> list[list[I
     return [[identity, *near_twins(identity, rng, number - 1)] for identity in identities]  # type: ignore[type-var]
 
 
+def twin_hits(
+    scorer: IdentityScorer, seen: np.ndarray, identities: Sequence[Identity], number: int
+) -> torch.Tensor:
+    """Whether each subject is recognised among `number` near-twins. seen (n, 20, 20, 3) uint8 → (n,) bool"""
+    return torch.cat(
+        [
+            top1(scorer.similarity(seen[row : row + 1], candidates), torch.tensor([0]))
+            for row, candidates in enumerate(twins(identities, number, seed=7))
+        ]
+    )
+
+
 def likeness(
     scorer: IdentityScorer, seen: np.ndarray, identities: Sequence[Identity], number: int
 ) -> dict[str, Any]:
@@ -26,12 +38,8 @@ def likeness(
 
     seen (n, 20, 20, 3) uint8: where each subject should be.
     """
-    near = [
-        top1(scorer.similarity(seen[row : row + 1], candidates), torch.tensor([0]))
-        for row, candidates in enumerate(twins(identities, number, seed=7))
-    ]
     correct = scorer.correct(seen, list(identities))
     return {
-        "among_twins": rate(torch.cat(near)),
+        "among_twins": rate(twin_hits(scorer, seen, identities, number)),
         "attributes": {name: rate(ok) for name, ok in correct.items()},
     }

@@ -10,7 +10,6 @@ from typing import Any
 from ...paths import PACK, SMALL_WORLD
 from . import anchored_tables, map_tables, maps
 from .acceptance import RESULTS
-from .alternatives import RESULTS as ALTERNATIVES
 from .anchored import RESULTS as ANCHORED
 from .references import RESULTS as REFERENCES
 from .report import figures, summary
@@ -40,9 +39,7 @@ def insert(page: str, figures: str) -> str:
 
 
 PAGES: dict[Path, Callable[[], str]] = {
-    SMALL_WORLD / "README.md": lambda: figures(
-        read(), read_if_there(REFERENCES), read_if_there(ALTERNATIVES)
-    ),
+    SMALL_WORLD / "README.md": lambda: figures(read(), read_if_there(REFERENCES)),
     PACK / "README.md": lambda: summary(read()),
     PACK / "docs" / "gallery.md": lambda: map_tables.tables(read(maps.RESULTS)),
     PACK / "docs" / "anchored.md": lambda: anchored_tables.tables(read(ANCHORED)),

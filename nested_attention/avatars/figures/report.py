@@ -194,10 +194,9 @@ def _references(document: dict[str, Any], references: dict[str, Any]) -> list[st
 def figures(
     document: dict[str, Any],
     references: dict[str, Any] | None = None,
-    alternatives: dict[str, Any] | None = None,
 ) -> str:
-    """All tables of an acceptance run, as Markdown; with those of `nested-attention world references` and
-    `compare`, if given."""
+    """All tables of an acceptance run, as Markdown; with those of `nested-attention world references`, if
+    given."""
     ran = document["run"]
     attention = [
         [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
@@ -219,7 +218,6 @@ def figures(
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
             table(["word", "inside the subject", "peak inside", "outside"], attention),
             *_pose_and_style(document["pose_and_style"]),
-            *(_alternatives(alternatives) if alternatives else ()),
         ]
     )
 
@@ -267,48 +265,6 @@ def summary(document: dict[str, Any]) -> str:
             ),
         ]
     )
-
-
-def _alternatives(document: dict[str, Any]) -> list[str]:
-    ran = document["run"]
-    rows = [
-        [
-            label,
-            percent(document[name]["identity"]["top1"]),
-            percent(document[name]["identity"]["among_twins"]),
-            share(_mean(document[name]["identity"]["attributes"]), 1),
-            f"{document[name]['error']:.4f}",
-            percent(document[name]["prompt"]["all"]),
-        ]
-        for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
-    ]
-    nested, pooled = (document[name]["losses"] for name in ("nested", "global"))
-    lower = sum(a < b for a, b in zip(nested, pooled, strict=True))
-    saved = document["error_saved"]
-    trials = document["nested"]["identity"]["top1"]["trials"]
-    return [
-        "### Nested values against one value a subject",
-        f"Measured by `nested-attention world compare` on {ran['date']} "
-        f"({ran['machine']}; {ran['seconds']} s): "
-        f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
-        f"{ran['steps']} steps each.",
-        table(
-            [
-                "values",
-                f"identity, top-1 of {trials}",
-                "top-1 of 20 near-twins",
-                "attributes right, on average",
-                "error of the prediction",
-                "prompt",
-            ],
-            rows,
-        ),
-        "The error of the prediction is the training loss on the true drawings of the same held-out "
-        "subjects. On the same picture, noise and timesteps nested values save "
-        f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
-        f"closer in {share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
-        f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
-    ]
 
 
 def _mean(rates: dict[str, Rate]) -> float:

@@ -122,6 +122,11 @@ class AuxiliaryLosses:
     distillation: float = 0.0
 
 
+def new_heads(word: str) -> AttributeHeads:
+    """Heads for the attributes of one kind of subject, with random weights."""
+    return AttributeHeads(CONTEXT, attributes(KINDS[word]).values())
+
+
 def train_attribute_heads(
     folder: Path,
     encoder: SubjectEncoder,
@@ -135,7 +140,7 @@ def train_attribute_heads(
     Returns the averaged encoder, whose nested layers are as they were, and the averaged heads.
     """
     torch.manual_seed(options.seed)
-    heads = AttributeHeads(CONTEXT, attributes(KINDS[data.word]).values())
+    heads = new_heads(data.word)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         tokens = models["encoder"](batch["features"].float())
