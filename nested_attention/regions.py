@@ -38,14 +38,19 @@ def area_mean(maps: Tensor, grid: tuple[int, int], part: Box | None = None) -> T
     in fp32; returned as fp32.
     """
     top, left, height, width, whole_height, whole_width = part or (0, 0, 1, 1, 1, 1)
+    down = shares(maps.shape[-2], grid[0], top / whole_height, height / whole_height)
+    across = shares(maps.shape[-1], grid[1], left / whole_width, width / whole_width)
+    return resampled(maps, down, across)
+
+
+def resampled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """(…, h, w), and shares (rows, h) and (columns, w) → (…, rows, columns); precision as in `area_mean`."""
     precise = torch.float64 if maps.device.type == "cpu" else torch.float32
-    down = _shares(maps.shape[-2], grid[0], top / whole_height, height / whole_height)
-    across = _shares(maps.shape[-1], grid[1], left / whole_width, width / whole_width)
     down, across = (x.to(maps.device, precise, non_blocking=True) for x in (down, across))
     return (down @ maps.to(precise) @ across.mT).float()
 
 
-def _shares(pixels: int, cells: int, start: float, length: float) -> Tensor:
+def shares(pixels: int, cells: int, start: float = 0, length: float = 1) -> Tensor:
     """(cells, pixels): which share of each cell's extent each pixel covers. start, length: of 1."""
     edges = (start + length * torch.arange(cells + 1, dtype=torch.float64) / cells) * pixels
     low, high = edges[:-1, None], edges[1:, None]
