@@ -20,7 +20,7 @@ from nested_attention.avatars.models.pixels import encode_pictures
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World, load_world
-from nested_attention.avatars.train import device, stages, text
+from nested_attention.avatars.train import device, text
 from nested_attention.avatars.train.attribute_heads import ATTRIBUTES, AttributeHeads, columns_of
 from nested_attention.avatars.train.base import attention_loss, train_base
 from nested_attention.avatars.train.data import FIGURE_LABELS, Pictures, draw_crops, draw_pictures
@@ -36,14 +36,12 @@ from nested_attention.avatars.train.encoders import (
     AuxiliaryLosses,
     encode_data,
     encoder_config,
-    new_encoder,
-    train_attribute_heads,
     train_encoder,
 )
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
-from nested_attention.checkpoint import load_subject_encoder
+from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
@@ -325,19 +323,6 @@ def test_heads_classify_what_applies_and_nothing_else() -> None:
     torch.testing.assert_close(heads.loss(tokens, labels), sum(certain))
 
 
-def test_attributes_are_learned_before_denoising(tmp_path: Path, world: World) -> None:
-    """On a few pictures the Q-Former learns their attributes by heart; the nested layers stay untouched."""
-    data = encode_data(world, draw_pictures("person", 8, 6, workers=1), "person")
-    start = new_encoder(world, "person", queries=16)
-    before = {name: value.clone() for name, value in start.state_dict().items()}
-    schedule, options = Schedule(steps=100, warmup=10), TrainerOptions(batch=8)
-    encoder, _ = train_attribute_heads(tmp_path, start, data, schedule, options)
-    first, last = log_of(tmp_path)
-    assert last["loss"] < 0.5 * first["loss"]
-    for name, value in encoder.state_dict().items():
-        assert torch.equal(value, before[name]) == name.startswith("projections."), name
-
-
 def test_the_target_is_what_words_make_of_the_same_noise(tmp_path: Path, world: World) -> None:
     """Nothing is left to learn where the prompt tells as much as the caption and no word carries a subject;
     a caption that tells more leaves something."""
@@ -382,26 +367,26 @@ def test_heads_and_distillation_reach_the_encoder(tmp_path: Path, world: World) 
     assert not any(torch.equal(weights[i], weights[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_the_stage_of_an_encoder_reads_draws_and_saves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Onward: from the weights that are there, which two small steps of each part do not take far."""
-    monkeypatch.setattr(stages, "Schedule", lambda **_: Schedule(steps=2, warmup=1))  # of both parts
+def test_the_stage_of_an_encoder_is_prepare_and_train(tmp_path: Path) -> None:
+    """Onward: from the weights that are there, which a second does not take far."""
     weights = tmp_path / "weights"
     shutil.copytree(SMALL_WORLD, weights)
     path = weights / "pet_encoder.safetensors"
     shipped = load_subject_encoder(path)
     recipe = Recipe(runs=tmp_path / "runs", weights=weights, encoder_pictures=8, threads=1, onward=True)
-    train(["pet"], recipe, say=lambda line: None)
+    train(["pet"], recipe, minutes=0.02, say=lambda line: None)
     trained = load_subject_encoder(path)
     assert trained.config == shipped.config and trained.fingerprint != shipped.fingerprint
-    assert "attributes" in log_of(recipe.runs / "pet")[-1]
-    assert (recipe.runs / "pet-attributes" / "step-00000002").is_dir()
     moved = max(
         float((a.float() - b.float()).detach().abs().max())
         for a, b in zip(trained.parameters(), shipped.parameters(), strict=True)
     )
     assert 0 < moved < 0.01
+    (last,) = [line for line in log_of(recipe.runs / "pet" / "phase-1") if "minutes" in line]
+    assert last["minutes"] >= 0.02 and last["step"] < 50
+    card = read_card(path)
+    assert (card.licence, card.base_model) == ("Apache-2.0", "small-world")
+    assert (card.domain, card.samples) == ("pets of the small world", 32 * last["step"])
     assert load_subject_encoder(weights / "person_encoder.safetensors").config.word == "person"
 
 

@@ -1,11 +1,9 @@
-"""Stage 5: a subject encoder for people or pets, trained as the paper does (Sec. 3.3).
+"""Encoders of any mechanism, trained on pictures in memory with the paper's loss (Sec. 3.3).
 
-The world is frozen. A crop of the subject is the input, the full picture the target, and the prompt says
-`person` or `pet` without anything that identity fixes. Crop and picture differ in pose, expression, scene
-and clothing, so that copying does not pay.
+Comparisons and adapters are trained with it. The person and pet encoders are trained by `configured.py`.
 
-Two auxiliary losses (`AuxiliaryLosses`) are off by default: attribute heads on the encoder's tokens, and
-distillation from the frozen base model under a caption that describes the subject.
+Two auxiliary losses (`AuxiliaryLosses`), which comparisons try, are off by default: attribute heads on the
+encoder's tokens, and distillation from the frozen base model under a caption that describes the subject.
 """
 
 from __future__ import annotations
@@ -36,7 +34,10 @@ from .data import Pictures
 from .denoising import TextStates, denoising_noise, latent_losses, normalised, predictor, read_captions
 from .device import precision_of, unet_pass
 
-OPTIONS, HEADS_OPTIONS = TrainerOptions(ema=0.998), TrainerOptions(batch=64, ema=0.995)
+OPTIONS = TrainerOptions(ema=0.998)
+
+DISTILLATION = 0.75
+"""How far the target of a distilled encoder moves to the base model's prediction."""
 
 
 @dataclass(frozen=True)
@@ -125,31 +126,6 @@ class AuxiliaryLosses:
 def new_heads(word: str) -> AttributeHeads:
     """Heads for the attributes of one kind of subject, with random weights."""
     return AttributeHeads(CONTEXT, attributes(KINDS[word]).values())
-
-
-def train_attribute_heads(
-    folder: Path,
-    encoder: SubjectEncoder,
-    data: EncoderData,
-    schedule: Schedule,
-    options: TrainerOptions = HEADS_OPTIONS,
-) -> tuple[SubjectEncoder, AttributeHeads]:
-    """Train the Q-Former on attributes alone: heads classify them from its tokens, and nothing is denoised.
-
-    A step costs a fifth of one through the UNet. The nested layers then learn to place what the tokens hold.
-    Returns the averaged encoder, whose nested layers are as they were, and the averaged heads.
-    """
-    torch.manual_seed(options.seed)
-    heads = new_heads(data.word)
-
-    def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
-        tokens = models["encoder"](batch["features"].float())
-        return {"attributes": models["heads"].loss(tokens, batch["attributes"])}
-
-    models = {"encoder": encoder.float().requires_grad_(True), "heads": heads}
-    arrays, weights = Arrays(features=data.features, attributes=data.attributes), {"attributes": 1.0}
-    Trainer(folder, models, arrays, objective, schedule, options, loss_weights=weights).run()
-    return encoder, heads
 
 
 def train_encoder(

@@ -6,6 +6,7 @@ longer, or continued from the last checkpoint in the runs folder.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,16 +28,9 @@ from ..models.scorers import save_scorer
 from ..models.world import World, load_part, load_world, save_part
 from . import clip
 from .base import train_base
+from .configured import train_from_configuration
 from .data import draw_pictures
-from .encoders import (
-    AuxiliaryLosses,
-    EncoderData,
-    encode_data,
-    new_adapter,
-    new_encoder,
-    train_attribute_heads,
-    train_encoder,
-)
+from .encoders import EncoderData, encode_data, new_adapter, train_encoder
 from .pose_and_style import train_pose, train_style
 from .pose_data import draw_pose_data
 from .scorers import train_identity_scorer, train_prompt_scorer
@@ -98,17 +92,6 @@ def _base(recipe: Recipe, schedule: Schedule) -> None:
     save_part(recipe.weights, "unet", unet)
 
 
-DISTILLATION = 0.75
-"""How far an encoder's target moves to the base model's prediction under a caption that describes the
-subject."""
-
-
-def _for_attributes(schedule: Schedule) -> Schedule:
-    """The schedule of the attribute heads: a tenth of a subject encoder's minutes, before anything is
-    denoised."""
-    return Schedule(steps=1_500, minutes=schedule.minutes / 10)
-
-
 def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -> EncoderData:
     """Drawn pictures of one kind of subject, as the frozen models see them."""
     pictures = draw_pictures(word, number, seed, workers=recipe.workers, cache=recipe.runs / "data")
@@ -117,15 +100,17 @@ def _subjects(recipe: Recipe, world: World, word: str, number: int, seed: int) -
 
 def _encoder(word: str) -> Callable[[Recipe, Schedule], None]:
     def stage(recipe: Recipe, schedule: Schedule) -> None:
-        world = load_world(recipe.weights)
-        data = _subjects(recipe, world, word, recipe.encoder_pictures, 3 + SUBJECTS.index(word))
         path = recipe.weights / f"{word}_encoder.safetensors"
-        start = load_subject_encoder(path) if recipe.onward else new_encoder(world, word)
-        short = _for_attributes(schedule)
-        start, heads = train_attribute_heads(recipe.runs / f"{word}-attributes", start, data, short)
-        auxiliary = AuxiliaryLosses(heads, distillation=DISTILLATION)
-        encoder = train_encoder(recipe.runs / word, world, data, schedule, start=start, auxiliary=auxiliary)
-        save_subject_encoder(encoder.half(), path)
+        trained = train_from_configuration(
+            recipe.runs / word,
+            recipe.weights,
+            word,
+            pictures=recipe.encoder_pictures,
+            seed=3 + SUBJECTS.index(word),
+            minutes=schedule.minutes,
+            start=path if recipe.onward else None,
+        )
+        shutil.copyfile(trained, path)
 
     return stage
 

@@ -31,6 +31,7 @@ from ...train.data import draw_pictures
 from ...train.denoising import TextStates, denoising_noise
 from ...train.device import precision_of, unet_pass
 from ...train.encoders import (
+    DISTILLATION,
     OPTIONS,
     AuxiliaryLosses,
     EncoderData,
@@ -39,7 +40,6 @@ from ...train.encoders import (
     new_heads,
     train_encoder,
 )
-from ...train.stages import DISTILLATION
 from .. import records
 from ..cases import draw_cases, true_drawings
 from .matrix import PERSON, PET, Run, Size
