@@ -69,7 +69,7 @@ def examples(world: World) -> dict[str, EncoderData]:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     (tmp_path / "precision").write_text("torch.float32")
-    return Place(tmp_path, TINY)
+    return Place(tmp_path, tmp_path / "drawn", TINY)
 
 
 def test_the_matrix_holds_what_was_asked_for() -> None:
@@ -185,7 +185,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     tmp_path: Path, world: World, examples: dict[str, EncoderData]
 ) -> None:
     size, run = replace(TINY, steps=3), Run(mechanism="multiple")
-    whole, parted = (Place(tmp_path / name, size) for name in ("whole", "parted"))
+    whole, parted = (Place(tmp_path / name, tmp_path, size) for name in ("whole", "parted"))
     for place in (whole, parted):
         place.folder.mkdir()
         (place.folder / "precision").write_text("torch.float32")
@@ -213,11 +213,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(
 def test_runs_of_another_world_or_size_are_kept_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Trainings go on in their own world; other cases and judges ask for other figures of the same runs."""
     one = Place.of(tmp_path, TINY)
     assert Place.of(tmp_path, TINY) == one
     assert Place.of(tmp_path, replace(TINY, steps=2)).folder != one.folder
-    monkeypatch.setattr(runs, "world_hashes", lambda folder: {"unet.safetensors": "another"})
-    assert Place.of(tmp_path, TINY).folder != one.folder
+    cases = Place.of(tmp_path, replace(TINY, cases=5))
+    assert cases.folder == one.folder and cases.drawn != one.drawn
+    hashes = runs.world_hashes()
+    for name, kept in (("scorer_prompt.safetensors", True), ("unet.safetensors", False), ("drawings", False)):
+        monkeypatch.setattr(runs, "world_hashes", lambda folder, name=name: {**hashes, name: "another"})
+        other = Place.of(tmp_path, TINY)
+        assert (other.folder == one.folder) == kept and other.drawn != one.drawn
 
 
 def untrained(place: Place, world: World, run: Run) -> None:
@@ -292,13 +298,13 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     assert len(said) == 1 and said[0].startswith("nested-pet-seed-0: pair pet 2, identity ")
 
     path = command.publish(request)
-    assert path == place.folder / "page" / "reproduction.md"  # a trial is not put into the documentation
+    assert path == place.drawn / "reproduction.md"  # a trial is not put into the documentation
     text = path.read_text()
     assert "A trial of the command at a small size: nothing here is a result" in text
     assert f"{len(plan()) - 1} of {len(plan())} runs are not complete yet" in text
     assert "| Figure 12 | A person and a pet are both recognised" in text and "**not measured**" in text
     assert "| Nested Attention, pet | person pet, λ = 2 | 1 |" in text
-    figures = path.parent / "reproduction" / "figures.json"
+    figures = path.parent / page.PICTURES / page.FIGURES
     assert page.written(page.read_summary(figures)) == text  # the page follows from the figures
     assert (path.parent / "reproduction" / "pair.png").is_file()
     assert json.loads(figures.read_text())["hashes"]["drawings"]
@@ -466,9 +472,10 @@ def test_the_command_lists_and_refuses_by_name(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_committed_page_follows_from_the_committed_figures() -> None:
     """Both come with the first real comparison; neither without the other."""
-    assert page.PAGE.exists() == page.SUMMARY.exists()
-    if page.SUMMARY.exists():
-        document = json.loads(page.SUMMARY.read_text())
+    figures = page.PAGE.parent / page.PICTURES / page.FIGURES
+    assert page.PAGE.exists() == figures.exists()
+    if figures.exists():
+        document = json.loads(figures.read_text())
         stale = "the world changed since `nested-attention world compare` ran: run it again"
         assert document["hashes"] == runs.world_hashes(), stale
         assert page.PAGE.read_text(encoding="utf-8") == page.written(page.read_summary())

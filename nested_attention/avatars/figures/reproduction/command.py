@@ -24,7 +24,7 @@ from .drawings import CASE_SEEDS, Bench, Figures
 from .estimate import Left, drawings_left, left
 from .findings import Summary
 from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
-from .page import PAGE, PICTURES, SUMMARY, charts, write_summary, written
+from .page import FIGURES, PAGE, PICTURES, charts, write_summary, written
 from .runs import Place, prepared, train, world_hashes
 from .sheets import contact_sheet
 
@@ -74,7 +74,8 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
     judges = Judges.load(request.weights)
     untrained = [run for run in unfinished if not place.weights(run).exists()]
     for word in dict.fromkeys(word for run in untrained for word in run.words):
-        prepared(place, judges.world, word, workers=max(2, request.workers))  # before any GPU is in use
+        # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
+        prepared(place, judges.world, word, workers=max(2, request.workers * request.threads))
     measure(Bench(judges, place))
     if request.workers > 1 and len(unfinished) > 1:
         _at_once(request, unfinished, deadline, say)
@@ -135,9 +136,9 @@ def _shown(figures: Figures) -> str:
     return f", identity {hits.count('1') / len(hits):.2f}" if hits else ""
 
 
-def _work(request: Request, run: Run, remaining: float) -> list[str]:
-    """One run in a process of its own; what it said."""
-    deadline = time.monotonic() + remaining
+def _work(request: Request, run: Run, until: float) -> list[str]:
+    """One run in a process of its own; what it said. until: of the clock, which processes share."""
+    deadline = time.monotonic() + until - time.time()
     _arithmetic(request.threads)
     told: list[str] = []
     judges = Judges.load(request.weights)
@@ -149,7 +150,8 @@ def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> No
     """Several runs at a time: where launches take the time, one run leaves most of a GPU idle."""
     # A fork would inherit the locks of torch's threads, and could not use a GPU.
     with ProcessPoolExecutor(request.workers, mp_context=get_context("spawn")) as pool:
-        asked = [pool.submit(_work, request, run, deadline - time.monotonic()) for run in runs]
+        until = time.time() + deadline - time.monotonic()
+        asked = [pool.submit(_work, request, run, until) for run in runs]
         for future in as_completed(asked):
             for line in future.result():
                 say(line)
@@ -158,9 +160,9 @@ def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> No
 def measure(bench: Bench) -> dict[str, dict[str, Figures]]:
     """The base model's figures and those of the true drawings, for all sets of cases; made once."""
     place = bench.place
-    path = place.folder / "references.json"
+    path = place.drawn / "references.json"
     if not path.exists():
-        place.folder.mkdir(parents=True, exist_ok=True)
+        place.drawn.mkdir(parents=True, exist_ok=True)
         found = {" ".join(words): bench.measure(words) for words in CASE_SEEDS}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
@@ -170,35 +172,34 @@ def measure(bench: Bench) -> dict[str, dict[str, Figures]]:
 def summarise(bench: Bench) -> Summary:
     """All figures that there are at a place, of every run of the matrix."""
     place = bench.place
-    runs = {run.name: place.read(run) for run in plan() if place.figures(run).exists()}
+    runs = {run.name: place.read(run) for run in plan() if place.weights(run).exists()}
     return Summary(place.size, runs, measure(bench))
 
 
-def write_page(request: Request, folder: Path, figures: Path) -> Path:
-    """The page with its pictures in a folder, and the figures that it is written from; the page's path."""
+def write_page(request: Request, folder: Path) -> Path:
+    """The page in a folder, with its pictures and the figures that it is written from; the page's path."""
     bench = Bench(Judges.load(request.weights), request.place)
     summary = summarise(bench)
     pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
-    write_summary(summary, world_hashes(request.weights), figures)
+    write_summary(summary, world_hashes(request.weights), pictures / FIGURES)
     for name, svg in charts(summary).items():
         (pictures / name).write_text(svg, encoding="utf-8")
     for key, picture in _sheets(bench):
         Image.fromarray(picture).save(pictures / f"{key}.png", optimize=True)
-    page = folder / "reproduction.md"
+    page = folder / PAGE.name
     page.write_text(written(summary), encoding="utf-8")
     return page
 
 
 def publish(request: Request, out: Path | None = None) -> Path:
-    """Write the page where it belongs: a complete comparison of the real size in the documentation, with its
-    figures beside the world's weights; anything else beside the runs, or where `out` says."""
+    """Write the page where it belongs: a complete comparison of the real size in the documentation, anything
+    else beside the figures, or where `out` says."""
     full = request.size == Size() and request.weights == SMALL_WORLD
     place = request.place
     if out is None and full and all(complete(place, run, asked) for run, asked in plan().items()):
-        return write_page(request, PAGE.parent, SUMMARY)
-    folder = out or place.folder / "page"
-    return write_page(request, folder, folder / PICTURES / "figures.json")
+        return write_page(request, PAGE.parent)
+    return write_page(request, out or place.drawn)
 
 
 def told(found: list[Left], workers: int) -> list[str]:

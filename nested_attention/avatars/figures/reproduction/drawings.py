@@ -159,7 +159,7 @@ class Bench:
                 module.cpu()
 
     def _path(self, name: str) -> Path:
-        return self.place.folder / "drawn" / f"{name}.npz"
+        return self.place.drawn / "pictures" / f"{name}.npz"
 
     def _kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         found = self.pictures(name)

@@ -78,6 +78,7 @@ def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], Enc
     """Of one training step, as the trainer makes it. data: some examples of a kind of subject."""
     examples, auxiliary, noise = with_losses(run, joined([data(word) for word in run.words]))
     options = replace(OPTIONS, batch=place.size.batch)
+    precision = place.precision(world)  # may be measured here, which takes time of its own
 
     def seconds(steps: int) -> float:
         with TemporaryDirectory() as folder:
@@ -92,10 +93,11 @@ def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], Enc
                 mechanism=mechanism(run.mechanism),
                 auxiliary=auxiliary,
                 noise=noise,
-                precision=place.precision(world),
+                precision=precision,
             )
             return time.monotonic() - started
 
+    seconds(1)
     return max(seconds(1 + REPEATED) - seconds(1), 0.0) / REPEATED
 
 

@@ -17,8 +17,8 @@ SEEDS = (0, 1, 2)
 ALPHA, QUERIES = 2.0, 32
 """What every run has that is not about them."""
 DEPARTURES = ("weights", "timesteps", "heads", "distillation")
-"""What the shipped encoders learn from beyond the paper's loss, one by one: loss weights by what a cell
-shows, timesteps that are denser at high noise, attribute heads, distillation from a described caption."""
+"""What an encoder may learn from beyond the paper's loss: loss weights by what a cell shows, timesteps that
+are denser at high noise, attribute heads, distillation from a described caption."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,9 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         key="losses",
         title="Beyond the paper's loss",
-        text="What the shipped encoders learn from besides, added one by one to the paper's loss, from the "
-        "same start.",
+        text="What an encoder may learn from besides, added one by one to the paper's loss, from the same "
+        "start: loss weights by what a cell shows, timesteps that are denser at high noise, heads that name "
+        "the subject's attributes, distillation from the base model under a caption that describes it.",
         asked=(
             (Run(), PLAIN),
             *((Run(departures=(each,)), PLAIN) for each in DEPARTURES),

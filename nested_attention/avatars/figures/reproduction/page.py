@@ -13,7 +13,7 @@ import numpy as np
 from ....errors import NestedAttentionError
 from ....evaluation.charts import Point, drawing
 from ....evaluation.statistics import Mean, clustered_mean, wilson
-from ....paths import PACK, SMALL_WORLD
+from ....paths import PACK
 from ....storage.files import replacing
 from ....training.mechanisms import MECHANISMS, mechanism
 from ...models.world import Sampling
@@ -23,17 +23,16 @@ from .findings import MEASURES, PROMPT_LOSS, Finding, Summary, find_all
 from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, Size, curve, plan
 from .runs import still_falling
 
-PAGE, SUMMARY = PACK / "docs" / "reproduction.md", SMALL_WORLD / "reproduction.json"
-"""The page, and the committed figures that it is written from."""
-PICTURES = "reproduction"
-"""The folder of its pictures, beside the page."""
+PAGE = PACK / "docs" / "reproduction.md"
+PICTURES, FIGURES = "reproduction", "figures.json"
+"""The folder of its pictures, beside the page, and in it the figures that the page is written from."""
 
 COLUMNS = ("identity", "twins", "prompt", EXPRESSION, "outside", "person", "pet", "both", "moved", "error")
 CURVES = {"prompt": "prompt", EXPRESSION: "expression", "outside": "change outside, of 255"}
 """What identity is drawn against."""
 
 
-def read_summary(path: Path = SUMMARY) -> Summary:
+def read_summary(path: Path = PAGE.parent / PICTURES / FIGURES) -> Summary:
     """Raises NestedAttentionError for figures of another shape."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

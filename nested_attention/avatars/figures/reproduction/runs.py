@@ -62,19 +62,23 @@ def world_hashes(folder: Path = SMALL_WORLD) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder for the runs of one world and one size.
+    """Where the runs of one world and one size are kept.
 
-    Runs of another world or another number of steps are kept apart, so that none goes on in a world that it
-    did not begin in.
+    folder: of trainings, which go on only in the world that they began in. drawn: of what they drew, and how
+    it was scored; other cases or judges ask for another one, and for no training.
     """
 
     folder: Path
+    drawn: Path
     size: Size = Size()
 
     @classmethod
     def of(cls, root: Path, size: Size, weights: Path = SMALL_WORLD) -> Place:
-        whole = json.dumps([world_hashes(weights), asdict(size)], sort_keys=True)
-        return cls(root / hashlib.sha256(whole.encode()).hexdigest()[:12], size)
+        """Under `root`, in folders named after all that decides the trainings, and the figures."""
+        hashes = world_hashes(weights)
+        world = {name: value for name, value in hashes.items() if not name.startswith("scorer_")}
+        folder = root / _short([world, size.steps, size.batch, size.pictures])
+        return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
 
     def run_folder(self, run: Run) -> Path:
         return self.folder / run.name
@@ -92,16 +96,21 @@ class Place:
 
     def figures(self, run: Run) -> Path:
         """The JSON of one run."""
-        return self.folder / f"{run.name}.json"
+        return self.drawn / f"{run.name}.json"
+
+    def training(self, run: Run) -> Path:
+        """What is told of its training, once that is complete."""
+        return self.run_folder(run) / "training.json"
 
     def read(self, run: Run) -> dict[str, Any]:
         """A run's figures so far."""
-        path = self.figures(run)
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return {"run": asdict(run), "training": {}, "drawn": {}, **found}
+        path, training = self.figures(run), self.training(run)
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"drawn": {}}
+        told = json.loads(training.read_text()) if training.exists() else {}
+        return {"run": asdict(run), **found, "training": told}
 
     def write(self, run: Run, document: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.drawn.mkdir(parents=True, exist_ok=True)
         with replacing(self.figures(run)) as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -111,6 +120,10 @@ class Place:
         if torch.cuda.is_available():
             return torch.float32
         return precision_of(self.folder, unet_pass(world.unet, self.size.batch))
+
+
+def _short(whole: Any) -> str:
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def new_encoder(world: World, run: Run) -> SubjectEncoder:
@@ -207,13 +220,7 @@ def train(
         world,
         examples,
         Schedule(steps=size.steps, warmup=min(100, size.steps)),
-        replace(
-            OPTIONS,
-            batch=size.batch,
-            seed=run.seed,
-            keep=1,
-            workers=2 if torch.cuda.is_available() else 0,
-        ),
+        replace(OPTIONS, batch=size.batch, seed=run.seed, keep=1),
         start=start,
         mechanism=mechanism(run.mechanism),
         auxiliary=auxiliary,
@@ -223,8 +230,7 @@ def train(
     )
     trained = sum(each.numel() for each in encoder.parameters() if each.requires_grad)
     curve, minutes = losses(folder)
-    document = place.read(run)
-    document["training"] = {
+    told = {
         "steps": size.steps,
         "batch": size.batch,
         "parameters": trained,
@@ -233,7 +239,8 @@ def train(
         "precision": str(place.precision(world)).removeprefix("torch."),
         **records.circumstances(started),
     }
-    place.write(run, document)
+    with replacing(place.training(run)) as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n")
     with replacing(place.weights(run)) as temporary:
         save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
     for checkpoint in checkpoints_in(folder):
