@@ -3,6 +3,9 @@ pipeline like any other."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import AppliedSubject, encode_subject, personalize
 from nested_attention.hosts.diffusers.vision import picture_features, vision_input
-from nested_attention.paths import SMALL_WORLD
+from nested_attention.paths import PACK, SMALL_WORLD
 
 PROMPT, SEED = "a cartoon of a person at the beach", 5
 
@@ -103,3 +106,15 @@ def test_a_plain_adapter_reads_the_pooled_embedding(world: World, tmp_path: Path
     wider = load_subject_encoder(write(path, plain_tensors()), sites=TINY_SITES)
     with pytest.raises(NestedAttentionError, match=f"image_embeds is {width} wide.*width 12"):
         encode_subject(wider, world.vision, pictures)
+
+
+@pytest.mark.once
+def test_the_check_at_full_width_runs(world_on_disk: Path, tmp_path: Path) -> None:
+    """With the small world in place of SDXL: from two photographs to the figures of the packaged recogniser,
+    which sees nobody in what one step draws, and knows a photograph's mirror image."""
+    shutil.copytree(world_on_disk, tmp_path / "sdxl")
+    command = [sys.executable, str(PACK / "scripts" / "full_width.py"), str(tmp_path), "--resolution", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "likeness 0.00, recognised 0%" in done.stdout and "recognised 100%" in done.stdout
+    assert (tmp_path / "chelsea-prepared" / "index.json").exists()
