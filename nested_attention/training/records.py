@@ -33,7 +33,7 @@ def new_accelerator(folder: Path, trackers: Sequence[TrackerName]) -> Accelerato
     # Objectives choose their own precision, whatever `accelerate config` has been told.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", **more)
     if trackers:
-        accelerator.init_trackers("figures")
+        accelerator.init_trackers("figures", init_kwargs={"wandb": {"dir": str(folder)}})
     return accelerator
 
 
