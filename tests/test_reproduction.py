@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -36,7 +37,7 @@ from nested_attention.avatars.figures.reproduction.matrix import (
     plan,
 )
 from nested_attention.avatars.figures.reproduction.runs import Place, new_encoder, train
-from nested_attention.avatars.models.world import Sampling, World
+from nested_attention.avatars.models.world import Attached, Sampling, World, attention_of
 from nested_attention.avatars.train import encoders
 from nested_attention.avatars.train.data import draw_pictures
 from nested_attention.avatars.train.encoders import EncoderData, encode_data
@@ -91,7 +92,8 @@ def test_the_matrix_holds_what_was_asked_for() -> None:
     assert Run(words=("person", "pet")) in wanted
     kinds = {each.kind for asked in wanted.values() for each in asked}
     assert kinds == set(KINDS)
-    assert Size().steps >= 5_000
+    assert Size().steps >= 5_000 and Size().real and Size(steps=8_000, cases=300).real
+    assert not any(size.real for size in (TINY, Size(steps=4_999), Size(cases=100), Size(batch=16)))
     seeds = [run.seed for run in wanted]
     assert seeds == sorted(seeds)  # one seed of everything before the next
     for run, asked in wanted.items():
@@ -303,11 +305,24 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     assert "A trial of the command at a small size: nothing here is a result" in text
     assert f"{len(plan()) - 1} of {len(plan())} runs are not complete yet" in text
     assert "| Figure 12 | A person and a pet are both recognised" in text and "**not measured**" in text
-    assert "| Nested Attention, pet | person pet, λ = 2 | 1 |" in text
+    assert "| Nested Attention, pet | person and pet, λ = 2 | 1 |" in text
     figures = path.parent / page.PICTURES / page.FIGURES
     assert page.written(page.read_summary(figures)) == text  # the page follows from the figures
-    assert (path.parent / "reproduction" / "pair.png").is_file()
+    # Of two cases: the pet with what was drawn of it, and the pair with what was drawn of both.
+    with Image.open(path.parent / page.PICTURES / "pair.png") as sheet:
+        assert sheet.height > 6 * 128 and sheet.width > 3 * 128
     assert json.loads(figures.read_text())["hashes"]["drawings"]
+
+
+def test_subjects_of_one_picture_have_one_mechanism(judges: Judges) -> None:
+    one, other = (
+        Attached(judges.encoders["person"], torch.zeros(1, 1, 1), "person", mechanism=mechanism(name))
+        for name in ("simple", "multiple")
+    )
+    assert attention_of([one, one]) is MECHANISMS["simple"].attention
+    assert attention_of([]) is None
+    with pytest.raises(ValueError, match="2 mechanisms in one picture"):
+        attention_of([one, other])
 
 
 def hits(share: float, number: int, shift: int = 0) -> str:

@@ -107,9 +107,11 @@ def compare(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
     device: Annotated[Device, typer.Option(help="Where runs are made.")] = Device.AUTO,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each run, for a trial.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each run; fewer than 5,000 are a trial.")
+    ] = None,
     cases: Annotated[
-        int | None, typer.Option(min=4, help="Held-out cases of each drawing, for a trial.")
+        int | None, typer.Option(min=4, help="Held-out cases of each drawing; fewer than 200 are a trial.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where runs and their figures are kept.")] = Path("runs/compare"),
     out: Annotated[

@@ -195,7 +195,7 @@ def write_page(request: Request, folder: Path) -> Path:
 def publish(request: Request, out: Path | None = None) -> Path:
     """Write the page where it belongs: a complete comparison of the real size in the documentation, anything
     else beside the figures, or where `out` says."""
-    full = request.size == Size() and request.weights == SMALL_WORLD
+    full = request.size.real and request.weights == SMALL_WORLD
     place = request.place
     if out is None and full and all(complete(place, run, asked) for run, asked in plan().items()):
         return write_page(request, PAGE.parent)

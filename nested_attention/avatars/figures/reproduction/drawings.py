@@ -141,10 +141,11 @@ class Bench:
         self, cases: list[Case], attached: Sequence[Attached], prompts: Sequence[str] = ()
     ) -> np.ndarray:
         texts = list(prompts) or [case.prompt for case in cases]
+        sampling = self.place.size.sampling
+        if default_device().type != "cpu":  # all at once, where launches take the time
+            sampling = replace(sampling, batch=len(cases))
         with self.on_device(attached):
-            return self.judges.world.generate(
-                texts, [case.seed for case in cases], attached, self.place.size.sampling
-            )
+            return self.judges.world.generate(texts, [case.seed for case in cases], attached, sampling)
 
     @contextmanager
     def on_device(self, attached: Sequence[Attached]) -> Iterator[None]:

@@ -23,7 +23,7 @@ are denser at high noise, attribute heads, distillation from a described caption
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. The defaults are the real comparison's; another size is a trial.
+    """How much of everything. The defaults are the least of a real comparison.
 
     steps, batch: of each training. pictures: drawn for it, of each kind of subject. cases: held-out subjects
     that each drawing shows. sampling: of what is drawn.
@@ -34,6 +34,14 @@ class Size:
     pictures: int = 20_000
     cases: int = 200
     sampling: Sampling = Sampling()
+
+    @property
+    def real(self) -> bool:
+        """Whether it is at least the real comparison's; else a trial."""
+        least = Size()
+        alike = (self.batch, self.sampling) == (least.batch, least.sampling)
+        numbers = ((self.steps, least.steps), (self.pictures, least.pictures), (self.cases, least.cases))
+        return alike and all(own >= other for own, other in numbers)
 
     @property
     def development(self) -> int:
@@ -97,6 +105,11 @@ class Drawing:
     @property
     def key(self) -> str:
         return " ".join([self.kind, self.word, self.noun or f"{self.value:g}"])
+
+
+def words_of(drawing: Drawing) -> tuple[str, ...]:
+    """The subjects of its cases."""
+    return (PERSON, PET) if drawing.kind == "pair" else (drawing.word,)
 
 
 Asked = tuple[tuple[Run, tuple[Drawing, ...]], ...]

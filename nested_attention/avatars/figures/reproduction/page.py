@@ -20,7 +20,7 @@ from ...models.world import Sampling
 from ..report import percent, share, table
 from .drawings import EXPRESSION, TWINS, Figures
 from .findings import MEASURES, PROMPT_LOSS, Finding, Summary, find_all
-from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, Size, curve, plan
+from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, Size, curve, plan, words_of
 from .runs import still_falling
 
 PAGE = PACK / "docs" / "reproduction.md"
@@ -74,7 +74,7 @@ def _complete(summary: Summary, run: Run, asked: Sequence[Drawing]) -> bool:
 
 def _introduction(summary: Summary, there: int, wanted: int) -> str:
     size = summary.size
-    trial = "" if size == Size() else "**A trial of the command at a small size: nothing here is a result.** "
+    trial = "" if size.real else "**A trial of the command at a small size: nothing here is a result.** "
     missing = "" if there == wanted else f"{wanted - there} of {wanted} runs are not complete yet. "
     machines = sorted({each["machine"] for run in summary.runs.values() if (each := run.get("training"))})
     return (
@@ -195,18 +195,14 @@ def table_of(summary: Summary, question: Question) -> str:
                 groups.setdefault((run.title, told(run, each)), []).append(found)
     if not groups:
         return ""
-    for words in dict.fromkeys(_words(each) for _, drawings in question.asked for each in drawings):
+    for words in dict.fromkeys(words_of(each) for _, drawings in question.asked for each in drawings):
         for name, label in (("base", "base model, no subject"), ("truth", "true drawings")):
-            found = summary.references.get(words, {}).get(name)
+            found = summary.references.get(" ".join(words), {}).get(name)
             if found:
-                groups[label, words] = [found]
+                groups[label, " and ".join(words)] = [found]
     names = [n for n in COLUMNS if any(MEASURES[n].read(f) is not None for g in groups.values() for f in g)]
     rows = [[*what, str(len(each)), *(_cell(name, each) for name in names)] for what, each in groups.items()]
     return table(["", "drawn", "seeds", *(MEASURES[name].title for name in names)], rows)
-
-
-def _words(drawing: Drawing) -> str:
-    return "person pet" if drawing.kind == "pair" else drawing.word
 
 
 def told(run: Run, drawing: Drawing) -> str:
@@ -219,7 +215,7 @@ def told(run: Run, drawing: Drawing) -> str:
     if drawing.kind == "noun":
         return f"as “{drawing.noun}”"
     at = f"{control.symbol} = {drawing.value:g}" if control else "as trained"
-    return f"{_words(drawing)}, {at}"
+    return f"{' and '.join(words_of(drawing))}, {at}"
 
 
 def _cell(name: str, found: Sequence[Figures]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
 from .drawings import Bench
-from .matrix import PERSON, PET, Drawing, Question, Run
+from .matrix import Drawing, Question, Run, words_of
 from .page import told
 
 CASES = (0, 1)
@@ -20,34 +20,31 @@ _LETTERS = str.maketrans({"α": "alpha", "λ": "lambda", "“": '"', "”": '"'}
 
 
 def contact_sheet(bench: Bench, question: Question) -> np.ndarray | None:
-    """For each case its references and the base model's picture, then a row for each run of the first seed;
-    None where nothing is drawn yet. (H, W, 3) uint8"""
+    """For each case its references and the base model's picture, then what each run of the first seed drew, a
+    row each; None where nothing is drawn yet. (H, W, 3) uint8"""
     seed = min(run.seed for run, _ in question.asked)
+    asked = [(run, drawings) for run, drawings in question.asked if run.seed == seed]
+    sets = dict.fromkeys(words_of(each) for _, drawings in asked for each in drawings if each.kind != "error")
     rows: list[list[Cell]] = []
-    shown: set[tuple[str, ...]] = set()
     for number in CASES:
-        shown.clear()
-        for run, drawings in question.asked:
-            drawn = [(each, bench.pictures(f"{run.name} {each.key}")) for each in drawings]
-            cells = [
-                Cell(enlarged(rgb[number], SIDE), _lines(run, each))
-                for each, rgb in drawn
-                if rgb is not None and number < len(rgb)
-            ]
-            if run.seed != seed or not cells:
-                continue
-            words = _words(drawings)
-            if words not in shown:
-                rows.append(_given(bench, bench.cases(words), words, number))
-                shown.add(words)
-            rows.append(cells)
+        for words in sets:
+            found = [_drawn(bench, run, drawings, words, number) for run, drawings in asked]
+            found = [cells for cells in found if cells]
+            given = _given(bench, bench.cases(words), words, number)
+            if found and max(map(len, found)) == 1:  # a row is enough
+                rows.append([*given, *(cell for cells in found for cell in cells)])
+            elif found:
+                rows += [given, *found]
     return sheet(rows) if rows else None
 
 
-def _words(drawings: Sequence[Drawing]) -> tuple[str, ...]:
-    """The subjects of the cases that a row shows: of a pair, where there is one."""
-    pair = any(each.kind == "pair" for each in drawings)
-    return (PERSON, PET) if pair else (drawings[-1].word,)
+def _drawn(
+    bench: Bench, run: Run, drawings: Sequence[Drawing], words: tuple[str, ...], number: int
+) -> list[Cell]:
+    """A case of these words in each drawing of a run that shows them."""
+    shown = [each for each in drawings if each.kind != "error" and words_of(each) == words]
+    pictures = [(each, bench.pictures(f"{run.name} {each.key}")) for each in shown]
+    return [Cell(enlarged(rgb[number], SIDE), _lines(run, each)) for each, rgb in pictures if rgb is not None]
 
 
 def _given(bench: Bench, cases: Sequence[Case], words: tuple[str, ...], number: int) -> list[Cell]:
@@ -60,4 +57,6 @@ def _given(bench: Bench, cases: Sequence[Case], words: tuple[str, ...], number: 
 
 
 def _lines(run: Run, drawing: Drawing) -> tuple[str, ...]:
-    return run.title.translate(_LETTERS), told(run, drawing).translate(_LETTERS)
+    """The mechanism, what is special about the run, and what is drawn."""
+    name, _, special = run.title.translate(_LETTERS).partition(", ")
+    return tuple(line for line in (name, special, told(run, drawing).translate(_LETTERS)) if line)
