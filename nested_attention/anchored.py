@@ -19,7 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import BoundSubject, joined, nested_value, plain_attention, text_weights, without_autocast
+from .attention import (
+    BoundSubject,
+    joined,
+    nested_value,
+    onto,
+    plain_attention,
+    text_weights,
+    without_autocast,
+)
 
 QUANTILE, LEVEL, EXPONENT = 0.95, 0.6, 2.0
 TINY = 1e-6  # smallest attention divided by
@@ -82,7 +90,7 @@ def anchor(query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int) 
 
 def word_attention(probs: Tensor, mask: Tensor) -> Tensor:
     """P[s*] in the mean over heads: (B, H, L, T), (B, T) bool → (B, L)"""
-    return torch.einsum("bhlt,bt->bl", probs, mask.to(probs, non_blocking=True)) / probs.shape[1]
+    return torch.einsum("bhlt,bt->bl", probs, onto(mask, probs.device, probs.dtype)) / probs.shape[1]
 
 
 def place_of(word: Tensor, scaled: Tensor, subject: AnchoredSubject) -> Tensor:
@@ -92,7 +100,7 @@ def place_of(word: Tensor, scaled: Tensor, subject: AnchoredSubject) -> Tensor:
         high = subject.level * word.quantile(subject.quantile, dim=1, keepdim=True)
         place = (scaled / high.clamp_min(TINY)).clamp(0, 1) ** subject.exponent
     region = subject.region
-    return place if region is None else place * region.to(place, non_blocking=True)
+    return place if region is None else place * onto(region, place.device, place.dtype)
 
 
 def shared(places: Sequence[Tensor], subjects: Sequence[AnchoredSubject]) -> list[Tensor]:

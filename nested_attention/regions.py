@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .attention import text_weights
+from .attention import onto, text_weights
 from .inspection.observed import Box, ObservedLayer
 
 SHARPNESS = 4.0
@@ -46,7 +46,7 @@ def area_mean(maps: Tensor, grid: tuple[int, int], part: Box | None = None) -> T
 def resampled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """(…, h, w), and shares (rows, h) and (columns, w) → (…, rows, columns); precision as in `area_mean`."""
     precise = torch.float64 if maps.device.type == "cpu" else torch.float32
-    down, across = (x.to(maps.device, precise, non_blocking=True) for x in (down, across))
+    down, across = (onto(x, maps.device, precise) for x in (down, across))
     return (down @ maps.to(precise) @ across.mT).float()
 
 
@@ -130,8 +130,8 @@ def bias_in_rows(regions: Sequence[Tensor], carries: Tensor, bounding: Tensor, r
     device = regions[0].device
     taken = [x if len(x) == 1 else x[list(rows)] for x in regions]
     stacked = torch.stack([x.expand(len(rows), -1) for x in taken], dim=1)  # (n, S, L)
-    here = carries[:, list(rows)].mT[..., None].to(device, non_blocking=True)
-    return self_attention_bias(stacked * here, bounding.to(device, non_blocking=True))
+    here = onto(carries[:, list(rows)].mT[..., None], device)
+    return self_attention_bias(stacked * here, onto(bounding, device))
 
 
 class RegionFinder:
@@ -168,7 +168,7 @@ class RegionFinder:
             if not rows or not fine(layer.grid, layer.places[rows[0]][1]):
                 continue
             query, key = (x[rows].detach() for x in (layer.query, layer.key))
-            word = subject.word[rows].to(query.device, non_blocking=True)
+            word = onto(subject.word[rows], query.device)
             seen = word_attention(query, key, word, heads=layer.heads).unflatten(1, layer.grid)
             for row, attention in zip(rows, seen, strict=True):
                 self.add(

@@ -556,3 +556,49 @@ def test_a_model_that_is_not_there_is_named(world_on_disk: Path, tmp_path: Path)
     model = replace(base_of(world_on_disk), vision=str(tmp_path / "nothing"))
     with pytest.raises(NestedAttentionError, match="CLIPVisionModel.* cannot be loaded from .*nothing"):
         prepare(preparing(world_on_disk, tmp_path, model=model), quietly)
+
+
+@pytest.mark.parametrize("recipe", ["identities", "pets"])
+def test_a_folder_is_one_subject_for_albums_only(tmp_path: Path, recipe: str) -> None:
+    """Pictures that lie in folders for another reason are not taken for pictures of one subject."""
+    for name in ("00000/a.png", "00000/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    samples = samples_of(SourceSettings(path=tmp_path), by_folder=recipe == "identities")
+    found = {sample.name: sample.subject for sample in samples}
+    album = {"00000/a.png": "00000", "00000/b.png": "00000", "c.png": "c.png"}
+    assert found == (album if recipe == "identities" else {name: name for name in album})
+
+
+def test_the_recipe_says_whether_a_folder_is_a_subject(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def ask(source: SourceSettings, *, by_folder: bool = False) -> None:
+        asked.append(by_folder)
+        raise NestedAttentionError("asked")
+
+    monkeypatch.setattr("nested_attention.training.prepare.run.samples_of", ask)
+    (tmp_path / "pictures").mkdir()
+    for recipe in ("identities", "pets", "faces"):
+        with pytest.raises(NestedAttentionError, match="asked"):
+            prepare(preparing(world_on_disk, tmp_path, recipe=recipe), quietly)
+    assert asked == [True, False, False]
+
+
+def test_a_kill_while_the_end_is_written_forgets_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    before = (folder / "done.jsonl").read_bytes()
+    index = Index.read(folder)
+
+    def killed(file: str, wanted: str) -> None:
+        raise KeyboardInterrupt
+
+    journal = encoding.Journal(folder)
+    monkeypatch.setattr(journal._verified, "check", killed)
+    with pytest.raises(KeyboardInterrupt):
+        journal.finish(index.shards, index.blank)
+    assert (folder / "done.jsonl").read_bytes() == before

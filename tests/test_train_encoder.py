@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -45,9 +46,9 @@ from nested_attention.training.settings import (
     TrainSettings,
     ValidationSettings,
 )
-from nested_attention.training.shards import Index, ShardData
+from nested_attention.training.shards import Index, Rising, ShardData
 from nested_attention.training.start import encoder_config, new_encoder
-from nested_attention.training.subjects import SubjectObjective, subject_noise
+from nested_attention.training.subjects import SubjectNoise, SubjectObjective
 from nested_attention.training.trainer import Trainer
 from nested_attention.training.validation import Validation
 
@@ -97,7 +98,7 @@ def encoder_for(unet: Any, prepared: Path, **start: Any) -> SubjectEncoder:
 
 
 def example(data: ShardData, objective: SubjectObjective, rows: int = 4) -> tuple[Batch, Batch]:
-    draw = subject_noise(objective.settings, 8, 16, 1000)
+    draw = SubjectNoise(objective.settings, 8, 16, 1000)
     return Examples(data, draw, batch=rows, seed=0)[0]
 
 
@@ -574,6 +575,16 @@ def test_a_run_in_8_bits_with_checkpointing_trains(
     )
     with pytest.raises(NestedAttentionError, match="wandb, which is not installed: pip install wandb"):
         train(replace(settings, output=tmp_path / "w", trackers=("wandb",)), say=quietly)
+
+
+def test_what_examples_are_read_with_goes_to_processes_that_are_started_anew(prepared: Path) -> None:
+    """Windows and macOS start them so, and Python 3.14 everywhere."""
+    data = ShardData(prepared, Index.read(prepared), pair_share=Rising(0.5, 0.9, 10))
+    examples = Examples(data, SubjectNoise(LossSettings(), 8, 16, 1000), batch=2, seed=0)
+    again: Examples = pickle.loads(pickle.dumps(examples))
+    for ours, theirs in zip(examples[0], again[0], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [Rising(0.5, 0.9, 10)(position) for position in (0, 5, 20)] == pytest.approx([0.5, 0.7, 0.9])
 
 
 def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: Path, tmp_path: Path) -> None:

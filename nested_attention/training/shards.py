@@ -193,10 +193,21 @@ def verify(folder: Path, index: Index) -> None:
         except NestedAttentionError as error:
             raise NestedAttentionError(
                 f"a shard cannot be used: {error}. Run `nested-attention prepare` again: it makes what is "
-                "missing "
-                "or damaged, and keeps the rest"
+                "missing or damaged, and keeps the rest"
             ) from error
     verified.write()
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A share of examples that goes from `first` to `last` over the first `total` examples of a run."""
+
+    first: float
+    last: float
+    total: int
+
+    def __call__(self, position: int) -> float:
+        return self.first + (self.last - self.first) * min(1.0, position / self.total)
 
 
 class ShardData:
@@ -212,7 +223,7 @@ class ShardData:
         index: Index,
         *,
         held_out: bool = False,
-        pair_share: Callable[[int], float] = lambda position: 1.0,
+        pair_share: Callable[[int], float] = Rising(1.0, 1.0, 1),
     ) -> None:
         self.folder, self.index, self._pair_share = folder, index, pair_share
         self.shards = [shard for shard in index.shards if shard.held_out is held_out]

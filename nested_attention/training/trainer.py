@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,6 +28,7 @@ from ..errors import NestedAttentionError
 from .data import Batch, Data, Examples, Noise, no_noise
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
+from .stopping import asked_to_stop, leave_interrupts
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
@@ -149,14 +149,15 @@ class Trainer:
         """Train to the end of the schedule; the models then hold the averaged weights, on the CPU.
 
         Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, or if a process
-        that reads examples dies; Stopped, after a checkpoint, at the deadline and if SIGTERM asks to stop.
+        that reads examples dies; Stopped, after a checkpoint, at the deadline and if SIGTERM or Ctrl+C
+        asks to stop.
         """
         checkpoints = checkpoints_in(self.folder)
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
         self._started = time.monotonic()
         self._records.begin(self.samples)
-        with _sigterm() as asked, self._naming_readers():
+        with asked_to_stop() as asked, self._naming_readers():
             for batch, noise in self._upcoming():
                 if self.schedule.done(self.step, self.elapsed):
                     break
@@ -170,7 +171,7 @@ class Trainer:
                 if done or stopped or self._due(self.options.save_every):
                     self._save()
                 if stopped and not done:
-                    why = "by SIGTERM" if asked else "at the end of its time"
+                    why = f"by {signal.Signals(asked[0]).name}" if asked else "at the end of its time"
                     raise Stopped(
                         f"{self.folder}: stopped {why} after step {self.step}, which is saved; the same "
                         "command goes on from there"
@@ -200,6 +201,7 @@ class Trainer:
         positions = range(first, first + left * self.group, self.group)
         # A generator of its own: a loader draws from the global one each time that it is started.
         more: dict[str, Any] = {"generator": torch.Generator(), "num_workers": self.options.workers}
+        more["worker_init_fn"] = leave_interrupts
         loader = DataLoader(
             self.examples, None, sampler=positions, pin_memory=torch.cuda.is_available(), **more
         )
@@ -383,17 +385,3 @@ def _pieces(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     columns = {name: values.tensor_split(parts) for name, values in batch.items()}
     return [{name: column[i] for name, column in columns.items()} for i in range(parts)]
-
-
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """Collects SIGTERM instead of dying of it. Only the main thread can; elsewhere nothing is collected."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

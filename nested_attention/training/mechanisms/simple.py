@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...attention import BoundSubject, carried, joined, per_head, plain_attention, without_autocast
+from ...attention import BoundSubject, carried, joined, onto, per_head, plain_attention, without_autocast
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...errors import NestedAttentionError
 from ...settings import SubjectSettings
@@ -39,7 +39,7 @@ def beside_text(
     values = [value, *(subject.value.expand(batch, -1, -1).to(value) for subject in subjects)]
     parts = [torch.zeros(batch, key.shape[1], dtype=query.dtype, device=query.device)]
     for subject in subjects:  # rows that do not carry a subject do not see its tokens
-        absent = ~subject.mask.any(dim=1).to(query.device, non_blocking=True)
+        absent = ~onto(subject.mask.any(dim=1), query.device)
         bias = torch.zeros(batch, dtype=query.dtype, device=query.device).masked_fill(absent, -torch.inf)
         parts.append(bias[:, None].expand(-1, subject.key.shape[1]))
     q, k, v = (per_head(x, heads) for x in (query, torch.cat(keys, dim=1), torch.cat(values, dim=1)))

@@ -14,6 +14,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...storage.files import replacing
 from ..frozen import FrozenEncoders
 from ..shards import PARTS, Row, Shard, Verified, read_shard, write_shard
 from .plan import Planned
@@ -93,19 +94,23 @@ class Journal:
 
     def _append(self, shard: Shard) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(shard)) + "\n")
+            file.write(_line(shard))
 
     def finish(self, shards: Sequence[Shard], blank: str) -> None:
         """Forget what is not among the shards of the new index, and delete its files."""
         used = {shard.file for shard in shards} | {blank}
-        self._path.unlink(missing_ok=True)
         for shard in shards:
-            self._append(shard)
             self._verified.check(shard.file, shard.checksum)
+        with replacing(self._path) as temporary:  # at no time is what has been encoded forgotten
+            temporary.write_text("".join(map(_line, shards)), encoding="utf-8")
         for path in (self._folder / "shards").glob("*.safetensors"):
             if f"shards/{path.name}" not in used:
                 path.unlink()
         self._verified.write()
+
+
+def _line(shard: Shard) -> str:
+    return json.dumps(asdict(shard)) + "\n"
 
 
 class Encoding:

@@ -48,7 +48,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
     if settings.generate is not None:
         source = generate(settings.model, settings.generate, device)
     assert source is not None  # of every recipe but `synthetic`, as the settings make sure
-    samples, recipe = samples_of(source), Recipe(settings)
+    samples, recipe = samples_of(source, by_folder=settings.recipe == "identities"), Recipe(settings)
     frozen = FrozenEncoders.load(settings.model, device)
     fingerprints = frozen.fingerprints()
     plan = look_through(samples, recipe, frozen.tokenize, fingerprints, folder / "looked.jsonl")
