@@ -27,7 +27,8 @@ def register_routes() -> None:
 
 
 async def search_words(_: Any) -> web.Response:
-    """Node id → words; editors of older versions of ComfyUI look at names alone."""
+    """Node id → words, in the order in which nodes of the same word are offered. Editors of older versions of
+    ComfyUI look at names alone."""
     return web.json_response(SEARCH_WORDS)
 
 
