@@ -405,7 +405,7 @@ def test_a_trade_off_is_looked_at_where_the_prompt_is_kept() -> None:
     base = found.references["person"]["base"]
     base["prompt"]["scene"] = "".join(base["prompt"]["scene"][(i * 37) % number] for i in range(number))
     chosen = found.chosen(Run(), SEEDS)
-    assert chosen is not None and chosen.value == 2
+    assert chosen is not None and chosen.drawing.value == 2 and chosen.keeps
     claim = Claim(
         "mechanisms",
         "x",
@@ -416,6 +416,23 @@ def test_a_trade_off_is_looked_at_where_the_prompt_is_kept() -> None:
         "higher",
     )
     assert find(found, claim).values == ("best (λ = 2)", "λ = 1")
+
+
+def test_who_loses_the_prompt_at_every_value_is_behind() -> None:
+    """However many are recognised: a picture that follows the reference alone is no trade-off."""
+    identity = {"nested": 0.5, "decoupled": 0.9}
+    found = summary(identity, {"nested": 0.9, "decoupled": 0.4, "decoupled 0.7": 0.6})
+    for document in (*(each["drawn"] for each in found.runs.values()), found.references["person"]):
+        for each in document.values():  # the same share in the development cases as in all
+            scene = each["prompt"]["scene"]
+            each["prompt"]["scene"] = "".join(scene[(i * 37) % len(scene)] for i in range(len(scene)))
+    claim = next(
+        c for c in claims("mechanisms", "identity") if c.second and c.second.run.mechanism == "decoupled"
+    )
+    finding = find(found, claim)
+    assert finding.verdict == "agrees" and finding.means[0] < finding.means[1]
+    assert finding.values[1] == "Decoupled CA (scale = 0.7, costs more of the prompt)"
+    assert find(found, replace(claim, first=claim.second, second=claim.first)).verdict == "disagrees"
 
 
 def test_a_claim_against_chance_needs_more_than_half() -> None:

@@ -68,6 +68,14 @@ MEASURES: dict[str, Measure] = {
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A drawing that is looked at. keeps: whether it costs no more of the prompt than PROMPT_LOSS."""
+
+    drawing: Drawing
+    keeps: bool = True
+
+
+@dataclass(frozen=True)
 class Summary:
     """The figures of all runs of a place, as they are committed.
 
@@ -87,14 +95,14 @@ class Summary:
         found = self.figures(run, drawing)
         return None if found is None else MEASURES[measure].read(found)
 
-    def chosen(self, run: Run, seeds: tuple[int, ...]) -> Drawing | None:
+    def chosen(self, run: Run, seeds: tuple[int, ...]) -> Choice | None:
         """The value of the control that keeps most of the identity on the development cases, of those that
         cost no more of the prompt than PROMPT_LOSS there; the one that costs least, if all cost more. None
         where a value is not measured yet."""
         first = slice(0, self.size.development)
         base = self.references.get(run.words[0], {}).get("base")
         told = MEASURES["prompt"].read(base) if base else None
-        found: list[tuple[bool, float, Drawing]] = []
+        found: list[tuple[bool, float, Choice]] = []
         for drawing in curve(run.mechanism, run.words[0]):
             of_seeds = [replace(run, seed=seed) for seed in seeds]
             identity = [self.values(each, drawing, "identity") for each in of_seeds]
@@ -104,7 +112,7 @@ class Summary:
             kept = float(np.mean([value[first] for value in prompt if value is not None]))
             within = kept >= float(told[first].mean()) - PROMPT_LOSS
             good = float(np.mean([value[first] for value in identity if value is not None]))
-            found.append((within, good if within else kept, drawing))
+            found.append((within, good if within else kept, Choice(drawing, within)))
         return max(found, key=lambda each: each[:2])[2]
 
 
@@ -132,7 +140,7 @@ def find(summary: Summary, claim: Claim) -> Finding:
     pairs = _pairs(summary, claim)
     if pairs is None:
         return Finding(claim, "not measured")
-    values, first, second = pairs
+    choices, first, second = pairs
     change = [a - b for a, b in zip(first, second, strict=True)]
     numbers = np.concatenate(change).tolist()
     cases = [str(i) for each in change for i in range(len(each))]
@@ -148,10 +156,11 @@ def find(summary: Summary, claim: Claim) -> Finding:
         ]
     low, high = (mean["mean"] if x is None else x for x in (mean["low"], mean["high"]))
     least = tests[0]["smallest"] if len(tests) == 1 else 0.0
+    shown = [claim.first, *([claim.second] if claim.second else [])]
     return Finding(
         claim,
-        _verdict(claim, mean["mean"], low, high, change, tests),
-        values,
+        _verdict(claim, choices, mean["mean"], low, high, change, tests),
+        tuple(_label(each, choice) for each, choice in zip(shown, choices, strict=True)),
         (float(np.mean(first)), float(np.mean(second))),
         mean,
         tuple(float(each.mean()) for each in change),
@@ -164,10 +173,8 @@ def find_all(summary: Summary) -> list[Finding]:
     return [find(summary, claim) for claim in CLAIMS]
 
 
-def _pairs(
-    summary: Summary, claim: Claim
-) -> tuple[tuple[str, ...], list[np.ndarray], list[np.ndarray]] | None:
-    """What was looked at, and both measures of each seed's cases; of the same seeds and cases."""
+def _pairs(summary: Summary, claim: Claim) -> tuple[list[Choice], list[np.ndarray], list[np.ndarray]] | None:
+    """What is looked at, and both measures of each seed's cases; of the same seeds and cases."""
     shown = [claim.first, *([claim.second] if claim.second else [])]
     seeds = tuple(
         seed
@@ -176,20 +183,21 @@ def _pairs(
     )
     if not seeds:
         return None
-    drawings = [_drawing(summary, each, seeds) for each in shown]
-    if any(each is None for each in drawings):
-        return None
+    choices = []
+    for each in shown:
+        choice = Choice(each.drawing) if each.drawing else summary.chosen(each.run, seeds)
+        if choice is None:
+            return None
+        choices.append(choice)
     tested = any(each.drawing is None for each in shown)
     cases = slice(summary.size.development if tested else 0, None)
     values: list[list[np.ndarray]] = []
-    for each, drawing in zip(shown, drawings, strict=True):
-        assert drawing is not None
-        found = [summary.values(replace(each.run, seed=s), drawing, claim.measure) for s in seeds]
+    for each, choice in zip(shown, choices, strict=True):
+        found = [summary.values(replace(each.run, seed=s), choice.drawing, claim.measure) for s in seeds]
         values.append([value[cases] for value in found if value is not None])
-    labels = tuple(_label(each, drawing) for each, drawing in zip(shown, drawings, strict=True))
     if len(values) == 1:
-        return labels, values[0], [np.full(len(value), 0.5) for value in values[0]]
-    return labels, values[0], values[1]
+        return choices, values[0], [np.full(len(value), 0.5) for value in values[0]]
+    return choices, values[0], values[1]
 
 
 def _measured(summary: Summary, shown: Shown, seed: int, measure: str) -> bool:
@@ -198,19 +206,19 @@ def _measured(summary: Summary, shown: Shown, seed: int, measure: str) -> bool:
     return all(summary.values(run, drawing, measure) is not None for drawing in drawings)
 
 
-def _drawing(summary: Summary, shown: Shown, seeds: tuple[int, ...]) -> Drawing | None:
-    return shown.drawing or summary.chosen(shown.run, seeds)
-
-
-def _label(shown: Shown, drawing: Drawing | None) -> str:
-    if shown.drawing is not None or drawing is None:
-        return shown.label
+def _label(shown: Shown, choice: Choice) -> str:
     control = mechanism(shown.run.mechanism).control
-    return f"{shown.label} ({control.symbol} = {drawing.value:g})" if control else shown.label
+    told = []
+    if shown.drawing is None and control:
+        told.append(f"{control.symbol} = {choice.drawing.value:g}")
+    if not choice.keeps:
+        told.append("costs more of the prompt")
+    return f"{shown.label} ({', '.join(told)})" if told else shown.label
 
 
 def _verdict(
     claim: Claim,
+    choices: list[Choice],
     mean: float,
     low: float,
     high: float,
@@ -218,7 +226,11 @@ def _verdict(
     tests: list[Discordance],
 ) -> Verdict:
     """A difference is shown where its interval excludes 0, every seed has its sign, and, with a single seed
-    of hits, McNemar's test says so too."""
+    of hits, McNemar's test says so too. Of two at their chosen values of which one keeps the prompt, that one
+    is ahead."""
+    keeps = [choice.keeps for choice in choices]
+    if len(set(keeps)) > 1:
+        return "agrees" if keeps[0] == (claim.expected == "higher") else "disagrees"
     alike = all(np.sign(each.mean()) == np.sign(mean) for each in change)
     shown = (low > 0 or high < 0) and alike
     if len(tests) == 1:
