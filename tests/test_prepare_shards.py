@@ -112,7 +112,9 @@ def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
         [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
     )
     cells = torch.from_numpy(weights).float().div(255).view(-1, 16, 2, 16, 2).mean(dim=(2, 4))
-    torch.testing.assert_close(read["loss_weight"].float(), cells, rtol=8e-3, atol=8e-3)
+    assert index.mean_weight == pytest.approx(float(cells.mean()), rel=8e-3)
+    assert float(read["loss_weight"].float().mean()) == pytest.approx(1, rel=1e-2)
+    torch.testing.assert_close(read["loss_weight"].float(), cells / cells.mean(), rtol=2e-2, atol=2e-2)
     assert read["sizes"].unique(dim=0).tolist() == [[128, 128, 0, 0, 128, 128]]
     assert (read["latent_deviation"] > 0).all()
     held = ShardData(prepared, index, held_out=True)
@@ -188,11 +190,17 @@ def test_weights_are_read_anew_and_nothing_else_is_encoded(world_on_disk: Path, 
         (found,) = [
             (each, row) for each in (data, held) for row in range(len(each)) if each.row(row).name == name
         ]
-        return found[0].read(torch.tensor([found[1]]), {})["loss_weight"].float()
+        read = found[0].read(torch.tensor([found[1]]), {})["loss_weight"].float()
+        return read * index.mean_weight  # before they are made to average 1
 
-    assert bool((weight("person-00003.png") == 1).all())
+    torch.testing.assert_close(weight("person-00003.png"), torch.ones(1, 16, 16), rtol=8e-3, atol=0)
     torch.testing.assert_close(weight("person-00005.png"), torch.full((1, 16, 16), 0.2), rtol=8e-3, atol=0)
-    assert float(weight("person-00004.png").std()) > 0.1
+    assert float(weight("person-00004.png").std()) > 0.1 and 0.1 < index.mean_weight < 1
+    for picture in (people / "pictures").glob("person-*.txt"):
+        Image.new("L", (32, 32), 0).save(picture.with_suffix(".weight.png"))
+    with pytest.raises(NestedAttentionError, match="every NAME.weight.png is black"):
+        prepare(preparing(world_on_disk, people), quietly)
+    Image.new("L", (32, 32), 255).save(people / "pictures" / "person-00004.weight.png")
     Image.new("L", (16, 32), 51).save(people / "pictures" / "person-00005.weight.png")
     said: list[str] = []
     index = prepare(preparing(world_on_disk, people), said.append)
@@ -203,7 +211,7 @@ def test_weights_are_read_anew_and_nothing_else_is_encoded(world_on_disk: Path, 
                                   for row in shard.rows))
         for shard in index.shards
     )  # fmt: skip
-    replace(index, shards=older).write(people / "prepared")
+    replace(index, shards=older, mean_weight=1.0).write(people / "prepared")
     read = ShardData(people / "prepared", Index.read(people / "prepared")).read(torch.arange(2), {})
     assert bool((read["loss_weight"] == 1).all()) and read["loss_weight"].shape == (2, 16, 16)
 
@@ -320,10 +328,13 @@ def test_parquet_and_webdataset_give_what_a_folder_gives(
         made = prepare(
             preparing(world_on_disk, tmp_path, output=tmp_path / kind, source=source, held_out=0), quietly
         )
-        read = ShardData(tmp_path / kind, made).read(torch.arange(5), {})
-        whole = ShardData(prepared, Index.read(prepared))
+        there = Index.read(prepared)
+        read = ShardData(tmp_path / kind, replace(made, mean_weight=there.mean_weight)).read(
+            torch.arange(5), {}
+        )
+        whole = ShardData(prepared, there)
         named = {whole.row(i).name: i for i in range(len(whole))}
-        held = ShardData(prepared, Index.read(prepared), held_out=True)
+        held = ShardData(prepared, there, held_out=True)
         for place, stem in enumerate(stems):
             where, row = whole, named.get(f"{stem}.png")
             if row is None:

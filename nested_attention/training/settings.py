@@ -65,7 +65,8 @@ class StartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """What a step minimises; the defaults are the paper's denoising loss.
+    """What a step minimises: the paper's denoising loss. The shares that are dropped and paired are ours: the
+    paper states none.
 
     min_snr: γ of Min-SNR-γ; null: off. noise_offset: deviation of a shift of the noise, one a channel.
     drop_caption, drop_picture: shares of examples without a caption (and subject), and with a blank picture.

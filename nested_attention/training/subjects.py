@@ -15,8 +15,9 @@ from torch import Tensor
 from ..attention import onto
 from ..encoder import SubjectEncoder
 from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ..settings import Injection, SubjectSettings
 from .data import Batch
+from .mechanisms import mechanism_of
+from .mechanisms.mechanism import Projections
 from .objective import denoising_losses, min_snr_weight
 from .settings import LossSettings
 
@@ -79,8 +80,7 @@ class SubjectObjective:
             snr = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
             weight = weight * snr[:, None, None]
         encoder: SubjectEncoder = models["encoder"]
-        with self.autocast(latents.device):
-            projections = encoder.project(encoder(features.float()))
+        projections = self.project(encoder, features)
         self.bind(encoder, projections, mask)
         losses = denoising_losses(
             lambda noisy, timesteps: self.predict(noisy, timesteps, batch["sizes"], **text),
@@ -96,12 +96,16 @@ class SubjectObjective:
             )
         return losses
 
+    def project(self, encoder: SubjectEncoder, features: Tensor) -> Projections:
+        """Features (B, patches, width) as keys and values of every layer, by the encoder's mechanism."""
+        with self.autocast(features.device):
+            return mechanism_of(encoder.config).project(encoder, self.unet, encoder(features.float()))
+
     def bind(
         self, encoder: SubjectEncoder, projections: Mapping[str, tuple[Tensor, Tensor]], mask: Tensor
     ) -> None:
         """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again."""
-        added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
-        settings = SubjectSettings(injection=added).trained_as(encoder.config)
+        settings = mechanism_of(encoder.config).settings(encoder.config)
         self.slot.set(SubjectBinding(projections=dict(projections), mask=mask, settings=settings))
 
     def scaled(self, mean: Tensor, deviation: Tensor, sampled: Tensor) -> Tensor:

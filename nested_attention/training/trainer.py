@@ -63,11 +63,11 @@ class _Losses(nn.Module):
 class TrainerOptions:
     """How a run is optimised and kept.
 
-    batch: examples a step and process. rate: the highest learning rate. ema: decay of the average of the
-    weights. clip: the largest norm of the gradient. seed: of the order of examples and of their noise.
-    save_every, validate_every: steps between checkpoints, and between validations; the last `keep`
-    checkpoints are kept. workers: processes that read examples, for each process that trains; 0: it reads
-    them itself. trackers: where figures go beside `log.jsonl`.
+    batch: examples a step and process. rate: the highest learning rate, of AdamW, whose betas are 0.9 and
+    0.99. ema: decay of the average of the weights. clip: the largest norm of the gradient. seed: of the order
+    of examples and of their noise. save_every, validate_every: steps between checkpoints, and between
+    validations; the last `keep` checkpoints are kept. workers: processes that read examples, for each process
+    that trains; 0: it reads them itself. trackers: where figures go beside `log.jsonl`.
     """
 
     batch: int = 32

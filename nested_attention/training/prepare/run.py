@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ...errors import NestedAttentionError
 from ..frozen import FrozenEncoders, default_device, folder_name
 from ..reading import read_config
-from ..shards import Index, write_shard
+from ..shards import Index, Shard, mean_weight, write_shard
 from .encode import Encoding, Journal
 from .generate import generate
 from .plan import in_shards, look_through
@@ -72,6 +72,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
         frozen=fingerprints,
         blank=_blank(folder, frozen, settings),
         shards=shards,
+        mean_weight=_mean_weight(folder, shards),
     )
     index.write(folder)
     write_held_out(folder / "held_out", recipe, plan)
@@ -86,6 +87,16 @@ def _scaling(frozen: FrozenEncoders) -> dict[str, float]:
     config = frozen.vae.config
     shift = getattr(config, "shift_factor", None)
     return {"scaling_factor": config.scaling_factor, "shift_factor": shift or 0.0}
+
+
+def _mean_weight(folder: Path, shards: Sequence[Shard]) -> float:
+    mean = mean_weight(folder, shards)
+    if mean == 0 and any(not shard.held_out for shard in shards):
+        raise NestedAttentionError(
+            "every NAME.weight.png is black, so that nothing would count in the loss; expected white where a "
+            "picture counts fully. Take them out, or invert them"
+        )
+    return mean or 1.0
 
 
 def _blank(folder: Path, frozen: FrozenEncoders, settings: PrepareSettings) -> str:
