@@ -495,6 +495,10 @@ def test_the_command_lists_and_refuses_by_name(monkeypatch: pytest.MonkeyPatch, 
     assert "complete" in second and whole == "2 runs; left, one after the other: 1 h 25 min"
     (request,) = asked
     assert list(request.plan) == [Run()] and request.size == Size() and request.root == tmp_path
+    trial = ["--steps", "2", "--cases", "4", "--pictures", "8", "--minutes", "9", "--threads", "3"]
+    assert runner.invoke(app, [*base, *trial, "--list"]).exit_code == 0
+    assert asked[1].size == Size(steps=2, cases=4, pictures=8)
+    assert (asked[1].minutes, asked[1].threads, len(asked[1].plan)) == (9, 3, len(plan()))
     wrong = runner.invoke(app, [*base, "mechanism"])
     assert wrong.exit_code == 1 and "no such question: mechanism. There are mechanisms, pair" in wrong.output
     if not torch.cuda.is_available():

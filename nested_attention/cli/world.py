@@ -113,6 +113,9 @@ def compare(
     cases: Annotated[
         int | None, typer.Option(min=4, help="Held-out cases of each drawing; fewer than 200 are a trial.")
     ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that runs learn from; fewer than 20,000 are a trial.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where runs and their figures are kept.")] = Path("runs/compare"),
     out: Annotated[
         Path | None,
@@ -134,7 +137,12 @@ def compare(
         if device is Device.CUDA and not gpu:
             raise NestedAttentionError("there is no GPU that torch can use; leave --device out")
         real = Size()
-        size = dataclasses.replace(real, steps=steps or real.steps, cases=cases or real.cases)
+        size = dataclasses.replace(
+            real,
+            steps=steps or real.steps,
+            cases=cases or real.cases,
+            pictures=pictures or real.pictures,
+        )
         request = command.Request(
             root=runs,
             selection=Selection(questions or (), mechanism or (), seed or ()),
