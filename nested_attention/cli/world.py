@@ -165,6 +165,9 @@ def anchored(
         list[str] | None, typer.Argument(help="Which parts; all, in order, if none is named.")
     ] = None,
     number: Annotated[int, typer.Option(min=2, max=100, help="How many held-out cases a part has.")] = 100,
+    use: Annotated[
+        list[str] | None, typer.Option(help="Which rows, one option each; the others stay. All without it.")
+    ] = None,
     adapters: Annotated[
         Path | None, typer.Option(help="The folder of the adapters, instead of the pack's.")
     ] = None,
@@ -184,7 +187,7 @@ def anchored(
     with stopping():
         for part in parts or measured.PARTS:  # each is written when it is there
             own = measured.adapters(folder)
-            document = measured.measure(Judges.load(), own, counts, [part], typer.echo)
+            document = measured.measure(Judges.load(), own, counts, [part], typer.echo, use or ())
             measured.write(document, path)
     typer.echo(f"The figures: {path.resolve()}")
 
@@ -216,7 +219,7 @@ def maps(
 
     with stopping():
         document = measured.measure(Judges.load(), number, training, typer.echo)
-    records.write(document, out or measured.RESULTS)
+    records.write(document, out or measured.RESULTS, records.hashes())
     typer.echo(f"The figures: {(out or measured.RESULTS).resolve()}")
 
 

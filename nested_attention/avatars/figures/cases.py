@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..drawing.identity import KINDS, Identity, sample
+from ..drawing.identity import KINDS, Identity, Split, sample
 from ..drawing.picture import Figure, Picture, crop, render
 from ..drawing.pose import window
 from ..drawing.prompts import caption, prompt, sample_picture
@@ -31,17 +31,17 @@ class Case:
         return self.references[self.picture.figures.index(self.figure(word))]
 
 
-def draw_cases(words: tuple[str, ...], number: int, seed: int) -> list[Case]:
-    """`number` cases with one held-out subject a word, all of them different."""
+def draw_cases(words: tuple[str, ...], number: int, seed: int, split: Split = "heldout") -> list[Case]:
+    """`number` cases with one subject of the split a word, all of them different."""
     rng = np.random.default_rng(seed)
     seen: set[Identity] = set()
     cases: list[Case] = []
     while len(cases) < number:
-        identities = tuple(sample(KINDS[word], rng, "heldout") for word in words)  # type: ignore[type-var]
+        identities = tuple(sample(KINDS[word], rng, split) for word in words)  # type: ignore[type-var]
         if len(set(identities) - seen) < len(identities):
             continue
         seen.update(identities)
-        picture = sample_picture(rng, identities, split="heldout")
+        picture = sample_picture(rng, identities, split=split)
         form = int(rng.integers(2**31))
         cases.append(
             Case(
