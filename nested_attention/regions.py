@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .anchored import attention_to
 from .attention import onto, text_weights
 from .inspection.observed import Box, ObservedLayer
 
@@ -64,8 +65,13 @@ def word_attention(query: Tensor, key: Tensor, word: Tensor, *, heads: int) -> T
 
     (B, L, H·d), (B, T, H·d), (B, T) bool → (B, L), in [0, 1]
     """
-    probs = text_weights(query, key, heads=heads)  # (B, H, L, T)
-    return torch.einsum("bhlt,bt->bl", probs, word.to(probs)) / heads
+    return attention_to(text_weights(query, key, heads=heads), word)
+
+
+def follows_layout(site: str) -> bool:
+    """Whether a layer is in the decoder, and the first of its transformer: there attention follows the
+    picture's layout best."""
+    return site.startswith("up_blocks.") and ".transformer_blocks.0." in site
 
 
 def assign_regions(attention: Tensor, sharpness: float = SHARPNESS) -> Tensor:
@@ -158,8 +164,7 @@ class RegionFinder:
         return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
 
     def watches(self, site: str) -> bool:
-        """In the decoder, where attention follows the layout best, the first layer of each transformer."""
-        return site.startswith("up_blocks.") and ".transformer_blocks.0." in site
+        return follows_layout(site)
 
     def see(self, layer: ObservedLayer) -> None:
         """Adds what the layer attends to each subject's word, where its cells are fine enough."""

@@ -21,6 +21,7 @@ from nested_attention.anchored import (
     anchor,
     anchored_addition,
     anchored_attention,
+    place_of,
     shared,
 )
 from nested_attention.attention import BoundSubject, nested_cross_attention, plain_attention
@@ -79,8 +80,9 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, subjects: Sequence[AnchoredSubject
             raised = [np.where(word & (x > 0), x * scale, x) for x in logits]
             attended = np.mean([softmax(x)[:, word].sum(axis=1) for x in logits], axis=0)
             more = np.mean([softmax(x)[:, word].sum(axis=1) for x in raised], axis=0)
-            high = one.level * np.quantile(attended, one.quantile)
-            places[-1] *= np.clip(more / high, 0, 1) ** one.exponent
+            high, low = np.quantile(attended, (one.quantile, 0.05))
+            places[-1] *= np.clip(more / (one.level * high), 0, 1) ** one.exponent
+            places[-1] *= np.clip((0.8 - low / high) / 0.2, 0, 1)
         total = sum(p for p, one in zip(places, subjects, strict=True) if not one.everywhere)
         for place, one in zip(places, subjects, strict=True):
             own = place if one.everywhere else place * place / np.maximum(total, 1e-6)
@@ -196,6 +198,21 @@ def test_the_place_is_where_the_word_is_attended(text: tuple[Tensor, Tensor, Ten
     assert bool((one >= strict).all()) and not torch.equal(one, strict)
     sums = [float(place.sum()) for place in places.values()]
     assert sums == sorted(sums) and sums[0] < sums[1] < sums[2] < sums[3]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("level", [1e-9, 0.02, 0.7])
+def test_where_the_word_has_no_place_nothing_is_added(noise: float, level: float) -> None:
+    """In an early step, in a tile without the subject: attention that is the same all over, but for noise."""
+    flat = level * (1 + noise * randn(2, 1024, seed=1))
+    assert float(place_of(flat, flat, subject()).max()) <= (0 if level > 1e-6 else 1e-3)
+    there = flat.clone()
+    there[:, :100] *= 3  # and a tenth of the picture that attends more
+    place = place_of(there, there, subject())
+    if level > 1e-6:
+        assert bool((place[:, :100] > 0.99).all()) and place[:, 100:].max() < 0.4
+    else:  # what is next to nothing is no place, whatever it is compared with
+        assert place.max() < 1e-3
 
 
 def test_where_places_overlap_each_adds_by_its_share(text: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -155,7 +155,7 @@ def test_anchored_costs_less_than_a_decoupled_adapter_that_is_projected_in_each_
     added = {form: count - counts["plain"] for form, count in counts.items()}
     assert 0 < added["anchored"] < added["decoupled projected"]
     assert launched["decoupled projected"] - launched["plain"] == 5
-    assert launched["anchored"] - launched["plain"] <= 18
+    assert launched["anchored"] - launched["plain"] <= 24
 
 
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:

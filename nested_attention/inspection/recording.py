@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NestedAttentionError
-from ..regions import area_mean, resampled, shares
+from ..regions import area_mean, follows_layout, resampled, shares
 from ..subject import Subject
 from .maps import Observation, SubjectMaps
 from .measure import COLOURS, Measured, in_row, measure, token_colours
@@ -65,7 +65,7 @@ class Watch:
             )
 
     def watches(self, site: str) -> bool:
-        return self.layers == "all" or (site.startswith("up_blocks.") and ".transformer_blocks.0." in site)
+        return self.layers == "all" or follows_layout(site)
 
     def steps(self, number: int) -> range:
         """Of a sampling of so many steps: at least one."""

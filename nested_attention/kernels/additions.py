@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..anchored import AnchoredSubject, place_of, shared, word_attention
+from ..anchored import AnchoredSubject, attention_to, place_of, shared
 from ..attention import BoundSubject, joined, nested_value, text_weights, without_autocast
 from .chunks import chunks_of
 from .rows import Marks, RowGroup, Rows, take
@@ -84,13 +84,13 @@ def _words(q: Tensor, k: Tensor, carried: Carried, heads: int) -> list[tuple[Ten
 def _word(
     plain: Tensor, q: Tensor, k: Tensor, subject: AnchoredSubject, at: slice, heads: int
 ) -> tuple[Tensor, Tensor]:
-    word = word_attention(plain, subject.mask)
+    word = attention_to(plain, subject.mask)
     if subject.attention_scale == 1:
         return word, word
     region = subject.region
     region = None if region is None else region[:, at]
     here = _with(subject, subject.key, subject.value, subject.mask, subject.token_bias, region)
-    return word, word_attention(text_weights(q, k, [here], heads=heads), subject.mask)
+    return word, attention_to(text_weights(q, k, [here], heads=heads), subject.mask)
 
 
 def _with(
