@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io as bytes_io
 import sys
@@ -35,7 +36,7 @@ async def search_words(_: Any) -> web.Response:
 async def subject(request: Any) -> web.Response:
     """?name=…: what is known of a saved subject, in lines, and its thumbnail as a data URL, if it has one."""
     try:
-        lines, thumbnail = look_at(request.query.get("name", ""))
+        lines, thumbnail = await asyncio.to_thread(look_at, request.query.get("name", ""))
     except NestedAttentionError as error:
         return web.json_response({"error": str(error)}, status=404)
     picture = None

@@ -21,8 +21,11 @@ SLOTS = {"input", "output"}
 PANEL = 420
 """Pixels of width of the editor's help panel, in which pictures are shrunk to fit."""
 
-WIDEST = 3.2
-"""Times the panel's width up to which a photographed node is legible, with texts of 14 pixels and more."""
+WIDEST = 2.2
+"""Times the panel's width up to which what is written on a picture is legible there."""
+
+LOOKED_AT = {"sheet.png", "view_maps.png"}
+"""Pictures of pictures, whose few words are not what one looks at."""
 
 
 @pytest.fixture
@@ -144,7 +147,9 @@ def test_a_translated_page_says_what_the_english_one_says(
 
 
 @pytest.mark.parametrize(
-    "path", sorted({*HELP.glob("*.png"), *HELP.glob("*.jpg")}), ids=lambda path: path.name
+    "path",
+    sorted(path for path in HELP.iterdir() if path.suffix in (".png", ".jpg") and path.name not in LOOKED_AT),
+    ids=lambda path: path.name,
 )
 def test_a_picture_is_legible_in_the_panel(path: Path) -> None:
     with Image.open(path) as picture:

@@ -205,7 +205,7 @@ class Draft:
             (y, y + node.height)
             for node, (_, y) in positions.items()
             if node.type in ("KSampler", "SaveImage")
-        ]
+        ] or [(0, 0)]
         upper = max(y for _, y, _, _ in boxes if y <= min(last)[0])  # of the row they begin in
         if (max(end for _, end in last) - upper) * scale > height:
             upper = min(last)[0] - HEADER
