@@ -97,7 +97,7 @@ def anchor(query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int) 
 
 def attention_to(probs: Tensor, mask: Tensor) -> Tensor:
     """P[s*] in the mean over heads: (B, H, L, T), (B, T) bool → (B, L)"""
-    return (probs.mean(dim=1) @ onto(mask, probs.device, probs.dtype)[..., None])[..., 0]
+    return (probs.mean(dim=1) @ onto(mask, probs)[..., None])[..., 0]
 
 
 def place_of(word: Tensor, scaled: Tensor, subject: AnchoredSubject) -> Tensor:
@@ -110,7 +110,7 @@ def place_of(word: Tensor, scaled: Tensor, subject: AnchoredSubject) -> Tensor:
         place = (scaled / (subject.level * high)).clamp(0, 1) ** subject.exponent
         place = place * ((FLAT - low / high) / (FLAT - CLEAR)).clamp(0, 1)
     region = subject.region
-    return place if region is None else place * onto(region, place.device, place.dtype)
+    return place if region is None else place * onto(region, place)
 
 
 def quantile(ordered: Tensor, share: float) -> Tensor:

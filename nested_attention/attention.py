@@ -187,10 +187,11 @@ def norm(x: Tensor, subject: BoundSubject) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
 
 
-def onto(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device. Without a wait on CUDA alone: a copy from ordinary memory has been read there when
-    the call returns, which Apple's GPUs do not promise."""
-    return x.to(device, dtype, non_blocking=device.type == "cuda")
+def onto(x: Tensor, to: torch.device | Tensor) -> Tensor:
+    """x on a device, or of another tensor's device and dtype. Without a wait on CUDA alone: a copy from
+    ordinary memory has been read there when the call returns, which Apple's GPUs do not promise."""
+    device = to.device if isinstance(to, Tensor) else to
+    return x.to(to, non_blocking=device.type == "cuda")
 
 
 def precise(x: Tensor) -> Tensor:
@@ -214,12 +215,12 @@ def carried(subjects: Sequence[BoundSubject], like: Tensor) -> Tensor:
 
 def at_tokens(mask: Tensor, like: Tensor) -> Tensor:
     """(B, T) → (B, 1, 1, T)"""
-    return onto(mask[:, None, None], like.device, like.dtype)
+    return onto(mask[:, None, None], like)
 
 
 def over_queries(region: Tensor, like: Tensor) -> Tensor:
     """(1|B, L) → (1|B, 1, L, 1)"""
-    return onto(region[:, None, :, None], like.device, like.dtype)
+    return onto(region[:, None, :, None], like)
 
 
 def per_head(x: Tensor, heads: int) -> Tensor:

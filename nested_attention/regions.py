@@ -47,7 +47,7 @@ def area_mean(maps: Tensor, grid: tuple[int, int], part: Box | None = None) -> T
 def resampled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """(…, h, w), and shares (rows, h) and (columns, w) → (…, rows, columns); precision as in `area_mean`."""
     precise = torch.float64 if maps.device.type == "cpu" else torch.float32
-    down, across = (onto(x, maps.device, precise) for x in (down, across))
+    down, across = (onto(x.to(precise), maps.device) for x in (down, across))
     return (down @ maps.to(precise) @ across.mT).float()
 
 
