@@ -559,7 +559,7 @@ def test_only_cuda_is_sent_values_without_a_wait(kind: str, waits: bool) -> None
     asked: list[bool] = []
 
     class Sent:
-        def to(self, device: torch.device, dtype: torch.dtype | None, *, non_blocking: bool) -> None:
+        def to(self, device: torch.device, *, non_blocking: bool) -> None:
             asked.append(non_blocking)
 
     onto(Sent(), torch.device(kind))  # type: ignore[arg-type]
