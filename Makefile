@@ -39,7 +39,7 @@ torch:
 acceptance:
 	@$(RUN) world acceptance $(ARGS)
 
-## make full-width  two photographs through `prepare`, and one training step at SDXL's width with random weights
+## make full-width  two photographs through `prepare`, a training step and `evaluate`, at SDXL's width with random weights
 full-width:
 	@$(PY) scripts/full_width.py runs/full-width $(ARGS)
 

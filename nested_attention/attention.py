@@ -187,6 +187,13 @@ def norm(x: Tensor, subject: BoundSubject) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
 
 
+def onto(x: Tensor, to: torch.device | Tensor) -> Tensor:
+    """x on a device, or of another tensor's device and dtype. Without a wait on CUDA alone: a copy from
+    ordinary memory has been read there when the call returns, which Apple's GPUs do not promise."""
+    device = to.device if isinstance(to, Tensor) else to
+    return x.to(to, non_blocking=device.type == "cuda")
+
+
 def precise(x: Tensor) -> Tensor:
     """In at least fp32; what is cast is laid out anew in the same pass, as products want it."""
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -201,19 +208,19 @@ def gate(subject: BoundSubject, like: Tensor, bounded: bool = False) -> Tensor:
 
 def carried(subjects: Sequence[BoundSubject], like: Tensor) -> Tensor:
     """Rows in which some subject has a token, (1|B, 1, 1, 1) bool."""
-    rows = [subject.mask.any(dim=1).to(like.device, non_blocking=True) for subject in subjects]
+    rows = [onto(subject.mask.any(dim=1), like.device) for subject in subjects]
     none = torch.zeros(1, dtype=torch.bool, device=like.device)
     return reduce(torch.logical_or, rows, none)[:, None, None, None]
 
 
 def at_tokens(mask: Tensor, like: Tensor) -> Tensor:
     """(B, T) → (B, 1, 1, T)"""
-    return mask[:, None, None].to(like, non_blocking=True)
+    return onto(mask[:, None, None], like)
 
 
 def over_queries(region: Tensor, like: Tensor) -> Tensor:
     """(1|B, L) → (1|B, 1, L, 1)"""
-    return region[:, None, :, None].to(like, non_blocking=True)
+    return onto(region[:, None, :, None], like)
 
 
 def per_head(x: Tensor, heads: int) -> Tensor:

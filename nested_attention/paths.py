@@ -16,6 +16,9 @@ ADAPTERS = WEIGHTS / "adapters"
 FACE_DETECTOR = WEIGHTS / "blazeface" / "face_detection.safetensors"
 FACE_RECOGNISER = WEIGHTS / "face_recognition" / "face_recognition.safetensors"
 
+CONFIGS = PACK / "configs" if (PACK / "configs" / "train").is_dir() else PACKAGE / "configs"
+"""What `nested-attention prepare` and `nested-attention train` read."""
+
 _VIEW = "nested_attention_view.js"
 MAPS_VIEW = PACK / "web" / _VIEW if (PACK / "web" / _VIEW).is_file() else PACKAGE / "inspection" / _VIEW
 """The script that shows maps in a browser: the editor's, and the page's of `nested-attention inspect`."""

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .attention import text_weights
+from .anchored import attention_to
+from .attention import onto, text_weights
 from .inspection.observed import Box, ObservedLayer
 
 SHARPNESS = 4.0
@@ -38,14 +39,19 @@ def area_mean(maps: Tensor, grid: tuple[int, int], part: Box | None = None) -> T
     in fp32; returned as fp32.
     """
     top, left, height, width, whole_height, whole_width = part or (0, 0, 1, 1, 1, 1)
+    down = shares(maps.shape[-2], grid[0], top / whole_height, height / whole_height)
+    across = shares(maps.shape[-1], grid[1], left / whole_width, width / whole_width)
+    return resampled(maps, down, across)
+
+
+def resampled(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """(…, h, w), and shares (rows, h) and (columns, w) → (…, rows, columns); precision as in `area_mean`."""
     precise = torch.float64 if maps.device.type == "cpu" else torch.float32
-    down = _shares(maps.shape[-2], grid[0], top / whole_height, height / whole_height)
-    across = _shares(maps.shape[-1], grid[1], left / whole_width, width / whole_width)
-    down, across = (x.to(maps.device, precise, non_blocking=True) for x in (down, across))
+    down, across = (onto(x.to(precise), maps.device) for x in (down, across))
     return (down @ maps.to(precise) @ across.mT).float()
 
 
-def _shares(pixels: int, cells: int, start: float, length: float) -> Tensor:
+def shares(pixels: int, cells: int, start: float = 0, length: float = 1) -> Tensor:
     """(cells, pixels): which share of each cell's extent each pixel covers. start, length: of 1."""
     edges = (start + length * torch.arange(cells + 1, dtype=torch.float64) / cells) * pixels
     low, high = edges[:-1, None], edges[1:, None]
@@ -59,8 +65,13 @@ def word_attention(query: Tensor, key: Tensor, word: Tensor, *, heads: int) -> T
 
     (B, L, H·d), (B, T, H·d), (B, T) bool → (B, L), in [0, 1]
     """
-    probs = text_weights(query, key, heads=heads)  # (B, H, L, T)
-    return torch.einsum("bhlt,bt->bl", probs, word.to(probs)) / heads
+    return attention_to(text_weights(query, key, heads=heads), word)
+
+
+def follows_layout(site: str) -> bool:
+    """Whether a layer is in the decoder, and the first of its transformer: there attention follows the
+    picture's layout best."""
+    return site.startswith("up_blocks.") and ".transformer_blocks.0." in site
 
 
 def assign_regions(attention: Tensor, sharpness: float = SHARPNESS) -> Tensor:
@@ -125,8 +136,8 @@ def bias_in_rows(regions: Sequence[Tensor], carries: Tensor, bounding: Tensor, r
     device = regions[0].device
     taken = [x if len(x) == 1 else x[list(rows)] for x in regions]
     stacked = torch.stack([x.expand(len(rows), -1) for x in taken], dim=1)  # (n, S, L)
-    here = carries[:, list(rows)].mT[..., None].to(device, non_blocking=True)
-    return self_attention_bias(stacked * here, bounding.to(device, non_blocking=True))
+    here = onto(carries[:, list(rows)].mT[..., None], device)
+    return self_attention_bias(stacked * here, onto(bounding, device))
 
 
 class RegionFinder:
@@ -153,8 +164,7 @@ class RegionFinder:
         return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
 
     def watches(self, site: str) -> bool:
-        """In the decoder, where attention follows the layout best, the first layer of each transformer."""
-        return site.startswith("up_blocks.") and ".transformer_blocks.0." in site
+        return follows_layout(site)
 
     def see(self, layer: ObservedLayer) -> None:
         """Adds what the layer attends to each subject's word, where its cells are fine enough."""
@@ -163,7 +173,7 @@ class RegionFinder:
             if not rows or not fine(layer.grid, layer.places[rows[0]][1]):
                 continue
             query, key = (x[rows].detach() for x in (layer.query, layer.key))
-            word = subject.word[rows].to(query.device, non_blocking=True)
+            word = onto(subject.word[rows], query.device)
             seen = word_attention(query, key, word, heads=layer.heads).unflatten(1, layer.grid)
             for row, attention in zip(rows, seen, strict=True):
                 self.add(

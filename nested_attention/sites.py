@@ -23,9 +23,10 @@ _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "_.")
 _LARGEST = 2**18  # of any layer's sizes
 _ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 _SDXL_CONTEXT = 2048
+SD15_CONTEXT = 768
 _FAMILIES = {
     (70, _SDXL_CONTEXT): "SDXL",
-    (16, 768): "SD 1.5",
+    (16, SD15_CONTEXT): "SD 1.5",
     (16, 1024): "SD 2",
     (7, 256): "the small demo world",
 }
@@ -175,6 +176,21 @@ class UNetLayout:
 def sdxl_sites() -> tuple[Site, ...]:
     """The 70 cross-attention layers of SDXL base, in diffusers' order: down, up, mid."""
     return UNetLayout().sites
+
+
+def sd15_sites() -> tuple[Site, ...]:
+    """The 16 of SD 1.5, in the same order."""
+    layout = UNetLayout(
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=(2, 2, 2, 2),
+        transformer_depth=(1, 1, 1, 1, 1, 1, 0, 0),
+        transformer_depth_output=(*(1,) * 9, *(0,) * 3),
+        transformer_depth_middle=1,
+        context_dim=SD15_CONTEXT,
+        num_heads=8,
+        num_head_channels=-1,
+    )
+    return layout.sites
 
 
 def uncompiled(unet: Any) -> Any:

@@ -54,6 +54,7 @@ class Personalize(io.ComfyNode):
                 "pet",
                 "consistent character",
                 "reference image",
+                "likeness",
                 "ip-adapter",
                 "ipadapter",
                 "face id",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io as bytes_io
 import sys
@@ -27,14 +28,15 @@ def register_routes() -> None:
 
 
 async def search_words(_: Any) -> web.Response:
-    """Node id → words; editors of older versions of ComfyUI look at names alone."""
+    """Node id → words, in the order in which nodes of the same word are offered. Editors of older versions of
+    ComfyUI look at names alone."""
     return web.json_response(SEARCH_WORDS)
 
 
 async def subject(request: Any) -> web.Response:
     """?name=…: what is known of a saved subject, in lines, and its thumbnail as a data URL, if it has one."""
     try:
-        lines, thumbnail = look_at(request.query.get("name", ""))
+        lines, thumbnail = await asyncio.to_thread(look_at, request.query.get("name", ""))
     except NestedAttentionError as error:
         return web.json_response({"error": str(error)}, status=404)
     picture = None

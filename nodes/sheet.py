@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.pictures.check import check_pictures
 from ..nested_attention.pictures.sheet import labelled_sheet
 from ..nested_attention.prompt import short
+from ..nested_attention.typed import read_numbers
 from .common import SubjectEncoderType, SubjectType, naming, schema
 
 MOST = 200
@@ -133,8 +132,8 @@ class MakeSheet(io.ComfyNode):
         **sampler: Any,
     ) -> io.NodeOutput:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
-        scales = read_numbers(attention_scales, "attention_scales", float, "1, 1.5, 2")
-        numbers = read_numbers(seeds, "seeds", int, "0, 1, 2")
+        scales = numbers_of(attention_scales, "attention_scales", float, "1, 1.5, 2")
+        numbers = numbers_of(seeds, "seeds", int, "0, 1, 2")
         if not texts:
             raise NestedAttentionError(
                 "Subject Sheet: there is no prompt; write one a line, with the subject's word"
@@ -239,18 +238,16 @@ class ArrangeSheet(io.ComfyNode):
         return io.NodeOutput(sheet[None])
 
 
-def read_numbers(text: str, what: str, kind: type[int] | type[float], example: str) -> list[Any]:
-    """Numbers as typed, separated by commas, semicolons, spaces or lines. Raises NestedAttentionError for
-    anything else, for none, and for values that Apply Subject or KSampler would refuse."""
+def numbers_of(text: str, what: str, kind: type[int] | type[float], example: str) -> list[Any]:
+    """Numbers as typed. Raises NestedAttentionError for anything else, for none, and for values that Apply
+    Subject or KSampler would refuse."""
     low, high = (0.05, 10.0) if kind is float else (0, 2**64 - 1)
-    advice = f"expected numbers from {low} to {high}, such as {example}"
-    typed = [part for part in re.split(r"[,;\s]+", text) if part]
-    try:
-        numbers = [kind(part) for part in typed]
-    except ValueError as error:
-        raise NestedAttentionError(f"Subject Sheet: {what} is {short(text)!r}; {advice}") from error
-    if not numbers or not all(math.isfinite(number) and low <= number <= high for number in numbers):
-        raise NestedAttentionError(f"Subject Sheet: {what} is {short(text)!r}; {advice}")
+    numbers = read_numbers(text, kind)
+    if not numbers or not all(low <= number <= high for number in numbers):
+        raise NestedAttentionError(
+            f"Subject Sheet: {what} is {short(text)!r}; expected numbers from {low} to {high}, such as "
+            f"{example}"
+        )
     return numbers
 
 

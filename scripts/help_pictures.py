@@ -131,7 +131,7 @@ def likeness() -> Image.Image:
         "a photographer": Image.fromarray(data.camera()).convert("RGB"),
         "a cat": Image.fromarray(data.chelsea()[:, 80:380]),
     }
-    side = 176
+    side = 120
     shown = {
         name: picture.resize((side, side), Image.Resampling.LANCZOS) for name, picture in pictures.items()
     }

@@ -29,6 +29,8 @@ LOCALES = ROOT / "locales"
 SOURCES = LOCALES / "sources.json"
 LANGUAGES = ("zh", "ja", "ko", "fr", "de", "es")
 
+CORES_OWN = {"sampler_name", "scheduler"}
+
 Texts = dict[str, str]
 """Path such as NestedAttentionDemoWorld/inputs/person/tooltip → text."""
 
@@ -46,8 +48,12 @@ def english(definitions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
             "display_name": definition["display_name"],
             "description": definition["description"],
             "inputs": {
-                name: {"name": options.get("display_name") or name, "tooltip": options["tooltip"]}
-                for name, _, options, _ in slots(definition)
+                name: {
+                    "name": options.get("display_name") or name,
+                    "tooltip": options["tooltip"],
+                    **choices(name, kind, options),
+                }
+                for name, kind, options, _ in slots(definition)
             },
             "outputs": {
                 str(index): {"name": name, "tooltip": tooltip}
@@ -58,6 +64,13 @@ def english(definitions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         }
         for number, definition in sorted(definitions.items())
     }
+
+
+def choices(name: str, kind: str, options: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The options of a list that are ours to translate: no files, and nothing that ComfyUI names."""
+    if kind != "COMBO" or name in CORES_OWN:
+        return {}
+    return {"options": {option: option for option in options["options"] if "." not in option}}
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> Texts:

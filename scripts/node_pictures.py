@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELP = ROOT / "web" / "docs"
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "workflows"), str(ROOT / "tests" / "comfyui")]
 
-from editor import Editor, find_chromium, open_editor  # noqa: E402
+from editor import PICTURES, Editor, find_chromium, open_editor  # noqa: E402
 from names import template  # noqa: E402
 from parts import Context, draw  # noqa: E402
 
@@ -47,8 +47,7 @@ EDITOR: Mapping[str, Shown] = {
     "load_encoder": Shown("avatar_person", ("2. It becomes a subject",)),
     "encode_subject": Shown(
         "avatar_two_people",
-        ("1. A world and two people", "2. Each becomes a subject"),
-        run=True,
+        ("2. Each becomes a subject",),
     ),
     "mix_subjects": Shown("avatar_mixing", ("2. A blend of the two",)),
     "save_subject": Shown("avatar_saved_subject", ("2. The subject is made and saved",), run=True),
@@ -120,7 +119,7 @@ def photograph(editor: Editor, shown: Shown, context: Context) -> Image.Image:
         editor.set_widget("steps", shown.steps)
         editor.set_widget("batch_size", 1)
         editor.run.click()
-        editor.wait_for_pictures(1)
+        editor.page.wait_for_function(f"() => ({PICTURES})().every(shown => shown > 0)", timeout=300_000)
     editor.page.wait_for_timeout(1500)  # the view glides to where it was told to go
     x, y = editor.evaluate("(r => [r.x, r.y])(app.canvas.canvas.getBoundingClientRect())")
     place = (100, 100)  # clear of the editor's side bar and tabs

@@ -126,7 +126,7 @@ class Side:
         mean, deviation = self.frozen.encode_pictures(torch.stack([each.target for each in prepared]))
         context, pooled = self.frozen.encode_captions(["a photo of a pet"] * len(prepared))
         layer = self.recipe.settings.features
-        features = torch.cat([self.frozen.encode_references(p.reference[None], layer) for p in prepared])
+        features = self.frozen.encode_references([each.reference for each in prepared], layer)
         self.encoding = self.now() - started
         encoded = {"latent_mean": mean, "latent_deviation": deviation, "context": context, "pooled": pooled}
         self.learn({**read, **encoded, "features": features}, noise)

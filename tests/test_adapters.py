@@ -4,19 +4,24 @@ trained."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from synthetic_checkpoints import TINY_SITES, Sizes, encoder_tensors, plain_tensors, write
+from tiny_sdxl import make_encoder, make_pipeline, make_subject
 from torch import Tensor
 
 from nested_attention.checkpoint import load_subject_encoder, save_subject_encoder
-from nested_attention.encoder import SubjectEncoderConfig
+from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
+from nested_attention.hosts.diffusers import AppliedSubject, personalize
 from nested_attention.settings import SubjectSettings
+from nested_attention.sites import diffusers_sites, sd15_sites
 from nested_attention.subject import Subject
 
 PLUS = Sizes(queries=16)
@@ -114,3 +119,64 @@ def test_an_average_of_pictures_is_that_of_their_features(tmp_path: Path) -> Non
         torch.testing.assert_close(weighed.tokens, encoder((3 * seen[:1] + seen[2:]) / 4)[0])
     assert weighed.images == 2
     assert torch.equal(Subject.from_images(encoder, seen[:1], average=True).tokens, together.tokens[:16])
+
+
+@pytest.mark.parametrize("kind", ["plus", "plain"])
+def test_sd15_s_files_are_told_by_the_width_of_their_tokens(tmp_path: Path, kind: str) -> None:
+    """768, as SD 1.5's text; with one of its layers missing the file is refused, and so is another width."""
+    sizes = Sizes(token_dim=768, queries=16 if kind == "plus" else 4)
+    make = encoder_tensors if kind == "plus" else plain_tensors
+    tensors = make(sizes=sizes, sites=sd15_sites())
+    path = write(tmp_path / "x.safetensors", tensors)
+    config = load_subject_encoder(path).config
+    assert config.sites == sd15_sites() and config.injection == "decoupled"
+    assert [(s.inner_dim, s.heads) for s in config.sites[:1] + config.sites[-1:]] == [(320, 8), (1280, 8)]
+    short = {n: t for n, t in tensors.items() if ".31." not in n}
+    with pytest.raises(NestedAttentionError, match="15 cross-attention layers.*expected one for SD 1.5"):
+        load_subject_encoder(write(path, short))
+    wider = make(sizes=Sizes(token_dim=769, queries=sizes.queries), sites=sd15_sites())
+    with pytest.raises(NestedAttentionError, match="16 cross-attention layers.*expected one for SDXL"):
+        load_subject_encoder(write(path, wider))
+
+
+def test_sd15_in_diffusers() -> None:
+    """The pipeline of SD 1.5, of its layout and tiny widths: one text encoder, 16 layers."""
+    sdxl = make_pipeline()
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=2,
+        attention_head_dim=2,
+        cross_attention_dim=sdxl.text_encoder.config.hidden_size,
+        norm_num_groups=8,
+    ).eval()
+    assert [site.name for site in diffusers_sites(unet)] == [site.name for site in sd15_sites()]
+    pipeline = StableDiffusionPipeline(
+        vae=sdxl.vae,
+        text_encoder=sdxl.text_encoder,
+        tokenizer=sdxl.tokenizer,
+        unet=unet,
+        scheduler=sdxl.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    encoder = SubjectEncoder(replace(make_encoder(unet).config, injection="decoupled")).eval()
+    alice = make_subject(encoder)
+
+    def draw(**settings: Any) -> Tensor:
+        applied = AppliedSubject(alice, encoder, name="alice", **settings)
+        with personalize(pipeline, [applied]):
+            return pipeline(
+                "a photo of <alice>", num_inference_steps=2, height=16, width=16, output_type="latent",
+                generator=torch.Generator().manual_seed(0),
+            ).images  # fmt: skip
+
+    plain = pipeline(
+        "a photo of person", num_inference_steps=2, height=16, width=16, output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    assert torch.equal(draw(strength=0.0), plain)
+    assert float((draw(weight=3.0) - plain).abs().max()) > 1e-3 * float(plain.abs().max())

@@ -14,11 +14,12 @@ from random_world import random_judges
 
 from nested_attention.avatars.figures import anchored, anchored_tables
 from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
-from nested_attention.avatars.figures.cases import draw_cases
+from nested_attention.avatars.figures.cases import anyone, draw_cases
 from nested_attention.avatars.figures.judges import SUBJECTS, Counts, Judges
 from nested_attention.avatars.models.world import Sampling
 from nested_attention.avatars.train.encoders import new_adapter
 from nested_attention.errors import NestedAttentionError
+from nested_attention.evaluation.statistics import rate
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,27 @@ def test_every_part_is_measured_and_shown(
         changes = [way["outside"] for way in ways.values()]
         assert all(change > 0 for change in changes) and len(set(changes)) > 2
         assert all(way["identity"]["trials"] == 2 for way in ways.values())
+    again = anchored.measure(judges, own, short, ["pet"], uses=["anchored"])
+    assert list(again["pet"]) == ["everywhere", "anchored"]  # the first is what others are compared with
+    assert again["pet"]["anchored"] == found["pet"]["anchored"]
+    anchored.write({"pet": {"anchored": {"outside": 7.0}}, "run": {}}, path)
+    kept = json.loads(path.read_text())["pet"]
+    assert list(kept) == list(found["pet"]) and kept["anchored"] == {**found["pet"]["anchored"], "outside": 7}
     assert [name for name, way in found[PAIR].items() if "leak" in way] == list(anchored.EXCHANGED)
     shown = anchored_tables.tables(found)
     assert all(f"| {name} |" in shown for name in [*USES, *found[CHOICE]["person"]])
     assert f"| {found[PAIR]['anchored']['leak']:.1f} |" in shown
+    if "expression" in judges.prompt.network.heads:
+        assert "The expression that the prompt asked for:" in shown
+    else:
+        assert "expression" not in shown
+        found["person"]["everywhere"]["expression"] = rate(torch.tensor([True, False]))
+        assert "| everywhere | 50 % |" in anchored_tables.tables(found)
+
+
+def test_cases_of_training_identities_are_none_of_those_held_out() -> None:
+    train, held = (draw_cases(("person",), 30, seed=1, split=split) for split in ("train", "heldout"))
+    assert not {c.figure("person").identity for c in train} & {c.figure("person").identity for c in held}
 
 
 def test_the_shipped_adapters_say_how_they_were_trained_and_the_figures_are_theirs() -> None:
@@ -87,13 +105,15 @@ def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused
     cases = draw_cases(("person", "pet"), 2, seed=5)
     person, pet = (anchored._masks(cases, word) for word in ("person", "pet"))
     assert person.any() and pet.any() and not (person & pet).any()
-    assert np.array_equal(person | pet, anchored._anyone(cases))
+    assert np.array_equal(person | pet, anyone(cases))
     with pytest.raises(NestedAttentionError, match="no such part: persons. The parts are person, pet"):
         anchored.measure(judges, own, Counts(), ["persons"])
+    with pytest.raises(NestedAttentionError, match="no such use: anchor. The uses are everywhere, true mask"):
+        anchored.measure(judges, own, Counts(), ["pet"], uses=["anchor"])
 
 
 def test_another_gate_reaches_the_layers(judges: Judges, own: dict[str, Any]) -> None:
-    gated = replace(anchored.GATES["quantile 0.8, level 1.0, exponent 2.0"], word="person")
+    gated = replace(anchored.GATES["quantile 0.95, level 0.5, exponent 3.0"], word="person")
     values = torch.zeros(1, 2, 8)
     bound = gated.trained_as(own["person"].config).bind(values, values, torch.ones(1, 4, dtype=torch.bool))
-    assert (bound.quantile, bound.level, bound.exponent) == (0.8, 1.0, 2.0)  # type: ignore[attr-defined]
+    assert (bound.quantile, bound.level, bound.exponent) == (0.95, 0.5, 3.0)  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from nested_attention.attention import (
     joined,
     nested_value,
     nested_weights,
+    onto,
     per_head,
     text_weights,
 )
@@ -550,3 +551,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     assert found.isfinite().all()
     assert float((found.double() - expected.double()).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("cuda", False), ("mps", True), ("cpu", True)])
+def test_only_cuda_is_sent_values_without_a_wait(kind: str, waits: bool) -> None:
+    """Elsewhere memory may be given back before a copy has read it: values would be silently wrong."""
+    asked: list[bool] = []
+
+    class Sent:
+        def to(self, device: torch.device, *, non_blocking: bool) -> None:
+            asked.append(non_blocking)
+
+    onto(Sent(), torch.device(kind))  # type: ignore[arg-type]
+    assert asked == [not waits]

@@ -60,6 +60,7 @@ def test_paths_are_beside_the_file_and_numbers_may_lack_a_point(tmp_path: Path) 
         ("phases: [{batch: 1, steps: 1}]", r"phases\[0\].data is missing; expected a path"),
         ("phases: [{data: a, batch: 1}]", r"phases\[0\].steps is None and epochs is None"),
         ("phases: [{data: a, batch: 0, steps: 1}]", r"phases\[0\].batch is 0; expected at least 1"),
+        ("phases: [{data: a, batch: 1, steps: 9, minutes: 0}]", r"phases\[0\].minutes is 0.0; expected more"),
         ("phases: 3", r"phases is 3; expected a list, each fields"),
         ("validation: {subjects: 0}", "validation.subjects is 0; expected at least 1"),
         ("model: {precision: bf16}", "model.base is missing; expected a folder, or a name on the model hub"),

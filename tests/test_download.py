@@ -39,14 +39,14 @@ class Hub:
     content: bytes = CONTENT
     announced: bytes = CONTENT
     etag: str | None = None
+    any_file: bool = False
     fails: list[Exception] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
 
     def facts(self, url: str) -> Any:
-        assert url == huggingface_hub.hf_hub_url(
-            "orpatashnik/NestedAttentionEncoder", "personalization_encoder/model.safetensors"
-        )
+        person = "orpatashnik/NestedAttentionEncoder", "personalization_encoder/model.safetensors"
+        assert self.any_file or url == huggingface_hub.hf_hub_url(*person)
         if self.fails and not self.asked:
             raise self.fails.pop(0)
         digest = self.etag or hashlib.sha256(self.announced).hexdigest()
@@ -167,6 +167,17 @@ def test_an_interrupted_download_goes_on(run: Run, hub: Hub, comfyui: Path) -> N
     assert installed(comfyui) == [TARGET]
 
 
+def test_what_came_of_one_file_outlives_the_download_of_another(run: Run, hub: Hub, comfyui: Path) -> None:
+    hub.any_file, hub.fails = True, [ConnectionError("the line broke")]
+    hub.asked.append("")
+    assert run("ip-adapter-plus", "--accept-licence")[0] == 1
+    code, said = run("ip-adapter-plus-face", "--accept-licence")
+    assert code == 0, said
+    assert run("ip-adapter-plus", "--accept-licence")[0] == 0
+    assert hub.resumed == [0, 0, len(CONTENT) // 2]
+    assert len(installed(comfyui)) == 2 and not any("download" in name for name in installed(comfyui))
+
+
 def test_what_came_of_another_version_is_not_continued(run: Run, hub: Hub, comfyui: Path) -> None:
     hub.fails = [ConnectionError("the line broke")]
     hub.asked.append("")
@@ -182,7 +193,7 @@ def test_two_downloads_at_once_do_not_mix(hub: Hub, comfyui: Path, monkeypatch: 
     known, models, refused = find_weights(PERSON), comfyui / "models", []
 
     def meanwhile(*arguments: Any, **named: Any) -> None:
-        with pytest.raises(NestedAttentionError, match="another download into .* is under way"):
+        with pytest.raises(NestedAttentionError, match="another download of .* is under way"):
             download.download(known, models, print)
         refused.append(True)
         hub.get(*arguments, **named)

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from nested_attention.avatars.drawing.references import held_out, reference_picture
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
-from nested_attention.demo.photograph import read_photograph
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers.vision import load_vision
+from nested_attention.pictures.files import read_picture
 
 PROMPT = "a photo of a person at the beach"
 
@@ -130,12 +130,12 @@ def test_photographs_are_turned_and_lie_on_white(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6  # the camera was held upright
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_photograph(tmp_path / "turned.jpg").shape == (30, 20, 3)
+    assert read_picture(tmp_path / "turned.jpg").shape == (30, 20, 3)
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert bool((read_photograph(tmp_path / "clear.png") == 1).all())
+    assert bool((read_picture(tmp_path / "clear.png") == 1).all())
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(NestedAttentionError, match=r"text.png cannot be read.*expected a PNG"):
-        read_photograph(tmp_path / "text.png")
+        read_picture(tmp_path / "text.png")
 
 
 def test_photographs_of_different_files_are_one_subject(tmp_path: Path, portrait: Path) -> None:

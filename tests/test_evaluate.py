@@ -29,7 +29,7 @@ from nested_attention.evaluation.folders import read_folder
 from nested_attention.evaluation.judges import load_judges
 from nested_attention.evaluation.page import write_page
 from nested_attention.evaluation.recognisers import ARCFACE, FaceFinder, OnnxRecogniser, PackagedRecogniser
-from nested_attention.evaluation.samples import Person, Sample, open_picture
+from nested_attention.evaluation.samples import Person, Sample
 from nested_attention.evaluation.scorers import (
     CountScorer,
     IdentityScorer,
@@ -41,6 +41,7 @@ from nested_attention.evaluation.scorers import (
 from nested_attention.evaluation.settings import ScorerSettings
 from nested_attention.evaluation.tasks import carry_out, faceless, folder_task
 from nested_attention.pictures.faces import Face
+from nested_attention.pictures.files import open_picture
 
 
 def save(path: Path, picture: np.ndarray) -> Path:

@@ -25,7 +25,6 @@ from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.errors import NestedAttentionError
 from nested_attention.evaluation.drawing import SdxlDrawer, plan
-from nested_attention.evaluation.judges import load_vision
 from nested_attention.evaluation.recognisers import FaceFinder
 from nested_attention.evaluation.run import Output
 from nested_attention.evaluation.scorers import IdentityScorer, everybody
@@ -39,6 +38,7 @@ from nested_attention.evaluation.settings import (
     places,
 )
 from nested_attention.evaluation.tasks import sdxl_task
+from nested_attention.hosts.diffusers.vision import load_vision
 from nested_attention.training.frozen import BaseModel
 from nested_attention.training.reading import read_config
 from nested_attention.training.run import train

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nested_attention.avatars.drawing.identity import half_of
 from nested_attention.avatars.drawing.prompts import combination_split
-from nested_attention.avatars.figures import acceptance, alternatives, curve, maps, records
+from nested_attention.avatars.figures import acceptance, curve, maps, records
 from nested_attention.avatars.figures import judges as judging
 from nested_attention.avatars.figures.cases import background, change, draw_cases, true_drawings
 from nested_attention.avatars.figures.described import described_value, noun_places, word_values
@@ -30,15 +30,14 @@ from nested_attention.avatars.figures.judges import (
     score_identity,
     score_prompt,
 )
-from nested_attention.avatars.figures.pages import PAGES, PICTURES, insert, read, read_if_there
+from nested_attention.avatars.figures.pages import PAGES, PICTURES, insert, read
 from nested_attention.avatars.figures.references import HIDING, TOGETHER, hiding_crop
 from nested_attention.avatars.figures.report import figures, percent, summary, targets
 from nested_attention.avatars.figures.steady import steady
 from nested_attention.avatars.models.world import Attached, Sampling
 from nested_attention.cli.app import app
-from nested_attention.evaluation.statistics import as_text, discordant, from_text, rate, top1, wilson
+from nested_attention.evaluation.statistics import as_text, from_text, mcnemar, rate, top1, wilson
 from nested_attention.settings import SubjectSettings
-from nested_attention.storage.tensors import read_tensors
 
 FEW = Counts(subjects=2, pairs=2, candidates=2, twins=2, pose_and_style=2, steady=1)
 
@@ -85,17 +84,17 @@ def test_the_exact_test_counts_what_differs() -> None:
     """8 against 1 of nine that differ: 2 · (C(9, 0) + C(9, 1)) / 2⁹."""
     first = from_text("1" * 8 + "0" + "1" * 5 + "0" * 4)
     second = from_text("0" * 8 + "1" + "1" * 5 + "0" * 4)
-    assert discordant(first, second) == {"first": 8, "second": 1, "p": pytest.approx(20 / 512)}
-    assert discordant(first, first) == {"first": 0, "second": 0, "p": 1.0}
+    found = mcnemar(first, second)
+    assert (found["only_first"], found["only_second"], found["p"]) == (8, 1, pytest.approx(20 / 512))
     assert as_text(first) == "111111110111110000" and torch.equal(from_text(as_text(second)), second)
     with pytest.raises(ValueError, match="18 and 17"):
-        discordant(first, second[1:])
+        mcnemar(first, second[1:])
 
 
 @pytest.mark.parametrize("half", ["development", "sealed"])
 @pytest.mark.parametrize("words", [("person",), ("pet",), ("person", "pet")])
 def test_cases_are_held_out_and_repeatable(words: tuple[str, ...], half: Any) -> None:
-    cases, again = (draw_cases(words, 12, seed=1, half=half) for _ in range(2))
+    cases, again = (draw_cases(words, 12, seed=1, split=half) for _ in range(2))
     assert [c.prompt for c in cases] == [c.prompt for c in again]
     shown = [figure.identity for case in cases for figure in case.picture.figures]
     assert len(set(shown)) == len(shown)
@@ -110,7 +109,7 @@ def test_cases_are_held_out_and_repeatable(words: tuple[str, ...], half: Any) ->
 
 def test_the_sealed_set_is_another_one() -> None:
     """Other subjects, other pictures, other noise, from the same seed; and by default nobody draws it."""
-    sealed, development = (draw_cases(("pet",), 12, seed=1, half=half) for half in ("sealed", "development"))
+    sealed, development = (draw_cases(("pet",), 12, seed=1, split=half) for half in ("sealed", "development"))
     assert [c.prompt for c in draw_cases(("pet",), 12, seed=1)] == [c.prompt for c in development]
     assert not {c.seed for c in sealed} & {c.seed for c in development}
     assert [c.prompt for c in sealed] != [c.prompt for c in development]
@@ -327,13 +326,6 @@ def test_every_run_on_the_sealed_set_is_counted_before_it_begins(
         assert refused.exit_code == 1 and said in refused.output
 
 
-def test_the_committed_comparison_belongs_to_the_shipped_world() -> None:
-    document = read_if_there(alternatives.RESULTS)
-    assert document is not None
-    stale = "the world changed since `nested-attention world compare` ran: run it again"
-    assert of_weights(document["hashes"]) == of_weights(alternatives.world_hashes()), stale
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.parent.name)
 def test_pages_show_the_committed_figures(path: Path) -> None:
     page = path.read_text()
@@ -343,29 +335,6 @@ def test_pages_show_the_committed_figures(path: Path) -> None:
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 def test_pictures_show_the_committed_figures(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == PICTURES[path](), "run `nested-attention world report`"
-
-
-def test_nested_values_and_global_ones_are_compared_alike(
-    judges: Judges, document: dict[str, Any], tmp_path: Path
-) -> None:
-    counts = Counts(subjects=2, twins=2)
-    found = alternatives.compare(judges, tmp_path, steps=1, pictures=32, counts=counts, workers=1)
-    results = tmp_path / "alternatives.json"
-    alternatives.write(found, results)
-    written = read_if_there(results)
-    assert written is not None and written["hashes"] == alternatives.world_hashes(tmp_path)
-    assert {k: v for k, v in written.items() if k != "hashes"} == json.loads(json.dumps(found))
-    assert found["run"]["steps"] == 1
-    nested, pooled = (
-        read_tensors(tmp_path / f"person-{name}" / "step-00000001" / "model.safetensors").tensors
-        for name in ("nested", "global")
-    )
-    assert nested.keys() == pooled.keys()
-    assert any(not torch.equal(one, pooled[name]) for name, one in nested.items())
-    assert found["error_saved"]["pairs"] == 2
-    assert found["nested"]["error"] != found["global"]["error"]
-    assert "Global V" in figures(document, json.loads(results.read_text()))
-    assert read_if_there(tmp_path / "none.json") is None
 
 
 def test_a_page_without_a_place_for_figures_is_refused() -> None:

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
+from tiny_sdxl import make_encoder, make_pipeline
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
+from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.inspection.document import document
 from nested_attention.inspection.draw import (
@@ -29,6 +33,7 @@ from nested_attention.inspection.draw import (
 from nested_attention.inspection.looks import reference
 from nested_attention.inspection.maps import CHANGE, WORD, Observation, Selection, SubjectMaps
 from nested_attention.inspection.page import page
+from nested_attention.sites import diffusers_sites, sdxl_sites
 from nested_attention.subject import Subject
 
 
@@ -138,6 +143,57 @@ def test_the_command_draws_the_small_world_and_writes_a_page(tmp_path: Path) -> 
     (picture,) = json.loads(inside[1])["pictures"]
     assert [one["title"] for one in picture["subjects"]] == ["pet"]
     assert picture["subjects"][0]["references"][0]["image"] is not None
+
+
+def test_the_command_draws_an_sdxl_with_all_of_its_layers(tmp_path: Path) -> None:
+    """Of SDXL's layout, 70 cross-attention layers, and tiny widths: the layers, grids and subject that the
+    page shows, from a photograph that is not square."""
+    pipeline = make_pipeline()
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(1, 2, 2),
+        cross_attention_dim=pipeline.unet.config.cross_attention_dim,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + pipeline.text_encoder_2.config.projection_dim,
+        norm_num_groups=4,
+    )
+    sites = [site.name for site in diffusers_sites(unet)]
+    assert sites == [site.name for site in sdxl_sites()]
+    pipeline.register_modules(unet=unet)
+    pipeline.save_pretrained(tmp_path / "sdxl")
+    save_subject_encoder(make_encoder(unet), tmp_path / "encoder.safetensors")
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=8)
+    CLIPVisionModelWithProjection(vision).save_pretrained(tmp_path / "sdxl" / "image_encoder")
+    Image.fromarray((rand(40, 30, 3) * 255).byte().numpy()).save(tmp_path / "photo.png")
+    out = tmp_path / "page.html"
+    names = ["--base", tmp_path / "sdxl", "--encoder", tmp_path / "encoder.safetensors"]
+    more = ["--reference", tmp_path / "photo.png", "--size", 128, "--steps", 1, "--all-layers", "--out", out]
+    done = CliRunner().invoke(app, ["inspect", "a photo of a person", *map(str, [*names, *more])])
+    assert done.exit_code == 0, done.output
+    inside = re.search(r'id="maps">(.*?)</script>', out.read_text(encoding="utf-8"), re.S)
+    assert inside is not None
+    (picture,) = json.loads(inside[1])["pictures"]
+    (subject,) = picture["subjects"]
+    assert (picture["width"], picture["height"], subject["title"]) == (128, 128, "person")
+    layers = {layer["site"]: layer["word"]["grid"] for layer in subject["layers"]}
+    assert set(layers) == set(sites)
+    fine = {site for site, grid in layers.items() if site.split(".")[:2] in FINE}
+    assert {site for site, grid in layers.items() if grid == [32, 32]} == fine and len(fine) == 10
+    (reference,) = subject["references"]
+    assert reference["queries"] == 6 and reference["grid"] == [4, 4]
+
+
+FINE = (["down_blocks", "1"], ["up_blocks", "1"])
+"""Where SDXL's attention has half the latent's grid."""
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from launches import FusedAttention, Launches
 from test_attention import CHUNKS, make_text, one_subject
+from torch.overrides import TorchFunctionMode
 
 from nested_attention import kernels
+from nested_attention.bench.baselines import ADAPTER_TOKENS, FORMS, make_inputs
+from nested_attention.bench.shapes import sdxl_layers, sdxl_shapes
 from nested_attention.errors import NestedAttentionError
 from nested_attention.kernels import chunks
 from nested_attention.kernels.rows import read_rows
@@ -109,6 +113,53 @@ def test_launches_of_a_layer_in_pytorch(marked: list[int], options: dict[str, ob
             out, query, key, value, [replace(subject, **away)], heads=heads, plain=True, rows=rows
         )
     assert len(launches.names) <= most, launches.names
+
+
+class Arithmetic(TorchFunctionMode):
+    """`count`: multiplications of matrices, attention's included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.count += 2 * args[0].numel() * args[1].shape[-2]
+        elif func in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+            self.count += out.numel() * args[0].shape[-1]
+        elif func is torch.nn.functional.linear:
+            self.count += out.numel() * args[1].shape[-1]
+        return out
+
+
+def test_anchored_costs_less_than_a_decoupled_adapter_that_is_projected_in_each_step() -> None:
+    """Added in both halves of a guided step, as IPAdapter_plus does, which projects the negative's picture
+    besides: SDXL at 1024 pixels, all 70 layers. In multiplications: launches on a GPU are more, and known."""
+    counts, launched = dict.fromkeys(("plain", "decoupled projected", "anchored"), 0), {}
+    layers = sdxl_layers(1024)
+    for shape in sdxl_shapes(1024):
+        inputs = make_inputs(shape, tokens=ADAPTER_TOKENS, guided=True)
+        away = [replace(one, key=on_meta(one.key), value=on_meta(one.value)) for one in inputs.subjects]
+        names = ("query", "key", "value", "image_tokens", "image_weight")
+        tensors: dict[str, Any] = {name: on_meta(getattr(inputs, name)) for name in names}
+        rows = read_rows(inputs.subjects, torch.device("meta"))
+        inputs = replace(inputs, subjects=tuple(away), rows=rows, **tensors)
+        for form in counts:
+            with torch.no_grad(), Arithmetic() as arithmetic:
+                FORMS[form](inputs)
+            counts[form] += layers.count(shape) * arithmetic.count
+            with torch.no_grad(), Launches() as launches, FusedAttention(launches):
+                FORMS[form](inputs)
+            launched[form] = len(launches.names)
+    added = {form: count - counts["plain"] for form, count in counts.items()}
+    assert 0 < added["anchored"] < added["decoupled projected"]
+    assert launched["decoupled projected"] - launched["plain"] == 5
+    assert launched["anchored"] - launched["plain"] <= 24
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta", torch.float16)
 
 
 class TestBackend:

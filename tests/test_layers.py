@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = (
-    ("", "errors", "find_comfyui", "paths"),
+    ("", "errors", "find_comfyui", "paths", "typed"),
     ("attention", "qformer"),
     ("anchored",),
     ("kernels", "inspection.observed"),

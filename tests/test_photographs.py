@@ -3,12 +3,18 @@ pipeline like any other."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from synthetic_checkpoints import TINY_SITES, Sizes, plain_tensors, write
 
 from nested_attention.avatars.drawing.references import held_out, reference_crop, reference_picture
-from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS, TIME_IDS
+from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS
 from nested_attention.avatars.models.pipeline import world_pipeline
 from nested_attention.avatars.models.world import World, load_world
 from nested_attention.checkpoint import load_subject_encoder
@@ -16,7 +22,7 @@ from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import AppliedSubject, encode_subject, personalize
 from nested_attention.hosts.diffusers.vision import picture_features, vision_input
-from nested_attention.paths import SMALL_WORLD
+from nested_attention.paths import PACK, SMALL_WORLD
 
 PROMPT, SEED = "a cartoon of a person at the beach", 5
 
@@ -42,11 +48,8 @@ def test_the_small_world_is_a_pipeline_like_any_other(world: World, encoder: Sub
     pipeline = world_pipeline(world)
     pipeline.set_progress_bar_config(disable=True)
     shape = (1, LATENT_CHANNELS, LATENT, LATENT)
-    height, width = TIME_IDS[:2]
     options = {
         "latents": torch.randn(shape, generator=torch.Generator().manual_seed(SEED)),
-        "original_size": (height, width),
-        "target_size": (height, width),
         "output_type": "np",
     }
     with personalize(pipeline, [AppliedSubject(subject=subject, encoder=encoder)]):
@@ -87,3 +90,31 @@ def test_another_vision_model_is_refused(world: World, encoder: SubjectEncoder) 
     other = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=56, patch_size=14))
     with pytest.raises(NestedAttentionError, match="64 wide.*'person' reads features of width 128"):
         encode_subject(encoder, other, torch.rand(1, 80, 80, 3))
+
+
+def test_a_plain_adapter_reads_the_pooled_embedding(world: World, tmp_path: Path) -> None:
+    width = world.vision.config.projection_dim
+    path = write(tmp_path / "plain.safetensors", plain_tensors(sizes=Sizes(vision_dim=width, queries=4)))
+    plain = load_subject_encoder(path, sites=TINY_SITES)
+    pictures = torch.rand(2, 80, 80, 3, generator=torch.Generator().manual_seed(0))
+    subject = encode_subject(plain, world.vision, pictures)
+    seen = vision_input(pictures.permute(0, 3, 1, 2), world.vision.config.image_size)
+    with torch.no_grad():
+        expected = plain(world.vision(seen).image_embeds[:, None]).flatten(0, 1)
+    torch.testing.assert_close(subject.tokens, expected)
+    assert [one.looks for one in subject.references if one is not None] == [None, None]
+    wider = load_subject_encoder(write(path, plain_tensors()), sites=TINY_SITES)
+    with pytest.raises(NestedAttentionError, match=f"image_embeds is {width} wide.*width 12"):
+        encode_subject(wider, world.vision, pictures)
+
+
+@pytest.mark.once
+def test_the_check_at_full_width_runs(world_on_disk: Path, tmp_path: Path) -> None:
+    """With the small world in place of SDXL: from two photographs to the figures of the packaged recogniser,
+    which sees nobody in what one step draws, and knows a photograph's mirror image."""
+    shutil.copytree(world_on_disk, tmp_path / "sdxl")
+    command = [sys.executable, str(PACK / "scripts" / "full_width.py"), str(tmp_path), "--resolution", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "likeness 0.00, recognised 0%" in done.stdout and "recognised 100%" in done.stdout
+    assert (tmp_path / "chelsea-prepared" / "index.json").exists()

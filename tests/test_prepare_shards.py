@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_training import base_of, draw, preparing, training
 
+from nested_attention.avatars.models.pixels import to_tensor
 from nested_attention.avatars.models.world import load_world
 from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.errors import NestedAttentionError
@@ -92,7 +93,7 @@ def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
     crops = [Image.open(pictures / name.replace(".png", ".reference.png")) for name in names]
     context, pooled, ids = world.text([data.row(int(row)).caption for row in rows])
     wanted = {
-        "latent_mean": world.encode(rgb),
+        "latent_mean": world.vae.encode(to_tensor(rgb)).latent_dist.mean,
         "context": context,
         "pooled": pooled,
         "features": world.features(np.stack([np.asarray(crop)[::4, ::4] for crop in crops])),
@@ -101,7 +102,20 @@ def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
         atol = 8e-3 * float(values.abs().max())
         torch.testing.assert_close(read[name].float(), values, rtol=8e-3, atol=atol)
         assert read[name].dtype == torch.bfloat16
-    assert torch.equal(read["mask"], torch.from_numpy(ids.astype(np.int64) == 2533)), "person"
+    people = torch.from_numpy(ids.astype(np.int64) == 2533)
+    assert bool((read["mask"] <= people).all()) and read["mask"].sum(dim=1).tolist() == [1] * len(data)
+    texts = [(pictures / name.replace(".png", ".txt")).read_text() for name in names]
+    assert [text.split("<")[0].count("person") for text in texts] == [
+        int(row[: int(mask.nonzero())].sum()) for row, mask in zip(people, read["mask"], strict=True)
+    ], "the one in angle brackets, of one or two"
+    assert int(people.sum()) > len(data)
+    weights = np.stack(
+        [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
+    )
+    cells = torch.from_numpy(weights).float().div(255).view(-1, 16, 2, 16, 2).mean(dim=(2, 4))
+    assert index.mean_weight == pytest.approx(float(cells.mean()), rel=8e-3)
+    assert float(read["loss_weight"].float().mean()) == pytest.approx(1, rel=1e-2)
+    torch.testing.assert_close(read["loss_weight"].float(), cells / cells.mean(), rtol=2e-2, atol=2e-2)
     assert read["sizes"].unique(dim=0).tolist() == [[128, 128, 0, 0, 128, 128]]
     assert (read["latent_deviation"] > 0).all()
     held = ShardData(prepared, index, held_out=True)
@@ -161,6 +175,46 @@ def test_a_changed_caption_picture_or_setting_invalidates_what_it_went_into(
     assert {shard.size for shard in index.shards} == {(64, 64)}
     files = {path.name for path in (people / "prepared" / "shards").iterdir()}
     assert files == {Path(f).name for f in [index.blank, *(shard.file for shard in index.shards)]}
+
+
+def test_weights_are_read_anew_and_nothing_else_is_encoded(world_on_disk: Path, people: Path) -> None:
+    """Other ones, none at all, and shards that an older version wrote, without any."""
+    (people / "pictures" / "person-00003.weight.png").unlink()
+    Image.new("L", (32, 32), 51).save(people / "pictures" / "person-00005.weight.png")
+    with counting() as counts:
+        index = prepare(preparing(world_on_disk, people), quietly)
+    assert counts == BLANK
+    data = ShardData(people / "prepared", index)
+    held = ShardData(people / "prepared", index, held_out=True)
+
+    def weight(name: str) -> torch.Tensor:
+        (found,) = [
+            (each, row) for each in (data, held) for row in range(len(each)) if each.row(row).name == name
+        ]
+        read = found[0].read(torch.tensor([found[1]]), {})["loss_weight"].float()
+        return read * index.mean_weight  # before they are made to average 1
+
+    torch.testing.assert_close(weight("person-00003.png"), torch.ones(1, 16, 16), rtol=8e-3, atol=0)
+    torch.testing.assert_close(weight("person-00005.png"), torch.full((1, 16, 16), 0.2), rtol=8e-3, atol=0)
+    assert float(weight("person-00004.png").std()) > 0.1 and 0.1 < index.mean_weight < 1
+    for picture in (people / "pictures").glob("person-*.txt"):
+        Image.new("L", (32, 32), 0).save(picture.with_suffix(".weight.png"))
+    with pytest.raises(NestedAttentionError, match="every NAME.weight.png is black"):
+        prepare(preparing(world_on_disk, people), quietly)
+    Image.new("L", (32, 32), 255).save(people / "pictures" / "person-00004.weight.png")
+    Image.new("L", (16, 32), 51).save(people / "pictures" / "person-00005.weight.png")
+    said: list[str] = []
+    index = prepare(preparing(world_on_disk, people), said.append)
+    assert "left out 1; 1 × other weight" in said[0]
+
+    older = tuple(
+        replace(shard, rows=tuple(replace(row, keys={k: v for k, v in row.keys.items() if k != "weight"})
+                                  for row in shard.rows))
+        for shard in index.shards
+    )  # fmt: skip
+    replace(index, shards=older, mean_weight=1.0).write(people / "prepared")
+    read = ShardData(people / "prepared", Index.read(people / "prepared")).read(torch.arange(2), {})
+    assert bool((read["loss_weight"] == 1).all()) and read["loss_weight"].shape == (2, 16, 16)
 
 
 def test_another_autoencoder_invalidates_the_latents_alone(world_on_disk: Path, people: Path) -> None:
@@ -251,7 +305,7 @@ def test_parquet_and_webdataset_give_what_a_folder_gives(
 
     pictures = prepared.parent / "pictures"
     stems = sorted(path.stem for path in pictures.glob("*.txt"))[:5]
-    parts = {"picture": "png", "caption": "txt", "reference": "reference.png"}
+    parts = {"picture": "png", "caption": "txt", "reference": "reference.png", "weight": "weight.png"}
     table = {
         name: [(pictures / f"{stem}.{end}").read_bytes() for stem in stems] for name, end in parts.items()
     }
@@ -275,10 +329,13 @@ def test_parquet_and_webdataset_give_what_a_folder_gives(
         made = prepare(
             preparing(world_on_disk, tmp_path, output=tmp_path / kind, source=source, held_out=0), quietly
         )
-        read = ShardData(tmp_path / kind, made).read(torch.arange(5), {})
-        whole = ShardData(prepared, Index.read(prepared))
+        there = Index.read(prepared)
+        read = ShardData(tmp_path / kind, replace(made, mean_weight=there.mean_weight)).read(
+            torch.arange(5), {}
+        )
+        whole = ShardData(prepared, there)
         named = {whole.row(i).name: i for i in range(len(whole))}
-        held = ShardData(prepared, Index.read(prepared), held_out=True)
+        held = ShardData(prepared, there, held_out=True)
         for place, stem in enumerate(stems):
             where, row = whole, named.get(f"{stem}.png")
             if row is None:
@@ -369,6 +426,9 @@ def test_the_word_takes_the_place_of_what_stands_for_it(world_on_disk: Path) -> 
     assert words.caption("A  girl,\nsitting", frozen.tokenize) == ("A person, sitting", [2])
     assert words.caption("an old man and a girl", frozen.tokenize)[0] == "an person and a girl"
     assert words.caption("a person and a girl", frozen.tokenize) == ("a person and a girl", [2])
+    assert words.caption("a person and a <Person>", frozen.tokenize) == ("a person and a person", [5])
+    assert words.caption("a girl and a <girl>", frozen.tokenize) == ("a girl and a person", [5])
+    assert words.caption("a <girl> and a person", frozen.tokenize) == ("a person and a person", [2])
     with pytest.raises(Rejected, match="none of person, old man, girl in 'a girlish desert'"):
         words.caption("a girlish desert", frozen.tokenize)
     with pytest.raises(Rejected, match="no caption"):
@@ -508,3 +568,49 @@ def test_a_model_that_is_not_there_is_named(world_on_disk: Path, tmp_path: Path)
     model = replace(base_of(world_on_disk), vision=str(tmp_path / "nothing"))
     with pytest.raises(NestedAttentionError, match="CLIPVisionModel.* cannot be loaded from .*nothing"):
         prepare(preparing(world_on_disk, tmp_path, model=model), quietly)
+
+
+@pytest.mark.parametrize("recipe", ["identities", "pets"])
+def test_a_folder_is_one_subject_for_albums_only(tmp_path: Path, recipe: str) -> None:
+    """Pictures that lie in folders for another reason are not taken for pictures of one subject."""
+    for name in ("00000/a.png", "00000/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    samples = samples_of(SourceSettings(path=tmp_path), by_folder=recipe == "identities")
+    found = {sample.name: sample.subject for sample in samples}
+    album = {"00000/a.png": "00000", "00000/b.png": "00000", "c.png": "c.png"}
+    assert found == (album if recipe == "identities" else {name: name for name in album})
+
+
+def test_the_recipe_says_whether_a_folder_is_a_subject(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def ask(source: SourceSettings, *, by_folder: bool = False) -> None:
+        asked.append(by_folder)
+        raise NestedAttentionError("asked")
+
+    monkeypatch.setattr("nested_attention.training.prepare.run.samples_of", ask)
+    (tmp_path / "pictures").mkdir()
+    for recipe in ("identities", "pets", "faces"):
+        with pytest.raises(NestedAttentionError, match="asked"):
+            prepare(preparing(world_on_disk, tmp_path, recipe=recipe), quietly)
+    assert asked == [True, False, False]
+
+
+def test_a_kill_while_the_end_is_written_forgets_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    before = (folder / "done.jsonl").read_bytes()
+    index = Index.read(folder)
+
+    def killed(file: str, wanted: str) -> None:
+        raise KeyboardInterrupt
+
+    journal = encoding.Journal(folder)
+    monkeypatch.setattr(journal._verified, "check", killed)
+    with pytest.raises(KeyboardInterrupt):
+        journal.finish(index.shards, index.blank)
+    assert (folder / "done.jsonl").read_bytes() == before

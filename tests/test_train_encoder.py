@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from small_training import SIZES, base_of, preparing, training
 from synthetic_checkpoints import write
 from torch import Tensor
 
-from nested_attention.avatars.drawing.dataset import write_pictures
+from nested_attention.avatars.train.folder import write_pictures
 from nested_attention.card import EncoderCard, describe
 from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, site_key
@@ -45,9 +46,9 @@ from nested_attention.training.settings import (
     TrainSettings,
     ValidationSettings,
 )
-from nested_attention.training.shards import Index, ShardData
+from nested_attention.training.shards import Index, Rising, ShardData
 from nested_attention.training.start import encoder_config, new_encoder
-from nested_attention.training.subjects import SubjectObjective, subject_noise
+from nested_attention.training.subjects import SubjectNoise, SubjectObjective
 from nested_attention.training.trainer import Trainer
 from nested_attention.training.validation import Validation
 
@@ -97,7 +98,7 @@ def encoder_for(unet: Any, prepared: Path, **start: Any) -> SubjectEncoder:
 
 
 def example(data: ShardData, objective: SubjectObjective, rows: int = 4) -> tuple[Batch, Batch]:
-    draw = subject_noise(objective.settings, 8, 16, 1000)
+    draw = SubjectNoise(objective.settings, 8, 16, 1000)
     return Examples(data, draw, batch=rows, seed=0)[0]
 
 
@@ -224,16 +225,27 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
 
 
 def test_the_second_phase_goes_on_from_the_first(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    """On twice the resolution, as the paper's does."""
+    larger = preparing(world_on_disk, tmp_path, prepared.parent / "pictures", resolution=64, step=64)
+    prepare(larger, quietly)
     settings = training(world_on_disk, prepared, tmp_path / "run", steps=2)
     alone = train(replace(settings, output=tmp_path / "alone"), say=quietly)
-    phase = replace(settings.phases[0], rate=1e-12)
+    phase = replace(settings.phases[0], data=larger.output, rate=1e-12)
     train(replace(settings, phases=(settings.phases[0], phase), ema=0.0), say=quietly)
     train(replace(settings, output=tmp_path / "last", ema=0.0), say=quietly)
     (first,) = [load_subject_encoder(tmp_path / "last" / "small.safetensors")]
     second = load_subject_encoder(settings.file)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
-    assert read_card(settings.file).samples == 2 * read_card(alone).samples
+    card = read_card(settings.file)
+    assert (card.samples, card.resolution) == (2 * read_card(alone).samples, 64)
+
+
+def test_a_phase_ends_after_minutes_too(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
+    settings = training(world_on_disk, prepared, tmp_path / "run", steps=10**6)
+    train(replace(settings, phases=(replace(settings.phases[0], minutes=0.02),)), say=quietly)
+    (*_, last) = log_of(tmp_path / "run" / "phase-1")
+    assert last["minutes"] >= 0.02 and last["step"] < 100 and last["rate"] < 1e-3
 
 
 def test_data_that_another_model_made_is_refused(
@@ -471,14 +483,21 @@ def test_dropped_captions_and_pictures_are_as_if_they_were_empty(
 def test_the_loss_is_the_papers_and_what_is_added_is_as_published(
     unet: Any, world_on_disk: Path, prepared: Path
 ) -> None:
-    """Min-SNR-γ weighs each example; offset noise is a shift of a channel."""
+    """Min-SNR-γ weighs each example, weights each place; offset noise is a shift of a channel."""
     quiet = {"drop_caption": 0.0, "drop_picture": 0.0}
     objective, data = objective_on(unet, world_on_disk, prepared, **quiet)
     models = {"encoder": encoder_for(unet, prepared)}
     batch, noise = example(data, objective)
+    half = torch.zeros_like(batch["loss_weight"])
+    half[..., 8:] = 1
+    batch["loss_weight"] = torch.ones_like(half)
     with torch.no_grad():
         plain = objective(batch, models, noise)
         assert torch.allclose(plain["denoise"], plain["plain"])
+        left, right = (objective({**batch, "loss_weight": w}, models, noise) for w in (1 - half, half))
+        torch.testing.assert_close(left["denoise"] + right["denoise"], plain["denoise"])
+        assert torch.equal(left["plain"], plain["plain"]) and not torch.allclose(*(
+            each["denoise"] for each in (left, right)))  # fmt: skip
         weighed = replace(objective, settings=LossSettings(min_snr=5.0, **quiet))(batch, models, noise)
         alphas = objective.scheduler.alphas_cumprod[noise["timestep"]]
         snr = alphas / (1 - alphas)
@@ -556,6 +575,16 @@ def test_a_run_in_8_bits_with_checkpointing_trains(
     )
     with pytest.raises(NestedAttentionError, match="wandb, which is not installed: pip install wandb"):
         train(replace(settings, output=tmp_path / "w", trackers=("wandb",)), say=quietly)
+
+
+def test_what_examples_are_read_with_goes_to_processes_that_are_started_anew(prepared: Path) -> None:
+    """Windows and macOS start them so, and Python 3.14 everywhere."""
+    data = ShardData(prepared, Index.read(prepared), pair_share=Rising(0.5, 0.9, 10))
+    examples = Examples(data, SubjectNoise(LossSettings(), 8, 16, 1000), batch=2, seed=0)
+    again: Examples = pickle.loads(pickle.dumps(examples))
+    for ours, theirs in zip(examples[0], again[0], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [Rising(0.5, 0.9, 10)(position) for position in (0, 5, 20)] == pytest.approx([0.5, 0.7, 0.9])
 
 
 def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: Path, tmp_path: Path) -> None:

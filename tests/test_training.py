@@ -39,12 +39,13 @@ from nested_attention.avatars.train.labels import FIGURE_LABELS, SETTING_LABELS
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
 from nested_attention.avatars.train.vae import train_vae
-from nested_attention.checkpoint import load_subject_encoder
+from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
 from nested_attention.settings import SubjectSettings
 from nested_attention.training.data import Arrays, Examples
+from nested_attention.training.mechanisms import MECHANISMS
 from nested_attention.training.objective import denoising_losses, weighted_mse
 from nested_attention.training.schedule import Schedule
 from nested_attention.training.trainer import TrainerOptions
@@ -287,7 +288,7 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
             schedule,
             FOUR,
             start=new_encoder(world, "person", queries=16),
-            global_value=name == "global",
+            mechanism=MECHANISMS[name],
         )
         for name in ("nested", "global")
     )
@@ -356,6 +357,9 @@ def test_the_stage_of_an_encoder_reads_draws_and_saves(
         for a, b in zip(trained.parameters(), shipped.parameters(), strict=True)
     )
     assert 0 < moved < 0.01
+    card = read_card(path)
+    assert (card.licence, card.base_model) == ("Apache-2.0", "small-world")
+    assert card.domain == "pets of the small world"
     assert load_subject_encoder(weights / "person_encoder.safetensors").config.word == "person"
 
 

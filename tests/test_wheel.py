@@ -18,11 +18,12 @@ from pathlib import Path
 from nested_attention.avatars.models.world import load_world
 from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.evaluation.page import environment
-from nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD
+from nested_attention.paths import CONFIGS, FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD
 from nested_attention.storage.registry import known_weights
 
 assert Path(nested_attention.__file__).is_relative_to(sys.argv[1]), nested_attention.__file__
 assert known_weights() and FACE_DETECTOR.is_file() and FACE_RECOGNISER.is_file()
+assert (CONFIGS / "train" / "small-pet.yaml").is_file()
 environment().get_template("report.html.j2")
 load_world()
 print(load_subject_encoder(SMALL_WORLD / "pet_encoder.safetensors").config.word)

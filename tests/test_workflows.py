@@ -204,7 +204,7 @@ def test_every_node_lies_in_a_group_or_beside_them_and_none_overlap(editor: dict
 def test_the_titles_of_groups_fit_their_frames(editor: dict[str, Any]) -> None:
     for group in editor["groups"]:
         needed = (
-            0.46 * group["font_size"] * len(group["title"])
+            0.56 * group["font_size"] * len(group["title"])
         )  # the editor's font is about half as wide as high
         assert needed <= group["bounding"][2] - 10, f"{group['title']!r} reaches over its group's frame"
 

@@ -6,11 +6,12 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { readOptions, translateOptions } from "./options.js"
+import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
 import { previewSubject } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
-const SEARCHED = 30
 const TITLE = "Nested Attention"
 const LOADER = "NestedAttentionLoadEncoder"
 const ORIGIN = "nested_attention_origin" // of an encoder: its file, licence and source
@@ -47,33 +48,12 @@ function tellOfMissingEncoders(graph) {
   }
 }
 
-let searchWords = {}
-
 app.registerExtension({
   name: "NestedAttention",
 
-  async addCustomNodeDefs() {
-    const response = await api.fetchApi("/nested_attention/search_words")
-    if (response.ok) searchWords = await response.json()
-  },
+  init: readOptions,
 
-  /**
-   * Where the core sends no search_aliases, the first of them stand before the name in the list that is searched:
-   * the editor finds what is within SEARCHED characters of a name. On the canvas, nodes keep their names.
-   */
-  beforeRegisterVueAppNodeDefs(defs) {
-    for (const def of defs) {
-      if (!(def.name in searchWords) || def.search_aliases) continue
-      let words = ""
-      for (const word of searchWords[def.name]) {
-        if (words.length + 2 > SEARCHED - word.length / 2) break
-        words += words ? `, ${word}` : word
-      }
-      if (words) def.display_name = `${words}: ${def.display_name}`
-    }
-  },
-
-  setup() {
+  async setup() {
     api.addEventListener("execution_start", () => {
       for (const remove of removals.splice(0)) remove()
     })
@@ -87,6 +67,9 @@ app.registerExtension({
     })
 
     api.addEventListener("nested_attention.warning", ({ detail }) => show("warning", detail.text))
+
+    const words = await api.fetchApi("/nested_attention/search_words")
+    if (words.ok) searchByWords(await words.json())
   },
 
   afterConfigureGraph() {
@@ -104,6 +87,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (node.comfyClass?.startsWith("NestedAttention")) translateOptions(node)
     if (node.comfyClass === "NestedAttentionLoadSubject") previewSubject(node)
   },
 })

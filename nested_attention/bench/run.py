@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import NestedAttentionError
+from ..typed import read_numbers
 from . import report
 from .baselines import FORMS
 from .layers import DTYPES, Grid, run_layers, run_sweep
@@ -157,12 +158,12 @@ _PARTS: dict[str, Callable[[Grid, Callable[[str], None]], tuple[Any, str]]] = {
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    entries = [entry.strip() for entry in text.split(",")]
-    if not all(entry.isdecimal() and int(entry) > 0 for entry in entries):
+    numbers = read_numbers(text, int)
+    if not numbers or min(numbers) < 1:
         raise NestedAttentionError(
             f"bench: --{option} is {text!r}; expected whole numbers above 0 between commas, such as 256,1024"
         )
-    return tuple(map(int, entries))
+    return tuple(numbers)
 
 
 def _names(option: str, text: str, known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from .extras import command
 
 try:
     import typer
 except ImportError as error:  # the nodes do not need it
     raise SystemExit(
         "nested-attention: the command line needs packages that the nodes do without. Install them with\n"
-        f'    "{sys.executable}" -m pip install "nested-attention[cli]"\n'
-        "or, in a clone of the repository, with .[cli] in place of nested-attention[cli]"
+        f"    {command('cli')}"
     ) from error
 
 from .bench import bench

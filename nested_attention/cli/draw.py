@@ -50,7 +50,9 @@ def draw(
     steps: Annotated[int | None, typer.Option(min=1, help="30 for SDXL, 20 for the small world.")] = None,
     guidance: Annotated[float | None, typer.Option(help="5 for SDXL, 3 for the small world.")] = None,
     size: Annotated[int | None, typer.Option(min=64, help="Pixels a side; 1024 for SDXL.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; a GPU where there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu; without it CUDA where there is one, else cpu.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the picture is saved.")] = Path("output/drawn.png"),
 ) -> None:
     """Draw whoever is on a photograph into a picture of a prompt."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .extras import command
 from .stopping import stop, stopping
 
 
@@ -20,7 +21,7 @@ def _needing_training() -> Iterator[None]:
         with stopping():
             yield
     except ImportError as error:
-        stop(f"{error.name} is not installed, which this needs: pip install 'nested-attention[training]'")
+        stop(f"{error.name} is not installed, which this needs: {command('training')}")
 
 
 class Resume(str, Enum):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -117,19 +119,89 @@ def acceptance(
     typer.echo(f"The figures: {path.resolve()}")
 
 
+class Device(str, Enum):
+    """What runs train and draw on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 @world.command()
 def compare(
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each alternative.")] = 1000,
-    runs: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/compare"),
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="Which questions of the page; all if none is named.")
+    ] = None,
+    mechanism: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this mechanism; repeat it.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only runs of this seed; repeat it.")] = None,
+    left: Annotated[
+        bool, typer.Option("--list", help="Say what is left, and how long it takes here, and do nothing.")
+    ] = False,
+    minutes: Annotated[
+        float, typer.Option(help="Stop after so long, saved; the same command goes on.")
+    ] = float("inf"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs made at once: by default 5 on a GPU, 1 on CPUs.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where runs are made.")] = Device.AUTO,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each run; fewer than 5,000 are a trial.")
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=4, help="Held-out cases of each drawing; fewer than 200 are a trial.")
+    ] = None,
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Pictures of one figure that runs learn from, beside half as many of two; fewer than "
+            "20,000 are a trial.",
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs and their figures are kept.")] = Path("runs/compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page's folder: by default docs once all is complete, else beside the runs."),
+    ] = None,
 ) -> None:
-    """Train nested values and one global value a subject alike, and compare who is recognised."""
-    from ..avatars.figures import alternatives
-    from ..avatars.figures.judges import Judges
+    """Train the paper's injection mechanisms alike, compare what they draw, and write a page about it."""
+    if device is Device.CPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for one
+    import dataclasses
+
+    import torch
+
+    from ..avatars.figures.reproduction import command
+    from ..avatars.figures.reproduction.matrix import Selection, Size
 
     with stopping():
-        document = alternatives.compare(Judges.load(), runs, steps=steps, say=typer.echo)
-    alternatives.write(document)
-    typer.echo(f"The figures: {alternatives.RESULTS.resolve()}")
+        gpu = torch.cuda.is_available()
+        if device is Device.CUDA and not gpu:
+            raise NestedAttentionError("there is no GPU that torch can use; leave --device out")
+        real = Size()
+        size = dataclasses.replace(
+            real,
+            steps=steps or real.steps,
+            cases=cases or real.cases,
+            pictures=pictures or real.pictures,
+        )
+        request = command.Request(
+            root=runs,
+            selection=Selection(questions or (), mechanism or (), seed or ()),
+            size=size,
+            minutes=minutes,
+            workers=workers or (5 if gpu else 1),
+            threads=threads,
+        )
+        if left:
+            for line in command.told(command.what_is_left(request), request.workers):
+                typer.echo(line)
+            return
+        command.compare(request, typer.echo)
+        typer.echo(f"The page: {command.publish(request, out).resolve()}")
 
 
 @world.command()
@@ -138,6 +210,9 @@ def anchored(
         list[str] | None, typer.Argument(help="Which parts; all, in order, if none is named.")
     ] = None,
     number: Annotated[int, typer.Option(min=2, max=100, help="How many held-out cases a part has.")] = 100,
+    use: Annotated[
+        list[str] | None, typer.Option(help="Which rows, one option each; the others stay. All without it.")
+    ] = None,
     adapters: Annotated[
         Path | None, typer.Option(help="The folder of the adapters, instead of the pack's.")
     ] = None,
@@ -157,7 +232,7 @@ def anchored(
     with stopping():
         for part in parts or measured.PARTS:  # each is written when it is there
             own = measured.adapters(folder)
-            document = measured.measure(Judges.load(), own, counts, [part], typer.echo)
+            document = measured.measure(Judges.load(), own, counts, [part], typer.echo, use or ())
             measured.write(document, path)
     typer.echo(f"The figures: {path.resolve()}")
 
@@ -189,7 +264,7 @@ def maps(
 
     with stopping():
         document = measured.measure(Judges.load(), number, training, typer.echo)
-    records.write(document, out or measured.RESULTS)
+    records.write(document, out or measured.RESULTS, records.hashes())
     typer.echo(f"The figures: {(out or measured.RESULTS).resolve()}")
 
 
@@ -242,8 +317,8 @@ def pictures(
     seed: Annotated[int, typer.Option(min=0, help="Which subjects.")] = 0,
 ) -> None:
     """Draw pictures of people or pets with captions and reference pictures: a source for `prepare`."""
-    from ..avatars.drawing.dataset import write_pictures
     from ..avatars.drawing.identity import KINDS
+    from ..avatars.train.folder import write_pictures
 
     with stopping():
         if word not in KINDS:

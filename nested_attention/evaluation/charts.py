@@ -1,10 +1,12 @@
-"""Curves as inline SVG: the places of points, lines and bands, which the template draws."""
+"""Curves as SVG: the places of points, lines and bands, which a page's template draws; and whole drawings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 320, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
@@ -85,3 +87,66 @@ def _ticks(low: float, high: float) -> list[float]:
     step = min((unit * factor for factor in (1, 2, 5, 10)), key=lambda value: abs(value - rough))
     first = math.ceil(low / step)
     return [round(number * step, 10) for number in range(first, math.floor(high / step) + 1)]
+
+
+COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#854d0e", "#475569")
+"""Of series, in order."""
+
+
+def drawing(
+    title: str, axes: tuple[str, str], series: Mapping[str, Sequence[Point]], *, shares: tuple[bool, bool]
+) -> str:
+    """Several series in one plot, as an SVG document of its own: each a line through its points, in their
+    order, with the points' labels, and a legend below.
+
+    axes: what stands on x and y. shares: whether x and y are shares, and shown in percent. Raises ValueError
+    without a point.
+    """
+    points = [point for each in series.values() for point in each]
+    if not points:
+        raise ValueError("a plot needs at least one point")
+    ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
+    (x0, x1), (y0, y1) = _range([p.x for p in points]), _range(ys)
+    width, height, left, top, right, bottom = 460, 340, 58, 34, 14, 46
+    legend = 20 * -(-len(series) // 2)
+
+    def x(value: float) -> float:
+        return round(left + (value - x0) / (x1 - x0) * (width - left - right), 1)
+
+    def y(value: float) -> float:
+        return round(height - bottom - (value - y0) / (y1 - y0) * (height - top - bottom), 1)
+
+    def text(place: tuple[float, float], words: str, anchor: str = "middle", **attributes: Any) -> str:
+        told = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
+        return f'<text x="{place[0]}" y="{place[1]}" text-anchor="{anchor}"{told}>{escape(words)}</text>'
+
+    def shown(value: float, share: bool) -> str:
+        return f"{100 * value:g} %" if share else f"{value:g}"
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + legend}" width="{width}" '
+        'font-family="sans-serif" font-size="11" fill="#222">',
+        f'<rect width="{width}" height="{height + legend}" fill="#fff"/>',
+        text((width / 2, 18), title, font_size=13, font_weight="bold"),
+        text(((left + width - right) / 2, height - 8), axes[0]),
+        text((14, height / 2 - 8), axes[1], transform=f"rotate(-90 14 {height / 2 - 8})"),
+    ]
+    for value in _ticks(x0, x1):
+        out.append(f'<path d="M{x(value)} {top}V{height - bottom}" stroke="#ddd"/>')
+        out.append(text((x(value), height - bottom + 15), shown(value, shares[0])))
+    for value in _ticks(y0, y1):
+        out.append(f'<path d="M{left} {y(value)}H{width - right}" stroke="#ddd"/>')
+        out.append(text((left - 6, y(value) + 4), shown(value, shares[1]), "end"))
+    for number, (name, each) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        line = " ".join(f"{x(p.x)},{y(p.y)}" for p in each)
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for p in each:
+            if p.low is not None and p.high is not None:
+                out.append(f'<path d="M{x(p.x)} {y(p.low)}V{y(p.high)}" stroke="{colour}" opacity=".45"/>')
+            out.append(f'<circle cx="{x(p.x)}" cy="{y(p.y)}" r="3" fill="{colour}"/>')
+            out.append(text((x(p.x) + 5, y(p.y) - 5), p.label, "start", fill=colour, font_size=9))
+        place = left + (number % 2) * 200, height + 10 + 20 * (number // 2)
+        out.append(f'<rect x="{place[0]}" y="{place[1] - 9}" width="10" height="10" fill="{colour}"/>')
+        out.append(text((place[0] + 16, place[1]), name, "start"))
+    return "\n".join([*out, "</svg>"]) + "\n"

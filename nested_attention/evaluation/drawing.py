@@ -16,13 +16,15 @@ from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers import AppliedSubject, encode_subject, personalize
+from ..hosts.diffusers.parts import load_part
 from ..pictures.align import align_faces
+from ..pictures.files import read_picture
 from ..pictures.square import Square, cut
 from ..storage.files import sha256_of
 from ..subject import Subject
-from ..training.frozen import DTYPES, default_device, load_part
+from ..training.frozen import DTYPES, default_device
 from .recognisers import FaceFinder
-from .samples import Person, Sample, read_picture
+from .samples import Person, Sample
 from .settings import DrawSettings, SubjectSettings, filled, places
 
 CROP = 512
@@ -112,9 +114,9 @@ class SdxlDrawer:
         if model.vae is not None:
             from diffusers import AutoencoderKL
 
-            more["vae"] = load_part(AutoencoderKL, model.vae, None, torch_dtype=dtype)
+            more["vae"] = load_part(AutoencoderKL, model.vae, torch_dtype=dtype)
         pipeline = load_part(
-            StableDiffusionXLPipeline, model.base, None, torch_dtype=dtype, add_watermarker=False, **more
+            StableDiffusionXLPipeline, model.base, torch_dtype=dtype, add_watermarker=False, **more
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import NestedAttentionError
-from ..training.frozen import load_part
+from ..hosts.diffusers.vision import load_vision
 from .models import AestheticScorer, ClipScorer, DinoScorer
 from .recognisers import FaceFinder, OnnxRecogniser, PackagedRecogniser, Recogniser
 from .samples import Sample
@@ -33,7 +33,9 @@ def load_judges(
         if recognisers:
             found.append(CountScorer(find))
     if settings.clip is not None:
-        clip = ClipScorer(settings.clip, vision if vision is not None else load_vision(settings.vision))
+        if vision is None and settings.vision is not None:
+            vision = load_vision(settings.vision)
+        clip = ClipScorer(settings.clip, vision)
         found.append(clip)
         if settings.aesthetic is not None:
             found.append(AestheticScorer(settings.aesthetic, clip))
@@ -45,12 +47,3 @@ def load_judges(
             "and dino are empty; expected at least one of them under scorers"
         )
     return found
-
-
-def load_vision(where: str | None, folder: str | None = None) -> Any:
-    """A CLIP vision model, as encoders see with; None without a place."""
-    if where is None:
-        return None
-    from transformers import CLIPVisionModelWithProjection
-
-    return load_part(CLIPVisionModelWithProjection, where, folder).requires_grad_(False).eval()

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from ..errors import NestedAttentionError
+from ..hosts.diffusers.parts import load_part
+from ..pictures.files import open_picture
 from ..storage.tensors import read_tensors
 from ..training.frozen import default_device
 from .metrics import picture_similarity
-from .samples import Person, Sample, open_picture
+from .samples import Person, Sample
 from .scorers import Measure, Scores
 
 CLIP_T = Measure("clip_t", "CLIP-T", "cosine of the picture's and the prompt's descriptors")
@@ -30,27 +33,13 @@ SAME_MODEL = 0.999
 """Cosine of two patch embeddings from which they are taken for one vision model's, fine-tuned or rounded."""
 
 
-def load_pretrained(kind: str, where: str) -> Any:
-    """A class of transformers by its name, from a folder or the hub. Raises NestedAttentionError, naming
-    it."""
-    import transformers
-
-    try:
-        return getattr(transformers, kind).from_pretrained(where)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise NestedAttentionError(
-            f"{kind} cannot be loaded from {where}: {' '.join(str(error).split())[:300]}. Expected a folder "
-            "in transformers' layout, or the name of one on the model hub"
-        ) from error
-
-
 class _Seeing:
     """A model of transformers with its picture processor. Each file is described once."""
 
-    def __init__(self, kind: str, where: str) -> None:
+    def __init__(self, kind: Any, where: str) -> None:
         self.where = str(where)
-        self.model: Any = load_pretrained(kind, self.where).eval().requires_grad_(False).to(default_device())
-        self.processor = load_pretrained("AutoImageProcessor", self.where)
+        self.model = load_part(kind, self.where).eval().requires_grad_(False).to(default_device())
+        self.processor = load_part(AutoImageProcessor, self.where)
         self._seen: dict[Path, Tensor] = {}
         told = json.dumps(self.model.config.to_dict(), sort_keys=True, default=str)
         self.state = hashlib.sha256((told + _digest(self.model)).encode()).hexdigest()
@@ -76,8 +65,8 @@ class ClipScorer(_Seeing):
     key = "clip"
 
     def __init__(self, where: str, vision: nn.Module | None = None) -> None:
-        super().__init__("CLIPModel", where)
-        self.tokenizer = load_pretrained("AutoTokenizer", self.where)
+        super().__init__(CLIPModel, where)
+        self.tokenizer = load_part(AutoTokenizer, self.where)
         self.measures = (CLIP_T, CLIP_I, CLIP_I_TRUTH)
         self.title = f"CLIP ({Path(self.where).name})"
         self.independent = vision is None or not same_vision(self.model, vision)
@@ -107,7 +96,7 @@ class DinoScorer(_Seeing):
     key, independent, measures = "dino", True, (DINO,)
 
     def __init__(self, where: str) -> None:
-        super().__init__("AutoModel", where)
+        super().__init__(AutoModel, where)
         self.title = f"DINO ({Path(self.where).name})"
 
     def __call__(self, sample: Sample) -> Scores:

@@ -12,9 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from ..pictures.files import open_picture
 from .charts import Chart, Point, chart
 from .figures import Document
-from .samples import Sample, open_picture
+from .samples import Sample
 
 SHOWN = 600
 """Pictures on the contact sheets, at most: some 5 MB."""

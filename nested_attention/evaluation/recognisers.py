@@ -14,6 +14,7 @@ from ..errors import NestedAttentionError
 from ..paths import FACE_DETECTOR, FACE_RECOGNISER
 from ..pictures.blazeface import load_blazeface
 from ..pictures.faces import Face, FaceDetector
+from ..pictures.files import read_picture
 from ..pictures.pyramid import TiledFaceDetector
 from ..pictures.recognise import (
     FaceRecogniser,
@@ -23,7 +24,6 @@ from ..pictures.recognise import (
     load_face_recogniser,
 )
 from ..pictures.square import cut
-from .samples import read_picture
 
 ARCFACE = (-0.3072 - 0.0679j, 0.3220 - 0.0714j, 0.0114 + 0.6569j)
 """Where ArcFace's 112 × 112 pixels have the left eye, the right eye and the middle of the mouth, over −1 … 1

@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-from ..errors import NestedAttentionError
-from ..pictures.check import check_pictures
-from ..pictures.upright import upright_on_white
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """How the names of pictures end."""
@@ -64,25 +54,3 @@ class Sample:
     @property
     def faces(self) -> tuple[Person, ...]:
         return tuple(person for person in self.people if person.face)
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture upright and in RGB, what is transparent in white. Raises NestedAttentionError, naming the
-    file."""
-    try:
-        with Image.open(path) as file:
-            return upright_on_white(file)
-    except FileNotFoundError as error:
-        raise NestedAttentionError(f"there is no picture {path}; check the path") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise NestedAttentionError(
-            f"{path} cannot be read as a picture ({' '.join(str(error).split())[:200]}); expected a whole "
-            "PNG, JPEG or WebP file"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def read_picture(path: Path) -> Tensor:
-    """(height, width, 3) in [0, 1]; not to be written to. Raises NestedAttentionError, naming the file."""
-    values = torch.from_numpy(np.array(open_picture(path))).float() / 255
-    return check_pictures(values[None], str(path))[0]

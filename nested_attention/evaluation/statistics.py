@@ -55,22 +55,42 @@ def paired(differences: Tensor, z: float = 1.96) -> Difference:
     return {"mean": mean, "low": mean - half, "high": mean + half, "above": above, "pairs": len(values)}
 
 
-class Discordant(TypedDict):
-    """How often only one of two ways hits the same case, and how likely so uneven a split is by chance."""
+class Discordance(TypedDict):
+    """Two rates on the same trials: how many trials only one of them hits, the exact two-sided p-value of
+    McNemar's test, and the smallest difference of the rates that the counts could have shown at `LEVEL`."""
 
-    first: int
-    second: int
+    only_first: int
+    only_second: int
     p: float
+    smallest: float
 
 
-def discordant(first: Tensor, second: Tensor) -> Discordant:
-    """The exact test of McNemar, two-sided: hits of two ways on the same cases, (n,) bool each."""
+LEVEL = 0.05
+"""Of tests, two-sided; intervals are at 1 − LEVEL."""
+
+
+def mcnemar(first: Tensor, second: Tensor) -> Discordance:
+    """Compare the hits of two rates (n,) bool each, trial by trial. Raises ValueError for unequal lengths.
+
+    Where both hit or both miss, a trial says nothing. Under no difference, each of the m others is as likely
+    to be hit by the one as by the other: p is of a binomial with 1/2. The smallest difference is that of the
+    least one-sided split of m trials, at least of as many as can be significant at all, that has p < LEVEL.
+    """
+    from scipy.stats import binomtest
+
     if len(first) != len(second):
         raise ValueError(f"hits of the same cases are equally many; found {len(first)} and {len(second)}")
-    one, other = int((first & ~second).sum()), int((second & ~first).sum())
-    number = one + other
-    tail = sum(math.comb(number, k) for k in range(min(one, other) + 1)) / 2**number
-    return {"first": one, "second": other, "p": min(1.0, 2 * tail)}
+
+    def p_of(lesser: int, trials: int) -> float:
+        return float(binomtest(lesser, trials, 0.5).pvalue) if trials else 1.0
+
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    m = b + c
+    while p_of(0, m) >= LEVEL:
+        m += 1
+    lesser = max(k for k in range(m // 2 + 1) if p_of(k, m) < LEVEL)
+    smallest = (m - 2 * lesser) / len(first)
+    return {"only_first": b, "only_second": c, "p": p_of(min(b, c), b + c), "smallest": smallest}
 
 
 def as_text(hits: Tensor) -> str:

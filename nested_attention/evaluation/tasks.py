@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NestedAttentionError
+from ..hosts.diffusers.vision import load_vision
 from .drawing import Drawer, Drawing, SdxlDrawer, plan, told_of
 from .folders import read_folder
-from .judges import load_judges, load_vision
+from .judges import load_judges
 from .recognisers import FaceFinder
 from .run import Output, Track, conclude, draw, score, silently
 from .samples import Sample

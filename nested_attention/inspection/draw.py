@@ -73,8 +73,9 @@ def word_pictures(
 def value_pictures(
     seen: Observation, pictures: Sequence[np.ndarray], selection: Selection
 ) -> list[np.ndarray]:
-    """For each picture a sheet, a row a subject: its value without nesting, which is the same at every place,
-    with nesting, and with nesting in the first and in the second half of the steps that were observed."""
+    """For each picture a sheet, a row a subject: the picture, the value without nesting, which is the same at
+    every place, with nesting, and with nesting in the first and in the second half of the steps that were
+    observed."""
     sheets = []
     for number, picture in enumerate(pictures):
         height, width = picture.shape[:2]
@@ -85,9 +86,8 @@ def value_pictures(
             middle = seen.spans[len(seen.spans) // 2][0]
             halves = ((seen.spans[0][0], max(middle - 1, seen.spans[0][0])), (middle, seen.spans[-1][1]))
             cells = [
-                Cell(
-                    colours(torch.full_like(values, 0.5), word, height, width), ("without nesting", one.title)
-                ),
+                Cell(picture, (one.title,)),
+                Cell(colours(torch.full_like(values, 0.5), word, height, width), ("without nesting",)),
                 Cell(colours(values, word, height, width), ("with nesting",)),
             ]
             for span in halves if selection.steps is None else ():
@@ -95,7 +95,7 @@ def value_pictures(
                 shown = f"steps {span[0] + 1} to {span[1] + 1}"
                 cells.append(Cell(colours(half, word, height, width), (shown,)))
             rows.append(cells)
-        sheets.append(sheet([[Cell(picture, (f"picture {number + 1}",))], *rows]))
+        sheets.append(sheet(rows or [[Cell(picture, ("no subject",))]]))
     return alike(sheets)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,13 +23,12 @@ from ..attention import (
 from ..kernels.rows import take
 from ..subject import Subject
 
-CPU_WEIGHTS, DEVICE_WEIGHTS = 2**20, 2**24  # weights held at once: 4 MiB and 64 MiB
 COLOURS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What one subject does in one row, at each of its L queries, in fp32.
+    """What one subject does in one row of the batch, at each of L queries, in fp32.
 
     word: P[s*], summed over its tokens s* and averaged over heads, (L,). change: ‖Σ P[s*]·g·(v*_q − V[s*])‖,
     over all heads together, (L,); of an anchored subject ‖w · m_q · u_q‖. place: in [0, 1], the region r of a
@@ -44,23 +43,22 @@ class Measured:
 
 
 def measure(
-    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], number: int, *, heads: int
-) -> Measured:
-    """One row, (1, L, H·d), (1, T, H·d), (1, T, H·d), with all of its subjects → what subject `number` does.
+    query: Tensor, key: Tensor, value: Tensor, subjects: Sequence[BoundSubject], number: int, *, heads: int,
+    columns: int, weights: int,
+) -> Iterator[tuple[slice, Measured]]:  # fmt: skip
+    """One row of the batch, (1, L, H·d), (1, T, H·d), (1, T, H·d), with all of its subjects → what subject
+    `number` does at some queries after others, and which these are.
 
-    In chunks of queries, so that weights of all heads are in memory for a few of them only.
+    columns: of the queries' grid, whose rows stay whole. weights: about how many attention weights, of all
+    heads together, are in memory at once.
     """
     queries, tokens = query.shape[1], max(key.shape[1], subjects[number].key.shape[1])
-    limit = CPU_WEIGHTS if query.device.type == "cpu" else DEVICE_WEIGHTS
-    step = max(1, limit // (heads * tokens))
+    step = columns * max(1, weights // (heads * tokens * columns))
     place = _place(query, key, subjects, number, heads)  # over all queries, as m_q is
-    parts = []
     for start in range(0, queries, step):
-        at = slice(start, start + step)
+        at = slice(start, min(start + step, queries))
         here = [one if one.region is None else replace(one, region=one.region[:, at]) for one in subjects]
-        parts.append(_chunk(query[:, at], key, value, here, number, heads, place[at]))
-    word, change, nested = (torch.cat(same) for same in zip(*parts, strict=True))
-    return Measured(word, change, place, nested)
+        yield at, _chunk(query[:, at], key, value, here, number, heads, place[at])
 
 
 def _place(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject], number: int, heads: int) -> Tensor:
@@ -82,7 +80,7 @@ def _chunk(
     number: int,
     heads: int,
     place: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Measured:
     subject = subjects[number]
     reweighting = [one for one in subjects if not isinstance(one, AnchoredSubject)]  # those leave P alone
     probs = text_weights(query, key, reweighting, heads=heads)  # P, (1, H, L, T)
@@ -94,9 +92,10 @@ def _chunk(
     else:
         v = per_head(value, heads).to(probs)
         share = probs * gate(subject, probs, subject.bounded)  # g·P[s*], and 0 at all other tokens
-        length = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
-        change = length * star - share @ v  # Σ P[s*]·g·(v*_q − V[s*]), as in `nested_cross_attention`
-    return word[0].mean(dim=0), change[0].square().sum(dim=(0, 2)).sqrt(), nested[0].mean(dim=0)
+        regular = (share * regularisation(star, v, subject)).sum(dim=-1, keepdim=True)
+        change = regular * star - share @ v  # Σ P[s*]·g·(v*_q − V[s*]), as in `nested_cross_attention`
+    length = change[0].square().sum(dim=(0, 2)).sqrt()
+    return Measured(word[0].mean(dim=0), length, place, nested[0].mean(dim=0))
 
 
 def in_row(subject: BoundSubject, row: int) -> BoundSubject:

@@ -1,13 +1,14 @@
 """An observer that keeps maps of what subjects do, within a bound on memory.
 
-Sums are kept where the layers run, and nothing is read on the host before the sampling ends. Each half of
-the bound is kept to in its own way: maps of layers and steps are averaged over two, four, eight … steps; what
-places take of the subject's tokens is kept on a coarser grid.
+Sums are kept where the layers run, and nothing is read on the host before the sampling ends. A quarter of the
+bound is for what a layer's maps are computed from, some rows of places after others. The rest is for what is
+kept, one half of it for maps of layers and steps, which are averaged over two, four, eight … steps, the other
+for what places take of the subject's tokens, on a coarser grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NestedAttentionError
-from ..regions import area_mean
+from ..regions import area_mean, follows_layout, resampled, shares
 from ..subject import Subject
 from .maps import Observation, SubjectMaps
 from .measure import COLOURS, Measured, in_row, measure, token_colours
@@ -24,6 +25,18 @@ from .observed import Box, ObservedLayer, ObservedSubject
 Layers = Literal["decoder", "all"]
 CHANNELS = 3 + COLOURS
 """Of a layer's maps: the word, the change, the place, three colours."""
+
+WORK = 0.25
+"""The part of the bound that computing may take."""
+
+BYTES_OF_A_WEIGHT = 16
+"""While attention weights are computed: logits, their softmax, and what is summed of them."""
+
+CACHED_WEIGHTS = 2**20
+"""Weights at once on a CPU, whose caches hold no more."""
+
+CHANNELS_AT_ONCE = 64
+"""Of a map that is brought to another grid."""
 
 FEWEST_CELLS = 8
 """A side of the coarsest grid on which tokens are kept."""
@@ -35,7 +48,8 @@ class Watch:
 
     layers: "decoder" sees the first layer of each of its transformers, where attention follows the layout
     best, "all" every layer. start, end: part of the sampling's steps, 0 ≤ start < end ≤ 1. tokens: how many
-    of the strongest are kept for each place. megabytes: bound on what is held while sampling.
+    of the strongest are kept for each place. megabytes: bound on what is held while sampling, with what
+    computing takes besides; that is a layer's keys and a row of places at least.
     """
 
     layers: Layers = "decoder"
@@ -51,7 +65,7 @@ class Watch:
             )
 
     def watches(self, site: str) -> bool:
-        return self.layers == "all" or (site.startswith("up_blocks.") and ".transformer_blocks.0." in site)
+        return self.layers == "all" or follows_layout(site)
 
     def steps(self, number: int) -> range:
         """Of a sampling of so many steps: at least one."""
@@ -85,16 +99,28 @@ class Tally:
     def bytes(channels: int, grid: tuple[int, int]) -> int:
         return 4 * (channels + 1) * grid[0] * grid[1]
 
-    def add(self, maps: Tensor, part: Box) -> None:
-        """maps: (C, h, w), of a part of the picture; brought to this grid's cells."""
+    def add(self, maps: Tensor, part: Box, at: slice | None = None, rows_of_part: int = 0) -> None:
+        """maps: (C, h, w), of a part of the picture; brought to this grid's cells. at: which of the part's
+        rows they are, if not all."""
+        at, height_of_part = at or slice(0, maps.shape[1]), rows_of_part or maps.shape[1]
         rows, columns = self.count.shape
         top, left, height, width, whole_height, whole_width = part
         first = top * rows // whole_height, left * columns // whole_width
         last = -(-(top + height) * rows // whole_height), -(-(left + width) * columns // whole_width)
-        here = slice(first[0], last[0]), slice(first[1], last[1])
         size = last[0] - first[0], last[1] - first[1]
-        self.sum[:, here[0], here[1]] += maps if maps.shape[1:] == size else area_mean(maps, size)
-        self.count[here] += 1
+        if (height_of_part, maps.shape[2]) == size:
+            here = slice(first[0] + at.start, first[0] + at.stop), slice(first[1], last[1])
+            self.sum[:, here[0], here[1]] += maps
+            self.count[here] += 1
+            return
+        down, across = shares(height_of_part, size[0])[:, at], shares(maps.shape[2], size[1])
+        touched = down.any(dim=1).nonzero().flatten().tolist()
+        down = down[touched[0] : touched[-1] + 1]
+        here = slice(first[0] + touched[0], first[0] + touched[-1] + 1), slice(first[1], last[1])
+        for channels in range(0, len(maps), CHANNELS_AT_ONCE):
+            some = slice(channels, channels + CHANNELS_AT_ONCE)
+            self.sum[some, here[0], here[1]] += resampled(maps[some], down, across)
+        self.count[here] += down.sum(dim=1, keepdim=True).to(self.count)
 
     def merge(self, other: Tally) -> None:
         self.sum += other.sum.to(self.sum.device)
@@ -164,16 +190,22 @@ class Recording:
                     pair for pair in bound if pair[0].name in self.subjects and bool(pair[0].mask[row].any())
                 ]
                 for one, _ in here:
-                    self._add(layer, row, one, measure_row(layer, row, here, one))
+                    self._add(layer, row, one, measure_row(layer, row, here, one, self._weights(layer)))
 
-    def _add(self, layer: ObservedLayer, row: int, one: ObservedSubject, found: Measured) -> None:
+    def _add(
+        self, layer: ObservedLayer, row: int, one: ObservedSubject, found: Iterable[tuple[slice, Measured]]
+    ) -> None:
         picture, part = layer.places[row]
         kept = self._of(picture, one.name, part, layer.query.device)
-        nested = found.nested[:, : len(kept.colours)]  # (L, N), without what fills a row up to a longer one
-        kept.tokens.add(nested.T.unflatten(1, layer.grid), part)
-        colours = (nested @ kept.colours).T  # (3, L)
-        of_place = torch.stack([found.word, found.change, found.place])
-        maps = torch.cat([of_place, colours]).unflatten(1, layer.grid)
+        rows, columns = layer.grid
+        parts = []
+        for at, measured in found:
+            nested = measured.nested[:, : len(kept.colours)]  # (l, N), without what fills up a shorter row
+            of_tokens = nested.T.unflatten(1, (-1, columns))
+            kept.tokens.add(of_tokens, part, slice(at.start // columns, at.stop // columns), rows)
+            of_place = torch.stack([measured.word, measured.change, measured.place])
+            parts.append(torch.cat([of_place, (nested @ kept.colours).T]))  # (6, l)
+        maps = torch.cat(parts, dim=1).unflatten(1, layer.grid)
         key = layer.site, layer.step // self.group
         if key not in kept.maps:
             size = tuple(
@@ -203,19 +235,25 @@ class Recording:
         while (needed := sum(Tally.bytes(len(one.tokens), grid) for one in who)) > self._half:
             grid = -(-grid[0] // 2), -(-grid[1] // 2)
             if min(grid) < min(FEWEST_CELLS, *latent):
-                self._refuse(2 * needed)  # on the coarsest grid
+                self._refuse(needed)  # on the coarsest grid
         return grid
 
     @property
     def _half(self) -> float:
-        return self.watch.megabytes * 1e6 / 2
+        """Of what may be kept, in bytes."""
+        return self.watch.megabytes * 1e6 * (1 - WORK) / 2
+
+    def _weights(self, layer: ObservedLayer) -> int:
+        """How many attention weights of a layer are computed at once."""
+        most = int(self.watch.megabytes * 1e6 * WORK / BYTES_OF_A_WEIGHT)
+        return min(most, CACHED_WEIGHTS) if layer.query.device.type == "cpu" else most
 
     def _make_room(self, more: int) -> None:
         """Averages over twice as many steps until so many bytes fit. Raises NestedAttentionError if that does
         not help."""
         while self._bytes["maps"] + more > self._half:
             if self.group >= len(self.steps):
-                self._refuse(2 * (self._bytes["maps"] + more))
+                self._refuse(self._bytes["maps"] + more)
             self.group *= 2
             for kept in self._kept.values():
                 merged: dict[tuple[str, int], Tally] = {}
@@ -230,7 +268,8 @@ class Recording:
                         merged[key] = tally
                 kept.maps = merged
 
-    def _refuse(self, needed: float) -> None:
+    def _refuse(self, half: float) -> None:
+        needed = 2 * half / (1 - WORK)
         raise NestedAttentionError(
             f"Observe Subjects: the maps of {self.pictures} pictures with {len(self.subjects)} subjects take "
             f"more than {needed / 1e6:.1f} MB, and megabytes allows {self.watch.megabytes:g}. Raise it, "
@@ -291,10 +330,17 @@ class Recording:
 
 
 def measure_row(
-    layer: ObservedLayer, row: int, here: Sequence[tuple[ObservedSubject, object]], one: ObservedSubject
-) -> Measured:
-    """What a subject does in one row of a layer. here: all subjects of the row, as they are bound."""
+    layer: ObservedLayer,
+    row: int,
+    here: Sequence[tuple[ObservedSubject, object]],
+    one: ObservedSubject,
+    weights: int,
+) -> Iterator[tuple[slice, Measured]]:
+    """What a subject does in one row of the batch. here: all of its subjects, as they are bound."""
     at = slice(row, row + 1)
     subjects = [in_row(bound, row) for _, bound in here]  # type: ignore[arg-type]
     number = next(i for i, (other, _) in enumerate(here) if other is one)
-    return measure(layer.query[at], layer.key[at], layer.value[at], subjects, number, heads=layer.heads)
+    return measure(
+        layer.query[at], layer.key[at], layer.value[at], subjects, number, heads=layer.heads,
+        columns=layer.grid[1], weights=weights,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..anchored import AnchoredSubject, place_of, shared, word_attention
+from ..anchored import AnchoredSubject, attention_to, place_of, shared
 from ..attention import BoundSubject, joined, nested_value, text_weights, without_autocast
 from .chunks import chunks_of
 from .rows import Marks, RowGroup, Rows, take
@@ -32,7 +32,7 @@ def add_anchored(
         if carried:
             at = group.rows
             here = out[at]
-            here += _added(query[at], key[at], carried, heads).to(out.dtype)
+            _add(here, query[at], key[at], carried, heads)
             if not isinstance(at, slice):
                 out[at] = here
     return out
@@ -57,16 +57,13 @@ def _in_rows(subject: AnchoredSubject, marks: Marks) -> AnchoredSubject:
 
 
 @without_autocast
-def _added(q: Tensor, k: Tensor, carried: Carried, heads: int) -> Tensor:
-    """Σ w · m · u of subjects that all rows carry, (n, L, H·d)."""
+def _add(out: Tensor, q: Tensor, k: Tensor, carried: Carried, heads: int) -> None:
+    """Adds Σ w · m · u of subjects that all rows carry to (n, L, H·d)."""
     words = _words(q, k, carried, heads)
     places = [place_of(*word, subject) for word, subject in zip(words, carried, strict=True)]
-    added = None
     for subject, place in zip(carried, shared(places, carried), strict=True):
-        part = joined(nested_value(q, subject, heads=heads)) * (subject.scale * place[..., None]).to(q.dtype)
-        added = part if added is None else added + part
-    assert added is not None
-    return added
+        addition = joined(nested_value(q, subject, heads=heads)).to(out.dtype)
+        out.addcmul_(addition, place[..., None].to(out.dtype), value=subject.scale)
 
 
 def _words(q: Tensor, k: Tensor, carried: Carried, heads: int) -> list[tuple[Tensor, Tensor]]:
@@ -78,6 +75,8 @@ def _words(q: Tensor, k: Tensor, carried: Carried, heads: int) -> list[tuple[Ten
     for at in chunks_of(q, k, heads):
         plain = text_weights(q[:, at], k, heads=heads)
         parts.append([_word(plain, q[:, at], k, subject, at, heads) for subject in carried])
+    if len(parts) == 1:
+        return parts[0]
     columns = zip(*parts, strict=True)  # of each subject, its pairs in all chunks
     return [(torch.cat([one for one, _ in c], 1), torch.cat([other for _, other in c], 1)) for c in columns]
 
@@ -85,13 +84,13 @@ def _words(q: Tensor, k: Tensor, carried: Carried, heads: int) -> list[tuple[Ten
 def _word(
     plain: Tensor, q: Tensor, k: Tensor, subject: AnchoredSubject, at: slice, heads: int
 ) -> tuple[Tensor, Tensor]:
-    word = word_attention(plain, subject.mask)
+    word = attention_to(plain, subject.mask)
     if subject.attention_scale == 1:
         return word, word
     region = subject.region
     region = None if region is None else region[:, at]
     here = _with(subject, subject.key, subject.value, subject.mask, subject.token_bias, region)
-    return word, word_attention(text_weights(q, k, [here], heads=heads), subject.mask)
+    return word, attention_to(text_weights(q, k, [here], heads=heads), subject.mask)
 
 
 def _with(

@@ -10,6 +10,7 @@ does the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -54,12 +55,14 @@ def add_correction(
         weights = group.reweighting(subjects, query.shape[1])
         for number, (subject, marks) in enumerate(carried):
             star = joined(nested_value(q, in_rows(subject, group.rows), heads=heads))  # (n, L, H·d)
-            _launch(here, q, k, v, star, subject, marks, weights, heads, text=number == 0)
+            with torch.cuda.device(here.device) if here.is_cuda else nullcontext():
+                _launch(here, q, k, v, star, subject, marks, weights, heads, text=number == 0)
     return out
 
 
 def tried(device: torch.device) -> str | None:
-    """Runs the kernel once, on the shape of an SDXL layer; what is wrong with what it gives, or None."""
+    """Runs the kernel's two forms, λ = 1 and another λ, on the shape of an SDXL layer; what is wrong with
+    what they give, or None."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, nested_key, nested_value_ = (
         torch.randn(1, number, 640, generator=generator).to(device, torch.float16)
@@ -67,14 +70,16 @@ def tried(device: torch.device) -> str | None:
     )
     mask = torch.zeros(1, 77, dtype=torch.bool)
     mask[0, 5] = True
-    subjects = [BoundSubject(key=nested_key, value=nested_value_, mask=mask)]
-    with torch.no_grad():
-        found = add_correction(
-            torch.zeros_like(q), q, k, v, subjects, heads=10, rows=read_rows(subjects, device)
-        )
-        expected = correction(q, k, v, subjects, heads=10)
+    for scale in (1.0, 2.0):
+        subject = BoundSubject(key=nested_key, value=nested_value_, mask=mask, attention_scale=scale)
+        rows = read_rows([subject], device)
+        with torch.no_grad():
+            found = add_correction(torch.zeros_like(q), q, k, v, [subject], heads=10, rows=rows)
+            expected = correction(q, k, v, [subject], heads=10)
         off = float((found - expected).abs().max() / expected.abs().max())
-    return None if off < 0.02 else f"the kernel is off by {off:.2g} of the largest value"
+        if not off < 0.02:
+            return f"the kernel is off by {off:.2g} of the largest value at λ = {scale}"
+    return None
 
 
 def _launch(

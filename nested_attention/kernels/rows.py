@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..attention import LOG_ZERO, BoundSubject
+from ..attention import LOG_ZERO, BoundSubject, onto
 
 
 class Marked(Protocol):
@@ -116,7 +116,7 @@ def read_rows(subjects: Sequence[Marked], device: torch.device) -> Rows:
         marks = [_marks(masks[i][here], _word(subjects[i])[here], rows, device) for i in kind]
         groups.append(RowGroup(rows, tuple(zip(kind, marks, strict=True))))
     inverse = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
-    back = None if order == sorted(order) else inverse.to(device, non_blocking=True)
+    back = None if order == sorted(order) else onto(inverse, device)
     return Rows(tuple(groups or [RowGroup(slice(None), ())]), back)
 
 
@@ -171,7 +171,7 @@ def _reweighting(carried: Sequence[tuple[BoundSubject, Marks]]) -> Tensor:
 def _rows(here: list[int], device: torch.device) -> slice | Tensor:
     if here == list(range(here[0], here[-1] + 1)):
         return slice(here[0], here[-1] + 1)
-    return torch.tensor(here).to(device, non_blocking=True)
+    return onto(torch.tensor(here), device)
 
 
 def _word(subject: Marked) -> Tensor:
@@ -186,5 +186,5 @@ def _marks(mask: Tensor, word: Tensor, rows: slice | Tensor, device: torch.devic
     tokens = (number[:, None] < wanted[..., None]).sum(dim=-1)  # the token at which the count gets there
     counts = (places < number[:, -1:]).float()
     place = int(tokens[0, 0]) if tokens.shape[1] == 1 and bool((tokens == tokens[0]).all()) else None
-    tokens, counts, mask, word = (x.to(device, non_blocking=True) for x in (tokens, counts, mask, word))
+    tokens, counts, mask, word = (onto(x, device) for x in (tokens, counts, mask, word))
     return Marks(rows, tokens, counts, mask, word, place)

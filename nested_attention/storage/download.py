@@ -92,7 +92,7 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
                 "--accept-unverified"
             )
         say(f"The hub gives no SHA-256 for {known.file}: its content is not verified")
-    staging = place.parent / STAGING
+    staging = place.parent / STAGING / place.name  # one file's, so that another's partial one stays
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / "lock", timeout=0):
@@ -105,7 +105,7 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
             os.replace(part, place)
     except Timeout as error:
         raise NestedAttentionError(
-            f"another download into {place.parent} is under way; wait until it has ended, and try again"
+            f"another download of {place} is under way; wait until it has ended, and try again"
         ) from error
     except OSError as error:
         raise NestedAttentionError(
@@ -113,6 +113,8 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
             f"{known.by_hand(models)}"
         ) from error
     shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another download is under way
+        staging.parent.rmdir()
     say(f"Saved: {place}")
     _say_what_it_is(known, place, say)
     return place

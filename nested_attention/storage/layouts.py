@@ -1,11 +1,11 @@
 """Layouts of other people's encoder files, recognised by structure under any prefix.
 
-Known are IP-Adapter (SDXL), plain and Plus, and the paper's official release, whose code derives from Plus.
-Plus and the release hold a perceiver resampler (marked by its `latents`, the learned queries), the plain one
-a linear layer and a norm for the pooled embedding. All hold, for every cross-attention layer in diffusers'
-order (down, up, mid), one projection to keys and one to values. Published files and training dumps name them
-`image_proj.* / ip_adapter.N.to_k_ip`, `image_proj_model.* / adapter_modules.N.to_k_ip`, or by the path of the
-layer in the UNet; N counts 1, 3, 5 … in the published ones.
+Known are IP-Adapter (of SDXL and SD 1.5), plain and Plus, and the paper's official release, whose code
+derives from Plus. Plus and the release hold a perceiver resampler (marked by its `latents`, the learned
+queries), the plain one a linear layer and a norm for the pooled embedding. All hold, for every
+cross-attention layer in diffusers' order (down, up, mid), one projection to keys and one to values. Published
+files and training dumps name them `image_proj.* / ip_adapter.N.to_k_ip`, `image_proj_model.* /
+adapter_modules.N.to_k_ip`, or by the path of the layer in the UNet; N counts 1, 3, 5 … in the published ones.
 None of that is relied upon: the resampler is found by its latents, the projections by a name that says key or
 value, a number or a path, and their shapes.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from ..encoder import SubjectEncoderConfig, site_key
 from ..errors import NestedAttentionError
-from ..sites import check_size, family, sdxl_sites
+from ..sites import SD15_CONTEXT, Site, check_size, family, sd15_sites, sdxl_sites
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -142,11 +142,16 @@ def _read_pooled(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEncoder
         "vision_dim": weight[1],
         "token_dim": token_dim,
         "num_queries": weight[0] // token_dim,
-        "sites": sdxl_sites(),
+        "sites": _sites(token_dim),
         "features": "image_embeds",
         "injection": "decoupled",
     }
     return SubjectEncoderConfig(**{**derived, **overrides})
+
+
+def _sites(token_dim: int) -> tuple[Site, ...]:
+    """The layers of the base model whose text is as wide as the tokens are."""
+    return sd15_sites() if token_dim == SD15_CONTEXT else sdxl_sites()
 
 
 def _rename(short: str) -> str:
@@ -179,7 +184,7 @@ def _read_resampler(shapes: Shapes, overrides: Mapping[str, Any]) -> SubjectEnco
         "width": width,
         "depth": depth,
         "ff_mult": hidden // width,
-        "sites": sdxl_sites(),
+        "sites": _sites(token_dim),
         "features": "penultimate_hidden_states" if queries == _IP_ADAPTER_QUERIES else "last_hidden_state",
         "injection": "decoupled" if queries == _IP_ADAPTER_QUERIES else "nested",
     }

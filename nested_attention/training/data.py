@@ -103,6 +103,15 @@ class Joined:
         return part.name(row - start)
 
 
+def resident(data: Data, device: torch.device, on_host: Collection[str] = ()) -> Arrays | Joined | None:
+    """Examples in memory, on a GPU, where they take at most half of what is free there; else None."""
+    if device.type != "cuda" or not isinstance(data, (Arrays, Joined)):
+        return None
+    if data.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return None
+    return data.to(device, on_host=on_host)
+
+
 def no_noise(rng: np.random.Generator) -> dict[str, Any]:
     """For objectives without noise."""
     return {}

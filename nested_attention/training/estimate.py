@@ -197,6 +197,7 @@ def _assumed(side: int, unet: Any) -> Batch:
     shapes = {
         "latent_mean": latent,
         "latent_deviation": latent,
+        "loss_weight": latent[1:],
         "context": (sdxl.TOKENS, config.cross_attention_dim),
         "pooled": (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,),
         "features": (sdxl.PATCHES, sdxl.VISION_DIM),

@@ -20,12 +20,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    CLIPVisionModelWithProjection,
 )
 
 from ..encoder import FeatureLayer, weight_digests
-from ..errors import NestedAttentionError
-from ..hosts.diffusers.vision import picture_features
+from ..hosts.diffusers.parts import load_part
+from ..hosts.diffusers.vision import load_vision, picture_features
 from .reading import Place
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -37,9 +36,9 @@ class BaseModel:
     """Where the frozen models are.
 
     base: a folder in diffusers' layout (unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2,
-    scheduler), or such a repository's name on the model hub, which is then downloaded. vision: the folder or
-    name of the CLIP vision model; the base's `image_encoder` if null. vae: another autoencoder's folder or
-    name. precision: in which the frozen encoders run.
+    scheduler), or such a repository's name on the model hub, which is then downloaded. vision: the CLIP
+    vision model, as `load_vision` takes it; the base's `image_encoder` if null. vae: another autoencoder's
+    folder or name. precision: in which the frozen encoders run.
     """
 
     base: Place
@@ -51,20 +50,6 @@ class BaseModel:
 def default_device() -> torch.device:
     """The GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_part(kind: Any, where: str, folder: str | None, **options: Any) -> Any:
-    """A model of diffusers or transformers from a folder or the hub. Raises NestedAttentionError, naming
-    it."""
-    more = {"subfolder": folder} if folder else {}
-    try:
-        return kind.from_pretrained(where, **more, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        name = f"{where}/{folder}" if folder else where
-        raise NestedAttentionError(
-            f"{kind.__name__} cannot be loaded from {name}: {' '.join(str(error).split())[:300]}. Expected a "
-            "folder in diffusers' layout, or the name of one on the model hub"
-        ) from error
 
 
 def load_unet(model: BaseModel, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -103,7 +88,7 @@ class FrozenEncoders:
         texts = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         parts: dict[str, Any] = {
             "vae": load_vae(model),
-            "vision": load_part(CLIPVisionModelWithProjection, *vision, torch_dtype=dtype),
+            "vision": load_vision(*vision, dtype=dtype),
             **{name: load_part(kind, model.base, name, torch_dtype=dtype) for name, kind in texts.items()},
         }
         parts = {name: part.requires_grad_(False).eval().to(device) for name, part in parts.items()}
@@ -148,9 +133,9 @@ class FrozenEncoders:
         return torch.cat(states, dim=-1), pooled
 
     @torch.no_grad()
-    def encode_references(self, pictures: Tensor, layer: FeatureLayer) -> Tensor:
-        """(n, 3, H, W) in [0, 1] → features (n, patches, width), class token included, without the final
-        norm."""
+    def encode_references(self, pictures: Sequence[Tensor], layer: FeatureLayer) -> Tensor:
+        """n pictures (3, H, W) in [0, 1], each of a size of its own → features (n, patches, width), class
+        token included, without the final norm."""
         return picture_features(self.vision, pictures, layer)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -39,25 +38,17 @@ def denoising_losses(
     noise: Tensor,
     timesteps: Tensor,
     loss_weight: Tensor,
-    *,
-    teacher: Predict | None = None,
-    distillation: float = 0.0,
 ) -> dict[str, Tensor]:
     """One denoising step, with the losses of each example.
 
     scheduler: a noise schedule of diffusers; its prediction type (`epsilon` or `v_prediction`) is the target.
     latents, noise (B, C, h, w); timesteps (B,); loss_weight (B, h, w), or (B, 1, 1).
-    teacher, distillation: the target moves by this share towards what the teacher predicts, in [0, 1].
 
-    Returns `denoise` (B,): the weighted error; `plain` (B,): the unweighted one, from the undistilled
-    target and without a gradient.
+    Returns `denoise` (B,): the weighted error; `plain` (B,): the unweighted one, without a gradient.
     """
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
     out = predict(noisy, timesteps)
     plain = (out.detach() - target).square().mean(dim=(1, 2, 3))
-    if teacher is not None and distillation:
-        with torch.no_grad():
-            target = torch.lerp(target, teacher(noisy, timesteps), distillation)
     return {"denoise": weighted_mse(out - target, loss_weight), "plain": plain}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -26,14 +26,13 @@ def new_accelerator(folder: Path, trackers: Sequence[TrackerName]) -> Accelerato
         if find_spec(name) is None:
             raise NestedAttentionError(
                 f"figures were to go to {name}, which is not installed: pip install {name}, or take it out "
-                "of "
-                "`trackers`; log.jsonl has the same figures"
+                "of `trackers`; log.jsonl has the same figures"
             )
     more: dict[str, Any] = {"log_with": list(trackers), "project_dir": str(folder)} if trackers else {}
     # Objectives choose their own precision, whatever `accelerate config` has been told.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", **more)
     if trackers:
-        accelerator.init_trackers("figures")
+        accelerator.init_trackers("figures", init_kwargs={"wandb": {"dir": str(folder)}})
     return accelerator
 
 
@@ -41,6 +40,10 @@ def memory_peak() -> float:
     """The most memory this process has held, in GB: of the GPU if there is one, else its own."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +23,9 @@ from .frozen import DTYPES, folder_name, load_schedule, load_unet
 from .reading import read_config
 from .schedule import Schedule
 from .settings import PhaseSettings, TrainSettings
-from .shards import Index, ShardData, verify
+from .shards import Index, Rising, ShardData, verify
 from .start import encoder_config, new_encoder
-from .subjects import ON_HOST, SubjectObjective, subject_noise
+from .subjects import ON_HOST, SubjectNoise, SubjectObjective
 from .trainer import Shown, Trainer, TrainerOptions, checkpoints_in
 from .validation import Validation
 
@@ -129,11 +130,7 @@ class _Run:
         settings, phase, index = self.settings, self.settings.phases[number], self.indices[number]
         folder = settings.output / f"phase-{number + 1}"
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
-        low, high = settings.loss.pairs
-        total = steps * phase.batch
-        data = ShardData(
-            phase.data, index, pair_share=lambda position: low + (high - low) * min(1.0, position / total)
-        )
+        data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = SubjectObjective(
             unet=self.unet,
             slot=self.slot,
@@ -165,10 +162,10 @@ class _Run:
             {"encoder": self.encoder.to(self.device).train()},
             data,
             objective,
-            Schedule(steps=steps, warmup=phase.warmup, decay=phase.decay),
+            Schedule(steps, phase.minutes or math.inf, warmup=phase.warmup, decay=phase.decay),
             options,
             loss_weights={"denoise": 1.0},
-            noise=subject_noise(settings.loss, channels, size, timesteps),
+            noise=SubjectNoise(settings.loss, channels, size, timesteps),
             on_host=ON_HOST,
             validate=self._validation(phase, index, objective, folder),
             export=lambda path, samples: self.export(path / "encoder.safetensors", before + samples, index),
@@ -227,8 +224,7 @@ def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Te
         if there != wanted:
             raise NestedAttentionError(
                 f"{settings.phases[0].data}: {name} is {there} wide, and the UNet of {settings.model.base} "
-                "reads "
-                f"{wanted}; prepare the data with the base model that is trained on"
+                f"reads {wanted}; prepare the data with the base model that is trained on"
             )
 
 
@@ -250,8 +246,7 @@ def _keep_description(folder: Path, settings: TrainSettings, phase: PhaseSetting
             raise NestedAttentionError(
                 f"{folder} was trained with another {', '.join(changed)} than the configuration has now "
                 f"({'; '.join(f'{name}: {before.get(name)} then, {ours[name]} now' for name in changed)}). "
-                "Put them "
-                "back, or set another `output`"
+                "Put them back, or set another `output`"
             )
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

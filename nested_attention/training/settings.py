@@ -65,7 +65,8 @@ class StartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """What a step minimises; the defaults are the paper's denoising loss.
+    """What a step minimises: the paper's denoising loss. The shares that are dropped and paired are ours: the
+    paper states none.
 
     min_snr: γ of Min-SNR-γ; null: off. noise_offset: deviation of a shift of the noise, one a channel.
     drop_caption, drop_picture: shares of examples without a caption (and subject), and with a blank picture.
@@ -93,8 +94,8 @@ class LossSettings:
 @dataclass(frozen=True, kw_only=True)
 class PhaseSettings:
     """A stretch of training on one prepared folder. batch: examples a step, of all processes together. steps
-    or epochs: how long. rate: the highest learning rate, reached after `warmup` steps; in the last share
-    `decay` of the phase it falls to zero."""
+    or epochs: how long; minutes: how long at most, of one process. rate: the highest learning rate, reached
+    after `warmup` steps; in the last share `decay` of the phase it falls to zero."""
 
     data: Path
     batch: int
@@ -103,6 +104,7 @@ class PhaseSettings:
     rate: float = 1e-4
     warmup: int = 1000
     decay: float = 0.3
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -110,9 +112,10 @@ class PhaseSettings:
                 f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them"
             )
         _at_least(self, 1, "batch", "warmup")
-        for length in (self.steps, self.epochs):
+        for name in ("steps", "epochs", "minutes"):
+            length = getattr(self, name)
             if length is not None and length <= 0:
-                raise NestedAttentionError(f"steps or epochs is {length}; expected more than 0")
+                raise NestedAttentionError(f"{name} is {length}; expected more than 0")
         if not 0 < self.decay <= 1 or self.rate <= 0:
             raise NestedAttentionError(
                 f"rate is {self.rate} and decay {self.decay}; expected a rate above 0 and a decay from 0 to 1"

@@ -33,13 +33,15 @@ PARTS = {
     "picture": ("latent_mean", "latent_deviation", "sizes"),
     "caption": ("context", "pooled", "mask"),
     "reference": ("features",),
+    "weight": ("loss_weight",),
 }
 """What is encoded together → tensors of a shard; the first axis of each counts examples.
 
 latent_mean, latent_deviation (n, C, h, w): of the target picture, not scaled. sizes (n, 6): its size, the
 corner of the crop and the size of the crop, as SDXL is told them. context (n, 77, width), pooled (n, width):
 the caption. mask (n, 77) bool: the last token of each occurrence of the word. features (n, patches, width):
-of the reference picture.
+of the reference picture. loss_weight (n, h, w): of each latent cell in the loss, in [0, 1]; 1 everywhere if
+the source has none. `ShardData` divides it by its mean over the data set, so that weights average 1.
 """
 
 
@@ -71,7 +73,8 @@ class Shard:
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """A prepared folder. frozen: fingerprints of the encoders. base: what the base model is called. latents:
-    how the autoencoder's are scaled: `scaling_factor`, and `shift_factor` if it has one."""
+    how the autoencoder's are scaled: `scaling_factor`, and `shift_factor` if it has one. mean_weight: of
+    `loss_weight`, over the pictures to train on."""
 
     word: str
     domain: str
@@ -82,6 +85,7 @@ class Index:
     frozen: dict[str, str]
     blank: str
     shards: tuple[Shard, ...]
+    mean_weight: float = 1.0
 
     def write(self, folder: Path) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -180,6 +184,16 @@ class Verified:
             temporary.write_text(json.dumps(self._seen))
 
 
+def mean_weight(folder: Path, shards: Sequence[Shard]) -> float:
+    """The mean of `loss_weight` over the pictures to train on, each of which counts alike."""
+    sums = [
+        read_shard(folder / shard.file, shard.checksum).tensors["loss_weight"].double().mean(dim=(1, 2)).sum()
+        for shard in shards
+        if not shard.held_out
+    ]
+    return float(sum(sums)) / max(1, sum(len(shard.rows) for shard in shards if not shard.held_out))
+
+
 def verify(folder: Path, index: Index) -> None:
     """Read every shard once, before a run's first step. Raises NestedAttentionError, naming what is missing
     or damaged."""
@@ -191,10 +205,21 @@ def verify(folder: Path, index: Index) -> None:
         except NestedAttentionError as error:
             raise NestedAttentionError(
                 f"a shard cannot be used: {error}. Run `nested-attention prepare` again: it makes what is "
-                "missing "
-                "or damaged, and keeps the rest"
+                "missing or damaged, and keeps the rest"
             ) from error
     verified.write()
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A share of examples that goes from `first` to `last` over the first `total` examples of a run."""
+
+    first: float
+    last: float
+    total: int
+
+    def __call__(self, position: int) -> float:
+        return self.first + (self.last - self.first) * min(1.0, position / self.total)
 
 
 class ShardData:
@@ -210,7 +235,7 @@ class ShardData:
         index: Index,
         *,
         held_out: bool = False,
-        pair_share: Callable[[int], float] = lambda position: 1.0,
+        pair_share: Callable[[int], float] = Rising(1.0, 1.0, 1),
     ) -> None:
         self.folder, self.index, self._pair_share = folder, index, pair_share
         self.shards = [shard for shard in index.shards if shard.held_out is held_out]
@@ -244,11 +269,12 @@ class ShardData:
         return read_shard(self.folder / self.index.blank, Path(self.index.blank).stem).tensors
 
     def read(self, rows: Tensor, noise: Batch) -> Batch:
-        """latent_mean, latent_deviation, sizes, context, pooled, mask, features. noise: `pair` and `mate`
-        (B,) in [0, 1) choose the references, where they are there; without them each has its own."""
+        """The tensors of PARTS, with loss weights that average 1. noise: `pair` and `mate` (B,) in [0, 1)
+        choose the references, where they are there; without them each has its own."""
         numbers = rows.tolist()
-        own = [name for names in PARTS.values() for name in names if name != "features"]
+        own = [name for part in ("picture", "caption") for name in PARTS[part]]
         batch = {name: torch.stack([self._tensor(number, name) for number in numbers]) for name in own}
+        batch["loss_weight"] = torch.stack([self._weight(number) for number in numbers])
         shown = [self._reference(i, number, noise) for i, number in enumerate(numbers)]
         batch["features"] = torch.stack([self._tensor(number, "features") for number in shown])
         return batch
@@ -261,6 +287,11 @@ class ShardData:
         if float(noise["pair"][place]) >= self._pair_share(int(noise["position"][place])):
             return row
         return others[int(float(noise["mate"][place]) * len(others))]
+
+    def _weight(self, number: int) -> Tensor:
+        if "weight" in self.row(number).keys:
+            return self._tensor(number, "loss_weight") / self.index.mean_weight
+        return torch.ones_like(self._tensor(number, "latent_mean")[0])  # prepared by an older version
 
     def _tensor(self, number: int, name: str) -> Tensor:
         shard, row = self._places[number]

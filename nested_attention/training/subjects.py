@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attention import onto
 from ..encoder import SubjectEncoder
 from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ..settings import Injection, SubjectSettings
-from .data import Batch, Noise
+from .data import Batch
+from .mechanisms import mechanism_of
+from .mechanisms.mechanism import Projections
 from .objective import denoising_losses, min_snr_weight
 from .settings import LossSettings
 
@@ -23,24 +25,29 @@ ON_HOST = ("mask", "drop_caption")
 """What a step reads on the host: where words are, and which captions are dropped."""
 
 
-def subject_noise(settings: LossSettings, channels: int, size: int, timesteps: int) -> Noise:
-    """What is random about an example. size: side of the largest latent in cells; smaller ones take a part of
-    the noise."""
+@dataclass(frozen=True)
+class SubjectNoise:
+    """What is random about an example (`Noise`). size: side of the largest latent in cells; smaller ones
+    take a part of the noise."""
 
-    def draw(rng: np.random.Generator) -> dict[str, Any]:
-        shape = (channels, size, size)
+    settings: LossSettings
+    channels: int
+    size: int
+    timesteps: int
+
+    def __call__(self, rng: np.random.Generator) -> dict[str, Any]:
+        settings, timesteps = self.settings, self.timesteps
+        shape = (self.channels, self.size, self.size)
         return {
             "latent": rng.standard_normal(shape, dtype=np.float32),
             "sampled": rng.standard_normal(shape, dtype=np.float32),
-            "offset": rng.standard_normal((channels, 1, 1), dtype=np.float32),
+            "offset": rng.standard_normal((self.channels, 1, 1), dtype=np.float32),
             "timestep": min(timesteps - 1, int(timesteps * rng.random() ** settings.timestep_power)),
             "drop_caption": rng.random() < settings.drop_caption,
             "drop_picture": rng.random() < settings.drop_picture,
             "pair": rng.random(),
             "mate": rng.random(),
         }
-
-    return draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +72,15 @@ class SubjectObjective:
         height, width = latents.shape[-2:]
         eps = noise["latent"][..., :height, :width] + self.settings.noise_offset * noise["offset"]
         features = _where(noise["drop_picture"], self.blank["features"], batch["features"])
-        on_device = dropped.to(features.device, non_blocking=True)
+        on_device = onto(dropped, features.device)
         text = {name: _where(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
         mask = batch["mask"] & ~dropped[:, None]
-        weight = latents.new_ones(len(latents))
+        weight = batch["loss_weight"].float()
         if self.settings.min_snr is not None:
-            weight = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
+            snr = min_snr_weight(self.scheduler, noise["timestep"], self.settings.min_snr)
+            weight = weight * snr[:, None, None]
         encoder: SubjectEncoder = models["encoder"]
-        with self.autocast(latents.device):
-            projections = encoder.project(encoder(features.float()))
+        projections = self.project(encoder, features)
         self.bind(encoder, projections, mask)
         losses = denoising_losses(
             lambda noisy, timesteps: self.predict(noisy, timesteps, batch["sizes"], **text),
@@ -81,7 +88,7 @@ class SubjectObjective:
             latents,
             eps,
             noise["timestep"],
-            weight[:, None, None],
+            weight,
         )
         if not bool(mask.any()):  # nothing is attached, and the loss depends on nothing that is trained
             losses["denoise"] = losses["denoise"] + 0 * sum(
@@ -89,12 +96,16 @@ class SubjectObjective:
             )
         return losses
 
+    def project(self, encoder: SubjectEncoder, features: Tensor) -> Projections:
+        """Features (B, patches, width) as keys and values of every layer, by the encoder's mechanism."""
+        with self.autocast(features.device):
+            return mechanism_of(encoder.config).project(encoder, self.unet, encoder(features.float()))
+
     def bind(
         self, encoder: SubjectEncoder, projections: Mapping[str, tuple[Tensor, Tensor]], mask: Tensor
     ) -> None:
         """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again."""
-        added: Injection = "everywhere" if encoder.config.injection == "decoupled" else "nested"
-        settings = SubjectSettings(injection=added).trained_as(encoder.config)
+        settings = mechanism_of(encoder.config).settings(encoder.config)
         self.slot.set(SubjectBinding(projections=dict(projections), mask=mask, settings=settings))
 
     def scaled(self, mean: Tensor, deviation: Tensor, sampled: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import NestedAttentionError
-from .data import Arrays, Batch, Data, Examples, Joined, Noise, no_noise
+from .data import Batch, Data, Examples, Noise, no_noise, resident
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
+from .stopping import asked_to_stop, leave_interrupts
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
@@ -38,6 +38,10 @@ Shown = tuple[Mapping[str, float], Mapping[str, np.ndarray]]
 
 LOG_EVERY = 50
 """Steps a line of the log. The host reads losses from the device then, and not at every step."""
+
+
+class Stopped(NestedAttentionError):
+    """A run was asked to stop before its end. It is saved, and goes on from there."""
 
 
 class _Losses(nn.Module):
@@ -59,11 +63,11 @@ class _Losses(nn.Module):
 class TrainerOptions:
     """How a run is optimised and kept.
 
-    batch: examples a step and process. rate: the highest learning rate. ema: decay of the average of the
-    weights. clip: the largest norm of the gradient. seed: of the order of examples and of their noise.
-    save_every, validate_every: steps between checkpoints, and between validations; the last `keep`
-    checkpoints are kept. workers: processes that read examples, for each process that trains; 0: it reads
-    them itself. trackers: where figures go beside `log.jsonl`.
+    batch: examples a step and process. rate: the highest learning rate, of AdamW, whose betas are 0.9 and
+    0.99. ema: decay of the average of the weights. clip: the largest norm of the gradient. seed: of the order
+    of examples and of their noise. save_every, validate_every: steps between checkpoints, and between
+    validations; the last `keep` checkpoints are kept. workers: processes that read examples, for each process
+    that trains; 0: it reads them itself. trackers: where figures go beside `log.jsonl`.
     """
 
     batch: int = 32
@@ -88,7 +92,8 @@ class Trainer:
     is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
     no device. validate: figures and pictures of the averaged weights after a step, every `validate_every`
     steps, which draw from no global generator. export: writes what else belongs into a checkpoint, from the
-    averaged weights; it gets the checkpoint's folder and how many examples were read.
+    averaged weights; it gets the checkpoint's folder and how many examples were read. deadline: of
+    `time.monotonic`; the run stops after the step in which it passes.
     """
 
     def __init__(
@@ -105,7 +110,9 @@ class Trainer:
         on_host: Collection[str] = (),
         validate: Callable[[int], Shown] | None = None,
         export: Callable[[Path, int], None] | None = None,
+        deadline: float = float("inf"),
     ) -> None:
+        self._deadline = deadline
         self.folder, self.schedule, self.options = folder, schedule, options
         self.loss_weights, self.on_host = loss_weights, list(on_host)
         self._validate, self._export = validate, export
@@ -141,21 +148,22 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the schedule; the models then hold the averaged weights, on the CPU.
 
-        Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, if a process that
-        reads examples dies, and, after a checkpoint, if SIGTERM asks to stop.
+        Raises NestedAttentionError if a loss is not finite, if memory or the disk is full, or if a process
+        that reads examples dies; Stopped, after a checkpoint, at the deadline and if SIGTERM or Ctrl+C
+        asks to stop.
         """
         checkpoints = checkpoints_in(self.folder)
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
         self._started = time.monotonic()
         self._records.begin(self.samples)
-        with _sigterm() as asked, self._naming_readers():
+        with asked_to_stop() as asked, self._naming_readers():
             for batch, noise in self._upcoming():
                 if self.schedule.done(self.step, self.elapsed):
                     break
                 self._update(batch, noise)
                 done = self.schedule.done(self.step, self.elapsed)
-                stopped = self._agreed(bool(asked))
+                stopped = self._agreed(bool(asked) or time.monotonic() >= self._deadline)
                 if done or stopped or self.step % LOG_EVERY == 0:
                     self._write_log()
                 if self._validate and (done or self._due(self.options.validate_every)):
@@ -163,8 +171,9 @@ class Trainer:
                 if done or stopped or self._due(self.options.save_every):
                     self._save()
                 if stopped and not done:
-                    raise NestedAttentionError(
-                        f"{self.folder}: stopped by SIGTERM after step {self.step}, which is saved; the same "
+                    why = f"by {signal.Signals(asked[0]).name}" if asked else "at the end of its time"
+                    raise Stopped(
+                        f"{self.folder}: stopped {why} after step {self.step}, which is saved; the same "
                         "command goes on from there"
                     )
         self.average.copy_to(self.parameters)
@@ -193,6 +202,7 @@ class Trainer:
         # A generator of its own: a loader draws from the global one each time that it is started.
         more: dict[str, Any] = {"generator": torch.Generator(), "num_workers": self.options.workers}
         more |= {"sampler": positions, "pin_memory": torch.cuda.is_available()}
+        more["worker_init_fn"] = leave_interrupts
         device = self.accelerator.device
         placed = resident(self.examples.data, device, self.on_host)
         if placed is None:
@@ -376,15 +386,6 @@ class Trainer:
         return self.accelerator.check_trigger()
 
 
-def resident(data: Data, device: torch.device, on_host: Collection[str]) -> Arrays | Joined | None:
-    """Examples in memory, on a GPU, where they take at most half of what is free there; else None."""
-    if device.type != "cuda" or not isinstance(data, (Arrays, Joined)):
-        return None
-    if data.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return None
-    return data.to(device, on_host=on_host)
-
-
 def checkpoints_in(folder: Path) -> list[Path]:
     """The complete ones of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*") if not path.suffix)
@@ -395,17 +396,3 @@ def _pieces(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     columns = {name: values.tensor_split(parts) for name, values in batch.items()}
     return [{name: column[i] for name, column in columns.items()} for i in range(parts)]
-
-
-@contextmanager
-def _sigterm() -> Iterator[list[int]]:
-    """Collects SIGTERM instead of dying of it. Only the main thread can; elsewhere nothing is collected."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -60,7 +60,7 @@ class Validation:
         total = self._objective.scheduler.config.num_train_timesteps
         found: dict[str, float] = {}
         errors = []
-        projections = self._project(self._batch["features"])
+        projections = self._objective.project(self._encoder, self._batch["features"])
         for number in range(BINS):
             t = int((number + 0.5) * total / BINS)
             nested, base = self._errors(projections, t, number), self._errors(None, t, number)
@@ -85,10 +85,6 @@ class Validation:
                 found = self._errors(turned, int(share * total), BINS + number).cpu()
                 errors[torch.arange(count), torch.tensor(other)] += found
         return float((errors.argmin(dim=1) == torch.arange(count)).float().mean())
-
-    def _project(self, features: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        with self._objective.autocast(self._device):
-            return self._encoder.project(self._encoder(features.float()))
 
     def _errors(
         self, projections: Mapping[str, tuple[Tensor, Tensor]] | None, timestep: int, seed: int
@@ -117,7 +113,7 @@ class Validation:
     @torch.no_grad()
     def sheet(self) -> Image.Image:
         """A row a subject: its reference and true picture, and pictures without it and with it."""
-        projections = self._project(self._batch["features"])
+        projections = self._objective.project(self._encoder, self._batch["features"])
         columns = [self._draw(None), self._draw(projections)]
         tile = 256
         sheet = Image.new("RGB", (4 * tile, len(self._rows) * tile), "white")

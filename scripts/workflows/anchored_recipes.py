@@ -85,7 +85,7 @@ def _on_sdxl(draft: Draft, kinds: tuple[Kind, ...], text: str) -> Draft:
         applied = apply(group, applied["MODEL"], applied["CLIP"], encoder, subject, word=kind.word)
     group = draft.group(f"{number + 1}. Prompt and sampling")
     words = " and ".join(kind.word for kind in kinds)
-    positive = prompt(group, applied["CLIP"], text, f"Prompt: {words} carry the subjects")
+    positive = prompt(group, applied["CLIP"], text, f"Prompt with {words}")
     unwanted = "monochrome, lowres, worst quality, low quality"
     negative = prompt(group, applied["CLIP"], unwanted, "Negative prompt")
     empty = group.add("EmptyLatentImage", width=1024, height=1024, batch_size=1)
@@ -159,10 +159,9 @@ def person_and_pet(context: Context) -> Draft:
         )
         group.column()
         applied = apply(group, applied["MODEL"], applied["CLIP"], encoder, subject)
-    draft.row()
     group = draft.group("4. Prompt and sampling")
     text = "a photo of a person on the left wearing a red scarf and a pet on the right in the snow"
-    positive = prompt(group, applied["CLIP"], text, "Prompt: person and pet carry the subjects")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with person and pet")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=4)
     group.column()

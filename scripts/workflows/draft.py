@@ -21,14 +21,17 @@ from formats import (
     new_output,
 )
 
-TITLE, GAP, COLUMN_GAP, MARGIN, HEADER = 30, 30, 40, 20, 80
-"""Pixels: a node's title, between nodes, between columns, around the nodes of a group, above them."""
+TITLE, GAP, COLUMN_GAP, GROUP_GAP, MARGIN, HEADER = 30, 30, 30, 20, 20, 80
+"""Pixels: a node's title, between nodes, columns and groups, around the nodes of a group, above them."""
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
 WIDTH, WIDE = 280, {"SaveImage": 340, "CLIPTextEncode": 300, "NestedAttentionViewMaps": 680}
 FREE = (75, 100, 1225, 590)
 """Of a page of 1366 × 768 pixels, what the editor's bars leave free in every front end: left, top, size."""
+
+LETTER = 0.58
+"""Width of a letter against the height of its font, in the widest of the fonts that editors take."""
 
 LEGIBLE, LARGE = 0.6, 0.85
 """Scales of the canvas: below the first, the editor draws no texts."""
@@ -144,7 +147,8 @@ class Draft:
     def editor(self) -> Graph:
         """As the editor saves it."""
         positions, groups, bottom = self._layout()
-        note = self._note(bottom)
+        view = self._view(positions, groups)
+        note = self._note(bottom, FREE[0] / view["scale"] - view["offset"][0])
         nodes, links = self._nodes(positions)
         return {
             "id": self._id("workflow"),
@@ -155,7 +159,7 @@ class Draft:
             "links": links,
             "groups": groups,
             "config": {},
-            "extra": {"ds": self._view(positions, groups), "frontendVersion": "1.27.10"},
+            "extra": {"ds": view, "frontendVersion": "1.27.10"},
             "version": 0.4,
         }
 
@@ -174,7 +178,7 @@ class Draft:
                         "title": group.title,
                         "bounding": [left, top, width, height],
                         "color": COLORS[len(groups) % len(COLORS)],
-                        "font_size": min(24, int((width - 12) / (0.46 * len(group.title)))),
+                        "font_size": min(24, int((width - 12) / (LETTER * len(group.title)))),
                         "flags": {},
                     }
                 )
@@ -185,8 +189,8 @@ class Draft:
                         positions[node] = (x, y)
                         y += node.height + TITLE + GAP
                     x += max((node.width for node in column), default=0) + COLUMN_GAP
-                left += width + GAP
-            top += max(group.size[1] for group in row) + GAP
+                left += width + GROUP_GAP
+            top += max(group.size[1] for group in row) + GROUP_GAP
         return positions, groups, top
 
     def _view(self, positions: Mapping[Node, tuple[int, int]], groups: list[Graph]) -> Graph:
@@ -197,17 +201,25 @@ class Draft:
         right = max(x + w for x, _, w, _ in boxes)
         bottom = max(y + h for _, y, _, h in boxes)
         scale = min(max(min(width / right, height / bottom), LEGIBLE), LARGE)
-        last = [y for node, (_, y) in positions.items() if node.type in ("KSampler", "SaveImage")]
+        last = [
+            (y, y + node.height)
+            for node, (_, y) in positions.items()
+            if node.type in ("KSampler", "SaveImage")
+        ] or [(0, 0)]
+        upper = max(y for _, y, _, _ in boxes if y <= min(last)[0])  # of the row they begin in
+        if (max(end for _, end in last) - upper) * scale > height:
+            upper = min(last)[0] - HEADER
         across = left / scale if right * scale <= width else (left + width) / scale - right
-        down = top / scale if bottom * scale <= height else top / scale - (min(last) - HEADER)
+        down = top / scale if bottom * scale <= height else top / scale - upper
         return {"scale": round(scale, 3), "offset": [round(across), round(down)]}
 
-    def _note(self, bottom: int) -> Graph:
+    def _note(self, bottom: int, left: float) -> Graph:
+        """Below the groups, where the view begins."""
         lines = self.note.count("\n") + len(self.note) // 90 + 4
         return {
             "id": self.numbers + 1,
             "type": "MarkdownNote",
-            "pos": [0, bottom + TITLE + 10],
+            "pos": [max(0, round(left)), bottom + TITLE + 10],
             "size": [760, max(160, 24 * lines)],
             "flags": {},
             "order": 0,

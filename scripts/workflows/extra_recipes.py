@@ -29,7 +29,7 @@ def pose(context: Context) -> Draft:
     applied = personalize(group, world["MODEL"], world["CLIP"], world["person"])
     group = draft.group("3. The prompt, held in the pose")
     text = "a photo of a person wearing a yellow raincoat at the beach"
-    positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     control = group.add("ControlNetLoader", control_net_name="avatars_pose.safetensors")
     held = group.add(

@@ -34,7 +34,7 @@ def inspect(context: Context) -> Draft:
     group = draft.group("3. They are observed while the picture is sampled")
     observed = group.add("NestedAttentionObserve", model=both["MODEL"], observe=True, preview=True)
     text = "a photo of a person on the left and a pet on the right at the beach"
-    positive = prompt(group, both["CLIP"], text, "Prompt: person and pet are the subjects")
+    positive = prompt(group, both["CLIP"], text, "Prompt with person and pet")
     negative = prompt(group, both["CLIP"], "", "Negative prompt")
     group.column()
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)

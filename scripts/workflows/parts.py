@@ -111,9 +111,7 @@ def draw(
     """The last two groups of the plainest workflows: prompt and sampling, picture. batch: pictures at once,
     in place of the world's own latent."""
     group = draft.group(f"{number}. Prompt and sampling")
-    title = f"Prompt: the word {word} is the subject"
-    if " " in word:
-        title = f"Prompt: {word} are the subjects"
+    title = f"Prompt with {word}" if " " in word else f"Prompt with the word {word}"
     positive = prompt(group, applied["CLIP"], text, title)
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = world["latent"]

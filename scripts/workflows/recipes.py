@@ -7,7 +7,7 @@ from collections.abc import Callable
 import anchored_recipes
 import sdxl_recipes
 import start_recipes
-from draft import Draft
+from draft import HEADER, Draft
 from extra_recipes import pose, style_lora
 from formats import Graph
 from inspect_recipes import inspect
@@ -72,7 +72,7 @@ def inpaint(context: Context) -> Draft:
         group,
         applied["CLIP"],
         "a photo of a person on the left wearing a red scarf and a pet on the right in a forest",
-        "Prompt: the word person is the subject",
+        "Prompt with the word person",
     )
     negative = prompt(group, world["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
@@ -135,6 +135,9 @@ def grid(context: Context) -> Draft:
     return draft
 
 
+SUBGRAPH_GROUP = "2. The person, in a subgraph"
+
+
 def subgraph(context: Context) -> Draft:
     draft = context.draft(
         "avatar_subgraph",
@@ -145,7 +148,7 @@ def subgraph(context: Context) -> Draft:
         "inside; copy it to use it again, for a second subject.\n\n" + on_sdxl(),
     )
     world, _ = demo_world(draft)
-    group = draft.group("2. The person, in a subgraph")
+    group = draft.group(SUBGRAPH_GROUP)
     encoder, subject = encode(group, world, world["person"])
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
     draw(draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 3)
@@ -201,4 +204,9 @@ def draw_up(name: str, context: Context) -> Graph:
         if node["type"].startswith("NestedAttention") and node["type"] != "NestedAttentionDemoWorld"
     }
     place = next(node["pos"] for node in editor["nodes"] if node["type"] == "NestedAttentionLoadEncoder")
-    return into_subgraph(editor, "Personalise", inside, name, place, EXPOSED)
+    graph = into_subgraph(editor, "Personalise", inside, name, place, EXPOSED)
+    frame = next(group["bounding"] for group in graph["groups"] if group["title"] == SUBGRAPH_GROUP)
+    frame[3] = (
+        HEADER + next(node["size"][1] for node in graph["nodes"] if node.get("title") == "Personalise") + 120
+    )
+    return graph

@@ -54,7 +54,7 @@ def models() -> tuple[dict[str, str], ...]:
 def _sampled(draft: Draft, checkpoint: Node, applied: Node, text: str, number: int) -> None:
     """Prompt, sampling and picture at SDXL's size."""
     group = draft.group(f"{number}. Prompt and sampling")
-    positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], NEGATIVE, "Negative prompt")
     empty = group.add("EmptyLatentImage", width=1024, height=1024, batch_size=1)
     group.column()
@@ -182,13 +182,20 @@ def small_face(context: Context) -> Draft:
     face = group.add("NestedAttentionAlignFace", "Where the face is", image=wide["IMAGE"])
     group = draft.group("3. It is cut out and sampled again")
     square = {name: face[name] for name in ("x", "y")}
-    crop = group.add("ImageCrop", image=wide["IMAGE"], width=face["side"], height=face["side"], **square)
+    crop = group.add(
+        "ImageCrop",
+        "The square around it",
+        image=wide["IMAGE"],
+        width=face["side"],
+        height=face["side"],
+        **square,
+    )
     large = group.add(
         "ImageScale", "To SDXL's size", image=crop.out, upscale_method="lanczos", width=1024, height=1024,
         crop="disabled",
     )  # fmt: skip
     text = "a close-up photo of a person, natural light, detailed skin"
-    positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], NEGATIVE, "Negative prompt")
     latent = group.add("VAEEncode", pixels=large.out, vae=checkpoint["VAE"])
     group.column()
@@ -226,7 +233,7 @@ def hires_fix(context: Context) -> Draft:
     checkpoint, applied = _one_photograph(draft)
     group = draft.group("2. A first pass, and a second")
     text = "a photo of a person on a mountain path at sunrise, soft light"
-    positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], NEGATIVE, "Negative prompt")
     empty = group.add("EmptyLatentImage", width=1024, height=1024, batch_size=1)
     group.column()

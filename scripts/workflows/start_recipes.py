@@ -133,7 +133,6 @@ def step_by_step_two(context: Context) -> Draft:
     person, somebody = encode(group, world, world["person"])
     group.column()
     pet, animal = encode(group, world, world["pet"], PET)
-    draft.row()
     group = draft.group("3. A word carries each")
     first = apply(group, world["MODEL"], world["CLIP"], person, somebody, title="The person")
     group.column()

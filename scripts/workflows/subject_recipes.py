@@ -65,7 +65,7 @@ def mixing(context: Context) -> Draft:
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, mixed)
     group = draft.group("4. Prompt and sampling")
     text = "a photo of a person in the middle wearing a green hoodie in a forest"
-    positive = prompt(group, applied["CLIP"], text, "Prompt: the word person is the subject")
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
     empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
     group.column()

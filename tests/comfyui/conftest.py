@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from dynamic import dynamic_memory, start_dynamic_memory
-from editor import find_chromium
+from editor import Editor, find_chromium, open_editor
+from front_ends import FRONT_ENDS, NEWER, NEWER_FILES, NEWER_PLACE, ROOT, SIZE, FrontEnd
+from PIL import Image
 
 from nested_attention.demo.server import ComfyServer
 from nested_attention.find_comfyui import find_comfyui
@@ -64,6 +66,35 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A real ComfyUI with the pack in custom_nodes, started once for the whole session."""
     with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=str)
+def front_end(request: pytest.FixtureRequest) -> FrontEnd:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def newer_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A ComfyUI with the front end of front-end.txt."""
+    arguments = ("--front-end-root", str(NEWER_FILES))
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui"), arguments=arguments) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def editor(front_end: FrontEnd, request: pytest.FixtureRequest) -> Iterator[Editor]:
+    program, where = find_chromium()
+    assert program, where
+    if not front_end.own and not (NEWER_FILES / "index.html").is_file():
+        pytest.skip(
+            f"the front end {front_end.version} is not in {NEWER_PLACE}; `{sys.executable} -m pip install "
+            f"--no-deps --target {NEWER_PLACE} -r {NEWER.relative_to(ROOT)}` puts it there"
+        )
+    running: ComfyServer = request.getfixturevalue("server" if front_end.own else "newer_server")
+    for folder in ("input", "output"):  # as ComfyUI brings one, and as it has made one
+        Image.new("RGB", (512, 512)).save(running.base / folder / "example.png")
+    with open_editor(running, program, SIZE, nodes_2=front_end.nodes_2) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

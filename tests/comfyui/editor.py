@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
 
 from nested_attention.demo.server import ComfyServer
 
@@ -127,8 +127,7 @@ def open_editor(
         page.set_default_timeout(120_000)  # a busy machine
         page.goto(server.url)
         editor = Editor(page, server)
-        editor.run.wait_for(timeout=180_000)
-        page.wait_for_function("window.app?.graph && app.extensionManager")
+        editor.wait_until_up()
         yield editor
         browser.close()
 
@@ -147,6 +146,16 @@ class Editor:
     def __init__(self, page: Page, server: ComfyServer) -> None:
         self.page = page
         self.server = server
+
+    def wait_until_up(self) -> None:
+        self.run.wait_for(timeout=180_000)
+        self.page.wait_for_function("window.app?.graph && app.extensionManager")
+
+    def reload(self) -> None:
+        """The page again, as after a change of the language."""
+        self.page.wait_for_timeout(500)  # settings are on their way to the server
+        self.page.reload()
+        self.wait_until_up()
 
     @property
     def run(self) -> Locator:
@@ -182,6 +191,8 @@ class Editor:
 
     def place_from_search(self, words: str, name: str) -> None:
         """Puts the first of the nodes that are found for the words and have the name on the canvas."""
+        self.evaluate("() => document.activeElement?.blur()")  # Enter is not to press a button
+        before = self.evaluate("() => app.graph._nodes.length")
         self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
         box = self.page.locator(SEARCH).first
         box.wait_for()
@@ -192,6 +203,11 @@ class Editor:
         if box.count() and box.is_visible():  # the older front end has it chosen, and placed by Enter
             self.page.keyboard.press("Enter")
         box.wait_for(state="detached")
+        self.page.wait_for_function("before => app.graph._nodes.length > before", arg=before)
+        if self.evaluate("() => 'ghostNodeId' in (app.canvas.state ?? {})"):  # it hangs on the mouse
+            with suppress(TimeoutError):
+                self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null", timeout=3000)
+            self.evaluate("() => app.canvas.finalizeGhostPlacement(false)")
 
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

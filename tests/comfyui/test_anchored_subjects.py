@@ -109,3 +109,71 @@ def test_a_region_found_while_sampling_limits_the_place(world: Any) -> None:
         return draw(*chain, "<alice> and <bob:man> on the beach", steps=6)
 
     assert not same(two(region_mode="auto"), two())
+
+
+def test_sd15_with_an_adapter_of_its_own(world: Any) -> None:
+    """16 layers and one text model. An SDXL adapter is refused by name, as this one is on SDXL."""
+    from tiny import apply_with, carries, make_encoder, make_sd15, make_sd15_clip, make_subject, same
+
+    from nested_attention.errors import NestedAttentionError
+    from nested_attention.sites import sd15_sites
+
+    model, clip = make_sd15(), make_sd15_clip()
+    adapter = make_encoder(model, seed=1, token_dim=32, injection="decoupled")
+    assert [site.name for site in adapter.config.sites] == [site.name for site in sd15_sites()]
+    alice = make_subject(adapter, seed=3)
+    base = draw(model, clip)
+    drawn = {
+        strength: draw(*apply_with(model, clip, adapter, alice, word="person", strength=strength))
+        for strength in (0.0, 1.0)
+    }
+    assert same(drawn[0.0], base) and carries(drawn[1.0], base)
+    nowhere = apply_with(model, clip, adapter, alice, word="person", region=torch.zeros(1, 8, 8))
+    assert same(draw(*nowhere), base)
+    with pytest.raises(NestedAttentionError, match="no prompt carries the subject 'person'"):
+        draw(*apply_with(model, clip, adapter, alice, word="person"), "a lamp")
+    for other in ((model, clip, world.person, world.alice), (world.model, world.clip, adapter, alice)):
+        with pytest.raises(NestedAttentionError, match="the subject encoder does not fit this UNet"):
+            apply_with(*other, word="person")
+
+
+@pytest.mark.parametrize("cfg", [4.0, 1.0])
+def test_everywhere_is_ip_adapter(world: Any, cfg: float) -> None:
+    """Against a replacement of each layer's attention that adds softmax(Q K_ipᵀ / √d) V_ip in the positive
+    half, written out, on a MODEL and CLIP that know nothing of ours."""
+    from comfy.ldm.modules.attention import optimized_attention
+    from tiny import carries
+
+    from nested_attention.sites import UNetLayout
+
+    weight, handle = 0.7, world.person
+    device = handle.load()
+    with torch.no_grad():
+        pairs = handle.encoder.project(world.alice.tokens.to(device))
+
+    def adapted(site: str) -> Any:
+        def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
+            heads = options["n_heads"]
+            out = optimized_attention(q, k, v, heads)
+            size = len(q) // len(options["cond_or_uncond"])
+            for number, kind in enumerate(options["cond_or_uncond"]):
+                if kind == 0:
+                    rows = slice(number * size, (number + 1) * size)
+                    for part in torch.arange(q.shape[-1]).chunk(heads):
+                        key, value = (x[0][:, part] for x in pairs[site])
+                        share = (q[rows][..., part] @ key.T / len(part) ** 0.5).softmax(dim=-1)
+                        out[rows, :, part] += weight * (share @ value)
+            return out
+
+        return attend
+
+    theirs = world.model.clone()
+    layout = UNetLayout.from_comfy_config(world.model.model.model_config.unet_config)
+    for (kind, block, index), site in layout.comfy_sites.items():
+        theirs.set_model_attn2_replace(adapted(site.name), kind, block, index)
+    ours = world.apply(world.model, world.clip, injection="everywhere", weight=weight)
+    expected = draw(theirs, world.clip, steps=1, cfg=cfg)
+    found = draw(*ours, steps=1, cfg=cfg)
+    most = float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= 1e-5 * most
+    assert carries(expected, draw(world.model, world.clip, steps=1, cfg=cfg))

@@ -1,7 +1,6 @@
 """The pack in ComfyUI's own editor, in a real browser: every workflow opens, and the avatar ones draw.
 
-Run with the front end that ComfyUI's requirements name, and on a newer ComfyUI with the one of front-end.txt
-too, where it is installed; with both renderers of nodes where the front end has both.
+With every front end and renderer of front_ends.py.
 """
 
 from __future__ import annotations
@@ -9,11 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
 from runpy import run_path
@@ -22,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from editor import SAYS, TOASTS, Editor, find_chromium, open_editor, without_meta
+from editor import SAYS, TOASTS, Editor, without_meta
+from front_ends import FRONT_ENDS, SIZE, FrontEnd
 from PIL import Image
 
 from nested_attention.demo.draw import load_workflow
-from nested_attention.demo.server import ComfyServer
 
 pytestmark = pytest.mark.browser
 
@@ -38,7 +34,6 @@ TEMPLATES: dict[str, str] = _names["TEMPLATES"]
 SERVER_NAMES: dict[str, str] = {name: _names["server_name"](name) for name in NAMES}
 SAVED_NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
 SOMEBODY = ROOT / "weights" / "subjects" / "somebody.safetensors"
-SIZE = (1900, 780)
 APPLY = "NestedAttentionApplySubject"
 
 NODES = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])]).map(node => ({
@@ -47,68 +42,6 @@ NODES = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nod
     known: node.type in LiteGraph.registered_node_types,
     red: !!node.has_errors || (node.inputs ?? []).some(input => input.hasErrors),
 }))"""
-
-NEWER = Path(__file__).resolve().parent / "front-end.txt"
-NEWER_PLACE = Path(sys.prefix) / "front-end"
-"""Where scripts/install.py puts it."""
-NEWER_FILES = NEWER_PLACE / "comfyui_frontend_package" / "static"
-BOTH_RENDERERS = (1, 41)
-"""The front end whose new installations may start with Nodes 2.0; those before it call that a trial."""
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    version: str
-    nodes_2: bool
-    own: bool
-    """Whether it is the one that ComfyUI's requirements name."""
-
-    def __str__(self) -> str:
-        return f"{self.version}{' Nodes 2.0' if self.nodes_2 else ''}"
-
-
-def front_ends() -> list[FrontEnd]:
-    try:
-        version = metadata.version("comfyui-frontend-package")
-    except metadata.PackageNotFoundError:
-        return [FrontEnd("none", nodes_2=False, own=True)]  # there is no ComfyUI either
-    if tuple(map(int, version.split(".")[:2])) < BOTH_RENDERERS:
-        return [FrontEnd(version, nodes_2=False, own=True)]
-    newer = NEWER.read_text().strip().rpartition("==")[2]
-    versions = {version: True, newer: version == newer}
-    return [FrontEnd(one, nodes_2, own) for one, own in versions.items() for nodes_2 in (False, True)]
-
-
-FRONT_ENDS = front_ends()
-
-
-@pytest.fixture(scope="module", params=FRONT_ENDS, ids=str)
-def front_end(request: pytest.FixtureRequest) -> FrontEnd:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def newer_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A ComfyUI with the front end of front-end.txt."""
-    arguments = ("--front-end-root", str(NEWER_FILES))
-    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui"), arguments=arguments) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def editor(front_end: FrontEnd, request: pytest.FixtureRequest) -> Iterator[Editor]:
-    program, where = find_chromium()
-    assert program, where
-    if not front_end.own and not (NEWER_FILES / "index.html").is_file():
-        pytest.skip(
-            f"the front end {front_end.version} is not in {NEWER_PLACE}; `{sys.executable} -m pip install "
-            f"--no-deps --target {NEWER_PLACE} -r {NEWER.relative_to(ROOT)}` puts it there"
-        )
-    running: ComfyServer = request.getfixturevalue("server" if front_end.own else "newer_server")
-    for folder in ("input", "output"):  # as ComfyUI brings one, and as it has made one
-        Image.new("RGB", (512, 512)).save(running.base / folder / "example.png")
-    with open_editor(running, program, SIZE, nodes_2=front_end.nodes_2) as opened:
-        yield opened
 
 
 def load(editor: Editor, name: str, folder: Path = ROOT / "workflows", *, fit: bool = True) -> dict[str, Any]:
@@ -374,11 +307,14 @@ class TestMaps:
         assert "NestedAttentionViewMaps" in ran and "KSampler" not in ran and "VAEDecode" not in ran
 
 
+PERSON_OR_PET = "Person or Pet in Picture"
+FIRST = (
+    *("face", "identity", "person", "pet", "IPAdapter", "consistent character", "reference image"),
+    *("likeness", "photo", "subject", "dog", "character", "InstantID"),
+)
+"""What people type who want the one node."""
+
 FOUND_BY = {
-    "face": "Person or Pet in Picture",
-    "identity": "Person or Pet in Picture",
-    "person": "Person or Pet in Picture",
-    "pet": "Person or Pet in Picture",
     "ipadapter": "Load Subject Encoder",
     "consistent character": "Load Subject",
     "reference image": "Encode Subject",
@@ -386,14 +322,22 @@ FOUND_BY = {
     "nested attention": "Apply Subject",
     "remove background": "Isolate Subject",
     "face crop": "Align Face",
+    "small world": "Demo World",
+    "avatars": "Demo World",
 }
 """What people type → one of the nodes that they are offered, on every core."""
 
 
-def test_what_people_type_finds_the_nodes(editor: Editor) -> None:
+def test_what_people_type_finds_the_nodes(editor: Editor, front_end: FrontEnd) -> None:
     for words, name in FOUND_BY.items():
         found = editor.search(words)
         assert any(name in one for one in found), f"{words!r} finds {found[:5]}"
+    for words in FIRST:
+        found = [one.split("\n")[0].strip() for one in editor.search(words)]
+        if front_end.searches_names:  # the pack's own list decides
+            assert found[0] == PERSON_OR_PET, f"{words!r} finds {found[:5]}"
+        else:  # the editor ranks names before aliases, and its core's nodes among them
+            assert PERSON_OR_PET in found, f"{words!r} finds {found[:12]}"
 
 
 CHOOSE = """name => {
@@ -420,3 +364,26 @@ def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
     assert editor.evaluate(CHOOSE, "nobody.safetensors")
     said.filter(has_text="there is no saved subject 'nobody.safetensors'").wait_for()
     assert not said.locator("img").count()
+
+
+def test_lists_are_in_the_editors_language_where_it_can_show_that(
+    editor: Editor, front_end: FrontEnd
+) -> None:
+    """And send what they sent. The last test of an editor, which is left as it was."""
+    language = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
+    widget = """() => app.graph._nodes.find(node => node.type === 'NestedAttentionPersonalize')
+        .widgets.find(widget => widget.name === 'likeness')"""
+    try:
+        editor.evaluate(language, "zh")
+        editor.reload()
+        load(editor, "avatar_start")
+        label, shown, value = editor.evaluate(f"(w => [w.label, w._displayValue, w.value])(({widget})())")
+        assert (label, value) == ("相似度", "balanced")
+        assert shown == ("balanced" if front_end.searches_names else "均衡")
+        if front_end.nodes_2:
+            editor.page.locator("[data-node-id]").get_by_text("均衡").first.wait_for()
+        sent = [n["inputs"] for n in editor.prompt().values() if "likeness" in n["inputs"]]
+        assert [one["likeness"] for one in sent] == ["balanced"]
+    finally:
+        editor.evaluate(language, "en")
+        editor.reload()

@@ -115,3 +115,7 @@ def test_the_editor_is_served_help_and_translations(server: ComfyServer, nodes: 
     for number in nodes:
         page = server.text(f"/extensions/{PACK_NAME}/docs/{number}.md")
         assert page == (HELP / f"{number}.md").read_text(encoding="utf-8")
+    for language in LANGUAGES:  # where the editor looks for a page in its language
+        path = f"{number}/{language}.md"
+        page = server.text(f"/extensions/{PACK_NAME}/docs/{path}")
+        assert page == (HELP / path).read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
@@ -135,6 +136,43 @@ def make_model(compute_dtype: torch.dtype | None = None, **changes: Any) -> comf
     model = config.get_model({})
     randomise(model.diffusion_model, seed=10)
     return comfy.model_patcher.ModelPatcher(model.eval(), CPU, CPU)
+
+
+def make_sd15() -> comfy.model_patcher.ModelPatcher:
+    """A MODEL of SD 1.5's layout, 16 cross-attention layers, and tiny widths."""
+    unet = {
+        **UNET,
+        "channel_mult": [1, 2, 2, 2],
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_middle": 1,
+        "context_dim": WIDTH_L,
+        "adm_in_channels": None,
+        "num_classes": None,
+        "use_linear_in_transformer": False,
+    }
+    config = comfy.supported_models.SD15(unet)
+    config.unet_config.update(num_heads=2, num_head_channels=-1)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({})
+    randomise(model.diffusion_model, seed=10)
+    return comfy.model_patcher.ModelPatcher(model.eval(), CPU, CPU)
+
+
+def make_sd15_clip() -> comfy.sd.CLIP:
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    sizes = {
+        "hidden_size": WIDTH_L,
+        "intermediate_size": 2 * WIDTH_L,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": WIDTH_L,
+    }
+    options = {"clip_l_model_config": sizes, "model_config": sizes, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(target, model_options=options)
+    randomise(clip.cond_stage_model, seed=11)
+    return clip
 
 
 def make_clip(embedding_directory: str | None = None) -> comfy.sd.CLIP:

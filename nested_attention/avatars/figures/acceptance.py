@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 def one_subject(judges: Judges, counts: Counts, say: Say, *, word: str) -> dict[str, Any]:
     """One person or one pet a picture, and the curve over λ (the paper's Fig. 10) on the same cases."""
-    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), half=counts.half)
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), split=counts.half)
     outside, base = background(cases), generate(judges, cases)
     pictures: dict[str, Callable[[], np.ndarray]] = {
         "personalised": lambda: generate(judges, cases, [attach(judges, cases, word)]),
@@ -94,7 +94,7 @@ def _tell(say: Say, what: str, found: dict[str, Any]) -> None:
 
 def pairs(judges: Judges, counts: Counts, say: Say) -> dict[str, Any]:
     """A person and a pet in one picture, each with its own encoder."""
-    cases = draw_cases(SUBJECTS, counts.pairs, seed=3000, half=counts.half)
+    cases = draw_cases(SUBJECTS, counts.pairs, seed=3000, split=counts.half)
     pictures = {
         "personalised": generate(judges, cases, [attach(judges, cases, word) for word in SUBJECTS]),
         "floor": generate(judges, cases),
@@ -123,7 +123,7 @@ def attention_to_word(judges: Judges, counts: Counts, say: Say) -> dict[str, Any
     world = judges.world
     result = {}
     for word in judges.encoders:
-        cases = draw_cases((word,), min(counts.subjects, 32), seed=4000, half=counts.half)
+        cases = draw_cases((word,), min(counts.subjects, 32), seed=4000, split=counts.half)
         context, pooled, ids = world.text([case.prompt for case in cases])
         rows = np.stack([render(case.picture).subject for case in cases]) > 0  # (n, 32, 32)
         inside = torch.from_numpy(rows.reshape(-1, 16, 2, 16, 2).sum((2, 4)).reshape(len(cases), -1) >= 2)

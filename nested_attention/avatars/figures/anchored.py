@@ -30,7 +30,7 @@ from ...settings import SubjectSettings
 from ..drawing.picture import render
 from ..models.world import Attached, Sampling
 from . import records
-from .cases import Case, draw_cases
+from .cases import Case, anyone, change, draw_cases
 from .judges import SUBJECTS, Counts, Judges, attach, identity_hits, score_prompt
 from .pairs import score_slots
 
@@ -40,8 +40,8 @@ RESULTS = ADAPTERS / "anchored.json"
 SAMPLING = Sampling(steps=12)
 PAIR, PEOPLE, CHOICE = "person and pet", "two people", "choice"
 SEEDS = {("person",): 8100, ("pet",): 8200, SUBJECTS: 8300, ("person", "person"): 8400}
-DEVELOPMENT = 40
-"""Cases by which the anchor's gate was chosen: other subjects than those of the figures."""
+DEVELOPMENT = 48
+"""Cases of training identities, by which the anchor's gate was chosen."""
 
 Say = Callable[[str], None]
 
@@ -55,15 +55,18 @@ class Use:
     mask: bool = False
 
 
+EVERYWHERE = "everywhere"
 USES = {
-    "everywhere": Use(SubjectSettings(injection="everywhere")),
+    EVERYWHERE: Use(SubjectSettings(injection="everywhere")),
     "true mask": Use(SubjectSettings(injection="everywhere"), mask=True),
     "anchored": Use(SubjectSettings(injection="anchored")),
     "anchored, region found": Use(SubjectSettings(injection="anchored", region_mode="auto")),
     "nested": Use(SubjectSettings(injection="nested"), adapter=False),
 }
-EXCHANGED = ("everywhere", "anchored")
+EXCHANGED = (EVERYWHERE, "anchored")
 """Those that the pet's photo is exchanged with."""
+BESIDE = (EVERYWHERE, "true mask")
+"""Those that gates are compared with."""
 TOGETHER = ("anchored, region found",)
 """Those that differ from others only where two subjects share a picture."""
 
@@ -80,19 +83,25 @@ def measure(
     counts: Counts,
     parts: Sequence[str] = (),
     say: Say = lambda line: None,
+    uses: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The figures of these parts, all if none is named. own: `adapters`.
+    """The figures of these parts, all if none is named. own: `adapters`. uses: the rows that are measured;
+    all if none is named.
 
-    Raises NestedAttentionError for a part that does not exist.
+    Raises NestedAttentionError for a part or a use that does not exist.
     """
     started, wanted = time.monotonic(), tuple(parts) or PARTS
-    unknown = sorted(set(wanted) - set(PARTS))
-    if unknown:
-        raise NestedAttentionError(f"no such part: {', '.join(unknown)}. The parts are {', '.join(PARTS)}")
+    for given, known, what in ((wanted, PARTS, "part"), (uses, USES, "use")):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise NestedAttentionError(
+                f"no such {what}: {', '.join(unknown)}. The {what}s are {', '.join(known)}"
+            )
+    chosen = {name: use for name, use in USES.items() if not uses or name in uses}
     made: dict[str, Callable[[], dict[str, Any]]] = {
-        **{word: lambda word=word: _alone(judges, own, (word,), counts, say) for word in SUBJECTS},  # type: ignore[misc]
-        PAIR: lambda: _pair(judges, own, counts, say),
-        PEOPLE: lambda: _people(judges, own, counts, say),
+        **{word: lambda word=word: _alone(judges, own, (word,), counts, say, chosen) for word in SUBJECTS},  # type: ignore[misc]
+        PAIR: lambda: _pair(judges, own, counts, say, chosen),
+        PEOPLE: lambda: _people(judges, own, counts, say, chosen),
         CHOICE: lambda: _choice(judges, own, say),
     }
     found = {part: made[part]() for part in wanted}
@@ -106,80 +115,85 @@ PARTS = (*SUBJECTS, PAIR, PEOPLE, CHOICE)
 
 
 def _alone(
-    judges: Judges, own: dict[str, SubjectEncoder], words: tuple[str, ...], counts: Counts, say: Say
+    judges: Judges,
+    own: dict[str, SubjectEncoder],
+    words: tuple[str, ...],
+    counts: Counts,
+    say: Say,
+    uses: dict[str, Use],
 ) -> dict[str, Any]:
     """One subject a picture: identity, prompt, change outside; identity against everywhere, in pairs."""
     cases = draw_cases(words, counts.subjects, seed=SEEDS[words])
-    base, hits, result = _draw(judges, cases, []), {}, {}
-    for name, use in USES.items():
+    base, reference, result = _draw(judges, cases, []), None, {}
+    for name, use in {EVERYWHERE: USES[EVERYWHERE], **uses}.items():
         if name in TOGETHER:
             continue
         rgb = _draw(judges, cases, [_attached(judges, own, cases, words[0], use)])
-        hits[name] = identity_hits(judges, rgb, cases, words[0], counts)
-        result[name] = _figures(judges, rgb, base, cases, hits[name], hits["everywhere"])
+        hits = identity_hits(judges, rgb, cases, words[0], counts)
+        reference = hits if reference is None else reference
+        result[name] = _figures(judges, rgb, base, cases, hits, reference)
         _tell(say, words[0], name, result[name])
     return result
 
 
-def _pair(judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say) -> dict[str, Any]:
+def _pair(
+    judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say, uses: dict[str, Use]
+) -> dict[str, Any]:
     """A person and a pet: both recognised; and how much of the person's place another pet's photo changes."""
     cases = draw_cases(SUBJECTS, counts.pairs, seed=SEEDS[SUBJECTS])
     others = [
         replace(one, references=other.references)
         for one, other in zip(cases, cases[1:] + cases[:1], strict=True)
     ]
-    base, hits, result = _draw(judges, cases, []), {}, {}
-    for name, use in USES.items():
+    base, reference, result = _draw(judges, cases, []), None, {}
+    for name, use in {EVERYWHERE: USES[EVERYWHERE], **uses}.items():
         person, pet = (_attached(judges, own, cases, word, use) for word in SUBJECTS)
         rgb = _draw(judges, cases, [person, pet])
         each = {word: identity_hits(judges, rgb, cases, word, counts) for word in SUBJECTS}
-        hits[name] = each["person"] & each["pet"]
-        result[name] = _figures(judges, rgb, base, cases, hits[name], hits["everywhere"])
+        both = each["person"] & each["pet"]
+        reference = both if reference is None else reference
+        result[name] = _figures(judges, rgb, base, cases, both, reference)
         result[name] |= {word: rate(hit) for word, hit in each.items()}
-        if name in EXCHANGED:
+        if name in EXCHANGED and name in uses:
             exchanged = replace(pet, tokens=_attached(judges, own, others, "pet", use).tokens)
             other = _draw(judges, cases, [person, exchanged])
-            result[name]["leak"] = _change(other, rgb, _masks(cases, "person"))
+            result[name]["leak"] = change(other, rgb, _masks(cases, "person"))
         _tell(say, PAIR, name, result[name])
     return result
 
 
-def _people(judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say) -> dict[str, Any]:
+def _people(
+    judges: Judges, own: dict[str, SubjectEncoder], counts: Counts, say: Say, uses: dict[str, Use]
+) -> dict[str, Any]:
     """Two people on one word and one adapter, each looked for where the prompt puts it (`pairs`)."""
     words = ("person", "person")
     cases = draw_cases(words, counts.pairs, seed=SEEDS[words])
     base, result = _draw(judges, cases, []), {}
     outside = ~(_masks(cases, 0) | _masks(cases, 1))
-    for name, use in USES.items():
+    for name, use in uses.items():
         rgb = _draw(judges, cases, _both_people(judges, own, cases, use))
         slots = score_slots(judges, rgb, cases, counts.twins)
         kept = ("first", "second", "swapped", "own_both")
         result[name] = {"identity": slots["both"], **{key: slots[key] for key in kept}}
         result[name] |= {"prompt": score_prompt(judges, rgb, cases)["all"]}
-        result[name] |= {"outside": _change(rgb, base, outside)}
+        result[name] |= {"outside": change(rgb, base, outside)}
         _tell(say, PEOPLE, name, result[name])
     return result
 
 
 def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[str, Any]:
-    """Gates of the anchor on the development set."""
-    counts = Counts()
+    """Gates of the anchor on training identities."""
     result: dict[str, Any] = {}
-    for part, words in (("person", ("person",)), (PEOPLE, ("person", "person"))):
-        drawn = counts.subjects + DEVELOPMENT
-        cases = draw_cases(words, drawn, seed=SEEDS[words])[counts.subjects :]
+    for part, words in (("person", ("person",)), (PAIR, SUBJECTS)):
+        cases = draw_cases(words, DEVELOPMENT, seed=91 + len(words), split="train")
         base, result[part] = _draw(judges, cases, []), {}
-        for name, settings in {"everywhere": USES["everywhere"].settings, **GATES}.items():
-            use = Use(settings)
-            if part == PEOPLE:
-                rgb = _draw(judges, cases, _both_people(judges, own, cases, use))
-                identity = score_slots(judges, rgb, cases, counts.twins)["both"]
-            else:
-                rgb = _draw(judges, cases, [_attached(judges, own, cases, part, use)])
-                identity = rate(identity_hits(judges, rgb, cases, part, counts))
-            found = {"identity": identity, "outside": _change(rgb, base, ~_anyone(cases))}
-            result[part][name] = found
-            _tell(say, f"{CHOICE}, {part}", name, found)
+        gates = {name: Use(settings) for name, settings in GATES.items()}
+        for name, use in {**{name: USES[name] for name in BESIDE}, **gates}.items():
+            rgb = _draw(judges, cases, [_attached(judges, own, cases, word, use) for word in words])
+            each = [identity_hits(judges, rgb, cases, word, Counts()) for word in words]
+            identity = rate(torch.stack(each).all(dim=0))
+            result[part][name] = {"identity": identity, "outside": change(rgb, base, ~anyone(cases))}
+            _tell(say, f"{CHOICE}, {part}", name, result[part][name])
     return result
 
 
@@ -202,8 +216,8 @@ GATES = {
         injection="anchored", quantile=quantile, level=level, exponent=exponent
     )
     for quantile, level, exponent in (
-        *((0.95, 1.0, 1.0), (0.95, 1.0, 0.5), (0.95, 0.6, 2.0), (0.95, 0.5, 2.0)),
-        *((0.8, 1.0, 1.0), (0.8, 1.0, 2.0), (0.7, 1.0, 2.0), (0.6, 1.0, 1.0), (0.6, 1.0, 2.0)),
+        *((0.95, 0.5, 3.0), (0.95, 0.5, 4.0), (0.95, 0.6, 2.0), (0.95, 0.6, 3.0)),
+        *((0.95, 0.65, 2.0), (0.95, 0.65, 3.0), (0.95, 0.7, 2.0)),
     )
 }
 
@@ -247,24 +261,17 @@ def _masks(cases: list[Case], who: str | int) -> np.ndarray:
     return np.stack([render(c.picture).subject == n + 1 for c, n in zip(cases, numbers, strict=True)])
 
 
-def _anyone(cases: list[Case]) -> np.ndarray:
-    return np.stack([render(case.picture).subject > 0 for case in cases])
-
-
-def _change(rgb: np.ndarray, base: np.ndarray, where: np.ndarray) -> float:
-    """The mean difference of pixels, of 255. rgb, base (n, 32, W, 3) uint8, where (n, 32, W) bool"""
-    return round(float(np.abs(rgb.astype(float) - base).mean(-1)[where].mean()), 2)
-
-
 def _figures(
     judges: Judges, rgb: np.ndarray, base: np.ndarray, cases: list[Case], hits: Tensor, reference: Tensor
 ) -> dict[str, Any]:
     prompt = score_prompt(judges, rgb, cases)
+    told = {"expression"} & set(prompt["attributes"])  # where the judge knows expressions
     return {
+        **{name: prompt["attributes"][name] for name in told},
         "identity": rate(hits),
         "against_everywhere": paired(hits.float() - reference.float()),
         "prompt": prompt["all"],
-        "outside": _change(rgb, base, ~_anyone(cases)),
+        "outside": change(rgb, base, ~anyone(cases)),
     }
 
 
@@ -275,14 +282,22 @@ def _tell(say: Say, part: str, name: str, figures: dict[str, Any]) -> None:
 
 
 def write(document: dict[str, Any], path: Path = RESULTS) -> None:
-    """Write the parts that were measured over those in the file, with the hashes of what they belong to."""
+    """Write the rows that were measured over those in the file, with the hashes of what they belong to."""
     before = json.loads(path.read_text()) if path.exists() else {}
     runs = {
         **before.get("runs", {}),
         **dict.fromkeys((p for p in PARTS if p in document), document.pop("run")),
     }
-    kept = {part: {**before, **document}[part] for part in PARTS if part in {**before, **document}}
+    both = {**before, **document}
+    kept = {part: _merged(before.get(part, {}), both[part]) for part in PARTS if part in both}
+    if CHOICE in both:
+        kept[CHOICE] = both[CHOICE]  # whose rows were measured together
     records.write({**kept, "runs": runs}, path, belongs())
+
+
+def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A part's rows, the new ones over the old ones, in the order of USES."""
+    return {name: {**before.get(name, {}), **now.get(name, {})} for name in USES if name in {**before, **now}}
 
 
 def belongs(folder: Path = ADAPTERS) -> dict[str, str]:

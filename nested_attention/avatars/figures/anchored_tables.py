@@ -30,6 +30,7 @@ def tables(document: dict[str, Any]) -> str:
     ran = document["runs"].values()
     runs = {f"{run['date']}, {run['machine']}, {run['steps']} steps" for run in ran}
     trials = uses["anchored"]["identity"]["trials"]
+    tried = next(iter(choice[PAIR].values()))["identity"]["trials"]
     leaks = [[use, _cell(found, "leak")] for use, found in uses.items() if "leak" in found]
     return "\n\n".join(
         [
@@ -40,14 +41,23 @@ def tables(document: dict[str, Any]) -> str:
             table(["", *parts], rows("outside")),
             "What the prompt asked for:",
             table(["", *parts], rows("prompt")),
+            *_expressions(document),
             "What another pet's photo changes in the person's place, of 255:",
             table(["", "leak"], leaks),
-            "The choice of the gate, on other held-out cases: recognised, and change outside:",
+            f"The choice of the gate, on {tried} cases of training identities: recognised, and change "
+            "outside:",
             table(["", *(f"{part}{more}" for part in choice for more in ("", ", outside"))], gates),
         ]
     )
 
 
+def _expressions(document: dict[str, Any]) -> list[str]:
+    """Nothing where no judge knew expressions."""
+    uses = [use for use, found in document[SUBJECTS[0]].items() if "expression" in found]
+    rows = [[use, *(_cell(document[one].get(use), "expression") for one in SUBJECTS)] for use in uses]
+    return ["The expression that the prompt asked for:", table(["", *SUBJECTS], rows)] if rows else []
+
+
 def _cell(found: dict[str, Any] | None, name: str) -> str:
-    value = None if found is None else found[name]
+    value = None if found is None else found.get(name)
     return "" if value is None else share(value["rate"]) if isinstance(value, dict) else f"{value:.1f}"

@@ -7,6 +7,7 @@ pictures; `acceptance` alone draws it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from ..drawing.references import sample_crop
 from ..drawing.shown import Shown
 from ..models.model import LATENT, LATENT_WIDE
 
-_STREAM: dict[Half, int] = {"development": 0, "sealed": 1}
+Cases = Half | Literal["train"]
+"""Whom cases show: one half of the held-out identities, or those of training."""
+
+_STREAM: dict[Cases, int] = {"development": 0, "sealed": 1, "train": 2}
 """What a set's pictures, prompts and noise are drawn with, beside the seed."""
 
 
@@ -52,17 +56,17 @@ class Case:
         return LATENT if len(self.picture.figures) == 1 else LATENT_WIDE
 
 
-def draw_cases(words: tuple[str, ...], number: int, seed: int, half: Half = "development") -> list[Case]:
-    """`number` cases with one subject a word, all of them different, of one half of the held-out ones."""
-    rng = np.random.default_rng([seed, _STREAM[half]])
+def draw_cases(words: tuple[str, ...], number: int, seed: int, split: Cases = "development") -> list[Case]:
+    """`number` cases with one subject of the split a word, all of them different."""
+    rng = np.random.default_rng([seed, _STREAM[split]])
     seen: set[Identity] = set()
     cases: list[Case] = []
     while len(cases) < number:
-        identities = tuple(sample(KINDS[word], rng, half) for word in words)  # type: ignore[type-var]
+        identities = tuple(sample(KINDS[word], rng, split) for word in words)  # type: ignore[type-var]
         if len(set(identities) - seen) < len(identities):
             continue
         seen.update(identities)
-        picture = sample_picture(rng, identities, split="heldout")
+        picture = sample_picture(rng, identities, split="train" if split == "train" else "heldout")
         form = int(rng.integers(2**31))
         cases.append(
             Case(
@@ -81,11 +85,15 @@ def true_drawings(cases: list[Case]) -> np.ndarray:
     return np.stack([render(case.picture).rgb for case in cases])
 
 
+def anyone(cases: list[Case]) -> np.ndarray:
+    """Where the drawings show a figure, whoever it is. (n, 32, W) bool"""
+    return np.stack([render(case.picture).subject > 0 for case in cases])
+
+
 def background(cases: list[Case], margin: int = 2) -> np.ndarray:
     """Where no figure of the true drawing is, nor `margin` art pixels around. (n, 32, W) bool"""
-    figures = np.stack([render(case.picture).subject > 0 for case in cases])
     side = 2 * margin + 1
-    around = np.pad(figures, ((0, 0), (margin, margin), (margin, margin)))
+    around = np.pad(anyone(cases), ((0, 0), (margin, margin), (margin, margin)))
     near = np.lib.stride_tricks.sliding_window_view(around, (side, side), (1, 2)).max((-1, -2))
     return np.logical_not(near)
 

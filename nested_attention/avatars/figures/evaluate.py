@@ -18,11 +18,12 @@ from ...checkpoint import load_subject_encoder
 from ...evaluation.drawing import Drawing
 from ...evaluation.metrics import picture_similarity
 from ...evaluation.run import Output
-from ...evaluation.samples import Person, Sample, open_picture
+from ...evaluation.samples import Person, Sample
 from ...evaluation.scorers import IdentityScorer, Measure, Scorer, Scores, everybody
 from ...evaluation.settings import SmallWorldSettings
 from ...evaluation.tasks import Task
 from ...paths import SMALL_WORLD
+from ...pictures.files import open_picture
 from ...storage.files import replacing
 from ..drawing.picture import ENLARGE, Picture, crop, enlarge, render
 from ..drawing.pose import window

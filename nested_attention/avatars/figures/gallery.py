@@ -34,6 +34,7 @@ BOTH = "a photo of a person on the left and a pet on the right at the beach"
 ALONE = "a photo of a person in the middle wearing a yellow raincoat at the beach"
 PERSON, OTHER, PET = 7, 11, 3
 LAMBDAS, ALPHAS, WEIGHTS = (1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 3.0), (0.0, 0.25, 0.5, 0.75, 1.0)
+PAIRED = ("the person", "the pet", "the picture", "where the words land")
 SIDE = 128
 """Pixels of a picture under a map: eight a cell of the finest layers."""
 
@@ -117,7 +118,7 @@ def _settings(gallery: Gallery) -> dict[str, np.ndarray]:
                     gallery.draw(
                         ALONE, [gallery.applied("person", subject, attention_scale=scale, alpha=alpha)]
                     ),
-                    (f"lambda {scale:g}, alpha {alpha:g}",),  # the font has no Greek,
+                    (f"lambda {scale:g}, alpha {alpha:g}",),  # the font has no Greek
                 )
                 for scale in LAMBDAS
             ]
@@ -136,7 +137,10 @@ def _mixing(gallery: Gallery) -> dict[str, np.ndarray]:
         )
         for weight in WEIGHTS
     ]
-    cells = [Cell(picture, (f"weight {weight:g}",)) for picture, weight in zip(drawn, WEIGHTS, strict=True)]
+    cells = [
+        Cell(picture, (f"{1 - weight:.0%} one, {weight:.0%} another",))
+        for picture, weight in zip(drawn, WEIGHTS, strict=True)
+    ]
     people = [Cell(picture, (name,)) for picture, name in zip(pictures, ("one", "another"), strict=True)]
     places = token_pictures(recorder.observation(), [drawn[2]], (), strongest=2)[0]
     return {"mixing": sheet([people, cells]), "mixing_tokens": places}
@@ -152,7 +156,8 @@ def _several(gallery: Gallery) -> dict[str, np.ndarray]:
         for n in counts
     ]
     given = [Cell(picture, (f"picture {i}",)) for i, picture in enumerate(pictures, start=1)]
-    found = [Cell(picture, (f"of {n}",)) for picture, n in zip(drawn, counts, strict=True)]
+    told = ("drawn from picture 1", "from pictures 1 and 2", "from all four")
+    found = [Cell(picture, (one,)) for picture, one in zip(drawn, told, strict=True)]
     return {"several_references": sheet([given, found])}
 
 
@@ -168,5 +173,6 @@ def _pairs(gallery: Gallery) -> dict[str, np.ndarray]:
         recorder = Recorder(Watch())
         drawn = gallery.draw(BOTH, subjects, recorder, seed=person)
         words = word_pictures(recorder.observation(), [drawn], Selection())[0]
-        rows.append([*(Cell(picture) for picture in pictures), Cell(drawn), Cell(words)])
+        shown = zip((*pictures, drawn, words), PAIRED, strict=True)
+        rows.append([Cell(picture, (told,)) for picture, told in shown])
     return {"person_and_pet": sheet(rows)}

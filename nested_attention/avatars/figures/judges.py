@@ -144,20 +144,28 @@ def score_identity(
     return result
 
 
+def prompt_hits(judges: Judges, rgb: np.ndarray, cases: list[Case], number: int) -> dict[str, Tensor]:
+    """Whether the figure of a number shows each of the prompt's attributes. name → (n,) bool"""
+    pictures = [case.picture for case in cases]
+    labels = [prompt_labels(picture, number) for picture in pictures]
+    return {
+        name: answer == torch.tensor([label[name] for label in labels])
+        for name, answer in judges.prompt.answers(rgb, pictures, number).items()
+    }
+
+
 def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
     """Share of the prompt's attributes that the pictures show, and each attribute on its own.
 
     balanced: the mean over expressions of how often each is shown when it was asked for.
     """
-    pictures = [case.picture for case in cases]
     right: dict[str, list[Tensor]] = {name: [] for name in PROMPT_ATTRIBUTES}
     wanted: list[Tensor] = []
-    for number in range(len(pictures[0].figures)):
-        answers = judges.prompt.answers(rgb, pictures, number)
-        labels = [prompt_labels(picture, number) for picture in pictures]
-        for name, answer in answers.items():
+    for number in range(len(cases[0].picture.figures)):
+        for name, hits in prompt_hits(judges, rgb, cases, number).items():
             if number == 0 or name not in OF_PICTURE:
-                right[name].append(answer == torch.tensor([label[name] for label in labels]))
+                right[name].append(hits)
+        labels = [prompt_labels(case.picture, number) for case in cases]
         wanted.append(torch.tensor([label["expression"] for label in labels]))
     correct = {name: torch.cat(each) for name, each in right.items()}
     return {

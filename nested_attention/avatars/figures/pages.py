@@ -10,7 +10,6 @@ from typing import Any
 from ...paths import PACK, SMALL_WORLD
 from . import anchored_tables, curve, map_tables, maps
 from .acceptance import RESULTS
-from .alternatives import RESULTS as ALTERNATIVES
 from .anchored import RESULTS as ANCHORED
 from .report import figures, summary
 
@@ -18,11 +17,6 @@ from .report import figures, summary
 def read(path: Path = RESULTS) -> dict[str, Any]:
     """The committed figures."""
     return json.loads(path.read_text())
-
-
-def read_if_there(path: Path) -> dict[str, Any] | None:
-    """Further figures, if there are any."""
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 BEGIN, END = "<!-- figures: written by `nested-attention world report` -->\n", "\n<!-- end of figures -->"
@@ -39,7 +33,7 @@ def insert(page: str, figures: str) -> str:
 
 
 PAGES: dict[Path, Callable[[], str]] = {
-    SMALL_WORLD / "README.md": lambda: figures(read(), read_if_there(ALTERNATIVES)),
+    SMALL_WORLD / "README.md": lambda: figures(read()),
     PACK / "README.md": lambda: summary(read()),
     PACK / "docs" / "gallery.md": lambda: map_tables.tables(read(maps.RESULTS)),
     PACK / "docs" / "anchored.md": lambda: anchored_tables.tables(read(ANCHORED)),

@@ -54,7 +54,7 @@ def people(
 ) -> dict[str, Any]:
     """The figures under each measure, beside those of the base model without and with a description of both
     people, and of the true drawing: `score_slots` by each scorer, and `score_prompt`."""
-    cases = draw_cases((WORD, WORD), counts.pairs, seed=5000, half=counts.half)
+    cases = draw_cases((WORD, WORD), counts.pairs, seed=5000, split=counts.half)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders[WORD], crop, WORD) for crop in crops]
     drawn: dict[str, Callable[[], np.ndarray]] = {

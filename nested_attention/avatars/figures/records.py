@@ -23,10 +23,11 @@ _CODE = (
 
 def circumstances(started: float) -> dict[str, Any]:
     """Seconds since `started` (of `time.monotonic`), date and machine, for the `run` of a document."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "seconds": round(time.monotonic() - started),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}",
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluation.statistics import discordant
+from ...evaluation.statistics import mcnemar
 from ..drawing.identity import Identity
 from ..drawing.picture import Figure, Picture, crop, crop_window, render
 from ..drawing.pose import Pose
@@ -40,7 +40,7 @@ def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, wo
     against: for each that hides a part, in how many pictures the three together are recognised and it is not,
     and the other way round, by each scorer.
     """
-    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), half=counts.half)
+    cases = draw_cases((word,), counts.subjects, seed=1000 + len(word), split=counts.half)
     result: dict[str, Any] = {"kinds": {}, "against": {}}
     hits: dict[str, dict[str, Tensor]] = {}
     for name, attached in _attached(judges, cases, word).items():
@@ -52,7 +52,7 @@ def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, wo
         say(f"{word:6} {name:20} {told}")
     for name in HIDING:
         result["against"][name] = {
-            scorer: discordant(hits[TOGETHER][scorer], hits[name][scorer]) for scorer in SCORERS
+            scorer: mcnemar(hits[TOGETHER][scorer], hits[name][scorer]) for scorer in SCORERS
         }
     return result
 

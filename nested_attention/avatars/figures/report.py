@@ -208,7 +208,7 @@ def _references(document: dict[str, Any]) -> list[str]:
 
 
 def _counts(found: dict[str, Any]) -> str:
-    return f"{found['first']} to {found['second']} (p = {found['p']:.2g})"
+    return f"{found['only_first']} to {found['only_second']} (p = {found['p']:.2g})"
 
 
 def _steady(found: dict[str, Any]) -> list[str]:
@@ -277,9 +277,8 @@ def _of(value: float, whole: float) -> float:
     return value / whole if whole else 1.0
 
 
-def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None) -> str:
-    """All tables of an acceptance run, as Markdown; with those of `nested-attention world compare`, if
-    given."""
+def figures(document: dict[str, Any]) -> str:
+    """All tables of an acceptance run, as Markdown."""
     ran = document["run"]
     attention = [
         [word, *(f"{values[key]:.2f}" for key in ("inside", "peak", "outside"))]
@@ -307,7 +306,6 @@ def figures(document: dict[str, Any], alternatives: dict[str, Any] | None = None
             "P[s*] of the base model in the finest layers at timestep 500, averaged over heads.",
             table(["word", "inside the subject", "peak inside", "outside"], attention),
             *_pose_and_style(document["pose_and_style"]),
-            *(_alternatives(alternatives) if alternatives else ()),
         ]
     )
 
@@ -356,35 +354,3 @@ def summary(document: dict[str, Any]) -> str:
         f"description in words, in place of the nested ones gives {constant} for a person and a pet."
     )
     return "\n\n".join([table([*header, "true drawing"], rows), textwrap.fill(said, width=118)])
-
-
-def _alternatives(document: dict[str, Any]) -> list[str]:
-    ran = document["run"]
-    rows = [
-        [
-            label,
-            *_both(document[name]["identity"], "top1"),
-            *_both(document[name]["identity"], "among_twins"),
-            f"{document[name]['error']:.4f}",
-            percent(document[name]["prompt"]["all"]),
-        ]
-        for name, label in (("nested", "nested: a value for every query"), ("global", "Global V: one value"))
-    ]
-    nested, pooled = (document[name]["losses"] for name in ("nested", "global"))
-    lower = sum(a < b for a, b in zip(nested, pooled, strict=True))
-    saved = document["error_saved"]
-    trials = document["nested"]["identity"][RECOGNISER]["top1"]["trials"]
-    header = ["values", *_by_scorer(f"top-1 of {trials}", "of 20 near-twins"), "error of the prediction"]
-    return [
-        "### Nested values against one value a subject",
-        f"Measured by `nested-attention world compare` on {ran['date']} "
-        f"({ran['machine']}; {ran['seconds']} s): "
-        f"two encoders for `{ran['word']}` from the same random weights, on the same pictures and noise, "
-        f"{ran['steps']} steps each.",
-        table([*header, "prompt"], rows),
-        "The error of the prediction is the training loss on the true drawings of the same held-out "
-        "subjects. On the same picture, noise and timesteps nested values save "
-        f"{saved['mean']:.4f} of it (95 % interval {saved['low']:.4f} to {saved['high']:.4f}), and are "
-        f"closer in {share(saved['above'])} of {saved['pairs']} pictures; in training they had the "
-        f"lower loss in {lower} of {len(nested)} stretches of 50 steps.",
-    ]

@@ -34,7 +34,7 @@ def steady(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[s
     place, gaze: shares of pairs of pictures that agree. background: the mean difference outside the figures,
     of 255.
     """
-    cases = draw_cases((WORD,), counts.steady, seed=6500, half=counts.half)
+    cases = draw_cases((WORD,), counts.steady, seed=6500, split=counts.half)
     others = [_others(case, counts, number) for number, case in enumerate(cases)]
     noises = [
         [replace(case, seed=(case.seed + 7919 * step) % 2**31) for step in range(SUBJECTS)] for case in cases

@@ -10,34 +10,46 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from ...paths import SMALL_WORLD
-from .model import SCHEDULER
+from .model import SCHEDULER, TIME_IDS
 from .vocabulary import CompactEmbedding
 from .world import World, load_world
 
 
-def world_pipeline(world: World | None = None) -> StableDiffusionXLPipeline:
+class WorldPipeline(StableDiffusionXLPipeline):
+    """SDXL's pipeline, which tells the UNet the size that the world's pictures are shown at, not that of its
+    art pixels, unless a call says another."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        told = {"original_size": TIME_IDS[:2], "target_size": TIME_IDS[4:]}
+        return super().__call__(*args, **{**told, **options})
+
+
+def world_pipeline(world: World | None = None) -> WorldPipeline:
     """Its pictures have 32 pixels a side, one for each art pixel; its vision model is `image_encoder`."""
-    world = load_world() if world is None else world
-    return StableDiffusionXLPipeline(
-        unet=world.unet,
-        vae=world.vae,
-        text_encoder=_with_full_table(world.text_encoder),
-        text_encoder_2=_with_full_table(world.text_encoder_2),
-        tokenizer=CLIPTokenizer.from_pretrained(SMALL_WORLD / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(
-            SMALL_WORLD / "tokenizer", pad_token="!"
-        ),  # id 0, as SDXL's
-        scheduler=DDIMScheduler(**SCHEDULER),
-        image_encoder=world.vision,
-        force_zeros_for_empty_prompt=False,  # it was trained with the empty prompt encoded
-        add_watermarker=False,
-    )
+    return WorldPipeline(**_parts(world))
 
 
 def export_world(folder: Path, world: World | None = None) -> None:
     """Write a folder in diffusers' layout: unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2,
     scheduler and image_encoder."""
-    world_pipeline(world).save_pretrained(folder)
+    StableDiffusionXLPipeline(**_parts(world)).save_pretrained(folder)
+
+
+def _parts(world: World | None) -> dict[str, Any]:
+    world = load_world() if world is None else world
+    tokenizers = SMALL_WORLD / "tokenizer"
+    return {
+        "unet": world.unet,
+        "vae": world.vae,
+        "text_encoder": _with_full_table(world.text_encoder),
+        "text_encoder_2": _with_full_table(world.text_encoder_2),
+        "tokenizer": CLIPTokenizer.from_pretrained(tokenizers),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(tokenizers, pad_token="!"),  # id 0, as SDXL's
+        "scheduler": DDIMScheduler(**SCHEDULER),
+        "image_encoder": world.vision,
+        "force_zeros_for_empty_prompt": False,  # it was trained with the empty prompt encoded
+        "add_watermarker": False,
+    }
 
 
 def _with_full_table(encoder: Any) -> Any:

@@ -17,8 +17,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionM
 
 from ...encoder import SubjectEncoder
 from ...hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
+from ...hosts.diffusers.processors import Attention
 from ...paths import SMALL_WORLD
 from ...settings import SubjectSettings
+from ...training.mechanisms import Mechanism
 from . import model
 from .control import Control
 from .model import LATENT, LATENT_CHANNELS, encode_text, time_ids
@@ -59,7 +61,8 @@ class Sampling:
 class Attached:
     """A subject for each of a batch's prompts, attached to one word of every prompt.
 
-    occurrence: which of the word's occurrences, from 0; None: all. region: SubjectBinding's.
+    occurrence: which of the word's occurrences, from 0; None: all. region: SubjectBinding's. mechanism: how
+    the tokens reach the layers; None: as hosts apply the encoder. All that share a picture have the same.
     """
 
     encoder: SubjectEncoder
@@ -68,14 +71,16 @@ class Attached:
     settings: SubjectSettings = SubjectSettings()
     occurrence: int | None = None
     region: Tensor | None = None  # (B, h, w)
+    mechanism: Mechanism | None = None
 
     def rows(self, rows: slice) -> Attached:
         """The same for some of the prompts."""
         region = None if self.region is None else self.region[rows]
         return replace(self, tokens=self.tokens[rows], region=region)
 
-    def bind(self, ids: np.ndarray) -> SubjectBinding:
-        """The binding for prompts of these token ids (B, 77). Raises ValueError for one without the word."""
+    def bind(self, ids: np.ndarray, unet: UNet2DConditionModel) -> SubjectBinding:
+        """The binding for prompts of these token ids (B, 77) in a UNet. Raises ValueError for one without the
+        word."""
         token = load_tokenizer().encode(self.word)[1]
         mask = torch.from_numpy(ids.astype(np.int64) == token)
         if self.occurrence is not None:
@@ -83,12 +88,22 @@ class Attached:
         missing = int((~mask.any(dim=1)).sum())
         if missing:
             raise ValueError(f"every prompt must contain {self.word!r}; {missing} of {len(ids)} do not")
+        own = self.mechanism
+        tokens = self.tokens.to(unet.device)
         return SubjectBinding(
-            projections=self.encoder.project(self.tokens),
+            projections=own.project(self.encoder, unet, tokens) if own else self.encoder.project(tokens),
             mask=mask,
             settings=self.settings.trained_as(self.encoder.config),
             region=self.region,
         )
+
+
+def attention_of(attached: Sequence[Attached]) -> Attention | None:
+    """What the layers compute for subjects that share a picture. Raises ValueError if mechanisms differ."""
+    found = {item.mechanism.attention if item.mechanism else None for item in attached}
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} mechanisms in one picture; expected subjects of the same one")
+    return next(iter(found), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +150,7 @@ class World:
         """Draw one picture a prompt. → (n, 32, 2 · latent_width, 3) uint8; latent_width: 16 for one
         figure, 24 for two. Each seed fixes its picture's noise, whatever the batch. `control`: a
         ControlNet, with a control picture a prompt."""
-        slot = SubjectSlot.install(self.unet) if attached else None
+        slot = SubjectSlot.install(self.unet, attention_of(attached)) if attached else None
         bounds = slot is not None and any(item.settings.bound_self_attention for item in attached)
         apart = SelfAttentionSlot.install(slot) if slot is not None and bounds else None
         try:
@@ -168,10 +183,15 @@ class World:
         batch = len(prompts)
         context, pooled, ids = self.text(prompts)
         empty, empty_pooled, _ = negative_text
-        bindings = [item.bind(ids) for item in attached]
+        bindings = [item.bind(ids, self.unet) for item in attached]
+        device = self.unet.device  # the only part that may be on another one than the CPU
+        context, pooled, empty, empty_pooled = (
+            each.to(device) for each in (context, pooled, empty, empty_pooled)
+        )
         scheduler = DDIMScheduler(**model.SCHEDULER)
         scheduler.set_timesteps(sampling.steps)
-        sizes = torch.tensor([time_ids(x.shape[-1])], dtype=torch.float32).expand(batch, -1)
+        x = x.to(device)
+        sizes = torch.tensor([time_ids(x.shape[-1])], dtype=torch.float32, device=device).expand(batch, -1)
         positive = {"text_embeds": pooled, "time_ids": sizes}
         negative = {"text_embeds": empty_pooled.expand(batch, -1), "time_ids": sizes}
         regions = AutomaticRegions(slot, bindings, len(scheduler.timesteps)) if slot else None
@@ -185,7 +205,7 @@ class World:
                 base = self.unet(x, t, nothing, added_cond_kwargs=negative, **more).sample
                 out = base + sampling.guidance * (out - base)
             x = scheduler.step(out, t, x).prev_sample
-        return self.decode(x)
+        return self.decode(x.cpu())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:

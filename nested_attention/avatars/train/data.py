@@ -156,6 +156,14 @@ def draw_pictures(
     )
 
 
+def draw_both(
+    stage: str, number: int, seed: int, *, workers: int = 2, cache: Path | None = None
+) -> tuple[Pictures, Pictures]:
+    """`number` pictures of one figure, and half as many of two."""
+    alone = draw_pictures(stage, number, seed, workers=workers, cache=cache)
+    return alone, draw_pictures(stage, number // 2, seed, together=True, workers=workers, cache=cache)
+
+
 def _assembled(parts: list[dict[str, list[Any]]]) -> Pictures:
     """What the workers drew, with captions as token ids."""
     rows = {name: [row for part in parts for row in part[name]] for name in parts[0]}

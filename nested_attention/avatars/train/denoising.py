@@ -65,12 +65,12 @@ def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, 
     }
 
 
-def latent_losses(predict: Predict, batch: Batch, noise: Batch, **teaching: Any) -> dict[str, Tensor]:
+def latent_losses(predict: Predict, batch: Batch, noise: Batch) -> dict[str, Tensor]:
     """`denoising_losses` on the world's noise schedule, of a batch and its `denoising_noise`."""
     latents = batch["latents"].float()
     drawn = noise["latent"][..., : latents.shape[-1]].float()
     step = latents, drawn, noise["timestep"], batch["loss_weight"]
-    return denoising_losses(predict, new_scheduler(), *step, **teaching)
+    return denoising_losses(predict, new_scheduler(), *step)
 
 
 def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

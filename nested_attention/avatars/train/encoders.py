@@ -1,12 +1,13 @@
-"""Stage 5: a subject encoder for people or pets, trained as the paper does (Sec. 3.3), with its loss alone.
+"""Stage 5: subject encoders, trained on pictures in memory as the paper does (Sec. 3.3), with its loss alone.
 
 The world is frozen. A crop of the subject is the input, the full picture the target, and the prompt says
 `person` or `pet` without anything that identity fixes. Crop and picture differ in pose, expression, scene
-and clothing, so that copying does not pay.
+and clothing, so that copying does not pay. Encoders of other mechanisms are trained likewise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
-from ...hosts.diffusers.processors import SubjectBinding, SubjectSlot
-from ...settings import Injection, SubjectSettings
+from ...hosts.diffusers.processors import SubjectSlot
 from ...sites import diffusers_sites
-from ...training.data import Arrays, Batch, Joined
+from ...training.data import Arrays, Batch, Joined, Noise
 from ...training.frozen import default_device
+from ...training.mechanisms import Mechanism, mechanism_of
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import CONTEXT, VISION_WIDTH
@@ -44,10 +45,10 @@ class EncoderData:
     mask: Tensor  # (n, 77) bool: where the subject's word stands
     loss_weight: Tensor  # (n, 16, w): of each latent cell, 1 on average over all sets
 
-    def arrays(self) -> Arrays:
-        """As examples for the trainer."""
+    def tensors(self) -> dict[str, Tensor]:
+        """By name: what a step reads of the captions as `context` and `pooled`."""
         own = {name: getattr(self, name) for name in ("latents", "features", "mask", "loss_weight")}
-        return Arrays(**own, **self.text._asdict())
+        return {**own, **self.text._asdict()}
 
 
 def encoder_config(world: World, word: str, queries: int) -> SubjectEncoderConfig:
@@ -114,35 +115,41 @@ def train_encoder(
     options: TrainerOptions = OPTIONS,
     *,
     start: SubjectEncoder,
-    global_value: bool = False,
+    mechanism: Mechanism | None = None,
+    noise: Noise = denoising_noise,
+    precision: torch.dtype | None = None,
+    deadline: float = math.inf,
 ) -> SubjectEncoder:
     """Train an encoder from `start` on; returns the averaged one.
 
-    One whose configuration says "decoupled" is trained as IP-Adapter is, added in the whole picture.
-    `global_value` trains the paper's alternative "Global V" instead: the tokens of a subject are averaged, so
-    that every query is given the same value.
+    mechanism: how its tokens reach the picture; by default the one that its configuration names. precision:
+    of the arithmetic; None: the faster one, as measured. deadline: the Trainer's, which raises Stopped.
     """
     models: dict[str, nn.Module] = {"encoder": start.float().requires_grad_(True)}
+    injected = mechanism or mechanism_of(start.config)
+    injected.freeze_unused(start)
     unet = world.unet.requires_grad_(False).eval().to(default_device())
-    precision = precision_of(folder, unet_pass(unet, options.batch))
-    added: Injection = "everywhere" if start.config.injection == "decoupled" else "nested"
-    settings = SubjectSettings(injection=added).trained_as(start.config)
-    slot = SubjectSlot.install(unet)
+    dtype = precision_of(folder, unet_pass(unet, options.batch)) if precision is None else precision
+    slot = SubjectSlot.install(unet, injected.attention)
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         tokens = models["encoder"](batch["features"].float())  # (B, queries, token_dim)
-        used = tokens.mean(dim=1, keepdim=True) if global_value else tokens
-        projections = models["encoder"].project(used)
-        predict = predictor(unet, TextStates(batch["context"], batch["pooled"]), precision)
+        binding = injected.bind(models["encoder"], unet, tokens, batch["mask"])
+        predict = predictor(unet, TextStates(batch["context"], batch["pooled"]), dtype)
 
         def personalised(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            with slot.bind(SubjectBinding(projections=projections, mask=batch["mask"], settings=settings)):
+            with slot.bind(binding):
                 return predict(noisy, timesteps)
 
         return latent_losses(personalised, batch, noise)
 
-    examples = Joined(*(each.arrays() for each in data))
-    more: dict[str, Any] = {"loss_weights": {"denoise": 1.0}, "noise": denoising_noise, "on_host": ["mask"]}
+    examples = Joined(*(Arrays(**each.tensors()) for each in data))
+    more: dict[str, Any] = {
+        "loss_weights": {"denoise": 1.0},
+        "noise": noise,
+        "on_host": ["mask"],
+        "deadline": deadline,
+    }
     try:
         Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:

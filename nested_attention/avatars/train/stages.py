@@ -17,22 +17,26 @@ from typing import Any
 
 import torch
 
+from ...card import EncoderCard
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ...paths import ADAPTERS, SMALL_WORLD
 from ...training.schedule import Schedule
 from ...training.trainer import TrainerOptions
+from ..drawing.canvas import SIZE
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
 from ..models.lora import save_lora
 from ..models.scorers import save_scorer
 from ..models.world import load_part, load_world, save_part
 from . import base, clip, encoders, pose_and_style, scorers, text, vae
-from .data import Crops, Pictures, draw_crops, draw_pictures
+from .data import Crops, Pictures, draw_both, draw_crops
 from .device import on_gpu, prepare_device
 from .pose_data import PoseData, draw_pose_data
 
 SUBJECTS = (Person.WORD, Pet.WORD)
+DOMAINS = {Person.WORD: "people of the small world", Pet.WORD: "pets of the small world"}
+"""What the encoders are for, as their files say."""
 
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
 
@@ -81,14 +85,8 @@ class Stage:
     files: tuple[str, ...] = ()
 
 
-def _pictures(recipe: Recipe, *, stage: str, number: int, seed: int) -> tuple[Pictures, Pictures]:
-    """Pictures of one figure, and half as many of two."""
-    alone = draw_pictures(stage, number, seed, **recipe.drawing)
-    return alone, draw_pictures(stage, number // 2, seed, together=True, **recipe.drawing)
-
-
 def _for_base(recipe: Recipe) -> tuple[Pictures, Pictures]:
-    return _pictures(recipe, stage="base", number=recipe.pictures, seed=2)
+    return draw_both("base", recipe.pictures, 2, **recipe.drawing)
 
 
 def _text(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
@@ -125,7 +123,14 @@ def _encoder(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *,
     start = load_subject_encoder(path) if recipe.onward else encoders.new_encoder(world, word)
     data, options = encoders.encode_data(world, drawn), recipe.options(encoders.OPTIONS, path.name)
     trained = encoders.train_encoder(recipe.runs / word, world, data, schedule, options, start=start)
-    save_subject_encoder(trained.half(), path)
+    card = EncoderCard(
+        domain=DOMAINS[word],
+        licence="Apache-2.0",
+        base_model="small-world",
+        vision_model="small-world's image encoder",
+        resolution=SIZE,
+    )
+    save_subject_encoder(trained.half(), path, card=card)
 
 
 def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
@@ -181,12 +186,14 @@ def _prompted(recipe: Recipe) -> scorers.Prompted:
 
 def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
     seed = 3 + SUBJECTS.index(word)
-    return lambda recipe: _pictures(recipe, stage=word, number=recipe.encoder_pictures, seed=seed)
+    return lambda recipe: draw_both(word, recipe.encoder_pictures, seed, **recipe.drawing)
 
 
 STAGES: dict[str, Stage] = {
     "text": Stage(_for_base, _text, 7, ("text_encoder.safetensors", "text_encoder_2.safetensors")),
-    "vae": Stage(partial(_pictures, stage="base", number=8_000, seed=1), _vae, 15, ("vae.safetensors",)),
+    "vae": Stage(
+        lambda recipe: draw_both("base", 8_000, 1, **recipe.drawing), _vae, 15, ("vae.safetensors",)
+    ),
     "vision": Stage(
         lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing), _vision, 60, ("vision.safetensors",)
     ),

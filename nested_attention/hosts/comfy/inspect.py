@@ -28,6 +28,7 @@ from ...inspection.maps import Selection
 from ...inspection.recording import Recording, Watch
 from ...pictures.check import check_pictures
 from ...prompt import short
+from ...typed import read_numbers
 from .notices import begin_notices, running_node, send
 from .sampling.recorder import Recorder, observe
 
@@ -90,16 +91,13 @@ def read_points(text: str) -> list[Point]:
     """Places as typed, `0.5, 0.25; 0.7, 0.6`. Raises NestedAttentionError for anything else."""
     points: list[Point] = []
     for part in filter(None, (part.strip() for part in re.split(r"[;\n]", text))):
-        try:
-            x, y = map(float, re.split(r"[\s,]+", part))
-        except ValueError:
-            x = y = -1.0
-        if not (0 <= x <= 1 and 0 <= y <= 1):
+        place = read_numbers(part, float)
+        if place is None or len(place) != 2 or not all(0 <= value <= 1 for value in place):
             raise NestedAttentionError(
                 f"points has {short(part)!r}; expected x, y in parts of the width and height, each from 0 to "
                 "1, and ; between places: 0.5, 0.25; 0.7, 0.6"
             )
-        points.append((x, y))
+        points.append((place[0], place[1]))
     return points
 
 

@@ -5,7 +5,7 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from ...attention import BoundSubject, check_subjects
+from ...attention import BoundSubject, check_subjects, plain_attention
 from ...errors import NestedAttentionError
 from ...inspection.observed import ObservedLayer, ObservedSubject, Observer
 from ...kernels import correction, nested
@@ -23,6 +23,9 @@ from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
 from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
+
+Attention = Callable[..., Tensor]
+"""(query, key, value, subjects, *, heads) → out, as `attention.nested_cross_attention`."""
 
 PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm, injection="nested")
 """As the paper trains its encoders."""
@@ -92,8 +95,10 @@ class SubjectSlot:
     previous processor, bit for bit. One slot per UNet, and one thread at a time.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, attention: Attention | None = None) -> None:
         self.unet = unet
+        self.attention = attention
+        """What the layers compute in place of nested and anchored attention; None: those."""
         self.sites = {site.name: site for site in diffusers_sites(unet)}
         self._bindings: tuple[SubjectBinding, ...] = ()
         self._layers: dict[tuple[str, int], list[BoundSubject]] = {}  # by site and number of queries
@@ -120,14 +125,16 @@ class SubjectSlot:
         return self._latent_size
 
     @classmethod
-    def install(cls, unet: nn.Module) -> SubjectSlot:
+    def install(cls, unet: nn.Module, attention: Attention | None = None) -> SubjectSlot:
         """Puts a processor into every cross-attention layer; self-attention is left as it is.
+
+        attention: another mechanism than nested and anchored attention, for comparisons.
 
         Raises NestedAttentionError for a UNet that has a slot already, and for layers of another kind than
         SDXL's.
         """
         unet = uncompiled(unet)
-        slot = cls(unet)
+        slot = cls(unet, attention)
         layers: dict[str, Any] = {name: unet.get_submodule(name) for name in slot.sites}
         for name, layer in layers.items():
             _check_layer(name, layer)
@@ -302,15 +309,34 @@ class NestedAttentionProcessor:
             self.slot.show(self.site, query, key, value, attn.heads)
         if not subjects:
             return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        rows = self.slot.rows(self.site, query.device)
+        layer = query, key, value, subjects
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
-            out = nested(query, key, value, subjects, heads=attn.heads, rows=rows)
+            out = self._attention(*layer, heads=attn.heads)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
         theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
-        change = correction(query, key, value, subjects, heads=attn.heads, rows=rows)
+        change = self._correction(*layer, heads=attn.heads)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
         added = project(change) - project(torch.zeros_like(change[:1, :1]))
         return theirs + added / attn.rescale_output_factor
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, subjects: list[BoundSubject], heads: int
+    ) -> Tensor:
+        """What the layer computes of the text and the subjects."""
+        if self.slot.attention is not None:
+            return self.slot.attention(query, key, value, subjects, heads=heads)
+        rows = self.slot.rows(self.site, query.device)
+        return nested(query, key, value, subjects, heads=heads, rows=rows)
+
+    def _correction(
+        self, query: Tensor, key: Tensor, value: Tensor, subjects: list[BoundSubject], heads: int
+    ) -> Tensor:
+        """The same minus the text's attention alone."""
+        if self.slot.attention is not None:
+            plain = plain_attention(query, key, value, heads=heads)
+            return self.slot.attention(query, key, value, subjects, heads=heads) - plain
+        rows = self.slot.rows(self.site, query.device)
+        return correction(query, key, value, subjects, heads=heads, rows=rows)
 
     def _check(
         self, subjects: list[BoundSubject], hidden_states: Tensor, text: Any, mask: Tensor | None

@@ -19,6 +19,7 @@ from ...errors import NestedAttentionError
 from ...inspection.looks import looks, reference
 from ...storage.tensors import read_tensors
 from ...subject import Subject
+from .parts import load_part
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,12 +43,17 @@ def vision_input(pictures: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def picture_features(vision: Any, pictures: Tensor, layer: FeatureLayer) -> Tensor:
-    """(n, 3, H, W) in [0, 1] → (n, patches, width): what an encoder reads, class token included, without the
-    final norm. vision: a CLIPVisionModel, with or without a projection."""
-    pixels = vision_input(pictures, vision.config.image_size).to(vision.device, vision.dtype)
+def picture_features(vision: Any, pictures: Tensor | Sequence[Tensor], layer: FeatureLayer) -> Tensor:
+    """n pictures (3, H, W) in [0, 1], each of a size of its own → (n, patches, width): what an encoder reads,
+    class token included, without the final norm; of the pooled embedding (n, 1, width). vision: a
+    CLIPVisionModel, with a projection for that."""
+    size = vision.config.image_size
+    pixels = torch.cat([vision_input(picture[None], size) for picture in pictures])
+    pixels = pixels.to(vision.device, vision.dtype)
     if layer == "last_hidden_state":
         return vision(pixels).last_hidden_state
+    if layer == "image_embeds":
+        return vision(pixels).image_embeds[:, None]
     return vision(pixels, output_hidden_states=True).hidden_states[-2]
 
 
@@ -60,9 +66,11 @@ def encode_subject(
     if left out. Raises NestedAttentionError for a vision model of another width and as `Subject.from_images`.
     """
     config = encoder.config
-    if vision.config.hidden_size != config.vision_dim:
+    pooled = config.features == "image_embeds"
+    width = vision.config.projection_dim if pooled else vision.config.hidden_size
+    if width != config.vision_dim:
         raise NestedAttentionError(
-            f"the vision model is {vision.config.hidden_size} wide, and the subject encoder for "
+            f"the vision model's {config.features} is {width} wide, and the subject encoder for "
             f"{config.word!r} reads features of width {config.vision_dim}. Load the vision model that it was "
             "trained with"
         )
@@ -70,31 +78,24 @@ def encode_subject(
     features = features.to(next(encoder.parameters()))
     subject = Subject.from_images(encoder, features, weights)
     references = tuple(
-        reference(picture, None if config.features == "image_embeds" else partial(looks, encoder, own))
+        reference(picture, None if pooled else partial(looks, encoder, own))
         for number, (picture, own) in enumerate(zip(pictures, features, strict=True))
         if weights is None or weights[number] > 0
     )
     return replace(subject, references=references)
 
 
-def load_vision(place: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
-    """A CLIP vision model of transformers: from a folder, by its name on the model hub (which is then
-    downloaded), or from one safetensors file, as ComfyUI keeps them.
-
-    Raises NestedAttentionError for a file or folder without one.
-    """
+def load_vision(
+    place: str | os.PathLike[str], folder: str | None = None, *, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A CLIP vision model of transformers, frozen: from one safetensors file, as ComfyUI keeps them, or as
+    `load_part` finds it. Raises NestedAttentionError for a file or folder without one."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     path = Path(place)
     if not path.is_file():
-        try:
-            model = CLIPVisionModelWithProjection.from_pretrained(place, torch_dtype=dtype)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise NestedAttentionError(
-                f"no CLIP vision model can be loaded from {place} ({' '.join(str(error).split())[:200]}). "
-                "Expected a safetensors file, a folder as transformers writes it, or a name on the model hub"
-            ) from error
-        return model.eval().requires_grad_(False)
+        model = load_part(CLIPVisionModelWithProjection, place, folder, torch_dtype=dtype)
+        return model.requires_grad_(False).eval()
     tensors = read_tensors(path, safetensors_only=True).tensors
     try:
         config = CLIPVisionConfig(**_sizes(tensors))

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...storage.files import replacing
 from ..frozen import FrozenEncoders
 from ..shards import PARTS, Row, Shard, Verified, read_shard, write_shard
 from .plan import Planned
@@ -42,7 +44,7 @@ class Journal:
             (part, row.keys[part]): (shard, number)
             for shard in self._shards
             for number, row in enumerate(shard.rows)
-            for part in PARTS
+            for part in row.keys  # shards of an older version have no weights
         }
 
     def _whole(self, shard: Shard) -> bool:
@@ -92,19 +94,23 @@ class Journal:
 
     def _append(self, shard: Shard) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(shard)) + "\n")
+            file.write(_line(shard))
 
     def finish(self, shards: Sequence[Shard], blank: str) -> None:
         """Forget what is not among the shards of the new index, and delete its files."""
         used = {shard.file for shard in shards} | {blank}
-        self._path.unlink(missing_ok=True)
         for shard in shards:
-            self._append(shard)
             self._verified.check(shard.file, shard.checksum)
+        with replacing(self._path) as temporary:  # at no time is what has been encoded forgotten
+            temporary.write_text("".join(map(_line, shards)), encoding="utf-8")
         for path in (self._folder / "shards").glob("*.safetensors"):
             if f"shards/{path.name}" not in used:
                 path.unlink()
         self._verified.write()
+
+
+def _line(shard: Shard) -> str:
+    return json.dumps(asdict(shard)) + "\n"
 
 
 class Encoding:
@@ -176,8 +182,8 @@ class Encoding:
         pool: ThreadPoolExecutor,
     ) -> dict[str, dict[int, Tensors]]:
         lacking = {part: [(i, p) for i, p in some if i not in parts[part]] for part in PARTS}
-        shown = {i: p for part in ("picture", "reference") for i, p in lacking[part]}
-        prepared = dict(zip(shown, pool.map(self._prepared, shown.values()), strict=True))
+        looked = {i: p for part in ("picture", "reference", "weight") for i, p in lacking[part]}
+        prepared = dict(zip(looked, pool.map(self._prepared, looked.values()), strict=True))
         found: dict[str, dict[int, Tensors]] = {part: {} for part in PARTS}
         if chosen := lacking["picture"]:
             pictures = torch.stack([prepared[i].target for i, _ in chosen])
@@ -198,10 +204,19 @@ class Encoding:
                 mask = torch.zeros(context.shape[1], dtype=torch.bool)
                 mask[list(p.positions)] = True
                 found["caption"][i] = {"context": context[n], "pooled": pooled[n], "mask": mask}
-        for i, p in lacking["reference"]:  # references have sizes of their own
-            layer = self._recipe.settings.features
-            features = self._frozen.encode_references(prepared[i].reference[None], layer)
-            found["reference"][i] = {"features": self._checked(features, [(i, p)], "vision features")[0]}
+        for i, _ in lacking["weight"]:
+            there = found["picture"].get(i) or parts["picture"][i]
+            height, width = there["latent_mean"].shape[-2:]
+            counts = torch.ones(height, width)
+            if (weight := prepared[i].weight) is not None:
+                counts = functional.adaptive_avg_pool2d(weight[None], (height, width))[0]
+            found["weight"][i] = {"loss_weight": counts.to(torch.bfloat16)}
+        if chosen := lacking["reference"]:
+            shown = [prepared[i].reference for i, _ in chosen]
+            features = self._frozen.encode_references(shown, self._recipe.settings.features)
+            features = self._checked(features, chosen, "vision features")
+            for n, (i, _) in enumerate(chosen):
+                found["reference"][i] = {"features": features[n]}
         return found
 
     def _prepared(self, planned: Planned) -> Prepared:

@@ -12,8 +12,9 @@ from diffusers import StableDiffusionXLPipeline
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
+from ...hosts.diffusers.parts import load_part
 from ...storage.files import replacing
-from ..frozen import DTYPES, BaseModel, load_part
+from ..frozen import DTYPES, BaseModel
 from .plan import digest
 from .settings import GenerateSettings, SourceSettings
 
@@ -41,7 +42,7 @@ def generate(model: BaseModel, settings: GenerateSettings, device: torch.device)
             old.with_suffix(".txt").unlink(missing_ok=True)
     missing = {path: each for path, each in wanted.items() if not path.exists()}
     if missing:
-        pipeline = load_part(StableDiffusionXLPipeline, model.base, None, torch_dtype=DTYPES[model.precision])
+        pipeline = load_part(StableDiffusionXLPipeline, model.base, torch_dtype=DTYPES[model.precision])
         pipeline = pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         for path, (prompt, number) in tqdm(missing.items(), desc="drawing", unit="picture", disable=None):

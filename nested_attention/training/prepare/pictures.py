@@ -8,10 +8,11 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...pictures.files import on_white, pixels, upright
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -22,14 +23,11 @@ def decode(content: bytes) -> tuple[Tensor, Tensor | None]:
     transparent anywhere. Raises NestedAttentionError for what is no picture, or not all of one."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+            image = upright(opened)
     except Exception as error:  # Pillow raises what its decoders meet
         raise NestedAttentionError(f"no picture that can be read ({error})") from error
-    pixels = torch.from_numpy(np.array(image)).float().div(255)  # (H, W, 4)
-    alpha = pixels[..., 3]
-    if bool((alpha == 1).all()):
-        return pixels[..., :3], None
-    return pixels[..., :3] * alpha[..., None] + (1 - alpha[..., None]), alpha
+    alpha = torch.from_numpy(np.array(image.getchannel("A"))).float().div(255)  # (H, W)
+    return pixels(on_white(image)), None if bool((alpha == 1).all()) else alpha
 
 
 def bucket_sizes(resolution: int, step: int, *, square: bool) -> list[Size]:
@@ -57,8 +55,8 @@ def fit(picture: Tensor, size: Size) -> tuple[Tensor, tuple[int, ...]]:
     height, width = picture.shape[:2]
     scale = max(size[0] / height, size[1] / width)
     shape = max(size[0], round(scale * height)), max(size[1], round(scale * width))
-    pixels = picture.movedim(-1, 0)[None]
-    resized = functional.interpolate(pixels, shape, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    whole = functional.interpolate(picture.movedim(-1, 0)[None], shape, mode="bicubic", antialias=True)
+    resized = whole[0].clamp(0, 1)
     top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
     cut = resized[:, top : top + size[0], left : left + size[1]]
     return cut, (height, width, top, left, *size)

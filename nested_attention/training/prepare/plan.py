@@ -82,10 +82,9 @@ def look_through(
     for sample in tqdm(list(samples), desc="looking", unit="picture", disable=None):
         try:
             caption, positions = recipe.caption(_text(sample), tokenize)
-            content = digest(
-                _bytes(sample.picture), *(_bytes(sample.more[name]) for name in sorted(sample.more))
-            )
-            size = known.size_of(digest(content, made), recipe, sample)
+            weight, extras = _weight_and_others(sample)
+            content = digest(_bytes(sample.picture), *extras)
+            size = known.size_of(digest(content, made, *weight), recipe, sample)
         except Rejected as error:
             rejects.append(Reject(sample.name, error.reason, error.detail))
             continue
@@ -93,6 +92,7 @@ def look_through(
             "picture": digest(content, size, made, frozen["vae"]),
             "caption": digest(caption, positions, texts),
             "reference": digest(content, made, settings.features, frozen["vision"]),
+            "weight": digest(size, frozen["vae"], *weight),
         }
         row = Row(name=sample.name, caption=caption, subject=sample.subject, keys=keys)
         kept.append(Planned(sample, size, tuple(positions), row))
@@ -104,6 +104,13 @@ def _text(sample: Sample) -> str | None:
         return sample.caption()
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected("no caption", f"it cannot be read ({error})") from error
+
+
+def _weight_and_others(sample: Sample) -> tuple[list[bytes], list[bytes]]:
+    """The picture of weights, if there is one, and what else a sample has beside its picture. No encoder
+    reads the weights, so that other ones make none of them run again."""
+    more = {name: _bytes(read) for name, read in sorted(sample.more.items())}
+    return [more.pop("weight")] if "weight" in more else [], list(more.values())
 
 
 def _bytes(read: Any) -> bytes:

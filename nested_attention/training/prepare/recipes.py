@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ EXPECTED_REASONS: Mapping[str, str] = {
     "not a picture": "save it again, or take it out",
     "too small": "take a larger one, or lower `smallest`",
     "no face": "use `pets` or `identities` for what has no face, or take another picture",
+    "other weight": "save NAME.weight.png as large as NAME.png, or take it out",
     "no mask": "save it with transparency, or its mask beside it as NAME.mask.png; or switch `isolate` off",
 }
 """Why a sample is left out → what to do."""
@@ -49,6 +51,7 @@ class Prepared:
     target: Tensor  # (3, h, w) in [0, 1]
     reference: Tensor  # (3, H, W) in [0, 1]
     told: tuple[int, ...]  # the six numbers of SDXL's size conditioning
+    weight: Tensor | None  # (h, w) in [0, 1], of each place in the loss; None: all alike
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,25 @@ class Recipe:
         return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
     def caption(self, text: str | None, tokenize: Tokenize) -> tuple[str, list[int]]:
-        """A caption with the training word in the subject's place, and the positions of its last token.
+        """A caption with the training word in the subject's place, and the positions of its last token: of
+        every occurrence, or of the one that stands in angle brackets.
 
         Raises Rejected for a caption that is missing, or in which nothing stands for the subject.
         """
         if text is None or not text.strip():
             raise Rejected("no caption", "there is no text for it")
         word, text = self.settings.word, " ".join(text.split())
+        names = "|".join(re.escape(name) for name in (word, *self.settings.replaces))
+        before, *marked = re.split(rf"<(?:{names})>", text, maxsplit=1, flags=re.IGNORECASE)
+        which = None
+        if marked:
+            which, text = len(list(word_spans(before, word))), f"{before}{word}{marked[0]}"
         for other in self.settings.replaces:
             if next(word_spans(text, word), None) is None:
                 for start, end in reversed(list(word_spans(text, other))):
                     text = f"{text[:start]}{word}{text[end:]}"
         try:
-            return text, find_word(tokenize, text, word)
+            return text, find_word(tokenize, text, word, which)
         except NestedAttentionError as error:
             listed = ", ".join((word, *self.settings.replaces))
             raise Rejected("no word", f"none of {listed} in {short(text, 200)!r} ({error})") from error
@@ -92,15 +101,30 @@ class Recipe:
                 "too small", f"{picture.shape[1]} × {picture.shape[0]}, under {self.settings.smallest} pixels"
             )
         self._reference(sample, picture, alpha)
+        self._weight(sample, picture)
         return bucket_of((picture.shape[0], picture.shape[1]), self.sizes)
 
     def prepare(self, sample: Sample, size: Size) -> Prepared:
         """The pictures of a sample that `size_of` has accepted."""
         picture, alpha = _picture(sample.picture())
         target, told = fit(picture, size)
+        weight = self._weight(sample, picture)
         return Prepared(
-            target, self._reference(sample, picture, alpha), self.settings.size_conditioning or told
+            target=target,
+            reference=self._reference(sample, picture, alpha),
+            told=self.settings.size_conditioning or told,
+            weight=None if weight is None else fit(weight, size)[0].mean(dim=0),
         )
+
+    def _weight(self, sample: Sample, picture: Tensor) -> Tensor | None:
+        """(H, W, 3)"""
+        if "weight" not in sample.more:
+            return None
+        weight, _ = _picture(sample.more["weight"]())
+        if weight.shape != picture.shape:
+            ours, theirs = (f"{each.shape[1]} × {each.shape[0]}" for each in (weight, picture))
+            raise Rejected("other weight", f"the weight is {ours}, the picture {theirs}")
+        return weight
 
     def _reference(self, sample: Sample, picture: Tensor, alpha: Tensor | None) -> Tensor:
         """(3, H, W)"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ...errors import NestedAttentionError
 from ..frozen import FrozenEncoders, default_device, folder_name
 from ..reading import read_config
-from ..shards import Index, write_shard
+from ..shards import Index, Shard, mean_weight, write_shard
 from .encode import Encoding, Journal
 from .generate import generate
 from .plan import in_shards, look_through
@@ -48,7 +48,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
     if settings.generate is not None:
         source = generate(settings.model, settings.generate, device)
     assert source is not None  # of every recipe but `synthetic`, as the settings make sure
-    samples, recipe = samples_of(source), Recipe(settings)
+    samples, recipe = samples_of(source, by_folder=settings.recipe == "identities"), Recipe(settings)
     frozen = FrozenEncoders.load(settings.model, device)
     fingerprints = frozen.fingerprints()
     plan = look_through(samples, recipe, frozen.tokenize, fingerprints, folder / "looked.jsonl")
@@ -72,6 +72,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
         frozen=fingerprints,
         blank=_blank(folder, frozen, settings),
         shards=shards,
+        mean_weight=_mean_weight(folder, shards),
     )
     index.write(folder)
     write_held_out(folder / "held_out", recipe, plan)
@@ -88,10 +89,20 @@ def _scaling(frozen: FrozenEncoders) -> dict[str, float]:
     return {"scaling_factor": config.scaling_factor, "shift_factor": shift or 0.0}
 
 
+def _mean_weight(folder: Path, shards: Sequence[Shard]) -> float:
+    mean = mean_weight(folder, shards)
+    if mean == 0 and any(not shard.held_out for shard in shards):
+        raise NestedAttentionError(
+            "every NAME.weight.png is black, so that nothing would count in the loss; expected white where a "
+            "picture counts fully. Take them out, or invert them"
+        )
+    return mean or 1.0
+
+
 def _blank(folder: Path, frozen: FrozenEncoders, settings: PrepareSettings) -> str:
     """Write what takes the place of a dropped picture and of a dropped caption; the file's name."""
     context, pooled = frozen.encode_captions([""])
-    features = frozen.encode_references(blank_picture()[None], settings.features)
+    features = frozen.encode_references([blank_picture()], settings.features)
     tensors = {"features": features, "context": context, "pooled": pooled}
     kept = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in tensors.items()}
     return write_shard(folder, kept)[0]

@@ -18,8 +18,9 @@ class SourceSettings:
 
     kind: `folder`: pictures with captions in `.txt` files beside them, at any depth; `parquet`: one file, or
     a folder of them, with columns `picture` (bytes, or a struct with `bytes`), `caption`, and where needed
-    `subject`, `reference` and `mask`; `webdataset`: `.tar` files, members grouped by name: pictures, `.txt`,
-    and where needed `.subject.txt`, `.reference.png` and `.mask.png` (a folder names the last two alike).
+    `subject`, `reference`, `mask` and `weight`; `webdataset`: `.tar` files, members grouped by name:
+    pictures, `.txt`, and where needed `.subject.txt`, `.reference.png`, `.mask.png` and `.weight.png` (a
+    folder names the last three alike).
     """
 
     kind: Literal["folder", "parquet", "webdataset"] = "folder"
@@ -59,9 +60,11 @@ class PrepareSettings:
     has reference pictures of its own is used as it is, whatever the recipe.
 
     reference: of `identities`: the aligned `face`, or the whole `picture`. isolate: a reference is cut out
-    along its mask (or its transparency) and put on white; a picture without one is rejected. word: stands for
-    the subject in the captions, and is what the encoder is trained on. replaces: words that captions have in
-    its place. domain: what is trained for, as the encoder's file will say. resolution: side of a square of as
+    along its mask (or its transparency) and put on white; a picture without one is rejected. A `weight`
+    picture, in grey and as large as its target, says how much each place counts in the loss: white fully.
+    word: stands for the subject in the captions, and is what the encoder is trained on. replaces: words that
+    captions have in its place; in a caption with several, angle brackets mark the subject's: `a man beside a
+    <man>`. domain: what is trained for, as the encoder's file will say. resolution: side of a square of as
     many pixels as the targets have; with `square: false` targets keep their shape, in buckets whose sides are
     multiples of `step`. size_conditioning: six numbers that SDXL is told of every picture; null: the true
     ones. held_out: how many subjects are kept for validation. shard: examples a file. batch: pictures encoded

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from ...errors import NestedAttentionError
 from .settings import SourceSettings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_EXTRAS = ("reference", "mask")
+_EXTRAS = ("reference", "mask", "weight")
 
 Read = Callable[[], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture of a source, not read yet. more: its own `reference` and `mask`, where it has them.
+    """One picture of a source, not read yet. more: its own `reference`, `mask` and `weight`, where they are.
 
     caption: None where there is none. subject: whom it shows.
     """
@@ -36,11 +36,17 @@ class Sample:
     more: Mapping[str, Read] = field(default_factory=dict)
 
 
-def samples_of(source: SourceSettings) -> list[Sample]:
-    """All samples of a source. Raises NestedAttentionError if there are none, or it cannot be read."""
+def samples_of(source: SourceSettings, *, by_folder: bool = False) -> list[Sample]:
+    """All samples of a source. Raises NestedAttentionError if there are none, or it cannot be read.
+
+    by_folder: the pictures of one folder below the source's show one subject. Otherwise each picture of a
+    folder shows a subject of its own: folders of photographs are made for other reasons too.
+    """
     if not source.path.exists():
         raise NestedAttentionError(f"source.path: there is no {source.path}")
     found = list(_KINDS[source.kind](source.path))
+    if source.kind == "folder" and not by_folder:
+        found = [replace(sample, subject=sample.name) for sample in found]
     if not found:
         raise NestedAttentionError(
             f"source.path: {source.path} has no pictures; expected, for the kind {source.kind!r}, "
@@ -131,8 +137,7 @@ def _parquet(root: Path) -> Iterator[Sample]:
         if not {"picture", "caption"} <= columns:
             raise NestedAttentionError(
                 f"{path} has the columns {', '.join(sorted(columns))}; expected picture and caption, and "
-                "where "
-                "needed subject, reference and mask"
+                "where needed subject, reference, mask and weight"
             )
         told = [name for name in ("caption", "subject") if name in columns]
         for group in range(file.num_row_groups):

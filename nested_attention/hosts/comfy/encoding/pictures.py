@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -22,6 +20,7 @@ from ....pictures.pyramid import TiledFaceDetector
 from ....pictures.suspect import suspicions
 from ....prompt import short
 from ....subject import Reference, Subject
+from ....typed import read_numbers
 from ..notices import begin_notices, warn
 from .memory import SubjectEncoderHandle
 from .vision import vision_name
@@ -104,26 +103,24 @@ def face_detector() -> FaceDetector:
 def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:
     """What a user typed for the pictures' weights, such as `1, 0.5, 2`: one number ≥ 0 a picture.
 
-    None, for equal weights, if nothing was typed. Numbers are separated by commas, semicolons, spaces or
-    lines. Raises NestedAttentionError, naming Encode Subject, for anything else and for another count.
+    None, for equal weights, if nothing was typed. Raises NestedAttentionError, naming Encode Subject, for
+    anything else and for another count.
     """
-    typed = [part for part in re.split(r"[\s,;]+", text) if part]
-    if not typed:
+    weights = read_numbers(text, float)
+    if weights == []:
         return None
     advice = f"expected one number of 0 or more a picture, {pictures} in all, such as {_example(pictures)}"
-    try:
-        weights = tuple(map(float, typed))
-    except ValueError as error:
-        raise NestedAttentionError(f"Encode Subject: the weights are {short(text)!r}; {advice}") from error
+    if weights is None:
+        raise NestedAttentionError(f"Encode Subject: the weights are {short(text)!r}; {advice}")
     if len(weights) != pictures:
         raise NestedAttentionError(
             f"Encode Subject: there are {len(weights)} weights and {pictures} pictures in the batch; {advice}"
         )
-    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+    if min(weights) < 0 or not any(weights):
         raise NestedAttentionError(
             f"Encode Subject: the weights are {short(text)!r}; {advice}, at least one of them above 0"
         )
-    return weights
+    return tuple(weights)
 
 
 def _example(pictures: int) -> str:

@@ -26,8 +26,8 @@ from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, n
 from .missing import check_graph
 
 TOWERS = ("l", "g")
-"""The two CLIP text models of SDXL, as their token lists are called. Other text models do not carry
-subjects."""
+"""The two CLIP text models of SDXL, as their token lists are called; SD 1.5 has the first. Other text models
+do not carry subjects."""
 
 Tokens = Mapping[str, Sequence[Sequence[Any]]]
 
@@ -138,12 +138,15 @@ def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord, required: bool = Fal
     """A clone of `clip` whose prompts can carry one more subject.
 
     required: whether a prompt that carries it may not be drawn without it.
-    Raises NestedAttentionError if a subject bound before has the same name, or if `clip` is not one of SDXL.
+    Raises NestedAttentionError if a subject bound before has the same name, or if `clip` is not one of SDXL
+    or SD 1.5, which has the first of SDXL's two text models.
     """
-    if not all(hasattr(getattr(clip, "cond_stage_model", None), f"clip_{tower}") for tower in TOWERS):
+    model = getattr(clip, "cond_stage_model", None)
+    both = all(hasattr(model, f"clip_{tower}") for tower in TOWERS)
+    if not both and getattr(model, "clip_name", None) != TOWERS[0]:
         raise NestedAttentionError(
             f"Apply Subject: the CLIP is {type(getattr(clip, 'cond_stage_model', clip)).__name__}; expected "
-            "the two text models of SDXL. Connect the CLIP output of an SDXL checkpoint"
+            "the two text models of SDXL, or that of SD 1.5. Connect the CLIP output of such a checkpoint"
         )
     bound = tuple(getattr(clip, "subjects", ()))
     for other in bound:

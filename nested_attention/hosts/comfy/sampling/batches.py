@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ....attention import onto
 from ....subject import Subject
 from ....subject_batch import SubjectBatch, pad_biases
 from ..encoding.memory import SubjectEncoderHandle
@@ -45,7 +46,7 @@ class RowValues:
         found = [one(site, device) for one in self.values]
         key, value = (torch.cat([self._fill(pair[i]) for pair in found]) for i in (0, 1))
         if device not in self._rows:
-            self._rows[device] = torch.tensor(self.rows).to(device, non_blocking=True)
+            self._rows[device] = onto(torch.tensor(self.rows), device)
         rows = self._rows[device]
         return key[rows], value[rows]
 

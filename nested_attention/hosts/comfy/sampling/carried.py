@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....attention import BoundSubject
+from ....attention import BoundSubject, onto
 from ....errors import NestedAttentionError
 from ..prompts.marks import fit
 from .applied import AppliedSubject
@@ -97,7 +97,7 @@ def carried_in(
                     mask = mask & ~run.empty(subject, where)[:, None]
                     if not bool(mask.any()):
                         continue
-        bias = None if bias is None else bias.to(device, non_blocking=True)
+        bias = None if bias is None else onto(bias, device)
         found.append(CarriedSubject(subject, own, mask, word, bias, region))
         if run is not None:
             run.carried.add(subject.key)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....attention import onto
 from ....errors import NestedAttentionError
 from ....inspection.observed import ObservedLayer, Observer
 from ....regions import RegionFinder, area_mean, watched_steps
@@ -158,7 +159,7 @@ class SamplingRun(Shared):
             means = {row: area_mean(maps[row[0]], grid, row[1]).flatten() for row in dict.fromkeys(rows)}
             values = torch.stack([means[row] for row in (rows[:1] if len(means) == 1 else rows)]).clamp(0, 1)
             whole = subject.settings.region is not None and bool((values == 1).all())  # read on the CPU
-            self._cache[key] = None if whole else values.to(device, non_blocking=True)
+            self._cache[key] = None if whole else onto(values, device)
         return self._cache[key]
 
     def empty(self, subject: AppliedSubject, where: Pass) -> Tensor:

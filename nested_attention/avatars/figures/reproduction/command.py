@@ -1,0 +1,222 @@
+"""`nested-attention world compare`: what is missing is trained, drawn and scored; then comes the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ....paths import SMALL_WORLD
+from ....storage.files import replacing
+from ....training.trainer import Stopped
+from ..judges import Judges
+from .drawings import CASE_SEEDS, Bench, Figures
+from .estimate import Left, drawings_left, left
+from .findings import Summary
+from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
+from .page import FIGURES, PAGE, PICTURES, charts, write_summary, written
+from .runs import Place, prepared, train, world_hashes
+from .sheets import contact_sheet
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted, and how much of the machine it may take.
+
+    root: the folder of all runs. size: of trainings and drawings. minutes: until work stops, saved. workers:
+    runs that are made at once, each in a process with `threads` threads. weights: the world's.
+    """
+
+    root: Path = Path("runs/compare")
+    selection: Selection = Selection()
+    size: Size = Size()
+    minutes: float = math.inf
+    workers: int = 1
+    threads: int = 1
+    weights: Path = SMALL_WORLD
+
+    @property
+    def place(self) -> Place:
+        return Place.of(self.root, self.size, self.weights)
+
+    @property
+    def plan(self) -> dict[Run, tuple[Drawing, ...]]:
+        return plan(self.selection)
+
+
+def what_is_left(request: Request) -> list[Left]:
+    """Of each run that is wanted, with measured times."""
+    _arithmetic(request.threads)
+    return left(Bench(Judges.load(request.weights), request.place), request.plan)
+
+
+def compare(request: Request, say: Say = lambda line: None) -> bool:
+    """Make what is missing, in the plan's order; whether nothing is. A run that is complete is not repeated,
+    and one that was interrupted goes on."""
+    deadline = time.monotonic() + 60 * request.minutes
+    _arithmetic(request.threads * request.workers)
+    place, wanted = request.place, request.plan
+    unfinished = [run for run, asked in wanted.items() if not complete(place, run, asked)]
+    if not unfinished:
+        return True
+    judges = Judges.load(request.weights)
+    untrained = [run for run in unfinished if not place.weights(run).exists()]
+    for word in dict.fromkeys(word for run in untrained for word in run.words):
+        # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
+        prepared(place, judges.world, word, workers=max(2, request.workers * request.threads))
+    measure(Bench(judges, place))
+    if request.workers > 1 and len(unfinished) > 1:
+        _at_once(request, unfinished, deadline, say)
+    # In this process: all of it, or the pairs that waited for a partner.
+    _arithmetic(request.threads)
+    made = _Made(judges, place, wanted)
+    for run in unfinished:
+        if time.monotonic() < deadline:
+            made.make(run, deadline, say)
+    return all(complete(place, run, asked) for run, asked in wanted.items())
+
+
+def _arithmetic(threads: int) -> None:
+    """As every run has it."""
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+def complete(place: Place, run: Run, asked: tuple[Drawing, ...]) -> bool:
+    return place.weights(run).exists() and not drawings_left(place, run, asked)
+
+
+class _Made:
+    """Makes runs one after the other; examples stay in memory from one to the next."""
+
+    def __init__(self, judges: Judges, place: Place, wanted: Mapping[Run, tuple[Drawing, ...]]) -> None:
+        self.bench, self.wanted = Bench(judges, place), wanted
+        self.data = cache(lambda word: prepared(place, judges.world, word))
+
+    def make(self, run: Run, deadline: float, say: Say) -> None:
+        """Train a run and make its drawings, as far as time goes."""
+        place, started = self.bench.place, time.monotonic()
+        if not place.weights(run).exists():
+            before = place.steps(run)
+            try:
+                train(place, self.bench.judges.world, run, self.data, deadline)
+            except Stopped as stopped:
+                if time.monotonic() < deadline:  # by a signal, which is meant for all runs
+                    raise
+                say(str(stopped))
+                return
+            say(f"{run.name}: steps {before:,} to {place.size.steps:,}, {time.monotonic() - started:.0f} s")
+        for drawing in drawings_left(place, run, self.wanted[run]):
+            waits = drawing.kind == "pair" and not place.weights(run.partner).exists()
+            if waits or time.monotonic() >= deadline:
+                continue
+            started = time.monotonic()
+            figures = self.bench.draw(run, drawing)
+            document = place.read(run)
+            document["drawn"][drawing.key] = figures
+            place.write(run, document)
+            say(f"{run.name}: {drawing.key}{_shown(figures)}, {time.monotonic() - started:.0f} s")
+
+
+def _shown(figures: Figures) -> str:
+    hits = figures.get("identity")
+    return f", identity {hits.count('1') / len(hits):.2f}" if hits else ""
+
+
+def _work(request: Request, run: Run, until: float) -> list[str]:
+    """One run in a process of its own; what it said. until: of the clock, which processes share."""
+    deadline = time.monotonic() + until - time.time()
+    _arithmetic(request.threads)
+    told: list[str] = []
+    judges = Judges.load(request.weights)
+    _Made(judges, request.place, request.plan).make(run, deadline, told.append)
+    return told
+
+
+def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> None:
+    """Several runs at a time: where launches take the time, one run leaves most of a GPU idle."""
+    # A fork would inherit the locks of torch's threads, and could not use a GPU.
+    with ProcessPoolExecutor(request.workers, mp_context=get_context("spawn")) as pool:
+        until = time.time() + deadline - time.monotonic()
+        asked = [pool.submit(_work, request, run, until) for run in runs]
+        for future in as_completed(asked):
+            for line in future.result():
+                say(line)
+
+
+def measure(bench: Bench) -> dict[str, dict[str, Figures]]:
+    """The base model's figures and those of the true drawings, for all sets of cases; made once."""
+    place = bench.place
+    path = place.drawn / "references.json"
+    if not path.exists():
+        place.drawn.mkdir(parents=True, exist_ok=True)
+        found = {" ".join(words): bench.measure(words) for words in CASE_SEEDS}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def summarise(bench: Bench) -> Summary:
+    """All figures that there are at a place, of every run of the matrix."""
+    place = bench.place
+    runs = {run.name: place.read(run) for run in plan() if place.weights(run).exists()}
+    return Summary(place.size, runs, measure(bench))
+
+
+def write_page(request: Request, folder: Path) -> Path:
+    """The page in a folder, with its pictures and the figures that it is written from; the page's path."""
+    bench = Bench(Judges.load(request.weights), request.place)
+    summary = summarise(bench)
+    pictures = folder / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    write_summary(summary, world_hashes(request.weights), pictures / FIGURES)
+    for name, svg in charts(summary).items():
+        (pictures / name).write_text(svg, encoding="utf-8")
+    for key, picture in _sheets(bench):
+        Image.fromarray(picture).save(pictures / f"{key}.png", optimize=True)
+    page = folder / PAGE.name
+    page.write_text(written(summary), encoding="utf-8")
+    return page
+
+
+def publish(request: Request, out: Path | None = None) -> Path:
+    """Write the page where it belongs: a complete comparison of the real size in the documentation, anything
+    else beside the figures, or where `out` says."""
+    full = request.size.real and request.weights == SMALL_WORLD
+    place = request.place
+    if out is None and full and all(complete(place, run, asked) for run, asked in plan().items()):
+        return write_page(request, PAGE.parent)
+    return write_page(request, out or place.drawn)
+
+
+def told(found: list[Left], workers: int) -> list[str]:
+    """What is left, a line a run, and in all."""
+    lines = [f"{each.run.name:44} {each.state:36} {_hours(each.seconds)}" for each in found]
+    whole = sum(each.seconds for each in found)
+    several = f", {workers} at once in as many processes" if workers > 1 else ""
+    return [*lines, f"{len(found)} runs; left, one after the other: {_hours(whole)}{several}"]
+
+
+def _hours(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _sheets(bench: Bench) -> Iterator[tuple[str, np.ndarray]]:
+    for question in QUESTIONS:
+        picture = contact_sheet(bench, question)
+        if picture is not None:
+            yield question.key, picture

@@ -1,0 +1,289 @@
+"""What trained runs draw, and how each picture is scored: figures of single cases, so that runs are compared
+in pairs.
+
+Every drawing shows the same held-out cases from the same noise. A figure of a case is a hit (0 or 1) or a
+number; hits stand in files as strings of digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....encoder import SubjectEncoder
+from ....evaluation.statistics import as_text
+from ....hosts.diffusers import SubjectSlot
+from ....storage.files import replacing
+from ....training.frozen import default_device
+from ....training.mechanisms import mechanism
+from ....training.objective import denoising_losses
+from ...drawing.references import sample_crop
+from ...models.model import new_scheduler
+from ...models.pixels import encode_pictures
+from ...models.world import Attached
+from ...train.denoising import TextStates, predictor
+from ..cases import Case, background, draw_cases, true_drawings
+from ..judges import NEAREST, RECOGNISER, SCORERS, Counts, Judges, identity_hits, prompt_hits, subjects_of
+from ..likeness import among_twins
+from .matrix import PERSON, PET, Drawing, Run
+from .runs import Place, load_encoder
+
+CASE_SEEDS = {(PERSON,): 9100, (PET,): 9200, (PERSON, PET): 9300}
+"""Subjects of their own: none of `acceptance` or of another page."""
+
+TIMESTEPS = (100, 300, 500, 700, 900)
+"""Where the prediction's error is measured."""
+
+TWINS = Counts().twins
+EXPRESSION = "expression"
+"""What the prompt's judge calls it; a figure of its own beside the rest of the prompt."""
+
+Figures = dict[str, Any]
+"""By name: hits as a string, numbers as a list, or the hits of each of the prompt's attributes."""
+
+
+class Bench:
+    """Draws and scores what runs at a place have learned."""
+
+    def __init__(self, judges: Judges, place: Place) -> None:
+        self.judges, self.place = judges, place
+        self._cases: dict[tuple[str, ...], list[Case]] = {}
+        self._encoders: dict[Run, SubjectEncoder] = {}
+
+    def cases(self, words: tuple[str, ...]) -> list[Case]:
+        if words not in self._cases:
+            self._cases[words] = draw_cases(words, self.place.size.cases, seed=CASE_SEEDS[words])
+        return self._cases[words]
+
+    def encoder(self, run: Run) -> SubjectEncoder:
+        if run not in self._encoders:
+            self._encoders[run] = load_encoder(self.place, self.judges.world, run)
+        return self._encoders[run]
+
+    def base(self, words: tuple[str, ...]) -> np.ndarray:
+        """What the base model draws, without a subject."""
+        return self._kept(f"base {' '.join(words)}", lambda: self._generate(self.cases(words), []))
+
+    def measure(self, words: tuple[str, ...]) -> dict[str, Figures]:
+        """What figures are seen against: the base model's without a subject, and those of the true drawings,
+        through the autoencoder."""
+        cases, world = self.cases(words), self.judges.world
+        pictures = {"base": self.base(words), "truth": world.decode(encode_pictures(true_drawings(cases)))}
+        return {name: self.scored(rgb, cases, words) for name, rgb in pictures.items()}
+
+    def pictures(self, name: str) -> np.ndarray | None:
+        """Pictures that were drawn earlier, (n, 32, W, 3) uint8."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            return stored["rgb"]
+
+    def draw(self, run: Run, drawing: Drawing) -> Figures:
+        """The figures of one drawing of a trained run; its pictures are kept."""
+        return KINDS[drawing.kind](self, run, drawing)
+
+    def rendered(
+        self,
+        run: Run,
+        drawing: Drawing,
+        cases: list[Case],
+        attached: Sequence[Attached],
+        prompts: Sequence[str] = (),
+    ) -> np.ndarray:
+        """The pictures of a drawing, drawn once. prompts: in place of the cases' own."""
+        return self._kept(f"{run.name} {drawing.key}", lambda: self._generate(cases, attached, prompts))
+
+    def attached(
+        self, run: Run, crops: np.ndarray, word: str, value: float = 1.0, more: Sequence[np.ndarray] = ()
+    ) -> Attached:
+        """A subject a case from crops (n, …), at a value of the control. more: further crops of each."""
+        own, encoder, world = mechanism(run.mechanism), self.encoder(run).cpu(), self.judges.world
+        settings = own.settings(encoder.config, value)
+        with torch.no_grad():
+            tokens = torch.cat([encoder(world.features(each)) for each in (crops, *more)], dim=1)
+        return Attached(encoder, tokens, word, settings, mechanism=own)
+
+    def scored(self, rgb: np.ndarray, cases: list[Case], words: tuple[str, ...]) -> Figures:
+        """identity: all subjects of a picture are recognised among those of all cases; NEAREST: by the other
+        judge. twins: the subject is recognised among near-twins, where there is one. prompt: what all figures
+        of the picture show of the prompt, by attribute. outside: mean change against the base model's picture
+        away from the figures, of 255."""
+        judges, counts = self.judges, Counts(candidates=len(cases))
+        hits = {
+            scorer: [identity_hits(judges, rgb, cases, word, counts, scorer) for word in words]
+            for scorer in SCORERS
+        }
+        known = hits[RECOGNISER]
+        found: Figures = {
+            "identity": as_text(torch.stack(known).all(dim=0)),
+            NEAREST: as_text(torch.stack(hits[NEAREST]).all(dim=0)),
+        }
+        if len(words) > 1:
+            found |= {word: as_text(hit) for word, hit in zip(words, known, strict=True)}
+        else:
+            subjects = subjects_of(cases, words[0])
+            found["twins"] = as_text(among_twins(judges.recognisers[words[0]], rgb, subjects, TWINS))
+        shown = [prompt_hits(judges, rgb, cases, number) for number in range(len(words))]
+        found["prompt"] = {
+            name: as_text(torch.stack([each[name] for each in shown]).all(dim=0)) for name in shown[0]
+        }
+        change = np.abs(rgb.astype(float) - self.base(words)).mean(-1)
+        found["outside"] = [
+            round(float(each[there].mean()), 3) for each, there in zip(change, background(cases), strict=True)
+        ]
+        return found
+
+    def similarity(self, rgb: np.ndarray, cases: list[Case], word: str) -> Tensor:
+        """How much each picture's subject looks like that of each case. (n, n)"""
+        shown = [case.shown(word) for case in cases]
+        identities = [case.figure(word).identity for case in cases]
+        return self.judges.recognisers[word].similarity(rgb, shown, identities)
+
+    def _generate(
+        self, cases: list[Case], attached: Sequence[Attached], prompts: Sequence[str] = ()
+    ) -> np.ndarray:
+        texts = list(prompts) or [case.prompt for case in cases]
+        sampling = self.place.size.sampling
+        if default_device().type != "cpu":  # all at once, where launches take the time
+            sampling = replace(sampling, batch=len(cases))
+        seeds, width = [case.seed for case in cases], cases[0].latent_width
+        with self.on_device(attached):
+            return self.judges.world.generate(texts, seeds, attached, sampling, latent_width=width)
+
+    @contextmanager
+    def on_device(self, attached: Sequence[Attached]) -> Iterator[None]:
+        """Within it, the UNet and the encoders are on the GPU, if there is one."""
+        modules = [self.judges.world.unet, *(item.encoder for item in attached)]
+        for module in modules:
+            module.to(default_device())
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.cpu()
+
+    def _path(self, name: str) -> Path:
+        return self.place.drawn / "pictures" / f"{name}.npz"
+
+    def _kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        found = self.pictures(name)
+        if found is None:
+            found = make()
+            self._path(name).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path(name)) as temporary:
+                np.savez_compressed(temporary, rgb=found)
+        return found
+
+
+def _crops(cases: list[Case], word: str) -> np.ndarray:
+    return np.stack([case.reference(word) for case in cases])
+
+
+def _alone(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """One subject a picture, at a value of the control."""
+    cases, word = bench.cases((drawing.word,)), drawing.word
+    attached = bench.attached(run, _crops(cases, word), word, drawing.value)
+    return bench.scored(bench.rendered(run, drawing, cases, [attached]), cases, (word,))
+
+
+def _pair(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """A person and a pet, each with its own run."""
+    cases = bench.cases((PERSON, PET))
+    attached = [
+        bench.attached(own, _crops(cases, word), word, drawing.value)
+        for own, word in ((run.partner, PERSON), (run, PET))
+    ]
+    return bench.scored(bench.rendered(run, drawing, cases, attached), cases, (PERSON, PET))
+
+
+def _references(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """`value` pictures of each subject, the case's own first."""
+    cases, word = bench.cases((drawing.word,)), drawing.word
+    rng = np.random.default_rng(9400)
+    more = [
+        np.stack([sample_crop(rng, case.figure(word).identity) for case in cases])
+        for _ in range(int(drawing.value) - 1)
+    ]
+    attached = bench.attached(run, _crops(cases, word), word, more=more)
+    return bench.scored(bench.rendered(run, drawing, cases, [attached]), cases, (word,))
+
+
+def _mixed(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """Each subject mixed evenly with the next one, or not at all (value 0). first, second: the picture
+    looks more like that one than like a third; both: like each of the two."""
+    cases, word = bench.cases((drawing.word,)), drawing.word
+    crops = _crops(cases, word)
+    other = [np.roll(crops, -1, axis=0)] if drawing.value else []
+    attached = bench.attached(run, crops, word, more=other)
+    rgb = bench.rendered(run, drawing, cases, [attached])
+    similarity = bench.similarity(rgb, cases, word)
+    own, second, third = (similarity.roll(-shift, dims=1).diagonal() for shift in range(3))
+    hits = {"first": own > third, "second": second > third, "both": (own > third) & (second > third)}
+    return {name: as_text(hit) for name, hit in hits.items()}
+
+
+def _noun(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """The subject on another noun. moved: the picture looks more like the people whom it fits, against
+    those whom it does not, than under the trained word."""
+    cases, word, noun = bench.cases((drawing.word,)), drawing.word, drawing.noun
+    prompts = [re.sub(rf"\b{re.escape(word)}\b", noun, case.prompt) for case in cases]
+    attached = bench.attached(run, _crops(cases, word), noun)
+    trained = bench.rendered(run, Drawing("alone", word), cases, [replace(attached, word=word)])
+    rgb = bench.rendered(run, drawing, cases, [attached], prompts)
+    fits = torch.tensor([noun in case.figure(word).identity.nouns for case in cases])
+
+    def fit(pictures: np.ndarray) -> Tensor:
+        alike = bench.similarity(pictures, cases, word)
+        return alike[:, fits].mean(dim=1) - alike[:, ~fits].mean(dim=1)
+
+    found = bench.scored(rgb, cases, (word,))
+    return {**found, "moved": as_text(fit(rgb) > fit(trained))}
+
+
+@torch.no_grad()
+def _error(bench: Bench, run: Run, drawing: Drawing) -> Figures:
+    """error: of the prediction on each case's true drawing, the plain mean square over TIMESTEPS."""
+    cases, word, world = bench.cases((drawing.word,)), drawing.word, bench.judges.world
+    attached = bench.attached(run, _crops(cases, word), word)
+    latents, scheduler = encode_pictures(true_drawings(cases)), new_scheduler()
+    noise = torch.randn(len(TIMESTEPS), *latents.shape, generator=torch.Generator().manual_seed(0))
+    errors = torch.zeros(len(cases))
+    device, batch = default_device(), bench.place.size.sampling.batch
+    with bench.on_device([attached]):
+        slot = SubjectSlot.install(world.unet, mechanism(run.mechanism).attention)
+        try:
+            for start in range(0, len(cases), batch):
+                rows = slice(start, start + batch)
+                context, pooled, ids = world.text([case.prompt for case in cases[rows]])
+                text = TextStates(context.to(device), pooled.to(device))
+                predict = predictor(world.unet, text, torch.float32)
+                with slot.bind(attached.rows(rows).bind(ids, world.unet)):
+                    for index, timestep in enumerate(TIMESTEPS):
+                        at = torch.full((len(context),), timestep, device=device)
+                        pair = latents[rows].to(device), noise[index, rows].to(device)
+                        weight = torch.ones(len(context), 1, 1, device=device)
+                        loss = denoising_losses(predict, scheduler, *pair, at, weight)["denoise"]
+                        errors[rows] += loss.cpu() / len(TIMESTEPS)
+        finally:
+            slot.remove()
+    return {"error": [round(float(error), 6) for error in errors]}
+
+
+KINDS: dict[str, Callable[[Bench, Run, Drawing], Figures]] = {
+    "alone": _alone,
+    "pair": _pair,
+    "references": _references,
+    "mixed": _mixed,
+    "noun": _noun,
+    "error": _error,
+}
+"""What a run may be asked for."""

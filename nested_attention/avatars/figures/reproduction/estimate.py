@@ -1,0 +1,117 @@
+"""What is left of a plan, and how long it takes on this machine: measured, not remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ....training.mechanisms import mechanism
+from ....training.schedule import Schedule
+from ...models.world import World
+from ...train.data import draw_both
+from ...train.encoders import OPTIONS, EncoderData, encode_data, train_encoder
+from .drawings import Bench
+from .matrix import Drawing, Run
+from .runs import Place, joined, new_encoder, with_losses
+
+REPEATED = 2
+"""Steps that are timed, after one that is not."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of one run. seconds: of training, and of drawing and scoring."""
+
+    run: Run
+    steps: int
+    drawings: tuple[Drawing, ...]
+    training: float
+    drawing: float
+
+    @property
+    def seconds(self) -> float:
+        return self.training + self.drawing
+
+    @property
+    def state(self) -> str:
+        if not self.steps and not self.drawings:
+            return "complete"
+        return f"{self.steps:,} steps, {len(self.drawings)} drawings left"
+
+
+def drawings_left(place: Place, run: Run, asked: tuple[Drawing, ...]) -> tuple[Drawing, ...]:
+    done = place.read(run)["drawn"]
+    return tuple(each for each in asked if each.key not in done)
+
+
+def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
+    """What is left of each run, with times measured here: of a step of each kind of training, and of
+    drawing."""
+    place, world = bench.place, bench.judges.world
+    steps: dict[tuple[str, int, tuple[str, ...]], float] = {}
+    picture = 0.0
+
+    @cache
+    def data(word: str) -> list[EncoderData]:
+        return encode_data(world, draw_both(word, place.size.batch, 0, workers=1))
+
+    found = []
+    for run, asked in plan.items():
+        missing = place.size.steps - place.steps(run)
+        drawings = drawings_left(place, run, asked)
+        kind = run.mechanism, run.queries, run.departures
+        if missing and kind not in steps:
+            steps[kind] = step_seconds(place, world, run, data)
+        if drawings and not picture:
+            picture = picture_seconds(bench)
+        drawn = sum(each.kind != "error" for each in drawings)
+        training = missing * steps.get(kind, 0.0)
+        found.append(Left(run, missing, drawings, training, drawn * picture * place.size.cases))
+    return found
+
+
+def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], list[EncoderData]]) -> float:
+    """Of one training step, as the trainer makes it. data: some examples of a kind of subject."""
+    examples, noise = with_losses(run, joined([data(word) for word in run.words]))
+    options = replace(OPTIONS, batch=place.size.batch)
+    precision = place.precision(world)  # may be measured here, which takes time of its own
+
+    def seconds(steps: int) -> float:
+        with TemporaryDirectory() as folder:
+            started = time.monotonic()
+            train_encoder(
+                Path(folder),
+                world,
+                examples,
+                Schedule(steps=steps),
+                options,
+                start=new_encoder(world, run),
+                mechanism=mechanism(run.mechanism),
+                noise=noise,
+                precision=precision,
+            )
+            return time.monotonic() - started
+
+    seconds(1)
+    return max(seconds(1 + REPEATED) - seconds(1), 0.0) / REPEATED
+
+
+def picture_seconds(bench: Bench) -> float:
+    """Of one picture of one subject, at the size's sampling."""
+    size, world = bench.place.size, bench.judges.world
+    number = min(size.sampling.batch, size.cases)
+    short = replace(size.sampling, steps=1)
+    prompts, seeds = ["a photo of a person"] * number, list(range(number))
+
+    def seconds() -> float:
+        started = time.monotonic()
+        with bench.on_device([]):
+            world.generate(prompts, seeds, [], short)
+        return time.monotonic() - started
+
+    seconds()
+    return seconds() * size.sampling.steps / number

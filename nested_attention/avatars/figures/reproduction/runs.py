@@ -1,0 +1,246 @@
+"""Where runs are kept, and how one is trained: on the same pictures, noise and start as every other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ....encoder import SubjectEncoder
+from ....paths import SMALL_WORLD
+from ....storage.files import replacing
+from ....training.data import Noise
+from ....training.mechanisms import mechanism
+from ....training.schedule import Schedule
+from ....training.trainer import checkpoints_in
+from ...models.world import PARTS, World
+from ...train.data import draw_both
+from ...train.denoising import TextStates, denoising_noise
+from ...train.device import precision_of, unet_pass
+from ...train.encoders import OPTIONS, EncoderData, encode_data, encoder_config, train_encoder
+from .. import records
+from ..cases import draw_cases, true_drawings
+from .matrix import PERSON, PET, Run, Size
+
+DATA_SEEDS = {PERSON: 9, PET: 10}
+"""Of the pictures that runs learn from."""
+
+
+def world_hashes(folder: Path = SMALL_WORLD) -> dict[str, str]:
+    """A hash of each file of the world and its judges, and of what it draws; the shipped encoders play no
+    part."""
+    names = {f"{part}.safetensors" for part in PARTS}
+    found = {k: v for k, v in records.hashes(folder).items() if k in names or k.startswith("scorer_")}
+    cases = draw_cases((PERSON, PET), 2, seed=1)
+    drawn = hashlib.sha256(true_drawings(cases).tobytes())
+    for case in cases:
+        drawn.update(case.prompt.encode() + b"".join(crop.tobytes() for crop in case.references))
+    return {**found, "drawings": drawn.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of one world and one size are kept.
+
+    folder: of trainings, which go on only in the world that they began in. drawn: of what they drew, and how
+    it was scored; other cases or judges ask for another one, and for no training.
+    """
+
+    folder: Path
+    drawn: Path
+    size: Size = Size()
+
+    @classmethod
+    def of(cls, root: Path, size: Size, weights: Path = SMALL_WORLD) -> Place:
+        """Under `root`, in folders named after all that decides the trainings, and the figures."""
+        hashes = world_hashes(weights)
+        world = {name: value for name, value in hashes.items() if not name.startswith("scorer_")}
+        folder = root / _short([world, size.steps, size.batch, size.pictures])
+        return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
+
+    def run_folder(self, run: Run) -> Path:
+        return self.folder / run.name
+
+    def weights(self, run: Run) -> Path:
+        """The trained encoder; there once the training is complete."""
+        return self.run_folder(run) / "encoder.safetensors"
+
+    def steps(self, run: Run) -> int:
+        """How many steps of a run are done and saved."""
+        if self.weights(run).exists():
+            return self.size.steps
+        checkpoints = checkpoints_in(self.run_folder(run)) if self.run_folder(run).is_dir() else []
+        return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+
+    def figures(self, run: Run) -> Path:
+        """The JSON of one run."""
+        return self.drawn / f"{run.name}.json"
+
+    def training(self, run: Run) -> Path:
+        """What is told of its training, once that is complete."""
+        return self.run_folder(run) / "training.json"
+
+    def read(self, run: Run) -> dict[str, Any]:
+        """A run's figures so far."""
+        path, training = self.figures(run), self.training(run)
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"drawn": {}}
+        told = json.loads(training.read_text()) if training.exists() else {}
+        return {"run": asdict(run), **found, "training": told}
+
+    def write(self, run: Run, document: dict[str, Any]) -> None:
+        self.drawn.mkdir(parents=True, exist_ok=True)
+        with replacing(self.figures(run)) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
+
+    def precision(self, world: World) -> torch.dtype:
+        """Of the arithmetic, the same in every run: the faster one on a CPU, as measured once; fp32 on a GPU,
+        where launches and not products take the time."""
+        if torch.cuda.is_available():
+            return torch.float32
+        return precision_of(self.folder, unet_pass(world.unet, self.size.batch))
+
+
+def _short(whole: Any) -> str:
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def new_encoder(world: World, run: Run) -> SubjectEncoder:
+    """The encoder that a run begins with. The Q-Former of one seed and number of queries is always the
+    same."""
+    config = replace(
+        encoder_config(world, run.words[0], run.queries),
+        alpha=run.alpha,
+        injection=mechanism(run.mechanism).injection,
+    )
+    torch.manual_seed(run.seed)
+    return SubjectEncoder(config)
+
+
+def load_encoder(place: Place, world: World, run: Run) -> SubjectEncoder:
+    """The trained encoder of a run."""
+    encoder = new_encoder(world, run)
+    encoder.load_state_dict(load_file(place.weights(run)))
+    return encoder.eval().requires_grad_(False)
+
+
+def prepared(place: Place, world: World, word: str, workers: int = 2) -> list[EncoderData]:
+    """Pictures of one kind of subject, of one figure and of two, as the frozen models see them, encoded once
+    and kept."""
+    path = place.folder / "data" / f"{word}.safetensors"
+    if not path.exists():
+        drawn = draw_both(word, place.size.pictures, DATA_SEEDS[word], workers=workers)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(_flat(encode_data(world, drawn)), temporary)
+    found = load_file(path)
+    sets: list[dict[str, Tensor]] = [{}, {}]
+    for name, value in found.items():
+        number, _, own = name.partition(".")
+        sets[int(number)][own] = value
+    return [EncoderData(text=TextStates(each.pop("context"), each.pop("pooled")), **each) for each in sets]
+
+
+def _flat(sets: Sequence[EncoderData]) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": value.contiguous()
+        for number, data in enumerate(sets)
+        for name, value in data.tensors().items()
+    }
+
+
+def joined(parts: Sequence[Sequence[EncoderData]]) -> list[EncoderData]:
+    """The examples of several kinds of subject, so that a batch may hold all of them."""
+    if len(parts) == 1:
+        return list(parts[0])
+    whole = []
+    for same_width in zip(*parts, strict=True):
+        columns = [data.tensors() for data in same_width]
+        both = {name: torch.cat([each[name] for each in columns]) for name in columns[0]}
+        whole.append(EncoderData(text=TextStates(both.pop("context"), both.pop("pooled")), **both))
+    return whole
+
+
+def with_losses(run: Run, data: Sequence[EncoderData]) -> tuple[list[EncoderData], Noise]:
+    """The paper's loss, plain and over all timesteps alike, with the run's departures from it."""
+    chosen = set(run.departures)
+    plain = [replace(each, loss_weight=torch.ones_like(each.loss_weight)) for each in data]
+    noise: Noise = denoising_noise if "timesteps" in chosen else partial(denoising_noise, power=1.0)
+    return list(data) if "weights" in chosen else plain, noise
+
+
+def train(
+    place: Place,
+    world: World,
+    run: Run,
+    data: Callable[[str], Sequence[EncoderData]],
+    deadline: float = math.inf,
+) -> None:
+    """Train a run to its end, or go on with it; nothing happens if it is complete.
+
+    data: the examples of a kind of subject. Raises Stopped at the deadline, after a checkpoint; and
+    NestedAttentionError, naming the run's folder and the loss, if one is not finite.
+    """
+    if place.weights(run).exists():
+        return
+    folder, size, started = place.run_folder(run), place.size, time.monotonic()
+    examples, noise = with_losses(run, joined([data(word) for word in run.words]))
+    start = new_encoder(world, run)
+    encoder = train_encoder(
+        folder,
+        world,
+        examples,
+        Schedule(steps=size.steps, warmup=min(100, size.steps)),
+        replace(OPTIONS, batch=size.batch, seed=run.seed, keep=1),
+        start=start,
+        mechanism=mechanism(run.mechanism),
+        noise=noise,
+        precision=place.precision(world),
+        deadline=deadline,
+    )
+    trained = sum(each.numel() for each in encoder.parameters() if each.requires_grad)
+    curve, minutes = losses(folder)
+    told = {
+        "steps": size.steps,
+        "batch": size.batch,
+        "parameters": trained,
+        "losses": curve,
+        "minutes": minutes,
+        "precision": str(place.precision(world)).removeprefix("torch."),
+        **records.circumstances(started),
+    }
+    with replacing(place.training(run)) as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    with replacing(place.weights(run)) as temporary:
+        save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
+    for checkpoint in checkpoints_in(folder):
+        shutil.rmtree(checkpoint)
+
+
+def losses(folder: Path) -> tuple[list[float], float]:
+    """The training loss of each 50 steps, which in runs of one seed are of the same pictures and noise; and
+    the minutes that all steps took."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    told = {line["step"]: line for line in lines if "loss" in line}  # resumed steps stand there twice
+    return [line["loss"] for line in told.values()], max(line["minutes"] for line in told.values())
+
+
+def still_falling(curve: list[float]) -> float:
+    """By what share the mean loss of the last fifth of a run is below that of the fifth before; the learning
+    rate falls to zero on the way. NaN for a run that is too short to tell."""
+    fifth = len(curve) // 5
+    if not fifth:
+        return math.nan
+    last, before = np.mean(curve[-fifth:]), np.mean(curve[-2 * fifth : -fifth])
+    return float(1 - last / before)

@@ -1,0 +1,52 @@
+"""Picture files as a person sees them: upright, and on white where they are transparent."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import NestedAttentionError
+from .check import check_pictures
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as the camera was held, in RGBA. Raises as Pillow does for a file that cannot be decoded."""
+    return ImageOps.exif_transpose(picture).convert("RGBA")
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGBA → RGB"""
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture upright and in RGB, what is transparent in white. Raises NestedAttentionError, naming the
+    file."""
+    try:
+        with Image.open(path) as file:
+            return on_white(upright(file))
+    except FileNotFoundError as error:
+        raise NestedAttentionError(
+            f"{path} cannot be read as a picture: there is no picture of that name; check the path"
+        ) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise NestedAttentionError(
+            f"{path} cannot be read as a picture ({' '.join(str(error).split())[:200]}); expected a PNG, "
+            "JPEG or WebP file that is whole"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def read_picture(path: Path) -> Tensor:
+    """(height, width, 3) in [0, 1]; not to be written to. Raises NestedAttentionError, naming the file."""
+    return check_pictures(pixels(open_picture(path))[None], str(path))[0]
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """RGB → (height, width, 3) in [0, 1]"""
+    return torch.from_numpy(np.array(picture)).float() / 255

@@ -1,0 +1,37 @@
+"""How a run is asked to stop, by a cluster or by a person: it then saves before it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl+C instead of dying of them; a second Ctrl+C does not wait. Only the main
+    thread can; elsewhere nothing is collected."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def collect(number: int, frame: FrameType | None) -> None:
+        if signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, collect) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def leave_interrupts(worker: int) -> None:
+    """Ctrl+C reaches every process of a terminal; those that read examples leave it to the one that
+    trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
