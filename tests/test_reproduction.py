@@ -18,6 +18,7 @@ from random_world import random_judges
 from torch import Tensor
 from typer.testing import CliRunner
 
+from nested_attention.avatars.figures.cases import true_drawings
 from nested_attention.avatars.figures.judges import Judges
 from nested_attention.avatars.figures.reproduction import command, page, runs
 from nested_attention.avatars.figures.reproduction.claims import CLAIMS, Claim, Shown
@@ -241,6 +242,19 @@ def untrained(place: Place, world: World, run: Run) -> None:
     """A run whose training left its encoder as it was."""
     place.run_folder(run).mkdir(parents=True)
     runs.save_file(new_encoder(world, run).state_dict(), place.weights(run))
+
+
+def test_pictures_are_compared_with_every_case_as_the_recogniser_compares(
+    place: Place, judges: Judges
+) -> None:
+    """What is kept for all runs is what the judge itself makes of each prompt."""
+    bench, words = Bench(judges, place), ("person", "pet")
+    cases, rgb = bench.cases(words), true_drawings(bench.cases(words))
+    identities = [case.figure("pet").identity for case in cases]
+    wanted = judges.recognisers["pet"].similarity(rgb, [case.shown("pet") for case in cases], identities)
+    torch.testing.assert_close(bench.similarity(rgb, words, "pet"), wanted)
+    again = Bench(replace(judges, recognisers={}), place)
+    assert np.array_equal(again.looks(words, "pet"), bench.looks(words, "pet"))
 
 
 def test_every_kind_of_drawing_gives_figures_of_every_case(place: Place, judges: Judges) -> None:

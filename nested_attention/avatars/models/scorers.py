@@ -89,6 +89,11 @@ class Recogniser:
         parts = [self.network(to_tensor(seen[start : start + 256])) for start in range(0, len(seen), 256)]
         return functional.normalize(torch.cat(parts), dim=-1)
 
+    def looks(self, drawn: np.ndarray) -> Tensor:
+        """What candidates look like, from `drawn_as` of each. (2n, 28, 28, 3) uint8 → (n, 64)"""
+        means = self.embed(drawn).view(len(drawn) // len(GAZES), len(GAZES), -1).mean(dim=1)
+        return functional.normalize(means, dim=-1)
+
     def similarity(self, rgb: np.ndarray, shown: Sequence[Shown], candidates: Sequence[Identity]) -> Tensor:
         seen = self.embed(windows(rgb, shown))
         rows = [self._candidates(candidates, one) @ here for one, here in zip(shown, seen, strict=True)]
@@ -100,8 +105,7 @@ class Recogniser:
         missing = [each for each in dict.fromkeys(candidates) if (each, plain) not in self._looks]
         if missing:
             drawn = np.concatenate([drawn_as(each, plain) for each in missing])
-            looks = self.embed(drawn).view(len(missing), len(GAZES), -1).mean(dim=1)
-            for each, look in zip(missing, functional.normalize(looks, dim=-1), strict=True):
+            for each, look in zip(missing, self.looks(drawn), strict=True):
                 self._looks[each, plain] = look
         return torch.stack([self._looks[each, plain] for each in candidates])
 
@@ -115,7 +119,7 @@ def drawn_as(identity: Identity, shown: Shown) -> np.ndarray:
     drawn = []
     for gaze, scene in zip(GAZES, ("beach", "forest"), strict=True):
         pose = Pose(SIZE // 2, 8, gaze, shown.expression)
-        figure = Figure(identity, shown.placement, pose, shown.clothes, shown.accessory)
+        figure = Figure(identity, "middle", pose, shown.clothes, shown.accessory)
         drawn.append(crop(render(Picture((figure,), scene, shown.style)).rgb, crop_window(pose)))
     return np.stack(drawn)
 

@@ -73,10 +73,14 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
         return True
     judges = Judges.load(request.weights)
     untrained = [run for run in unfinished if not place.weights(run).exists()]
+    # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
+    bench, processes = Bench(judges, place), max(2, request.workers * request.threads)
+    for words in CASE_SEEDS:
+        for word in words:
+            bench.looks(words, word, processes)
     for word in dict.fromkeys(word for run in untrained for word in run.words):
-        # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
-        prepared(place, judges.world, word, workers=max(2, request.workers * request.threads))
-    measure(Bench(judges, place))
+        prepared(place, judges.world, word, workers=processes)
+    measure(bench)
     if request.workers > 1 and len(unfinished) > 1:
         _at_once(request, unfinished, deadline, say)
     # In this process: all of it, or the pairs that waited for a partner.

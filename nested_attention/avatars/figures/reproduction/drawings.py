@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,22 @@ import torch
 from torch import Tensor
 
 from ....encoder import SubjectEncoder
-from ....evaluation.statistics import as_text
+from ....evaluation.statistics import as_text, top1
 from ....hosts.diffusers import SubjectSlot
 from ....storage.files import replacing
 from ....training.frozen import default_device
 from ....training.mechanisms import mechanism
 from ....training.objective import denoising_losses
+from ...drawing.identity import Identity
 from ...drawing.references import sample_crop
+from ...drawing.shown import Shown, windows
 from ...models.model import new_scheduler
 from ...models.pixels import encode_pictures
+from ...models.scorers import drawn_as
 from ...models.world import Attached
 from ...train.denoising import TextStates, predictor
 from ..cases import Case, background, draw_cases, true_drawings
-from ..judges import NEAREST, RECOGNISER, SCORERS, Counts, Judges, identity_hits, prompt_hits, subjects_of
+from ..judges import NEAREST, Counts, Judges, identity_hits, prompt_hits, subjects_of
 from ..likeness import among_twins
 from .matrix import PERSON, PET, Drawing, Run
 from .runs import Place, load_encoder
@@ -70,7 +75,7 @@ class Bench:
 
     def base(self, words: tuple[str, ...]) -> np.ndarray:
         """What the base model draws, without a subject."""
-        return self._kept(f"base {' '.join(words)}", lambda: self._generate(self.cases(words), []))
+        return self._kept(f"pictures/base {' '.join(words)}", lambda: self._generate(self.cases(words), []))
 
     def measure(self, words: tuple[str, ...]) -> dict[str, Figures]:
         """What figures are seen against: the base model's without a subject, and those of the true drawings,
@@ -81,11 +86,7 @@ class Bench:
 
     def pictures(self, name: str) -> np.ndarray | None:
         """Pictures that were drawn earlier, (n, 32, W, 3) uint8."""
-        path = self._path(name)
-        if not path.exists():
-            return None
-        with np.load(path) as stored:
-            return stored["rgb"]
+        return self._read(f"pictures/{name}")
 
     def draw(self, run: Run, drawing: Drawing) -> Figures:
         """The figures of one drawing of a trained run; its pictures are kept."""
@@ -100,7 +101,9 @@ class Bench:
         prompts: Sequence[str] = (),
     ) -> np.ndarray:
         """The pictures of a drawing, drawn once. prompts: in place of the cases' own."""
-        return self._kept(f"{run.name} {drawing.key}", lambda: self._generate(cases, attached, prompts))
+        return self._kept(
+            f"pictures/{run.name} {drawing.key}", lambda: self._generate(cases, attached, prompts)
+        )
 
     def attached(
         self, run: Run, crops: np.ndarray, word: str, value: float = 1.0, more: Sequence[np.ndarray] = ()
@@ -118,14 +121,11 @@ class Bench:
         of the picture show of the prompt, by attribute. outside: mean change against the base model's picture
         away from the figures, of 255."""
         judges, counts = self.judges, Counts(candidates=len(cases))
-        hits = {
-            scorer: [identity_hits(judges, rgb, cases, word, counts, scorer) for word in words]
-            for scorer in SCORERS
-        }
-        known = hits[RECOGNISER]
+        known = [top1(self.similarity(rgb, words, word), torch.arange(len(cases))) for word in words]
+        nearest = [identity_hits(judges, rgb, cases, word, counts, NEAREST) for word in words]
         found: Figures = {
             "identity": as_text(torch.stack(known).all(dim=0)),
-            NEAREST: as_text(torch.stack(hits[NEAREST]).all(dim=0)),
+            NEAREST: as_text(torch.stack(nearest).all(dim=0)),
         }
         if len(words) > 1:
             found |= {word: as_text(hit) for word, hit in zip(words, known, strict=True)}
@@ -142,11 +142,25 @@ class Bench:
         ]
         return found
 
-    def similarity(self, rgb: np.ndarray, cases: list[Case], word: str) -> Tensor:
-        """How much each picture's subject looks like that of each case. (n, n)"""
-        shown = [case.shown(word) for case in cases]
-        identities = [case.figure(word).identity for case in cases]
-        return self.judges.recognisers[word].similarity(rgb, shown, identities)
+    def similarity(self, rgb: np.ndarray, words: tuple[str, ...], word: str) -> Tensor:
+        """How much the subject of each case's picture looks like that of every case, to the recogniser.
+        (n, n)"""
+        shown = [case.shown(word) for case in self.cases(words)]
+        seen = self.judges.recognisers[word].embed(windows(rgb, shown))
+        return torch.einsum("ncd,nd->nc", torch.from_numpy(self.looks(words, word)), seen)
+
+    def looks(self, words: tuple[str, ...], word: str, workers: int = 1) -> np.ndarray:
+        """What every case's subject looks like to the recogniser, drawn as each case's prompt says: all
+        pictures of these cases are compared with them. workers: processes that draw. (n, n, 64) float32"""
+
+        def made() -> np.ndarray:
+            cases, recogniser = self.cases(words), self.judges.recognisers[word]
+            draw = partial(_drawn_as, tuple(case.figure(word).identity for case in cases))
+            with ProcessPoolExecutor(workers) as pool:
+                drawn = pool.map(draw, [case.shown(word) for case in cases])
+                return np.stack([recogniser.looks(each).numpy() for each in drawn])
+
+        return self._kept(f"looks/{' '.join(words)} {word}", made)
 
     def _generate(
         self, cases: list[Case], attached: Sequence[Attached], prompts: Sequence[str] = ()
@@ -172,16 +186,28 @@ class Bench:
                 module.cpu()
 
     def _path(self, name: str) -> Path:
-        return self.place.drawn / "pictures" / f"{name}.npz"
+        return self.place.drawn / f"{name}.npz"
+
+    def _read(self, name: str) -> np.ndarray | None:
+        path = self._path(name)
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            return stored["kept"]
 
     def _kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        found = self.pictures(name)
+        found = self._read(name)
         if found is None:
             found = make()
             self._path(name).parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path(name)) as temporary:
-                np.savez_compressed(temporary, rgb=found)
+                np.savez_compressed(temporary, kept=found)
         return found
+
+
+def _drawn_as(identities: Sequence[Identity], shown: Shown) -> np.ndarray:
+    """`drawn_as` of each; runs in a worker process. (2n, 28, 28, 3) uint8"""
+    return np.concatenate([drawn_as(each, shown) for each in identities])
 
 
 def _crops(cases: list[Case], word: str) -> np.ndarray:
@@ -225,7 +251,7 @@ def _mixed(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     other = [np.roll(crops, -1, axis=0)] if drawing.value else []
     attached = bench.attached(run, crops, word, more=other)
     rgb = bench.rendered(run, drawing, cases, [attached])
-    similarity = bench.similarity(rgb, cases, word)
+    similarity = bench.similarity(rgb, (word,), word)
     own, second, third = (similarity.roll(-shift, dims=1).diagonal() for shift in range(3))
     hits = {"first": own > third, "second": second > third, "both": (own > third) & (second > third)}
     return {name: as_text(hit) for name, hit in hits.items()}
@@ -242,7 +268,7 @@ def _noun(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     fits = torch.tensor([noun in case.figure(word).identity.nouns for case in cases])
 
     def fit(pictures: np.ndarray) -> Tensor:
-        alike = bench.similarity(pictures, cases, word)
+        alike = bench.similarity(pictures, (word,), word)
         return alike[:, fits].mean(dim=1) - alike[:, ~fits].mean(dim=1)
 
     found = bench.scored(rgb, cases, (word,))
