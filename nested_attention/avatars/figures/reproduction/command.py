@@ -140,13 +140,18 @@ def _shown(figures: Figures) -> str:
     return f", identity {hits.count('1') / len(hits):.2f}" if hits else ""
 
 
+@cache
+def _judges(weights: Path) -> Judges:
+    """Of a process that makes one run after the other: what they have drawn to judge is kept."""
+    return Judges.load(weights)
+
+
 def _work(request: Request, run: Run, until: float) -> list[str]:
     """One run in a process of its own; what it said. until: of the clock, which processes share."""
     deadline = time.monotonic() + until - time.time()
     _arithmetic(request.threads)
     told: list[str] = []
-    judges = Judges.load(request.weights)
-    _Made(judges, request.place, request.plan).make(run, deadline, told.append)
+    _Made(_judges(request.weights), request.place, request.plan).make(run, deadline, told.append)
     return told
 
 
