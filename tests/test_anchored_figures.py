@@ -69,16 +69,13 @@ def test_every_part_is_measured_and_shown(
     shown = anchored_tables.tables(found)
     assert all(f"| {name} |" in shown for name in [*USES, *found[CHOICE]["person"]])
     assert f"| {found[PAIR]['anchored']['leak']:.1f} |" in shown
-    if "expression" in judges.prompt.network.heads:
-        assert "The expression that the prompt asked for:" in shown
-    else:
-        assert "expression" not in shown
-        found["person"]["everywhere"]["expression"] = rate(torch.tensor([True, False]))
-        assert "| everywhere | 50 % |" in anchored_tables.tables(found)
+    assert "The expression that the prompt asked for:" in shown
+    found["person"]["everywhere"]["expression"] = rate(torch.tensor([True, False]))
+    assert "| everywhere | 50 % |" in anchored_tables.tables(found)
 
 
 def test_cases_of_training_identities_are_none_of_those_held_out() -> None:
-    train, held = (draw_cases(("person",), 30, seed=1, split=split) for split in ("train", "heldout"))
+    train, held = (draw_cases(("person",), 30, seed=1, split=split) for split in ("train", "development"))
     assert not {c.figure("person").identity for c in train} & {c.figure("person").identity for c in held}
 
 
