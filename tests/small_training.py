@@ -46,11 +46,7 @@ def preparing(world: Path, folder: Path, pictures: Path | None = None, **changed
 
 
 def draw(folder: Path, number: int = 16, word: str = "person") -> Path:
-    """Pictures of one figure. Some captions say the word once more, before or after the marked one."""
     write_pictures(folder / "pictures", word, number)
-    for place, path in enumerate(sorted((folder / "pictures").glob("*.txt"))):
-        text = path.read_text().strip()
-        path.write_text((f"{text} and a {word}", f"a {word} and {text}", text)[place % 3] + "\n")
     return folder / "pictures"
 
 

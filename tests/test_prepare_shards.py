@@ -104,11 +104,6 @@ def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
         assert read[name].dtype == torch.bfloat16
     people = torch.from_numpy(ids.astype(np.int64) == 2533)
     assert bool((read["mask"] <= people).all()) and read["mask"].sum(dim=1).tolist() == [1] * len(data)
-    texts = [(pictures / name.replace(".png", ".txt")).read_text() for name in names]
-    assert [text.split("<")[0].count("person") for text in texts] == [
-        int(row[: int(mask.nonzero())].sum()) for row, mask in zip(people, read["mask"], strict=True)
-    ], "the one in angle brackets, of one or two"
-    assert int(people.sum()) > len(data)
     weights = np.stack(
         [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
     )
