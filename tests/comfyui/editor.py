@@ -179,11 +179,7 @@ class Editor:
 
     def search(self, words: str) -> list[str]:
         """What the editor's search offers for words typed into it, as texts."""
-        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-        box = self.page.locator(SEARCH).first
-        box.wait_for()
-        box.fill(words)
-        self.page.wait_for_timeout(700)  # it waits for the end of typing
+        box = self._type_into_search(words)
         found = self.page.locator(FOUND).all_inner_texts()
         self.page.keyboard.press("Escape")
         box.wait_for(state="detached")
@@ -197,12 +193,8 @@ class Editor:
         """
         self.evaluate("() => document.activeElement?.blur()")  # Enter is not to press a button
         before = self.evaluate("() => app.graph._nodes.length")
-        box = self.page.locator(SEARCH).first
         for _ in range(5):
-            self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-            box.wait_for()
-            box.fill(words)
-            self.page.wait_for_timeout(700)  # it waits for the end of typing
+            box = self._type_into_search(words)
             with suppress(TimeoutError):
                 self.page.locator(FOUND).filter(has_text=name).first.click(timeout=10_000)
             if box.count() and box.is_visible():  # the older front end has it chosen, and placed by Enter
@@ -219,6 +211,15 @@ class Editor:
             with suppress(TimeoutError):
                 self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null", timeout=3000)
             self.evaluate("() => app.canvas.finalizeGhostPlacement(false)")
+
+    def _type_into_search(self, words: str) -> Locator:
+        """The search's box, once it has looked for the words."""
+        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box = self.page.locator(SEARCH).first
+        box.wait_for()
+        box.fill(words)
+        self.page.wait_for_timeout(700)  # it waits for the end of typing
+        return box
 
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

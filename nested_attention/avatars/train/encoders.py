@@ -114,8 +114,8 @@ class AuxiliaryLosses:
 
     heads: classify the subject's attributes from its tokens, and are trained with the encoder; None: no
     heads. attribute_weight: weight of their cross-entropies. distillation: the share by which the target
-    moves from the picture's own velocity to the frozen model's prediction under a
-    caption that describes the subject, in [0, 1].
+    moves from the picture's own velocity to the frozen model's prediction under a caption that describes the
+    subject, in [0, 1].
     """
 
     heads: AttributeHeads | None = None
