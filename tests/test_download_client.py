@@ -147,7 +147,7 @@ def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path) -> N
 
 def there(folder: Path) -> int:
     """Bytes that have come and are kept."""
-    return sum(path.stat().st_size for path in (folder / TARGET).parent.glob("*/*.part"))
+    return sum(path.stat().st_size for path in (folder / TARGET).parent.glob("*/*/*.part"))
 
 
 @pytest.mark.parametrize("end", ["killed", "given up"])

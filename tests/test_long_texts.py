@@ -38,6 +38,7 @@ FIELDS = {  # what f-strings put into expressions
     "_marks()": "\u0300-\u036f",
     "joins": "\u0300-\u036f\u1160-\u11ff",
     "ANGLED.pattern": ANGLED.pattern,
+    "names": r"man|old\ man",
 }
 
 

@@ -179,35 +179,47 @@ class Editor:
 
     def search(self, words: str) -> list[str]:
         """What the editor's search offers for words typed into it, as texts."""
-        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-        box = self.page.locator(SEARCH).first
-        box.wait_for()
-        box.fill(words)
-        self.page.wait_for_timeout(700)  # it waits for the end of typing
+        box = self._type_into_search(words)
         found = self.page.locator(FOUND).all_inner_texts()
         self.page.keyboard.press("Escape")
         box.wait_for(state="detached")
         return found
 
     def place_from_search(self, words: str, name: str) -> None:
-        """Puts the first of the nodes that are found for the words and have the name on the canvas."""
+        """Puts the first of the nodes that are found for the words and have the name on the canvas.
+
+        What is offered is drawn anew while one types, and a click on what has just gone is lost: it is then
+        searched for again.
+        """
         self.evaluate("() => document.activeElement?.blur()")  # Enter is not to press a button
         before = self.evaluate("() => app.graph._nodes.length")
-        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-        box = self.page.locator(SEARCH).first
-        box.wait_for()
-        box.fill(words)
-        found = self.page.locator(FOUND).filter(has_text=name).first
-        found.wait_for()
-        found.click()
-        if box.count() and box.is_visible():  # the older front end has it chosen, and placed by Enter
-            self.page.keyboard.press("Enter")
-        box.wait_for(state="detached")
+        for _ in range(5):
+            box = self._type_into_search(words)
+            with suppress(TimeoutError):
+                self.page.locator(FOUND).filter(has_text=name).first.click(timeout=10_000)
+            if box.count() and box.is_visible():  # the older front end has it chosen, and placed by Enter
+                self.page.keyboard.press("Enter")
+            with suppress(TimeoutError):
+                box.wait_for(state="detached", timeout=5_000)
+                break
+            self.page.keyboard.press("Escape")
+            box.wait_for(state="detached")
+            if self.evaluate("() => app.graph._nodes.length") > before:
+                break
         self.page.wait_for_function("before => app.graph._nodes.length > before", arg=before)
         if self.evaluate("() => 'ghostNodeId' in (app.canvas.state ?? {})"):  # it hangs on the mouse
             with suppress(TimeoutError):
                 self.page.wait_for_function("() => app.canvas.state.ghostNodeId != null", timeout=3000)
             self.evaluate("() => app.canvas.finalizeGhostPlacement(false)")
+
+    def _type_into_search(self, words: str) -> Locator:
+        """The search's box, once it has looked for the words."""
+        self.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box = self.page.locator(SEARCH).first
+        box.wait_for()
+        box.fill(words)
+        self.page.wait_for_timeout(700)  # it waits for the end of typing
+        return box
 
     def fit(self) -> None:
         self.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

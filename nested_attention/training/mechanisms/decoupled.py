@@ -7,22 +7,15 @@ It is `anchored.anchored_attention` of subjects that are everywhere.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from ...encoder import SubjectEncoder, SubjectEncoderConfig
+from ...encoder import SubjectEncoderConfig
 from ...settings import SubjectSettings
-from .mechanism import SCALE, Mechanism, Projections
+from .mechanism import SCALE, Mechanism
 
 
 class Decoupled(Mechanism):
     """An attention over the subject's tokens is added to the text's in the whole picture; no word is read."""
 
     name, title, control, injection = "decoupled", "Decoupled CA", SCALE, "decoupled"
-
-    def project(self, encoder: SubjectEncoder, unet: Any, tokens: Tensor) -> Projections:
-        return encoder.project(tokens)
 
     def settings(self, config: SubjectEncoderConfig, control: float = 1.0) -> SubjectSettings:
         return SubjectSettings(injection="everywhere", strength=control).trained_as(config)

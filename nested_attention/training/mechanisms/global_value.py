@@ -14,18 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...encoder import SubjectEncoder, SubjectEncoderConfig
-from ...settings import SubjectSettings
-from .mechanism import LAMBDA, Mechanism, Projections, with_attention_scale
+from ...encoder import SubjectEncoder
+from .mechanism import Mechanism, Projections
 
 
 class GlobalValue(Mechanism):
     """The word's value is the projected mean of the subject's tokens."""
 
-    name, title, control, unused = "global", "Global V", LAMBDA, ("to_key",)
+    name, title, unused = "global", "Global V", ("to_key",)
 
     def project(self, encoder: SubjectEncoder, unet: Any, tokens: Tensor) -> Projections:
         return encoder.project(tokens.mean(dim=1, keepdim=True))
-
-    def settings(self, config: SubjectEncoderConfig, control: float = 1.0) -> SubjectSettings:
-        return with_attention_scale(config, control)

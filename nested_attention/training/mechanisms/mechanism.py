@@ -2,14 +2,13 @@
 and an attention reads them beside the text's.
 
 A mechanism decides three things: `project`, which keys and values the layers receive; `attention`, what a
-layer computes with them; and `settings`, what its control
-between identity and prompt changes. Its subjects are bound in a `SubjectSlot` that was installed with its
-`attention`, for training and for drawing.
+layer computes with them; and `settings`, what its control between identity and prompt changes. What is not
+said otherwise is as in nested attention. Its subjects are bound in a `SubjectSlot` that was installed with
+its `attention`, for training and for drawing.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,7 +38,7 @@ LAMBDA = Control("λ", (1.0, 1.5, 2.0, 2.5, 3.0, 4.0))
 SCALE = Control("scale", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
 
 
-class Mechanism(ABC):
+class Mechanism:
     """One way of injection. `name` is its key in `MECHANISMS`, `title` the paper's name for it.
 
     control: None where the paper has none. attention: what a layer computes of the text and the subjects, as
@@ -50,21 +49,23 @@ class Mechanism(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    control: ClassVar[Control | None]
+    control: ClassVar[Control | None] = LAMBDA
     attention: ClassVar[Attention | None] = None
     unused: ClassVar[tuple[str, ...]] = ()
     injection: ClassVar[Injection] = "nested"
 
-    @abstractmethod
     def project(self, encoder: SubjectEncoder, unet: Any, tokens: Tensor) -> Projections:
         """The subject's tokens (B, N, token_dim) as keys and values of every cross-attention layer.
 
         unet: the frozen model, for mechanisms that read its layers.
         """
+        return encoder.project(tokens)
 
-    @abstractmethod
     def settings(self, config: SubjectEncoderConfig, control: float = 1.0) -> SubjectSettings:
         """How a subject counts at a value of the control. At 0 the model is left as it is, bit for bit."""
+        if control == 0:  # of λ: no subject
+            return SubjectSettings(injection="nested", strength=0.0).trained_as(config)
+        return SubjectSettings(injection="nested", attention_scale=control).trained_as(config)
 
     def bind(
         self, encoder: SubjectEncoder, unet: Any, tokens: Tensor, mask: Tensor, control: float = 1.0
@@ -79,10 +80,3 @@ class Mechanism(ABC):
         """Leave out of the training what the mechanism does not read."""
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(not set(self.unused) & set(name.split(".")))
-
-
-def with_attention_scale(config: SubjectEncoderConfig, control: float) -> SubjectSettings:
-    """The settings of mechanisms that λ controls: those that replace the word's value. 0: no subject."""
-    if control == 0:
-        return SubjectSettings(injection="nested", strength=0.0).trained_as(config)
-    return SubjectSettings(injection="nested", attention_scale=control).trained_as(config)

@@ -12,7 +12,6 @@ is, as the nested one is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,7 @@ from ...attention import (
     text_weights,
     without_autocast,
 )
-from ...encoder import SubjectEncoder, SubjectEncoderConfig
-from ...settings import SubjectSettings
-from .mechanism import LAMBDA, Mechanism, Projections, with_attention_scale
+from .mechanism import Mechanism
 
 
 @without_autocast
@@ -61,13 +58,7 @@ def in_place_of_word(
 
 
 class MultipleTokens(Mechanism):
-    """One text token for each of the subject's tokens, with the word's key."""
+    """One text token for each of the subject's tokens, with the word's key: the encoder's own stay unread."""
 
-    name, title, control = "multiple", "Multiple Tokens", LAMBDA
+    name, title = "multiple", "Multiple Tokens"
     unused, attention = ("to_key",), staticmethod(in_place_of_word)
-
-    def project(self, encoder: SubjectEncoder, unet: Any, tokens: Tensor) -> Projections:
-        return encoder.project(tokens)  # the keys stay unread
-
-    def settings(self, config: SubjectEncoderConfig, control: float = 1.0) -> SubjectSettings:
-        return with_attention_scale(config, control)
