@@ -45,8 +45,8 @@ def preparing(world: Path, folder: Path, pictures: Path | None = None, **changed
     return replace(settings, **changed)
 
 
-def draw(folder: Path, number: int = 16, word: str = "person") -> Path:
-    write_pictures(folder / "pictures", word, number)
+def draw(folder: Path, number: int = 16, word: str = "person", pairs: float = 0.0) -> Path:
+    write_pictures(folder / "pictures", word, number, pairs=pairs)
     return folder / "pictures"
 
 

@@ -82,37 +82,54 @@ def people(prepared: Path, tmp_path: Path) -> Path:
     return tmp_path / "people"
 
 
-def test_shards_hold_what_the_frozen_models_give(prepared: Path) -> None:
-    """The same pictures, captions and references as the world's own functions encode them, in bf16."""
-    index, world = Index.read(prepared), load_world()
+def test_shards_hold_what_the_frozen_models_give(world_on_disk: Path, tmp_path: Path) -> None:
+    """The same pictures, captions and references as the world's own functions encode them, in bf16; pictures
+    of each shape by themselves."""
+    pictures = draw(tmp_path, pairs=0.5)
+    shapes: dict[str, Any] = {"sizes": ((32, 32), (32, 48)), "enlarged": 4, "size_conditioning": None}
+    index, world = prepare(preparing(world_on_disk, tmp_path, **shapes), quietly), load_world()
+    prepared = tmp_path / "prepared"
     data = ShardData(prepared, index)
-    rows = torch.arange(len(data))
-    read, names = data.read(rows, {}), [data.row(int(row)).name for row in rows]
-    pictures = prepared.parent / "pictures"
-    rgb = np.stack([np.asarray(Image.open(pictures / name)) for name in names])
-    crops = [Image.open(pictures / name.replace(".png", ".reference.png")) for name in names]
-    context, pooled, ids = world.text([data.row(int(row)).caption for row in rows])
-    wanted = {
-        "latent_mean": world.vae.encode(to_tensor(rgb)).latent_dist.mean,
-        "context": context,
-        "pooled": pooled,
-        "features": world.features(np.stack([np.asarray(crop)[::4, ::4] for crop in crops])),
-    }
-    for name, values in wanted.items():
-        atol = 8e-3 * float(values.abs().max())
-        torch.testing.assert_close(read[name].float(), values, rtol=8e-3, atol=atol)
-        assert read[name].dtype == torch.bfloat16
-    people = torch.from_numpy(ids.astype(np.int64) == 2533)
-    assert bool((read["mask"] <= people).all()) and read["mask"].sum(dim=1).tolist() == [1] * len(data)
-    weights = np.stack(
-        [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
-    )
-    cells = torch.from_numpy(weights).float().div(255).view(-1, 16, 2, 16, 2).mean(dim=(2, 4))
-    assert index.mean_weight == pytest.approx(float(cells.mean()), rel=8e-3)
-    assert float(read["loss_weight"].float().mean()) == pytest.approx(1, rel=1e-2)
-    torch.testing.assert_close(read["loss_weight"].float(), cells / cells.mean(), rtol=2e-2, atol=2e-2)
-    assert read["sizes"].unique(dim=0).tolist() == [[128, 128, 0, 0, 128, 128]]
-    assert (read["latent_deviation"] > 0).all()
+    several, every_cell, weighed = 0, [], []
+    assert len(data.buckets) == 2
+    for bucket in map(torch.from_numpy, data.buckets):
+        read, names = data.read(bucket, {}), [data.row(int(row)).name for row in bucket]
+        rgb = np.stack([np.asarray(Image.open(pictures / name)) for name in names])
+        crops = [Image.open(pictures / name.replace(".png", ".reference.png")) for name in names]
+        context, pooled, ids = world.text([data.row(int(row)).caption for row in bucket])
+        wanted = {
+            "latent_mean": world.vae.encode(to_tensor(rgb)).latent_dist.mean,
+            "context": context,
+            "pooled": pooled,
+            "features": world.features(np.stack([np.asarray(crop)[::4, ::4] for crop in crops])),
+        }
+        for name, values in wanted.items():
+            atol = 8e-3 * float(values.abs().max())
+            torch.testing.assert_close(read[name].float(), values, rtol=8e-3, atol=atol)
+            assert read[name].dtype == torch.bfloat16
+        people = torch.from_numpy(ids.astype(np.int64) == 2533)
+        assert bool((read["mask"] <= people).all())
+        assert read["mask"].sum(dim=1).tolist() == [1] * len(bucket)
+        texts = [(pictures / name.replace(".png", ".txt")).read_text() for name in names]
+        assert [text.split("<")[0].count("person") for text in texts] == [
+            int(row[: int(mask.nonzero())].sum()) for row, mask in zip(people, read["mask"], strict=True)
+        ], "the one in angle brackets, of one or two"
+        several += int((people.sum(dim=1) > 1).sum())
+        weights = np.stack(
+            [np.asarray(Image.open(pictures / name.replace(".png", ".weight.png"))) for name in names]
+        )
+        width = rgb.shape[2]
+        cells = torch.from_numpy(weights).float().div(255).view(-1, 16, 2, width // 2, 2).mean(dim=(2, 4))
+        every_cell.append(cells)
+        weighed.append(read["loss_weight"].float())
+        told = [128, 4 * width, 0, 0, 128, 4 * width]
+        assert read["sizes"].unique(dim=0).tolist() == [told]
+        assert (read["latent_deviation"] > 0).all()
+    assert several
+    mean = torch.cat([cells.mean(dim=(1, 2)) for cells in every_cell]).mean()
+    assert index.mean_weight == pytest.approx(float(mean), rel=8e-3), "of examples, whatever their size"
+    for cells, weights in zip(every_cell, weighed, strict=True):
+        torch.testing.assert_close(weights, cells / mean, rtol=2e-2, atol=2e-2)
     held = ShardData(prepared, index, held_out=True)
     assert (len(data), len(held)) == (12, 4) and len({held.row(i).subject for i in range(4)}) == 4
     assert all((prepared / "held_out" / f"{held.row(i).keys['reference']}.png").exists() for i in range(4))
@@ -519,6 +536,8 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
         ({"word": "<x>"}, "a word for the subject"),
         ({"batch": 0}, "batch is 0"),
         ({"held_out": -1}, "held_out is -1"),
+        ({"sizes": ()}, r"sizes is \[\]; expected heights and widths"),
+        ({"sizes": ((32, 32), (32, 0))}, r"sizes is \[\[32, 32\], \[32, 0\]\]"),
     ):
         with pytest.raises(NestedAttentionError, match=said):
             replace(good, **changed)  # type: ignore[arg-type]

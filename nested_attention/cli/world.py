@@ -315,6 +315,7 @@ def pictures(
     folder: Annotated[Path, typer.Argument(help="Where they are written.")],
     number: Annotated[int, typer.Option(min=1, help="How many subjects, a picture each.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Which subjects.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:
     """Draw pictures of people or pets with captions and reference pictures: a source for `prepare`."""
     from ..avatars.drawing.identity import KINDS
@@ -323,7 +324,7 @@ def pictures(
     with stopping():
         if word not in KINDS:
             raise NestedAttentionError(f"the small world has no {word!r}; expected {' or '.join(KINDS)}")
-        write_pictures(folder, word, number, seed=seed)
+        write_pictures(folder, word, number, seed=seed, workers=workers)
     typer.echo(f"The pictures: {folder.resolve()}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..drawing.canvas import Part
 from ..drawing.identity import Identity, Person, Pet, sample
-from ..drawing.picture import Picture, render
+from ..drawing.picture import Picture, Rendered, render
 from ..drawing.prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
 from ..models.tokenizer import TOKENS, load_tokenizer
@@ -124,10 +124,8 @@ def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> dict[str, 
         labels = [figure_labels(figure) for figure in picture.figures]
         rows["figure_labels"].append(labels + [[-1] * len(FIGURE_LABELS)] * (2 - len(labels)))
         rows["setting_labels"].append(setting_labels(picture))
-        wanted = _wanted(picture, stage, rng)
-        counts = loss_weight_of(drawn.part)
-        if stage != "base":  # the others are anybody's guess, and a guess teaches an encoder nothing
-            counts = np.where((drawn.subject == 0) | (drawn.subject == wanted + 1), counts, UNKNOWN)
+        wanted = wanted_figure(picture, stage, rng)
+        counts = loss_weight_of(drawn.part) if stage == "base" else loss_weights_for(drawn, wanted)
         rows["loss_weight"].append(by_cell(counts))
         rows["masks"].append([by_cell(drawn.subject == figure) >= 0.5 for figure in (1, 2)])
         rows["wanted"].append(wanted)
@@ -136,7 +134,14 @@ def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> dict[str, 
     return rows
 
 
-def _wanted(picture: Picture, stage: str, rng: np.random.Generator) -> int:
+def loss_weights_for(drawn: Rendered, wanted: int) -> np.ndarray:
+    """`loss_weight_of` a picture in which one figure is learned; the other is anybody's guess, and a guess
+    teaches an encoder nothing. (32, W) float32"""
+    known = (drawn.subject == 0) | (drawn.subject == wanted + 1)
+    return np.where(known, loss_weight_of(drawn.part), np.float32(UNKNOWN))
+
+
+def wanted_figure(picture: Picture, stage: str, rng: np.random.Generator) -> int:
     """The figure that the stage's encoder is to reproduce: of two people, now the first, now the second."""
     kind = {"person": Person, "pet": Pet}.get(stage, object)
     fitting = [i for i, figure in enumerate(picture.figures) if isinstance(figure.identity, kind)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +12,46 @@ from PIL import Image
 from ..drawing.picture import enlarge, render
 from ..drawing.prompts import caption, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
-from .data import LOSS_WEIGHTS, loss_weight_of
+from .data import ALONE, LOSS_WEIGHTS, TOGETHER, loss_weights_for, wanted_figure
+
+PAIRS = 1 / 3
+"""Share of the pictures in which somebody else is besides; these are wider."""
 
 
-def write_pictures(folder: Path, word: str, number: int, *, seed: int = 0) -> None:
-    """`number` pictures of a person or a pet (`word`) alone: pictures of two are wider than these.
+def write_pictures(
+    folder: Path, word: str, number: int, *, pairs: float = PAIRS, seed: int = 0, workers: int = 1
+) -> None:
+    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides.
+    `workers` processes draw them.
 
     A pixel is an art pixel in `NAME.png`, and in `NAME.weight.png`, which says how much each counts in the
     loss. `NAME.txt` is the caption, in which angle brackets mark the word of the subject, and
     `NAME.reference.png` a crop of the same subject from another picture. Each picture has its own subject.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for place in range(number):
+    draw = partial(_write, folder, word, pairs, seed)
+    if workers == 1:
+        draw(range(number))
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(draw, [range(number)[start : start + 500] for start in range(0, number, 500)]))
+
+
+def _write(folder: Path, word: str, pairs: float, seed: int, places: range) -> None:
+    for place in places:
         rng = np.random.default_rng([seed, place])
-        picture = sample_picture(rng, sample_identities(rng, word))
-        words = tuple(f"<{said}>" for said in subject_words(picture))
+        mix = (TOGETHER if rng.random() < pairs else ALONE)[word]
+        kinds = str(rng.choice(list(mix), p=list(mix.values())))
+        picture = sample_picture(rng, sample_identities(rng, kinds))
+        wanted = wanted_figure(picture, word, rng)
+        words = tuple(
+            f"<{said}>" if figure == wanted else said for figure, said in enumerate(subject_words(picture))
+        )
         drawn = render(picture)
         stem = folder / f"{word}-{place:05d}"
         Image.fromarray(drawn.rgb).save(f"{stem}.png")
-        weights = loss_weight_of(drawn.part) / max(LOSS_WEIGHTS.values())
+        weights = loss_weights_for(drawn, wanted) / max(LOSS_WEIGHTS.values())
         Image.fromarray((255 * weights).round().astype(np.uint8)).save(f"{stem}.weight.png")
         Path(f"{stem}.txt").write_text(caption(picture, rng, words=words) + "\n", encoding="utf-8")
-        (figure,) = picture.figures
-        Image.fromarray(enlarge(sample_crop(rng, figure.identity))).save(f"{stem}.reference.png")
+        reference = sample_crop(rng, picture.figures[wanted].identity)
+        Image.fromarray(enlarge(reference)).save(f"{stem}.reference.png")

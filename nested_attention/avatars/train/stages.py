@@ -17,27 +17,24 @@ from typing import Any
 
 import torch
 
-from ...card import EncoderCard
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ...paths import ADAPTERS, SMALL_WORLD
 from ...training.schedule import Schedule
 from ...training.trainer import TrainerOptions
-from ..drawing.canvas import SIZE
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
 from ..models.lora import save_lora
 from ..models.scorers import save_scorer
 from ..models.world import load_part, load_world, save_part
 from . import base, clip, encoders, pose_and_style, scorers, text, vae
+from .configured import train_from_configuration
 from .data import Crops, Pictures, draw_both, draw_crops
 from .device import on_gpu, prepare_device
+from .folder import write_pictures
 from .pose_data import PoseData, draw_pose_data
 
 SUBJECTS = (Person.WORD, Pet.WORD)
-DOMAINS = {Person.WORD: "people of the small world", Pet.WORD: "pets of the small world"}
-"""What the encoders are for, as their files say."""
-
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
 
 
@@ -118,19 +115,18 @@ def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> No
     save_part(recipe.weights, "unet", unet)
 
 
-def _encoder(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
-    world, path = load_world(recipe.weights), recipe.weights / f"{word}_encoder.safetensors"
-    start = load_subject_encoder(path) if recipe.onward else encoders.new_encoder(world, word)
-    data, options = encoders.encode_data(world, drawn), recipe.options(encoders.OPTIONS, path.name)
-    trained = encoders.train_encoder(recipe.runs / word, world, data, schedule, options, start=start)
-    card = EncoderCard(
-        domain=DOMAINS[word],
-        licence="Apache-2.0",
-        base_model="small-world",
-        vision_model="small-world's image encoder",
-        resolution=SIZE,
+def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -> None:
+    file = f"{word}_encoder.safetensors"
+    trained = train_from_configuration(
+        recipe.runs / word,
+        recipe.weights,
+        word,
+        pictures,
+        minutes=schedule.minutes,
+        adapt=lambda options: recipe.options(options, file),
+        start=recipe.weights / file if recipe.onward else None,
     )
-    save_subject_encoder(trained.half(), path, card=card)
+    shutil.copyfile(trained, recipe.weights / file)
 
 
 def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
@@ -184,6 +180,14 @@ def _prompted(recipe: Recipe) -> scorers.Prompted:
     return scorers.draw_prompted(recipe.judged, 200, **recipe.drawing)
 
 
+def _written(recipe: Recipe, *, word: str) -> Path:
+    """Half as many pictures of two as of one, as files."""
+    folder, number = recipe.runs / word / "pictures", recipe.encoder_pictures * 3 // 2
+    if len(list(folder.glob("*.reference.png"))) != number:
+        write_pictures(folder, word, number, seed=3 + SUBJECTS.index(word), workers=recipe.workers)
+    return folder
+
+
 def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
     seed = 3 + SUBJECTS.index(word)
     return lambda recipe: draw_both(word, recipe.encoder_pictures, seed, **recipe.drawing)
@@ -199,7 +203,9 @@ STAGES: dict[str, Stage] = {
     ),
     "base": Stage(_for_base, _base, 600, ("unet.safetensors",)),
     **{
-        word: Stage(_of_subjects(word), partial(_encoder, word=word), 240, (f"{word}_encoder.safetensors",))
+        word: Stage(
+            partial(_written, word=word), partial(_encoder, word=word), 240, (f"{word}_encoder.safetensors",)
+        )
         for word in SUBJECTS
     },
     **{f"{word}-adapter": Stage(_of_subjects(word), partial(_adapter, word=word), 40) for word in SUBJECTS},

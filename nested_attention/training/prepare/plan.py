@@ -74,6 +74,8 @@ def look_through(
         "resolution",
         "square",
         "step",
+        "sizes",
+        "enlarged",
         "smallest",
         "size_conditioning",
     )

@@ -63,6 +63,8 @@ class Recipe:
     @cached_property
     def sizes(self) -> list[Size]:
         settings = self.settings
+        if settings.sizes is not None:
+            return list(settings.sizes)
         return bucket_sizes(settings.resolution, settings.step, square=settings.square)
 
     @cached_property
@@ -112,7 +114,7 @@ class Recipe:
         return Prepared(
             target=target,
             reference=self._reference(sample, picture, alpha),
-            told=self.settings.size_conditioning or told,
+            told=self.settings.size_conditioning or tuple(self.settings.enlarged * each for each in told),
             weight=None if weight is None else fit(weight, size)[0].mean(dim=0),
         )
 

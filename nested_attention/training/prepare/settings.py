@@ -65,10 +65,11 @@ class PrepareSettings:
     word: stands for the subject in the captions, and is what the encoder is trained on. replaces: words that
     captions have in its place; in a caption with several, angle brackets mark the subject's: `a man beside a
     <man>`. domain: what is trained for, as the encoder's file will say. resolution: side of a square of as
-    many pixels as the targets have; with `square: false` targets keep their shape, in buckets whose sides are
-    multiples of `step`. size_conditioning: six numbers that SDXL is told of every picture; null: the true
-    ones. held_out: how many subjects are kept for validation. shard: examples a file. batch: pictures encoded
-    at once.
+    many pixels as the targets have; with `square: false` targets keep their shape, in buckets whose sides
+    are multiples of `step`. sizes: the buckets, each a height and a width, in place of those. enlarged: how
+    many times its own size SDXL is told of a picture. size_conditioning: six numbers that SDXL is told of
+    every picture, in place of the true ones. held_out: how many subjects are kept for validation. shard:
+    examples a file. batch: pictures encoded at once.
     """
 
     model: BaseModel
@@ -85,7 +86,9 @@ class PrepareSettings:
     resolution: int = 1024
     square: bool = False
     step: int = 64
+    sizes: tuple[tuple[int, int], ...] | None = None
     smallest: int = 256
+    enlarged: int = 1
     size_conditioning: tuple[int, int, int, int, int, int] | None = None
     held_out: int = 16
     shard: int = 256
@@ -104,12 +107,17 @@ class PrepareSettings:
                 f"recipe is {self.recipe!r} and source is {'missing' if self.source is None else 'given'}; "
                 "expected `source`, but with the recipe `synthetic`, which draws its pictures"
             )
-        for name in ("resolution", "step", "shard", "batch", "workers", "smallest"):
+        for name in ("resolution", "step", "enlarged", "shard", "batch", "workers", "smallest"):
             if getattr(self, name) < 1:
                 raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.resolution % self.step:
+        if self.sizes is None and self.resolution % self.step:
             raise NestedAttentionError(
                 f"resolution is {self.resolution}, which is no multiple of step, {self.step}"
+            )
+        if self.sizes is not None and not (self.sizes and min(map(min, self.sizes)) >= 1):
+            raise NestedAttentionError(
+                f"sizes is {[list(each) for each in self.sizes]}; expected heights and widths of at least 1, "
+                "as in [[1024, 1024], [832, 1216]], or null"
             )
         if self.held_out < 0:
             raise NestedAttentionError(f"held_out is {self.held_out}; expected 0 or more")
