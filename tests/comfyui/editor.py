@@ -51,10 +51,12 @@ CLOSE = (
     ".p-dialog-close-button, .p-toast-close-button, [data-testid=toast-close], "
     "[data-testid=error-overlay-dismiss]"
 )
-PICTURES = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').map(node =>
-    [...(node.imgs ?? []), ...document.querySelectorAll(`[data-node-id="${node.id}"] img`)]
-        .filter(image => image.complete && image.naturalWidth).length)"""
-"""The first renderer draws a node's pictures, Nodes 2.0 makes elements of them."""
+PICTURES = """() => app.graph._nodes.filter(node => node.type === 'SaveImage').map(node => {
+    const elements = document.querySelectorAll(`[data-node-id="${node.id}"] img`)
+    return [...(LiteGraph.vueNodesMode ? elements : node.imgs ?? [])]
+        .filter(image => image.complete && image.naturalWidth).length
+})"""
+"""The first renderer draws a node's pictures. Nodes 2.0 makes elements of them, and may keep the others."""
 
 BOXES = """() => {
     const {x, y} = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds
