@@ -22,7 +22,7 @@ SPREAD = torch.tensor([0.916, 0.618, 0.384, 0.499, 0.287, 0.192, 0.527, 0.309, 0
 square of 1."""
 
 
-def _map() -> Tensor:
+def cell_map() -> Tensor:
     """The orthonormal map of a cell. (12, 12): numbers × (colour channel, art pixel)"""
     color = _COLOR / _COLOR.norm(dim=1, keepdim=True)
     haar = _HAAR / _HAAR.norm(dim=1, keepdim=True)
@@ -32,12 +32,12 @@ def _map() -> Tensor:
 def to_cells(pixels: Tensor) -> Tensor:
     """(B, 3, H, W) in [−1, 1] → (B, 12, H/2, W/2)"""
     blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)  # (B, 3·4, H/2, W/2)
-    numbers = torch.einsum("nk,bkhw->bnhw", _map().to(pixels), blocks)
+    numbers = torch.einsum("nk,bkhw->bnhw", cell_map().to(pixels), blocks)
     return (numbers - MEAN.view(-1, 1, 1).to(pixels)) / SPREAD.view(-1, 1, 1).to(pixels)
 
 
 def from_cells(latents: Tensor) -> Tensor:
     """(B, 12, h, w) → (B, 3, 2·h, 2·w)"""
     numbers = latents * SPREAD.view(-1, 1, 1).to(latents) + MEAN.view(-1, 1, 1).to(latents)
-    blocks = torch.einsum("nk,bnhw->bkhw", _map().to(latents), numbers)
+    blocks = torch.einsum("nk,bnhw->bkhw", cell_map().to(latents), numbers)
     return torch.nn.functional.pixel_shuffle(blocks, 2)

@@ -1,8 +1,7 @@
-"""Stage 1: the autoencoder. It learns an invertible map, `cells`, and to clean latents that are not quite
-right.
+"""Stage 1: the autoencoder. Its encoder is an invertible map, `cells`, written into the weights; its decoder
+learns to give the pixels back, from such latents with a little noise.
 
-Encoder and decoder learn apart: one to give the latents that the map gives, the other to give the pixels
-back from such latents with a little noise. Whatever is trained on latents therefore needs no autoencoder.
+Whatever is trained on latents therefore needs no autoencoder.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from ...training.data import Arrays, Batch, Joined
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
-from ..models.cells import to_cells
+from ..models.cells import MEAN, SPREAD, cell_map, to_cells
 from ..models.model import LATENT, LATENT_CHANNELS, LATENT_WIDE, new_vae
 from ..models.pixels import to_tensor
 from .data import Pictures
@@ -39,13 +38,8 @@ def _noise(rng: np.random.Generator) -> dict[str, Any]:
 def _objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
     x = to_tensor(batch["rgb"])
     z = to_cells(x)
-    encoded = models["vae"].encode(x).latent_dist.mean
     decoded = models["vae"].decode(z + noise["latent"][..., : z.shape[-1]]).sample
-    return {
-        "latents": (encoded - z).abs().mean(),
-        "absolute": (decoded - x).abs().mean(),
-        "mse": (decoded - x).square().mean(),
-    }
+    return {"absolute": (decoded - x).abs().mean(), "mse": (decoded - x).square().mean()}
 
 
 def train_vae(
@@ -59,18 +53,58 @@ def train_vae(
     """Train on drawn pictures; returns the averaged model, whose encoding is deterministic. `start`: one
     to begin with."""
     torch.manual_seed(options.seed)
-    vae = new_vae() if start is None else start.requires_grad_(True)
+    vae = write_encoder(new_vae() if start is None else start.requires_grad_(True))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
     data = Joined(*(Arrays(rgb=pictures.rgb) for pictures in sets))
-    weights = {"latents": 1.0, "absolute": 1.0, "mse": 1.0}
+    weights = {"absolute": 1.0, "mse": 1.0}
     Trainer(
         folder, {"vae": vae}, data, _objective, schedule, options, loss_weights=weights, noise=_noise
     ).run()
-    return deterministic(vae)
+    return vae
 
 
 @torch.no_grad()
-def deterministic(vae: AutoencoderKL) -> AutoencoderKL:
-    """Make the posterior a point."""
-    vae.quant_conv.weight[LATENT_CHANNELS:] = 0
+def write_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """Make the encoder of an autoencoder of `models.model.VAE`'s sizes the map `to_cells`, to 3 digits, and
+    its posterior a point.
+
+    Residual blocks add nothing. The strided convolution sees the four art pixels of a cell, and gives its 12
+    numbers. What follows the last normalisation is not linear; yet silu(x) − silu(−x) = x, so that each
+    number comes with its negative, and a large constant with its own makes the norm the same for all
+    pictures.
+    """
+    encoder = vae.encoder
+    for name, parameter in encoder.named_parameters():
+        parameter.fill_(1.0 if ".norm" in name and name.endswith("weight") else 0.0)
+    encoder.conv_norm_out.weight.fill_(1.0)
+    for channel in range(3):
+        encoder.conv_in.weight[channel, channel, 1, 1] = 1.0
+    first, second = encoder.down_blocks
+    taps = cell_map().reshape(12, 3, 2, 2)  # (number, colour, row, column)
+    first.downsamplers[0].conv.weight[:12, :3, :2, :2] = taps
+    constant = 12
+    first.downsamplers[0].conv.bias[constant] = 1.0
+    widen, groups = second.resnets[0].conv_shortcut.weight[..., 0, 0], encoder.conv_norm_out.num_groups
+    size = len(widen) // groups
+    gain = (size / 2) ** 0.5  # of the normalisation, where the constants are all there is
+    for group in range(groups):
+        last = (group + 1) * size
+        widen[last - 2, constant], widen[last - 1, constant] = 1.0, -1.0
+    each = size // 2 - 1  # numbers a group has room for
+    for number in range(12):
+        place = number // each * size + 2 * (number % each)
+        for channel, sign in ((place, 1.0), (place + 1, -1.0)):
+            widen[channel, number] = sign * _SMALL
+            encoder.conv_out.weight[number, channel, 1, 1] = sign / (_SMALL * gain * SPREAD[number])
+        encoder.conv_out.bias[number] = -MEAN[number] / SPREAD[number]
+    vae.quant_conv.weight.zero_()
+    vae.quant_conv.bias.zero_()
+    for number in range(LATENT_CHANNELS):
+        vae.quant_conv.weight[number, number] = 1.0
     vae.quant_conv.bias[LATENT_CHANNELS:] = -30.0
     return vae
+
+
+_SMALL = 0.01
+"""How large numbers are beside the constant: their squares are what makes the norm differ."""
