@@ -68,7 +68,7 @@ class PrepareSettings:
     many pixels as the targets have; with `square: false` targets keep their shape, in buckets whose sides are
     multiples of `step`. size_conditioning: six numbers that SDXL is told of every picture; null: the true
     ones. held_out: how many subjects are kept for validation. shard: examples a file. batch: pictures encoded
-    at once.
+    at once. workers: threads that read pictures and look for faces, a core each.
     """
 
     model: BaseModel
