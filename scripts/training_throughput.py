@@ -29,7 +29,7 @@ from nested_attention.hosts.diffusers.processors import SubjectSlot  # noqa: E40
 from nested_attention.paths import SMALL_WORLD  # noqa: E402
 from nested_attention.training.data import Batch, Examples  # noqa: E402
 from nested_attention.training.frozen import BaseModel, FrozenEncoders, load_schedule, load_unet  # noqa: E402
-from nested_attention.training.prepare.recipes import Recipe  # noqa: E402
+from nested_attention.training.prepare.recipes import Look, Recipe  # noqa: E402
 from nested_attention.training.prepare.run import prepare  # noqa: E402
 from nested_attention.training.prepare.settings import PrepareSettings, SourceSettings  # noqa: E402
 from nested_attention.training.prepare.sources import samples_of  # noqa: E402
@@ -121,7 +121,7 @@ class Side:
     def online(self) -> None:
         """A step that reads pictures and captions, and runs every frozen model on them."""
         read, noise = self.examples[0]
-        prepared = [self.recipe.prepare(self.samples[row], (512, 512)) for row in read["row"].tolist()]
+        prepared = [self.recipe.prepare(self.samples[row], Look((512, 512))) for row in read["row"].tolist()]
         started = self.now()
         mean, deviation = self.frozen.encode_pictures(torch.stack([each.target for each in prepared]))
         context, pooled = self.frozen.encode_captions(["a photo of a pet"] * len(prepared))

@@ -18,13 +18,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from small_training import base_of, draw, preparing, training
 
 from nested_attention.avatars.models.pixels import to_tensor
 from nested_attention.avatars.models.world import load_world
 from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.errors import NestedAttentionError
+from nested_attention.paths import FACE_DETECTOR
+from nested_attention.pictures.align import align_faces
+from nested_attention.pictures.blazeface import load_blazeface
+from nested_attention.pictures.files import pixels
+from nested_attention.pictures.pyramid import TiledFaceDetector
 from nested_attention.training.frozen import FrozenEncoders
 from nested_attention.training.prepare import encode as encoding
 from nested_attention.training.prepare.pictures import bucket_of, bucket_sizes, fit
@@ -394,12 +399,15 @@ def photograph(tmp_path: Path, name: str, alpha: bool = False) -> Any:
 def test_faces_takes_the_aligned_face_and_the_whole_photograph(tmp_path: Path) -> None:
     sample = photograph(tmp_path / "a", "astronaut")
     faces = recipe(recipe="faces", square=False, step=64)
-    size = faces.size_of(sample)
-    found = faces.prepare(sample, size)
-    assert size == (512, 512) and found.target.shape == (3, 512, 512)
+    look = faces.look(sample)
+    found = faces.prepare(sample, look)
+    picture = pixels(Image.open(io.BytesIO(sample.picture())))
+    aligned = align_faces(picture[None], TiledFaceDetector(load_blazeface(FACE_DETECTOR)))
+    torch.testing.assert_close(found.reference, aligned.crops[0].movedim(-1, 0))
+    assert look.size == (512, 512) and found.target.shape == (3, 512, 512)
     assert found.reference.shape == (3, 512, 512) and not torch.equal(found.reference, found.target)
     with pytest.raises(Rejected, match="no face"):
-        faces.size_of(photograph(tmp_path / "c", "chelsea"))
+        faces.look(photograph(tmp_path / "c", "chelsea"))
 
 
 def test_photographs_go_from_the_picture_to_a_trained_file(world_on_disk: Path, tmp_path: Path) -> None:
@@ -419,15 +427,43 @@ def test_photographs_go_from_the_picture_to_a_trained_file(world_on_disk: Path, 
         assert encoder.config.word == word and read_card(run.file).samples == 1
 
 
+def test_a_face_is_looked_for_once(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again to encode it, for the report, or in a later run; but where notes of an older version lack
+    its place. Pictures without a caption are not looked at."""
+    for number in range(3):
+        photograph(tmp_path / "pictures" / str(number), "astronaut")
+        (tmp_path / "pictures" / str(number) / "astronaut.txt").write_text("a person" if number else "")
+    file = tmp_path / "pictures" / "2" / "astronaut.png"
+    ImageOps.mirror(Image.open(file)).save(file)
+    find, found = TiledFaceDetector.__call__, []
+
+    def counted(detector: TiledFaceDetector, picture: torch.Tensor) -> Any:
+        found.append(torch.get_num_threads())
+        return find(detector, picture)
+
+    monkeypatch.setattr(TiledFaceDetector, "__call__", counted)
+    recipe = preparing(world_on_disk, tmp_path, recipe="faces", held_out=1, workers=2)
+    before = torch.get_num_threads()
+    index = prepare(recipe, quietly)
+    assert found == [1, 1] and torch.get_num_threads() == before, "a core each"
+    assert prepare(recipe, quietly) == index and len(found) == 2
+    notes = recipe.output / "looked.jsonl"
+    lines = [json.loads(line) for line in notes.read_text().splitlines()]
+    notes.write_text("".join(json.dumps([key, {"size": v["size"]}]) + "\n" for key, v in lines))
+    assert prepare(recipe, quietly) == index and len(found) == 4
+
+
 def test_pets_are_as_they_are_or_on_white(tmp_path: Path) -> None:
     sample = photograph(tmp_path / "a", "chelsea")
-    size = recipe(recipe="pets").size_of(sample)
-    as_it_is = recipe(recipe="pets").prepare(sample, size)
+    look = recipe(recipe="pets").look(sample)
+    as_it_is = recipe(recipe="pets").prepare(sample, look)
     assert as_it_is.reference.shape == (3, 300, 451)
     with pytest.raises(Rejected, match="no mask"):
-        recipe(recipe="pets", isolate=True).size_of(sample)
+        recipe(recipe="pets", isolate=True).look(sample)
     cut = photograph(tmp_path / "b", "chelsea", alpha=True)
-    isolated = recipe(recipe="pets", isolate=True).prepare(cut, size)
+    isolated = recipe(recipe="pets", isolate=True).prepare(cut, look)
     assert isolated.reference.shape == (3, 512, 512) and bool((isolated.reference[:, :20] == 1).all())
     assert not bool((isolated.reference[:, 256, 256] == 1).all())
 

@@ -221,7 +221,7 @@ class Encoding:
 
     def _prepared(self, planned: Planned) -> Prepared:
         try:
-            return self._recipe.prepare(planned.sample, planned.size)
+            return self._recipe.prepare(planned.sample, planned.look)
         except Exception as error:
             raise NestedAttentionError(
                 f"{planned.row.name} was there a moment ago, and now cannot be used ({error}); run the same "

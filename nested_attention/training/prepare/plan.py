@@ -6,17 +6,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
+from ...pictures.square import Square
 from ...prompt import Tokenize
 from ..shards import Row
 from .pictures import Size
-from .recipes import Recipe, Rejected
+from .recipes import Look, Recipe, Rejected
 from .settings import PrepareSettings
 from .sources import Sample
 
@@ -37,10 +43,14 @@ class Planned:
     """A sample that is kept. positions: of the word's last tokens in the caption."""
 
     sample: Sample
-    size: Size
+    look: Look
     positions: tuple[int, ...]
     row: Row
     held_out: bool = False
+
+    @property
+    def size(self) -> Size:
+        return self.look.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,24 +91,58 @@ def look_through(
     )
     made = [_TIMES, *(getattr(settings, name) for name in names)]
     texts = frozen["text_encoder"], frozen["text_encoder_2"]
-    for sample in tqdm(list(samples), desc="looking", unit="picture", disable=None):
+    said = {}
+    for sample in samples:
         try:
-            caption, positions = recipe.caption(_text(sample), tokenize)
-            weight, extras = _weight_and_others(sample)
-            content = digest(_bytes(sample.picture), *extras)
-            size = known.size_of(digest(content, made, *weight), recipe, sample)
+            said[sample] = recipe.caption(_text(sample), tokenize)
         except Rejected as error:
             rejects.append(Reject(sample.name, error.reason, error.detail))
+    for sample, seen in zip(said, _seen(list(said), recipe, made, known), strict=True):
+        if isinstance(seen, Rejected):
+            rejects.append(Reject(sample.name, seen.reason, seen.detail))
             continue
+        caption, positions = said[sample]
         keys = {
-            "picture": digest(content, size, made, frozen["vae"]),
+            "picture": digest(seen.content, seen.look.size, made, frozen["vae"]),
             "caption": digest(caption, positions, texts),
-            "reference": digest(content, made, settings.features, frozen["vision"]),
-            "weight": digest(size, frozen["vae"], *weight),
+            "reference": digest(seen.content, made, settings.features, frozen["vision"]),
+            "weight": digest(seen.look.size, frozen["vae"], *seen.weight),
         }
         row = Row(name=sample.name, caption=caption, subject=sample.subject, keys=keys)
-        kept.append(Planned(sample, size, tuple(positions), row))
+        kept.append(Planned(sample, seen.look, tuple(positions), row))
     return Plan(_parted(kept, settings), rejects)
+
+
+class _Seen(NamedTuple):
+    """A sample that can be used: a hash of its pictures, the bytes of its weights, and the look at it."""
+
+    content: str
+    weight: list[bytes]
+    look: Look
+
+
+def _seen(
+    samples: list[Sample], recipe: Recipe, made: list[Any], known: _Verdicts
+) -> Iterator[_Seen | Rejected]:
+    """What was found of every sample, in order. Threads read and look, each on one core: more make the many
+    small operations that a face takes no faster."""
+
+    def see(sample: Sample) -> _Seen | Rejected:
+        try:
+            weight, extras = _weight_and_others(sample)
+            content = digest(_bytes(sample.picture), *extras)
+            return _Seen(content, weight, known.look(digest(content, made, *weight), recipe, sample))
+        except Rejected as error:
+            return error
+
+    workers, cores = recipe.settings.workers, torch.get_num_threads()
+    left = iter(tqdm(samples, desc="looking", unit="picture", disable=None))
+    try:
+        with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
+            while some := list(islice(left, 8 * workers)):  # few, so that it can be stopped
+                yield from pool.map(see, some)
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _text(sample: Sample) -> str | None:
@@ -127,7 +171,7 @@ def _parted(kept: list[Planned], settings: PrepareSettings) -> list[Planned]:
     """With the subjects marked that are held out: a quarter at most, by their names' hashes."""
     subjects = sorted({planned.row.subject for planned in kept}, key=digest)
     held = set(subjects[: min(settings.held_out, len(subjects) // 4)])
-    return [Planned(p.sample, p.size, p.positions, p.row, p.row.subject in held) for p in kept]
+    return [replace(planned, held_out=planned.row.subject in held) for planned in kept]
 
 
 def in_shards(plan: Plan, size: int) -> Iterator[list[Planned]]:
@@ -141,10 +185,10 @@ def in_shards(plan: Plan, size: int) -> Iterator[list[Planned]]:
 
 
 class _Verdicts:
-    """A file with a line for each picture that was looked at: its size, or why it was rejected."""
+    """A file with a line for each picture that was looked at: what was found, or why it was rejected."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._known = path, dict[str, Any]()
+        self._path, self._known, self._writing = path, dict[str, Any](), Lock()
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -153,24 +197,27 @@ class _Verdicts:
                     continue
                 self._known[key] = verdict
 
-    def size_of(self, key: str, recipe: Recipe, sample: Sample) -> Size:
+    def look(self, key: str, recipe: Recipe, sample: Sample) -> Look:
         """Raises Rejected."""
         verdict = self._known.get(key)
-        if verdict is None:
+        if verdict is None or (recipe.shows_face(sample) and not verdict.keys() & {"face", "reason"}):
             try:
-                verdict = {"size": recipe.size_of(sample)}
+                found = recipe.look(sample)
+                verdict = {"size": found.size, "face": found.face and _numbers(found.face)}
             except Rejected as error:
                 verdict = {"reason": error.reason, "detail": error.detail}
-            self._known[key] = verdict
             self._append([key, verdict])
         if "reason" in verdict:
             raise Rejected(verdict["reason"], verdict["detail"])
         height, width = verdict["size"]
-        return height, width
+        face = verdict.get("face")
+        return Look((height, width), face and Square(complex(*face[:2]), complex(*face[2:])))
 
     def _append(self, line: Any) -> None:
+        key, verdict = line
+        self._known[key] = verdict
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._writing, self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise NestedAttentionError(
@@ -178,3 +225,7 @@ class _Verdicts:
                 "again: it "
                 "goes on from here"
             ) from error
+
+
+def _numbers(square: Square) -> list[float]:
+    return [square.centre.real, square.centre.imag, square.right.real, square.right.imag]

@@ -14,8 +14,10 @@ from ...errors import NestedAttentionError
 from ...paths import FACE_DETECTOR
 from ...pictures.align import align_faces
 from ...pictures.blazeface import load_blazeface
+from ...pictures.faces import ffhq_square
 from ...pictures.isolate import Isolation, isolate_subjects
 from ...pictures.pyramid import TiledFaceDetector
+from ...pictures.square import Square, cut
 from ...prompt import Tokenize, find_word, short, word_spans
 from .pictures import Size, bucket_of, bucket_sizes, decode, fit
 from .settings import PrepareSettings
@@ -42,6 +44,15 @@ class Rejected(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a picture that can be used has found. size: the bucket of its target; face: the square
+    that is its reference, where a face is."""
+
+    size: Size
+    face: Square | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,27 +106,37 @@ class Recipe:
             listed = ", ".join((word, *self.settings.replaces))
             raise Rejected("no word", f"none of {listed} in {short(text, 200)!r} ({error})") from error
 
-    def size_of(self, sample: Sample) -> Size:
-        """The bucket of a sample's target. Raises Rejected for a picture that cannot be used."""
+    def look(self, sample: Sample) -> Look:
+        """What is found once, and kept: a face takes a second. Raises Rejected for a picture that cannot be
+        used."""
         picture, alpha = _picture(sample.picture())
         if min(picture.shape[:2]) < self.settings.smallest:
             raise Rejected(
                 "too small", f"{picture.shape[1]} × {picture.shape[0]}, under {self.settings.smallest} pixels"
             )
-        self._reference(sample, picture, alpha)
+        face = self._face(picture) if self.shows_face(sample) else None
+        self._reference(sample, picture, alpha, face)
         self._weight(sample, picture)
-        return bucket_of((picture.shape[0], picture.shape[1]), self.sizes)
+        return Look(bucket_of((picture.shape[0], picture.shape[1]), self.sizes), face)
 
-    def prepare(self, sample: Sample, size: Size) -> Prepared:
-        """The pictures of a sample that `size_of` has accepted."""
+    def shows_face(self, sample: Sample) -> bool:
+        """Whether a sample's reference is the face in its picture."""
+        settings = self.settings
+        faces = settings.recipe == "faces" or (
+            settings.recipe == "identities" and settings.reference == "face"
+        )
+        return faces and "reference" not in sample.more
+
+    def prepare(self, sample: Sample, look: Look) -> Prepared:
+        """The pictures of a sample, after the look at it."""
         picture, alpha = _picture(sample.picture())
-        target, told = fit(picture, size)
+        target, told = fit(picture, look.size)
         weight = self._weight(sample, picture)
         return Prepared(
             target=target,
-            reference=self._reference(sample, picture, alpha),
+            reference=self._reference(sample, picture, alpha, look.face),
             told=self.settings.size_conditioning or tuple(self.settings.enlarged * each for each in told),
-            weight=None if weight is None else fit(weight, size)[0].mean(dim=0),
+            weight=None if weight is None else fit(weight, look.size)[0].mean(dim=0),
         )
 
     def _weight(self, sample: Sample, picture: Tensor) -> Tensor | None:
@@ -128,22 +149,24 @@ class Recipe:
             raise Rejected("other weight", f"the weight is {ours}, the picture {theirs}")
         return weight
 
-    def _reference(self, sample: Sample, picture: Tensor, alpha: Tensor | None) -> Tensor:
+    def _reference(
+        self, sample: Sample, picture: Tensor, alpha: Tensor | None, face: Square | None
+    ) -> Tensor:
         """(3, H, W)"""
-        settings = self.settings
+        if face is not None:
+            return cut(picture, face, REFERENCE).movedim(-1, 0)
         if "reference" in sample.more:
             picture, alpha = _picture(sample.more["reference"]())
-        elif settings.recipe == "faces" or (settings.recipe == "identities" and settings.reference == "face"):
-            return self._face(picture).movedim(-1, 0)
-        if settings.isolate:
+        if self.settings.isolate:
             picture = _isolated(sample, picture, alpha)
         return picture.movedim(-1, 0)
 
-    def _face(self, picture: Tensor) -> Tensor:
+    def _face(self, picture: Tensor) -> Square:
         try:
-            return align_faces(picture[None], self._detector, size=REFERENCE).crops[0]
+            ((face,),) = align_faces(picture[None], self._detector, size=REFERENCE).taken
         except NestedAttentionError as error:
             raise Rejected("no face", str(error).partition(": ")[2]) from error
+        return ffhq_square(face)
 
 
 def _picture(content: bytes) -> tuple[Tensor, Tensor | None]:

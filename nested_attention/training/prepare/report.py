@@ -102,7 +102,7 @@ def _write_contacts(folder: Path, recipe: Recipe, shown: Sequence[Planned]) -> N
     for old in folder.glob("*.jpg"):
         old.unlink()
     for number, planned in enumerate(shown):
-        prepared = recipe.prepare(planned.sample, planned.size)
+        prepared = recipe.prepare(planned.sample, planned.look)
         pair_image(prepared.reference, prepared.target).save(folder / f"{number}.jpg", quality=88)
 
 
@@ -112,7 +112,7 @@ def write_held_out(folder: Path, recipe: Recipe, plan: Plan) -> None:
     for planned in plan.kept:
         path = folder / f"{planned.row.keys['reference']}.png"
         if planned.held_out and not path.exists():
-            prepared = recipe.prepare(planned.sample, planned.size)
+            prepared = recipe.prepare(planned.sample, planned.look)
             pair_image(prepared.reference, prepared.target, 256).save(path)
 
 

@@ -69,7 +69,8 @@ class PrepareSettings:
     are multiples of `step`. sizes: the buckets, each a height and a width, in place of those. enlarged: how
     many times its own size SDXL is told of a picture. size_conditioning: six numbers that SDXL is told of
     every picture, in place of the true ones. held_out: how many subjects are kept for validation. shard:
-    examples a file. batch: pictures encoded at once.
+    examples a file. batch: pictures encoded at once. workers: threads that read pictures and look for faces,
+    a core each.
     """
 
     model: BaseModel

@@ -22,7 +22,7 @@ _EXTRAS = ("reference", "mask", "weight")
 Read = Callable[[], bytes]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
     """One picture of a source, not read yet. more: its own `reference`, `mask` and `weight`, where they are.
 
