@@ -11,16 +11,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ...paths import CONFIGS
 from ...training.frozen import BaseModel
 from ...training.prepare.run import prepare
 from ...training.prepare.settings import PrepareSettings, SourceSettings
 from ...training.reading import Place, read_config
 from ...training.run import train
+from ...training.schedule import Schedule
 from ...training.settings import StartSettings, TrainSettings
 from ...training.trainer import TrainerOptions
 from ..models.pipeline import export_world
 from ..models.world import load_world
+from .device import precision_of, unet_pass
 
 
 def train_from_configuration(
@@ -29,19 +33,19 @@ def train_from_configuration(
     word: str,
     pictures: Path,
     *,
-    minutes: float,
+    schedule: Schedule,
     adapt: Callable[[TrainerOptions], TrainerOptions],
     start: Path | None = None,
 ) -> Path:
     """`nested-attention world export`, then `prepare` and `train`; the encoder's file.
 
     folder: where all of it is kept; what has been encoded or trained there is not done again. weights: the
-    world's folder. pictures: as `nested-attention world pictures` writes them. minutes: of training at most.
-    adapt: the configuration's batch, rate, seed and workers to the machine. start: an encoder to begin with,
-    in place of the configuration's start.
+    world's folder. pictures: as `nested-attention world pictures` writes them. schedule: how many steps and
+    minutes at most. adapt: the configuration's batch, rate, seed and workers to the machine; its precision
+    is the faster one. start: an encoder to begin with, in place of the configuration's start.
     """
-    base = folder / "small-world"
-    export_world(base, load_world(weights))
+    base, world = folder / "small-world", load_world(weights)
+    export_world(base, world)
     model = BaseModel(base=Place(str(base)), precision="fp32")
     source = SourceSettings(path=pictures)
     preparing = read_config(CONFIGS / "prepare" / f"small-{word}.yaml", PrepareSettings)
@@ -50,7 +54,23 @@ def train_from_configuration(
     (phase,) = settings.phases
     known = TrainerOptions(batch=phase.batch, rate=phase.rate, seed=settings.seed, workers=settings.workers)
     adapted = adapt(known)
-    phase = replace(phase, data=folder / "prepared", minutes=minutes, batch=adapted.batch, rate=adapted.rate)
-    settings = replace(settings, model=model, output=folder, seed=adapted.seed, workers=adapted.workers)
-    begin = settings.start if start is None else StartSettings(kind="file", path=start)
-    return train(replace(settings, phases=(phase,), start=begin))
+    phase = replace(
+        phase,
+        data=folder / "prepared",
+        batch=adapted.batch,
+        rate=adapted.rate,
+        steps=min(schedule.steps, phase.steps or schedule.steps),
+        minutes=schedule.minutes,
+    )
+    faster = precision_of(folder, unet_pass(world.unet, phase.batch))
+    settings = replace(
+        settings,
+        model=model,
+        output=folder,
+        phases=(phase,),
+        start=settings.start if start is None else StartSettings(kind="file", path=start),
+        precision="bf16" if faster is torch.bfloat16 else "fp32",
+        seed=adapted.seed,
+        workers=adapted.workers,
+    )
+    return train(settings)

@@ -122,7 +122,7 @@ def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -
         recipe.weights,
         word,
         pictures,
-        minutes=schedule.minutes,
+        schedule=schedule,
         adapt=lambda options: recipe.options(options, file),
         start=recipe.weights / file if recipe.onward else None,
     )
