@@ -78,19 +78,19 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
     missing = "" if there == wanted else f"{wanted - there} of {wanted} runs are not complete yet. "
     machines = sorted({each["machine"] for run in summary.runs.values() if (each := run.get("training"))})
     return (
-        f"{trial}{missing}Written by `nested-attention world compare` from the figures of every single case. "
-        f"Each training has {size.steps:,} steps of {size.batch} on {size.pictures:,} drawn pictures of the "
-        "[small world](../weights/avatars/README.md), with the paper's loss alone unless said otherwise: the "
-        "plain mean squared error over all timesteps alike, no attribute heads, no distillation. Runs of one "
-        "seed have the same pictures in the same order, the same noise and the same Q-Former to begin with. "
-        f"Every drawing shows the same {size.cases} held-out subjects in prompts that no training saw, from "
-        f"the same noise ({size.sampling.steps} steps, guidance {size.sampling.guidance:g}); every picture "
-        "counts. *Identity*: all subjects of a picture are recognised among those of all cases. *Among "
-        f"near-twins*: the subject is, among {TWINS} that are nearly alike. *Prompt*: the share of what it "
-        "asked for that the picture shows, the expression apart. *Change outside*: the mean difference from "
-        "the base model's picture, outside the figures of the true drawing. Brackets are 95 % intervals: "
-        "Wilson's for rates of one run, over cases for means and "
-        f"differences. Machines: {'; '.join(machines) or 'none yet'}."
+        f"{trial}{missing}Written by `nested-attention world compare` from the figures of every single "
+        f"case. Each training has {size.steps:,} steps of {size.batch} on {size.pictures:,} drawn pictures "
+        "of the [small world](../weights/avatars/README.md), with the paper's loss alone unless said "
+        "otherwise: the plain mean squared error over all timesteps alike, no attribute heads, no "
+        "distillation. Runs of one seed have the same pictures in the same order, the same noise and the "
+        f"same Q-Former to begin with. Every drawing shows the same {size.cases} held-out subjects in "
+        f"prompts that no training saw, from the same noise ({size.sampling.steps} steps, guidance "
+        f"{size.sampling.guidance:g}); every picture counts. *Identity*: all subjects of a picture are "
+        f"recognised among those of all cases. *Among near-twins*: the subject is, among {TWINS} that are "
+        "nearly alike. *Prompt*: the share of what it asked for that the picture shows, the expression "
+        "apart. *Change outside*: the mean difference from the base model's picture, outside the figures of "
+        "the true drawing. Brackets are 95 % intervals: Wilson's for rates of one run, over cases for means "
+        f"and differences. Machines: {'; '.join(machines) or 'none yet'}."
     )
 
 
