@@ -184,9 +184,8 @@ class ApplySubject(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Strength by block of the model, as factors from 0 to 1: 'all:0, up:1' is the "
-                        "decoder "
-                        "alone, 'down:0.5' halves the encoder. Blocks are all, down, mid, up, and finer "
-                        "up.0, up.0.1; the most specific name decides, and what is not named keeps 1."
+                        "decoder alone, 'down:0.5' halves the encoder. Blocks are all, down, mid, up, and "
+                        "finer up.0, up.0.1; the most specific name decides, and what is not named keeps 1."
                     ),
                 ),
                 io.Combo.Input(

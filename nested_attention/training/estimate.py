@@ -329,8 +329,7 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
         lines += [
             f"Phase {number}: {each.side} × {each.side} pixels, {each.examples:,} pictures ({where})",
             f"  frozen weights {each.frozen / 1e9:.2f} GB; {each.trained / 1e6:.1f} million trained "
-            "parameters, "
-            f"with gradients, AdamW and averages {each.held / 1e9:.1f} GB",
+            f"parameters, with gradients, AdamW and averages {each.held / 1e9:.1f} GB",
             f"  shards: {each.example / 1e6:.2f} MB a picture, {each.example * each.examples / 1e9:.1f} GB",
             f"  {each.more.operations / 1e12:.1f} × 10¹² operations a picture",
             "  pictures on a GPU    " + "".join(f"{batch:>10}" for batch in BATCHES),

@@ -58,8 +58,7 @@ class StartSettings:
         if (self.kind == "file") != (self.path is not None):
             raise NestedAttentionError(
                 f"kind is {self.kind!r} and path is {self.path}; expected a path with the kind 'file', and "
-                "with no "
-                "other"
+                "with no other"
             )
 
 

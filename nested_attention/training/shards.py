@@ -111,14 +111,12 @@ class Index:
         except FileNotFoundError as error:
             raise NestedAttentionError(
                 f"{folder} has no index.json, so it was not prepared, or not to the end; run "
-                "`nested-attention "
-                "prepare` with its configuration"
+                "`nested-attention prepare` with its configuration"
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise NestedAttentionError(
                 f"{path} cannot be read ({error}); expected {FORMAT} version {VERSION}. Run "
-                "`nested-attention "
-                "prepare` again: what is encoded already is kept"
+                "`nested-attention prepare` again: what is encoded already is kept"
             ) from error
 
     @cached_property
@@ -303,6 +301,5 @@ class ShardData:
         except (OSError, SafetensorError) as error:
             raise NestedAttentionError(
                 f"the shard {path} cannot be read ({error}). Run `nested-attention prepare` again; the run "
-                "goes "
-                "on from its last checkpoint"
+                "goes on from its last checkpoint"
             ) from error

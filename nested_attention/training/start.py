@@ -66,8 +66,7 @@ def _copy_text_projections(encoder: SubjectEncoder, unet: nn.Module) -> None:
         if site.context_dim != encoder.config.token_dim:
             raise NestedAttentionError(
                 f"start.kind is cross_attention, encoder.token_dim {encoder.config.token_dim}, and the text "
-                "is "
-                f"{site.context_dim} wide; leave token_dim out"
+                f"is {site.context_dim} wide; leave token_dim out"
             )
         projection: Any = encoder.projections[site_key(site.name)]
         projection.to_key.weight.copy_(layer.to_k.weight)

@@ -289,9 +289,8 @@ class Trainer:
             which = f", of {self.examples.data.name(example)}" if example >= 0 else ""
             raise NestedAttentionError(
                 f"{self.folder}: `{names[column]}` was {float(values[row, column])} at step "
-                f"{first + row}{which}. "
-                "The checkpoints are of earlier steps. Look at that example, or lower the learning rate, "
-                f"{self.options.rate:g}"
+                f"{first + row}{which}. The checkpoints are of earlier steps. Look at that example, or "
+                f"lower the learning rate, {self.options.rate:g}"
             )
         line = {"minutes": round(self.elapsed / 60, 2), "rate": self.optimizer.param_groups[0]["lr"]}
         line |= {name: round(float(mean), 5) for name, mean in zip(names, values.mean(0), strict=True)}
@@ -366,8 +365,7 @@ class Trainer:
             raise NestedAttentionError(
                 f"{self.folder}: a process that reads examples died during step {self.step + 1} "
                 f"({str(error).splitlines()[0][:200]}). The same command goes on from the last checkpoint; "
-                "with "
-                "fewer `workers` it takes less memory"
+                "with fewer `workers` it takes less memory"
             ) from error
         except NestedAttentionError as error:
             if "Original Traceback" not in str(error):

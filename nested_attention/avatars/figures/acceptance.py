@@ -84,8 +84,8 @@ def one_subject(judges: Judges, counts: Counts, say: Say, *, word: str) -> dict[
 
 def _tell(say: Say, what: str, found: dict[str, Any]) -> None:
     told = "  ".join(
-        f"{scorer} {found['identity'][scorer]['top1']['rate']:.2f} "
-        f"(twins {found['identity'][scorer]['among_twins']['rate']:.2f})"
+        f"{scorer} {found['identity'][scorer]['top1']['rate']:.2f} (twins "
+        f"{found['identity'][scorer]['among_twins']['rate']:.2f})"
         for scorer in SCORERS
     )
     prompt = found["prompt"]

@@ -47,14 +47,12 @@ def tables(document: dict[str, Any]) -> str:
             f"Measured by `nested-attention world maps` ({run['date']}, {run['machine']}): "
             f"{document['subjects']} held-out subjects of each kind at λ = 1, on the {grid[0]} × {grid[1]} "
             "grid, the only one of the small world that is fine enough. Thresholds, as parts of a map's "
-            "maximum, were chosen on "
-            f"{document['training']} training identities.",
+            f"maximum, were chosen on {document['training']} training identities.",
             table(["", "mean IoU", "lowest", "IoU ≥ 0.5", "threshold"], places),
             "How often the strongest patch that the tokens of a place looked at is in the same part of the "
             "reference: as it is, compared with the mean of the picture's places, and by chance (the share "
             "of patches that hold some of the part). The goal was 60 % of places; where a row is below, it "
-            "was "
-            "missed.",
+            "was missed.",
             table(["", "places", "same part", "compared", "chance"], parts),
             f"The share of the strongest token where the subject stands: {shares}.",
             f"CPU time of a sampling with a person and a pet, times that of one that is not observed: "

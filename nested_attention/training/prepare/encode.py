@@ -169,8 +169,7 @@ class Encoding:
         if len(some) == 1:
             raise NestedAttentionError(
                 f"{some[0][1].row.name}: out of memory with one picture at a time ({reason}). Lower "
-                "`resolution`, "
-                "or set precision: bf16"
+                "`resolution`, or set precision: bf16"
             )
         self.batch = len(some) // 2
         return False
@@ -225,8 +224,7 @@ class Encoding:
         except Exception as error:
             raise NestedAttentionError(
                 f"{planned.row.name} was there a moment ago, and now cannot be used ({error}); run the same "
-                "command "
-                "again when nothing changes the source"
+                "command again when nothing changes the source"
             ) from error
 
     def _checked(self, values: Tensor, some: Sequence[tuple[int, Planned]], what: str) -> Tensor:
@@ -238,8 +236,7 @@ class Encoding:
             dtype = str(values.dtype).removeprefix("torch.")
             raise NestedAttentionError(
                 f"{some[bad[0]][1].row.name}: its {what} are NaN or infinite in {dtype}. SDXL's own "
-                "autoencoder "
-                "does not work in float16: set precision: bf16 or fp32, or vae: to one that does "
-                "(madebyollin/sdxl-vae-fp16-fix). What is encoded already is kept"
+                "autoencoder does not work in float16: set precision: bf16 or fp32, or vae: to one that "
+                "does (madebyollin/sdxl-vae-fp16-fix). What is encoded already is kept"
             )
         return kept

@@ -222,8 +222,7 @@ class _Verdicts:
         except OSError as error:
             raise NestedAttentionError(
                 f"{self._path} cannot be written ({error.strerror}); free space and run the same command "
-                "again: it "
-                "goes on from here"
+                "again: it goes on from here"
             ) from error
 
 

@@ -100,8 +100,8 @@ class PrepareSettings:
         if (self.generate is None) == (self.recipe == "synthetic"):
             raise NestedAttentionError(
                 f"recipe is {self.recipe!r} and generate is "
-                f"{'missing' if self.generate is None else 'given'}; "
-                "expected `generate` with the recipe `synthetic`, and with no other"
+                f"{'missing' if self.generate is None else 'given'}; expected `generate` with the recipe "
+                "`synthetic`, and with no other"
             )
         if (self.source is None) == (self.recipe != "synthetic"):
             raise NestedAttentionError(
