@@ -19,7 +19,7 @@ def asked_to_stop() -> Iterator[list[int]]:
         return
 
     def collect(number: int, frame: FrameType | None) -> None:
-        if signal.SIGINT in received:
+        if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 

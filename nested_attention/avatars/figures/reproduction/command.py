@@ -6,10 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 
 from ....paths import SMALL_WORLD
 from ....storage.files import replacing
+from ....training.at_once import at_once
 from ....training.trainer import Stopped
 from ..judges import Judges
 from .drawings import CASE_SEEDS, Bench, Figures
@@ -157,13 +156,10 @@ def _work(request: Request, run: Run, until: float) -> list[str]:
 
 def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> None:
     """Several runs at a time: where launches take the time, one run leaves most of a GPU idle."""
-    # A fork would inherit the locks of torch's threads, and could not use a GPU.
-    with ProcessPoolExecutor(request.workers, mp_context=get_context("spawn")) as pool:
-        until = time.time() + deadline - time.monotonic()
-        asked = [pool.submit(_work, request, run, until) for run in runs]
-        for future in as_completed(asked):
-            for line in future.result():
-                say(line)
+    until = time.time() + deadline - time.monotonic()
+    for lines in at_once(_work, [(request, run, until) for run in runs], request.workers):
+        for line in lines:
+            say(line)
 
 
 def measure(bench: Bench) -> dict[str, dict[str, Figures]]:
