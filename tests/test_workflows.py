@@ -146,6 +146,18 @@ def test_pictures_on_a_thumbnail(
     assert corners == {40 * number + 10 for number in range(min(count, 4))}
 
 
+@pytest.mark.parametrize(("count", "height", "shown"), [(1, 341, 341), (2, 256, 171), (4, 342, 342)])
+def test_wide_pictures_on_a_thumbnail_keep_their_shape(
+    script: Callable[[str], ModuleType], tmp_path: Path, count: int, height: int, shown: int
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.new("RGB", (192, 128), (10, 0, 0)).save(path)
+    sheet = np.asarray(script("thumbnails.py").sheet(paths))
+    assert sheet.shape == (height, 512, 3)
+    assert (sheet[:, :, 0] == 10).all(1).sum() == shown
+
+
 def test_links_join_slots_of_their_type_and_both_ends_know_them(editor: dict[str, Any]) -> None:
     nodes = {node["id"]: node for node in editor["nodes"]}
     assert len(nodes) == len(editor["nodes"])
