@@ -115,8 +115,8 @@ class DemoWorld(io.ComfyNode):
     def execute(cls, person: int, pet: int, base: str = SMALL, figures: int = 1) -> io.NodeOutput:
         references = _image("person", person), _image("pet", pet)
         embeddings = folder_paths.get_folder_paths("embeddings")
-        small, large = SIZES[figures]
         with naming("Demo World"):
+            small, large = SIZES[_checked(figures)]
             if base == SMALL:
                 world = load_world(SMALL_WORLD, embeddings)
                 return io.NodeOutput(*world, *references, _latent(4, *small), 4.0)
@@ -128,6 +128,13 @@ class DemoWorld(io.ComfyNode):
                 )
             models = load_checkpoint(path, embeddings)
         return io.NodeOutput(*models, None, *references, _latent(1, *large), 1.0)
+
+
+def _checked(figures: int) -> int:
+    """A number that comes by a wire has not been held to the input's bounds."""
+    if figures not in SIZES:
+        raise NestedAttentionError(f"figures is {figures}; expected 1 or 2, which a picture can hold")
+    return figures
 
 
 def _latent(pictures: int, width: int, height: int) -> dict[str, Any]:
@@ -206,6 +213,7 @@ class DemoPose(io.ComfyNode):
     def execute(cls, x: int, y: int, gaze: str, behind: Any = None, figures: int = 1) -> io.NodeOutput:
         pose = Pose(x, y, GAZES[gaze], "calm")
         with naming("Demo Pose"):
-            picture = pose_picture([pose], None if behind is None else behind.cpu().numpy(), figures)
+            there = None if behind is None else behind.cpu().numpy()
+            picture = pose_picture([pose], there, _checked(figures))
         image = torch.from_numpy(picture)
         return io.NodeOutput(image if image.dim() == 4 else image[None])  # (B, 128, W, 3)

@@ -362,3 +362,10 @@ def test_demo_poses_chain_in_a_picture_of_one_width(nodes: dict[str, Any]) -> No
         pose.execute(36, 8, "ahead")
     with pytest.raises(ValueError, match="Demo Pose: the pose picture behind is 128 × 128 .* figures 2"):
         pose.execute(36, 8, "ahead", alone, 2)
+
+
+@pytest.mark.parametrize("figures", [0, 3])
+def test_a_number_of_figures_that_comes_by_a_wire_is_checked(nodes: dict[str, Any], figures: int) -> None:
+    for name, given in (("World", (0, 0, "small world")), ("Pose", (16, 8, "ahead", None))):
+        with pytest.raises(ValueError, match=f"Demo {name}: figures is {figures}; expected 1 or 2"):
+            nodes[f"NestedAttentionDemo{name}"].execute(*given, figures)
