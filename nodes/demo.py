@@ -22,6 +22,9 @@ from .common import naming, schema
 
 SMALL = "small world"
 
+SIZES = {1: ((128, 128), (1024, 1024)), 2: ((192, 128), (1216, 832))}
+"""Figures of a picture → its width and height in pixels: in the small world, and on SDXL."""
+
 GAZES = {"left": -1, "ahead": 0, "right": 1}
 """The viewer's left and right, as `Pose` numbers them."""
 
@@ -46,9 +49,9 @@ class DemoWorld(io.ComfyNode):
             "Demo World",
             description=(
                 "A tiny SDXL that draws people and pets as pixel art, for trying the nodes without a "
-                "download. Use it like a checkpoint, with pictures of 128 × 128 pixels (Empty Latent "
-                "Image). It also draws a reference picture of a person and of a pet whom it has never seen "
-                "in training."
+                "download. Use it like a checkpoint, with pictures of 128 × 128 pixels, or of 192 × 128 "
+                "for two figures. It also draws a reference picture of a person and of a pet whom it has "
+                "never seen in training."
             ),
             search_aliases=["nested attention", "avatars", "example", "small world"],
             inputs=[
@@ -63,6 +66,17 @@ class DemoWorld(io.ComfyNode):
                         "The switch of our workflows: the small world, or an SDXL checkpoint of yours, "
                         "whose MODEL, CLIP and VAE then come out. Encoders and pictures have to be of the "
                         "same kind: an SDXL encoder, and a photograph in place of the drawn reference."
+                    ),
+                ),
+                io.Int.Input(
+                    "figures",
+                    default=1,
+                    min=1,
+                    max=2,
+                    optional=True,
+                    tooltip=(
+                        "How many figures a picture is to hold: two take a wider latent, 192 × 128 pixels "
+                        "in the small world."
                     ),
                 ),
             ],
@@ -84,7 +98,10 @@ class DemoWorld(io.ComfyNode):
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="An empty latent: four pictures of 128 × 128 pixels, or one of 1024 × 1024.",
+                    tooltip=(
+                        "An empty latent. For one figure: four pictures of 128 × 128 pixels, or for a "
+                        "checkpoint one of 1024 × 1024. For two figures: 192 × 128, or 1216 × 832."
+                    ),
                 ),
                 io.Float.Output(
                     "scale",
@@ -95,12 +112,14 @@ class DemoWorld(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, person: int, pet: int, base: str = SMALL) -> io.NodeOutput:
+    def execute(cls, person: int, pet: int, base: str = SMALL, figures: int = 1) -> io.NodeOutput:
         references = _image("person", person), _image("pet", pet)
         embeddings = folder_paths.get_folder_paths("embeddings")
         with naming("Demo World"):
+            small, large = SIZES[_checked(figures)]
             if base == SMALL:
-                return io.NodeOutput(*load_world(SMALL_WORLD, embeddings), *references, _latent(4, 16), 4.0)
+                world = load_world(SMALL_WORLD, embeddings)
+                return io.NodeOutput(*world, *references, _latent(4, *small), 4.0)
             path = folder_paths.get_full_path("checkpoints", base)
             if path is None:
                 raise NestedAttentionError(
@@ -108,11 +127,19 @@ class DemoWorld(io.ComfyNode):
                     f"editor and choose it again, or take {SMALL!r}"
                 )
             models = load_checkpoint(path, embeddings)
-        return io.NodeOutput(*models, None, *references, _latent(1, 128), 1.0)
+        return io.NodeOutput(*models, None, *references, _latent(1, *large), 1.0)
 
 
-def _latent(pictures: int, side: int) -> dict[str, Any]:
-    return {"samples": torch.zeros(pictures, 4, side, side)}
+def _checked(figures: int) -> int:
+    """A number that comes by a wire has not been held to the input's bounds."""
+    if figures not in SIZES:
+        raise NestedAttentionError(f"figures is {figures}; expected 1 or 2, which a picture can hold")
+    return figures
+
+
+def _latent(pictures: int, width: int, height: int) -> dict[str, Any]:
+    """As Empty Latent Image's: samplers give an empty latent the channels of the model."""
+    return {"samples": torch.zeros(pictures, 4, height // 8, width // 8)}
 
 
 def _image(kind: str, seed: int) -> Any:
@@ -130,8 +157,8 @@ class DemoPose(io.ComfyNode):
             "Demo Pose",
             description=(
                 "Draws where a figure of the small world is to stand: a pose picture for Apply ControlNet. "
-                "Use it with avatars_pose.safetensors in Load ControlNet Model. Chain it, once a figure, for "
-                "several. On SDXL, a pose detector (OpenPose, DWPose) stands in its place."
+                "Use it with avatars_pose.safetensors in Load ControlNet Model. Chain two for a picture of "
+                "two figures. On SDXL, a pose detector (OpenPose, DWPose) stands in its place."
             ),
             search_aliases=["nested attention", "avatars", "openpose", "skeleton", "controlnet"],
             inputs=[
@@ -139,18 +166,18 @@ class DemoPose(io.ComfyNode):
                     "x",
                     default=16,
                     min=6,
-                    max=26,
-                    step=2,
-                    tooltip="How far right the figure stands, in art pixels of 32 across: 8 is on the left, "
-                    "16 in the middle, 24 on the right.",
+                    max=42,
+                    tooltip="How far right the figure stands, in art pixels: 11 is on the left, 16 in the "
+                    "middle, 21 on the right of the 32 across a picture of one figure; 12 and 36 are left "
+                    "and right of the 48 across one of two.",
                 ),
                 io.Int.Input(
                     "y",
                     default=8,
                     min=4,
                     max=12,
-                    step=2,
-                    tooltip="How far down the face begins, in art pixels of 32 from the top.",
+                    tooltip="How far down the face begins, in art pixels of 32 from the top; 8 and 9 are "
+                    "usual.",
                 ),
                 io.Combo.Input(
                     "gaze",
@@ -161,7 +188,18 @@ class DemoPose(io.ComfyNode):
                 io.Image.Input(
                     "behind",
                     optional=True,
-                    tooltip="Another Demo Pose, for a picture of several figures. This one is in front.",
+                    tooltip="Another Demo Pose, for a picture of two figures. This one is in front.",
+                ),
+                io.Int.Input(
+                    "figures",
+                    default=1,
+                    min=1,
+                    max=2,
+                    optional=True,
+                    tooltip=(
+                        "How many figures the picture is to hold: two take a wider one, 192 × 128 pixels, as "
+                        "the latent is. Set it in the Demo Pose behind as well."
+                    ),
                 ),
             ],
             outputs=[
@@ -172,9 +210,10 @@ class DemoPose(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, x: int, y: int, gaze: str, behind: Any = None) -> io.NodeOutput:
+    def execute(cls, x: int, y: int, gaze: str, behind: Any = None, figures: int = 1) -> io.NodeOutput:
         pose = Pose(x, y, GAZES[gaze], "calm")
         with naming("Demo Pose"):
-            picture = pose_picture([pose], None if behind is None else behind.cpu().numpy())
+            there = None if behind is None else behind.cpu().numpy()
+            picture = pose_picture([pose], there, _checked(figures))
         image = torch.from_numpy(picture)
-        return io.NodeOutput(image if image.dim() == 4 else image[None])  # (B, 128, 128, 3)
+        return io.NodeOutput(image if image.dim() == 4 else image[None])  # (B, 128, W, 3)

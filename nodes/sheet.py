@@ -81,7 +81,12 @@ class MakeSheet(io.ComfyNode):
                     tooltip="The schedule, as in KSampler.",
                 ),
                 io.Int.Input(
-                    "width", default=1024, min=64, max=8192, step=8, tooltip="Pixels; 128 for Demo World."
+                    "width",
+                    default=1024,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="Pixels; for Demo World 128, or 192 for two figures.",
                 ),
                 io.Int.Input(
                     "height", default=1024, min=64, max=8192, step=8, tooltip="Pixels; 128 for Demo World."

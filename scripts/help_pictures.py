@@ -30,6 +30,7 @@ from nested_attention.avatars.drawing.references import (  # noqa: E402
     reference_picture,
 )
 from nested_attention.avatars.models.control import Control, load_control  # noqa: E402
+from nested_attention.avatars.models.model import LATENT_WIDE  # noqa: E402
 from nested_attention.avatars.models.world import load_world  # noqa: E402
 from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
 from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
@@ -41,7 +42,7 @@ from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
 from nested_attention.pictures.recognise import compare, load_face_recogniser  # noqa: E402
 from nested_attention.settings import SubjectSettings  # noqa: E402
 
-SIDE, GAP, SEEDS = 80, 8, range(6)
+SIDE, GAP, SEEDS = 112, 8, range(6)
 
 
 def references() -> Image.Image:
@@ -56,7 +57,7 @@ def references() -> Image.Image:
     return sheet
 
 
-POSES = ((8, 6, 1), (16, 8, 0), (20, 12, -1), (26, 8, -1))
+POSES = ((9, 6, 1), (16, 8, 0), (20, 12, -1), (23, 8, -1))
 """Column, row and gaze of the figures in Demo Pose's picture."""
 
 
@@ -82,7 +83,7 @@ INJECTIONS = ("no subject", "everywhere", "anchored", "nested")
 def injections(rows: int = 3) -> Image.Image:
     """A person and a pet in one picture: an adapter added everywhere, the same anchored, nested encoders."""
     prompts = [
-        "a photo of a person on the left wearing a red scarf and a pet on the right in the snow",
+        "a photo of a person on the left with a scarf and a pet on the right in the snow",
         "a cartoon of a person on the left and a pet on the right in a forest",
         "a photo of a person on the right wearing a yellow raincoat and a pet on the left at the beach",
     ][:rows]
@@ -90,7 +91,7 @@ def injections(rows: int = 3) -> Image.Image:
     crops = {
         kind: np.stack([reference_crop(held_out(kind, 7 + row)) for row in range(rows)]) for kind in KINDS
     }
-    columns = [world.generate(prompts, range(rows))]
+    columns = [world.generate(prompts, range(rows), latent_width=LATENT_WIDE)]
     for injection in INJECTIONS[1:]:
         attached = []
         for kind in KINDS:
@@ -98,23 +99,23 @@ def injections(rows: int = 3) -> Image.Image:
             encoder = load_subject_encoder(folder / f"{name}.safetensors").eval()
             one = world.attach(encoder, crops[kind], kind)
             attached.append(replace(one, settings=SubjectSettings(injection=injection)))
-        columns.append(world.generate(prompts, range(rows), attached))
-    side, top = 128, 26
-    sheet = Image.new(
-        "RGB", (GAP + (side // 2 + GAP) + 4 * (side + GAP), top + rows * (side + GAP)), (250, 249, 246)
-    )
+        columns.append(world.generate(prompts, range(rows), attached, latent_width=LATENT_WIDE))
+    width, height, top = 192, 128, 26
+    half = height // 2
+    size = GAP + (half + GAP) + 4 * (width + GAP), top + rows * (height + GAP)
+    sheet = Image.new("RGB", size, (250, 249, 246))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
 
-    def paste(rgb: np.ndarray, left: int, upper: int, width: int) -> None:
-        sheet.paste(Image.fromarray(rgb).resize((width, width), Image.Resampling.NEAREST), (left, upper))
+    def paste(rgb: np.ndarray, left: int, upper: int, width: int, height: int) -> None:
+        sheet.paste(Image.fromarray(rgb).resize((width, height), Image.Resampling.NEAREST), (left, upper))
 
     for row in range(rows):
-        upper = top + row * (side + GAP)
+        upper = top + row * (height + GAP)
         for number, kind in enumerate(KINDS):
-            paste(crops[kind][row], GAP, upper + number * side // 2, side // 2)
+            paste(crops[kind][row], GAP, upper + number * half, half, half)
         for number, (name, drawn) in enumerate(zip(INJECTIONS, columns, strict=True)):
-            left = 2 * GAP + side // 2 + number * (side + GAP)
-            paste(drawn[row], left, upper, side)
+            left = 2 * GAP + half + number * (width + GAP)
+            paste(drawn[row], left, upper, width, height)
             draw.text((left, 5), name, fill=(40, 40, 40), font=font)
     return sheet
 

@@ -33,7 +33,7 @@ def main() -> None:
     features = load_world().features(reference_crop(identity)[None])
     subject = Subject.from_images(load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors"), features)
     SAVED.parent.mkdir(exist_ok=True)
-    picture = torch.from_numpy(reference_picture(identity)).float() / 255  # (80, 80, 3)
+    picture = torch.from_numpy(reference_picture(identity)).float() / 255  # (112, 112, 3)
     subject.save(SAVED, thumbnail=make_thumbnail(picture))
     print(f"{SAVED.relative_to(ROOT)}: {SAVED.stat().st_size} bytes")
 

@@ -64,20 +64,23 @@ def save(picture: Image.Image, workflow: Path) -> None:
 
 
 def sheet(pictures: Sequence[Path]) -> Image.Image:
-    """One picture at the size of four, two beside each other, or the first four."""
+    """One picture at the size of four, two beside each other, or the first four; all as high as the first."""
     if len(pictures) == 1:
         with Image.open(pictures[0]) as picture:
             if picture.width > picture.height:
                 return whole_picture(picture)
     side = 2 * SIDE if len(pictures) == 1 else SIDE
     columns, rows = min(len(pictures), 2), 1 if len(pictures) < 3 else 2
-    whole = Image.new("RGB", (columns * side, rows * side))
+    with Image.open(pictures[0]) as first:
+        height = min(round(side * first.height / first.width), side)  # two figures take a wider picture
+    whole = Image.new("RGB", (columns * side, max(rows * height, SIDE)), PAPER)
+    top = (whole.height - rows * height) // 2
     for number, path in enumerate(pictures[: columns * rows]):
         with Image.open(path) as picture:
             smooth = max(picture.size) > side  # a labelled sheet, and no art pixels
             how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-            shown = picture.convert("RGB").resize((side, side), how)
-        whole.paste(shown, (number % 2 * side, number // 2 * side))
+            shown = picture.convert("RGB").resize((side, height), how)
+        whole.paste(shown, (number % 2 * side, top + number // 2 * height))
     return whole
 
 

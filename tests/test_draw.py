@@ -105,7 +105,7 @@ def test_a_vision_model_from_one_file(sdxl: dict[str, Path]) -> None:
         (["--photo", "PORTRAIT", "--word", "horse"], "horse"),
         (["--photo", "PORTRAIT", "--prepare", "face"], "no face was found"),
         (["--photo", "PORTRAIT", "--encoder", "alien"], "the small world has the encoders person and pet"),
-        (["--photo", "PORTRAIT", "--size", "512"], "pictures of one size"),
+        (["--photo", "PORTRAIT", "--size", "512"], "a size of their own; leave out --size"),
         (
             ["--photo", "PORTRAIT", "--checkpoint", "x", "--encoder", "alien"],
             "no known weights called .alien",

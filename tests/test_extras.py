@@ -103,8 +103,42 @@ def test_pose_pictures_are_drawn_one_over_another() -> None:
     assert together.shape == (1, 128, 128, 3) and together.dtype == np.float32
     assert np.array_equal(together[0], enlarge(pose_map([*one, *other], SIZE)).astype(np.float32) / 255)
     assert pose_picture([*one, *other]).shape == (128, 192, 3)
-    with pytest.raises(NestedAttentionError, match="64 × 32 pixels; expected one of Demo Pose, 128 × 128"):
-        pose_picture(one, np.zeros((1, 32, 64, 3), np.float32))
+
+
+def test_a_pose_picture_is_as_wide_as_the_figures_it_is_to_hold() -> None:
+    """The one behind says it for the one in front, which may leave it at one figure."""
+    left, right = Pose(12, 8, 0, "calm"), Pose(36, 8, 0, "calm")
+    behind = pose_picture([left], figures=2)
+    assert behind.shape == (128, 192, 3)
+    both = enlarge(pose_map([left, right])).astype(np.float32) / 255
+    for figures in (None, 1, 2):
+        assert np.array_equal(pose_picture([right], behind[None], figures)[0], both)
+    assert pose_picture([left, right], figures=2).shape == both.shape
+
+
+@pytest.mark.parametrize(
+    ("size", "figures", "message"),
+    [
+        ((32, 64), 1, "64 × 32 pixels; expected one of Demo Pose, 128 × 128 or 192 × 128. Connect another "),
+        ((192, 128), 1, "128 × 192 pixels; expected one of Demo Pose"),
+        ((128, 128), 2, "128 × 128 pixels; expected one of Demo Pose, 192 × 128. .* with figures 2 to it"),
+    ],
+)
+def test_a_picture_behind_that_does_not_fit_is_refused(
+    size: tuple[int, int], figures: int, message: str
+) -> None:
+    with pytest.raises(NestedAttentionError, match=message):
+        pose_picture([Pose(12, 8, 0, "calm")], np.zeros((1, *size, 3), np.float32), figures)
+
+
+def test_a_pose_beside_the_picture_is_refused() -> None:
+    outside = [Pose(36, 8, 0, "calm")]
+    for behind in (None, np.zeros((1, 128, 128, 3), np.float32)):
+        with pytest.raises(NestedAttentionError, match="x is 36; expected 6 to 26 .* Set figures to 2"):
+            pose_picture(outside, behind)
+    assert pose_picture(outside, figures=2).any()
+    with pytest.raises(NestedAttentionError, match="x is 43; expected 6 to 42 in a picture .* 48 art pixels"):
+        pose_picture([Pose(43, 8, 0, "calm")], figures=2)
 
 
 def test_ink_is_not_a_tint() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from synthetic_checkpoints import TINY_SITES, Sizes, plain_tensors, write
 
 from nested_attention.avatars.drawing.references import held_out, reference_crop, reference_picture
-from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS
-from nested_attention.avatars.models.pipeline import world_pipeline
+from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS, time_ids
+from nested_attention.avatars.models.pipeline import WorldPipeline, world_pipeline
 from nested_attention.avatars.models.world import World, load_world
 from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.encoder import SubjectEncoder
@@ -56,6 +57,17 @@ def test_the_small_world_is_a_pipeline_like_any_other(world: World, encoder: Sub
         drawn = pipeline(PROMPT, num_inference_steps=20, guidance_scale=3.0, **options).images[0]
     expected = world.generate([PROMPT], [SEED], [world.attach(encoder, crop, "person")])[0]
     np.testing.assert_array_equal((drawn * 255).round(), expected)
+
+
+def test_the_pipeline_tells_the_size_that_a_picture_is_shown_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four pixels an art pixel: two figures are in wider pictures, as in training."""
+    monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", lambda self, *_, **options: options)
+    pipeline = WorldPipeline.__new__(WorldPipeline)
+    for given, size in (({}, (128, 128)), ({"height": 32, "width": 48}, (128, 192))):
+        told = pipeline(PROMPT, **given)
+        assert told == {"original_size": size, "target_size": size, **given}
+        assert time_ids(size[1] // 8) == (*size, 0, 0, *size)
+    assert pipeline(PROMPT, target_size=(1, 2))["target_size"] == (1, 2)
 
 
 def test_what_the_vision_model_sees() -> None:

@@ -19,6 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nested_attention.avatars.drawing.identity import KINDS
+from nested_attention.avatars.drawing.picture import STYLES
+from nested_attention.avatars.drawing.pose import EXPRESSIONS
+from nested_attention.avatars.drawing.scenes import SCENES
+from nested_attention.avatars.drawing.wardrobe import ACCESSORIES, CLOTHES
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 MOST_NODES = 20
@@ -138,6 +144,18 @@ def test_pictures_on_a_thumbnail(
     assert sheet.size == size
     corners = {sheet.getpixel((x, y))[0] for x in (0, size[0] - 1) for y in (0, size[1] - 1)}
     assert corners == {40 * number + 10 for number in range(min(count, 4))}
+
+
+@pytest.mark.parametrize(("count", "height", "shown"), [(1, 341, 341), (2, 256, 171), (4, 342, 342)])
+def test_wide_pictures_on_a_thumbnail_keep_their_shape(
+    script: Callable[[str], ModuleType], tmp_path: Path, count: int, height: int, shown: int
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.new("RGB", (192, 128), (10, 0, 0)).save(path)
+    sheet = np.asarray(script("thumbnails.py").sheet(paths))
+    assert sheet.shape == (height, 512, 3)
+    assert (sheet[:, :, 0] == 10).all(1).sum() == shown
 
 
 def test_links_join_slots_of_their_type_and_both_ends_know_them(editor: dict[str, Any]) -> None:
@@ -328,3 +346,75 @@ def test_a_node_that_grows_moves_what_lies_below_and_its_group_grows(
     moved = copy.deepcopy(graph)
     grow(graph, node, 100, 150)
     assert graph == moved
+
+
+AVATARS = sorted((ROOT / "workflows" / "api").glob("avatar_*.json"))
+LEFT, MIDDLE, RIGHT = " on the left", " in the middle", " on the right"
+
+
+def text_of(api: dict[str, Any], link: list[Any]) -> str:
+    """The prompt of a conditioning, through what changes it."""
+    inputs = api[link[0]]["inputs"]
+    return str(inputs["text"]) if "text" in inputs else text_of(api, inputs["positive"])
+
+
+def width_of(api: dict[str, Any], link: list[Any]) -> int:
+    """Pixels across the picture of a latent, through samplers and masks."""
+    inputs = api[link[0]]["inputs"]
+    if "figures" in inputs:
+        return 192 if inputs["figures"] == 2 else 128
+    return (
+        int(inputs["width"])
+        if "width" in inputs
+        else width_of(api, inputs.get("samples", inputs.get("latent_image")))
+    )
+
+
+def pictures_of(api: dict[str, Any]) -> list[tuple[str, int]]:
+    """Prompt and width of every picture that a workflow of the small world draws."""
+    found = []
+    for node in api.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "KSampler":
+            found.append((text_of(api, inputs["positive"]), width_of(api, inputs["latent_image"])))
+        if node["class_type"] == "NestedAttentionSheet":
+            found += [(text, inputs["width"]) for text in inputs["prompts"].split("\n")]
+    return found
+
+
+@pytest.mark.parametrize("path", AVATARS, ids=lambda path: path.stem)
+def test_pictures_of_two_figures_are_wide(path: Path) -> None:
+    """The small world draws one figure in 128 × 128 pixels and two in 192 × 128. Masks are as large, or cover
+    the half of one of two."""
+    api = json.loads(path.read_text(encoding="utf-8"))
+    pictures = pictures_of(api)
+    assert pictures
+    for text, width in pictures:
+        assert width == (192 if LEFT in text and RIGHT in text else 128), text
+    widths = {width for _, width in pictures}
+    assert len(widths) == 1
+    masks = [node["inputs"]["width"] for node in api.values() if node["class_type"] == "SolidMask"]
+    assert set(masks) <= {192, 96} and (not masks or widths == {192})
+    worlds = [node for node in api.values() if node["class_type"] == "NestedAttentionDemoWorld"]
+    assert max(world["inputs"]["figures"] for world in worlds) == (2 if widths == {192} else 1)
+
+
+def test_some_workflows_draw_two_figures() -> None:
+    """And more of them one: the test of their widths meets both."""
+    widths = [pictures_of(json.loads(path.read_text(encoding="utf-8")))[0][1] for path in AVATARS]
+    assert widths.count(192) == 7 and widths.count(128) == len(AVATARS) - 7
+
+
+@pytest.mark.parametrize("path", AVATARS, ids=lambda path: path.stem)
+def test_prompts_of_the_small_world_are_in_words_it_knows(path: Path) -> None:
+    known = [LEFT, MIDDLE, RIGHT, *(f" {phrase}" for phrase, _ in SCENES.values())]
+    known += [f" wearing {phrase}" for phrase, _ in CLOTHES.values() if phrase]
+    known += [f" with {phrase}" for phrase in ACCESSORIES.values() if phrase]
+    known += [f" {word}" for word in EXPRESSIONS]
+    nouns = "|".join(noun for kind in KINDS.values() for noun in kind.NOUNS)
+    subject = rf"a (?:{nouns}|<\w+>|<\w+:(?:{nouns})>)"
+    for text, _ in pictures_of(json.loads(path.read_text(encoding="utf-8"))):
+        rest = text
+        for phrase in known:
+            rest = rest.replace(phrase, "")
+        assert re.fullmatch(rf"a (?:{'|'.join(STYLES)}) of {subject}(?: and {subject})?", rest), (text, rest)

@@ -100,6 +100,8 @@ def _drawn_people(
     """The small world's picture of drawn subjects, of the words that the prompt has."""
     import torch
 
+    from ..avatars.drawing.canvas import SIZE
+    from ..avatars.drawing.pose import width_of
     from ..avatars.drawing.references import held_out, reference_picture
     from ..avatars.models.pipeline import world_pipeline
     from ..demo.models import small_encoder
@@ -119,4 +121,5 @@ def _drawn_people(
             f"the prompt {prompt!r} has neither {' nor '.join(SMALL)}, which the small world's subjects go by"
         )
     with personalize(pipeline, subjects, recorder=recorder):
-        return pipeline(prompt, **options).images[0]
+        width = width_of(len(subjects))
+        return pipeline(prompt, height=SIZE, width=width, **options).images[0]

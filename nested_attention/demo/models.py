@@ -63,11 +63,11 @@ def sampling(
 ) -> dict[str, Any]:
     """What the pipeline is called with, beside the prompts: None is what suits the checkpoint.
 
-    Raises NestedAttentionError for a size of the small world, which has one.
+    Raises NestedAttentionError for a size of the small world, whose pictures have their own.
     """
     small = checkpoint is None
     if small and size is not None:
-        raise NestedAttentionError("the small world draws pictures of one size; leave out --size")
+        raise NestedAttentionError("the small world's pictures have a size of their own; leave out --size")
     shape = {} if small else {"height": size or 1024, "width": size or 1024}
     return {
         "num_inference_steps": steps or (Sampling().steps if small else 30),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..avatars.drawing.canvas import SIZE, WIDE
 from .cases import Drawn, Row
 
 PIXEL = 7
@@ -21,9 +22,9 @@ INK, PAPER = (34, 34, 40), (250, 249, 246)
 
 def save_sheet(rows: Sequence[Row], drawn: Sequence[Drawn], path: Path) -> None:
     """Write the picture, nearest-neighbour enlarged, with titles and each row's prompts."""
-    cell = 32 * PIXEL
+    cell, wide = SIZE * PIXEL, WIDE * PIXEL
     columns = [MARGIN, *(2 * MARGIN + cell // 2 + n * (cell + MARGIN) for n in range(3))]
-    size = (columns[-1] + cell + MARGIN, HEADER + len(rows) * (cell + CAPTION + MARGIN))
+    size = (columns[-1] + wide + MARGIN, HEADER + len(rows) * (cell + CAPTION + MARGIN))
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
     for x, title in zip(columns, TITLES, strict=True):
@@ -36,7 +37,7 @@ def save_sheet(rows: Sequence[Row], drawn: Sequence[Drawn], path: Path) -> None:
             sheet.paste(_enlarged(rgb, cell), (x, y))
         for x, width, prompt in (
             (columns[1], 2 * cell + MARGIN, row.alone.prompt),
-            (columns[3], cell, row.together.prompt),
+            (columns[3], wide, row.together.prompt),
         ):
             lines = textwrap.wrap(prompt, width // 6)[: CAPTION // 13]
             pen.multiline_text((x, y + cell + 3), "\n".join(lines), fill=INK, font=_font(11), spacing=2)
@@ -44,8 +45,9 @@ def save_sheet(rows: Sequence[Row], drawn: Sequence[Drawn], path: Path) -> None:
     sheet.save(path)
 
 
-def _enlarged(rgb: np.ndarray, side: int) -> Image.Image:
-    return Image.fromarray(rgb).resize((side, side), Image.Resampling.NEAREST)
+def _enlarged(rgb: np.ndarray, height: int) -> Image.Image:
+    width = height * rgb.shape[1] // rgb.shape[0]
+    return Image.fromarray(rgb).resize((width, height), Image.Resampling.NEAREST)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

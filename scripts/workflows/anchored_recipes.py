@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from draft import Draft, Node
-from parts import Context, apply, demo_world, on_sdxl, prompt, sample, show
+from parts import BROAD, TOGETHER, Context, apply, demo_world, on_sdxl, prompt, sample, show
 from sdxl_recipes import CHECKPOINT, HUB, SAMPLING, VISION
 
 ADAPTERS = {kind: f"avatars/{kind}_adapter.safetensors" for kind in ("person", "pet")}
@@ -142,9 +142,10 @@ def person_and_pet(context: Context) -> Draft:
         "a mask.\n\n"
         "- **injection** `everywhere` is what IP-Adapter does: watch the person take the pet's colours, and "
         "the background change.\n"
-        "- **weight** is how much is added, 1 as the adapter was trained.\n" + on_sdxl("both references"),
+        "- **weight** is how much is added, 1 as the adapter was trained.\n"
+        + on_sdxl("both references", BROAD),
     )
-    world, group = demo_world(draft)
+    world, group = demo_world(draft, figures=2)
     group.add("PreviewImage", "The pet", images=world["pet"])
     applied = world
     for number, kind in enumerate(ADAPTERS, 2):
@@ -160,10 +161,10 @@ def person_and_pet(context: Context) -> Draft:
         group.column()
         applied = apply(group, applied["MODEL"], applied["CLIP"], encoder, subject)
     group = draft.group("4. Prompt and sampling")
-    text = "a photo of a person on the left wearing a red scarf and a pet on the right in the snow"
+    text = "a photo of a person on the left with a scarf and a pet on the right in the snow"
     positive = prompt(group, applied["CLIP"], text, "Prompt with person and pet")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=4)
+    empty = group.add("EmptyLatentImage", **TOGETHER, batch_size=4)
     group.column()
     latent = sample(group, applied["MODEL"], positive.out, negative.out, empty.out)
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])

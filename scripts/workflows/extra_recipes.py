@@ -13,8 +13,8 @@ def pose(context: Context) -> Draft:
         "The subject decides *who* is in the picture, and a **ControlNet** where they stand. Neither "
         "knows of the other: **Person or Pet in Picture** changes the model and the prompt's word, **Apply "
         "ControlNet** the conditioning.\n\n"
-        "- **Demo Pose** draws the pose picture: change `x`, `y` and `gaze`. A second one in `behind` makes "
-        "a picture of two.\n"
+        "- **Demo Pose** draws the pose picture: change `x`, `y` and `gaze`. For a picture of two, connect a "
+        "second one to `behind`, and set `figures` to 2 in both and in **Demo World**.\n"
         "- The prompt does not say where the person stands. Where prompt and pose disagree, `strength` and "
         "`end_percent` of Apply ControlNet say how far the pose goes.\n"
         "- `avatars_pose.safetensors` comes with the pack, for the small world.\n"
@@ -23,7 +23,7 @@ def pose(context: Context) -> Draft:
         "Demo Pose.",
     )
     world, group = demo_world(draft, "1. A world and a pose")
-    posed = group.add("NestedAttentionDemoPose", x=22, y=8, gaze="left")
+    posed = group.add("NestedAttentionDemoPose", x=21, y=8, gaze="left")
     group.add("PreviewImage", "The pose", images=posed.out)
     group = draft.group("2. The subject")
     applied = personalize(group, world["MODEL"], world["CLIP"], world["person"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from draft import Draft
-from parts import PERSON, PET, SAMPLING, Context, apply, encode, on_sdxl, prompt, show
+from parts import BROAD, PERSON, PET, SAMPLING, TOGETHER, Context, apply, encode, on_sdxl, prompt, show
 
 
 def inspect(context: Context) -> Draft:
@@ -19,10 +19,10 @@ def inspect(context: Context) -> Draft:
         "- The lists above the picture choose the subject, what is shown, and one layer or step.\n"
         "- **observe** switches the maps off; **layers** set to all observes every layer; **preview** shows "
         "on Observe Subjects where the words land while the picture is sampled.\n"
-        "- The pictures are the same with and without.\n" + on_sdxl("the references"),
+        "- The pictures are the same with and without.\n" + on_sdxl("the references", BROAD),
     )
     group = draft.group("1. A world and two references")
-    world = group.add("NestedAttentionDemoWorld", person=7, pet=3)
+    world = group.add("NestedAttentionDemoWorld", person=7, pet=3, figures=2)
     group.add("PreviewImage", "The person", images=world["person"])
     group.add("PreviewImage", "The pet", images=world["pet"])
     group = draft.group("2. Each becomes a subject")
@@ -37,7 +37,7 @@ def inspect(context: Context) -> Draft:
     positive = prompt(group, both["CLIP"], text, "Prompt with person and pet")
     negative = prompt(group, both["CLIP"], "", "Negative prompt")
     group.column()
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    empty = group.add("EmptyLatentImage", **TOGETHER, batch_size=1)
     latent = group.add(
         "KSampler",
         model=observed["MODEL"],

@@ -14,6 +14,10 @@ SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "schedu
 SOMEBODY, SOMEBODY_ELSE = 7, 10
 """Two people of the small world who are easily told apart."""
 
+ALONE, TOGETHER = {"width": 128, "height": 128}, {"width": 192, "height": 128}
+HALF = {"width": 96, "height": 128}
+"""The size of a picture of one figure in the small world, of two, and of half of that."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -25,12 +29,18 @@ class Context:
         return Draft(name, heading, note, self.definitions, self.version, self.core_version)
 
 
-def on_sdxl(picture: str = "the reference") -> str:
-    """The line of a note that says how the workflow is run on SDXL."""
+def on_sdxl(picture: str = "the reference", size: str = "") -> str:
+    """The line of a note that says how the workflow is run on SDXL. size: what Empty Latent Image is set to,
+    where the workflow has one."""
+    latent = f" Set Empty Latent Image to {size}." if size else ""
     return (
         "- **On SDXL**: choose your checkpoint in `base` of Demo World, and connect **Load Image** in place "
-        f"of {picture}. 30 steps at cfg 5 are usual."
+        f"of {picture}.{latent} 30 steps at cfg 5 are usual."
     )
+
+
+SQUARE, BROAD = "1024 × 1024", "1216 × 832"
+"""Sizes of SDXL's pictures of one figure and of two, for `on_sdxl`."""
 
 
 def demo_world(draft: Draft, title: str = "1. A world and a reference", **which: int) -> tuple[Node, Group]:
@@ -106,19 +116,17 @@ def draw(
     text: str,
     number: int = 3,
     word: str = "person",
-    batch: int | None = None,
+    empty: dict[str, int] | None = None,
 ) -> None:
-    """The last two groups of the plainest workflows: prompt and sampling, picture. batch: pictures at once,
-    in place of the world's own latent."""
+    """The last two groups of the plainest workflows: prompt and sampling, picture. empty: of Empty Latent
+    Image, in place of the world's own latent."""
     group = draft.group(f"{number}. Prompt and sampling")
     title = f"Prompt with {word}" if " " in word else f"Prompt with the word {word}"
     positive = prompt(group, applied["CLIP"], text, title)
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
-    empty = world["latent"]
-    if batch is not None:
-        empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=batch).out
+    start = group.add("EmptyLatentImage", **empty).out if empty else world["latent"]
     group.column()
-    latent = sample(group, applied["MODEL"], positive.out, negative.out, empty)
+    latent = sample(group, applied["MODEL"], positive.out, negative.out, start)
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
     group = draft.group(f"{number + 1}. The picture")
     show(group, picture.out, world["scale"], draft.name.removeprefix("avatar_"))

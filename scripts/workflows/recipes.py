@@ -11,7 +11,23 @@ from draft import HEADER, Draft
 from extra_recipes import pose, style_lora
 from formats import Graph
 from inspect_recipes import inspect
-from parts import Context, apply, demo_world, draw, encode, on_sdxl, personalize, prompt, sample, show
+from parts import (
+    ALONE,
+    BROAD,
+    HALF,
+    SQUARE,
+    TOGETHER,
+    Context,
+    apply,
+    demo_world,
+    draw,
+    encode,
+    on_sdxl,
+    personalize,
+    prompt,
+    sample,
+    show,
+)
 from subgraph import into_subgraph
 from subject_recipes import load_subject, mixing, pet_isolated, saved_subject, two_people
 
@@ -25,7 +41,7 @@ def img2img(context: Context) -> Draft:
         "same person.\n\n- `denoise` of the second sampler: lower keeps more of the first picture, higher "
         "takes more of the style.\n- For a picture of your own, put **Load Image** and **VAE Encode** in "
         "place of the first sampler.\n"
-        "- Styles of the small world: `photo`, `cartoon`, `mosaic`.\n" + on_sdxl(),
+        "- Styles of the small world: `photo`, `cartoon`, `mosaic`.\n" + on_sdxl(size=SQUARE),
     )
     world, group = demo_world(draft)
     group.column()
@@ -35,7 +51,7 @@ def img2img(context: Context) -> Draft:
     first = prompt(group, applied["CLIP"], f"a photo {where}", "The picture")
     second = prompt(group, applied["CLIP"], f"a mosaic {where}", "The style wanted")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    empty = group.add("EmptyLatentImage", **ALONE, batch_size=1)
     group.column()
     photo = sample(group, applied["MODEL"], first.out, negative.out, empty.out, "Draw the photo")
     restyled = sample(
@@ -54,28 +70,27 @@ def inpaint(context: Context) -> Draft:
     draft = context.draft(
         "avatar_inpaint",
         "A person put into a picture that exists",
-        "The first sampler draws a pet in a forest, without any subject. The second draws only inside the "
-        "mask (**Set Latent Noise Mask**), with the subject attached, and leaves the rest as it is.\n\n- "
-        "The mask is the left half of the picture; draw one of your own in the mask editor of Load "
+        "The first sampler draws some person and a pet in a forest, without any subject. The second draws "
+        "only inside the mask (**Set Latent Noise Mask**), with the subject attached: the person of the "
+        "reference appears there, and the rest stays as it is.\n\n"
+        "- The mask is the left half of the picture; draw one of your own in the mask editor of Load "
         "Image.\n- The prompt of the second pass describes the whole picture, so that what is drawn fits "
         "in.\n- For a picture of your own, put **Load Image** and **VAE Encode** in place of the first "
-        "sampler.\n" + on_sdxl(),
+        "sampler.\n" + on_sdxl(size=BROAD) + " The mask is stretched to the picture.",
     )
-    world, group = demo_world(draft)
-    nowhere = group.add("SolidMask", "Nowhere", value=0.0, width=128, height=128)
-    left = group.add("SolidMask", "As large as the left half", value=1.0, width=64, height=128)
+    world, group = demo_world(draft, figures=2)
+    nowhere = group.add("SolidMask", "Nowhere", value=0.0, **TOGETHER)
+    left = group.add("SolidMask", "As large as the left half", value=1.0, **HALF)
     group.column()
     applied = personalize(group, world["MODEL"], world["CLIP"], world["person"])
     group = draft.group("2. The picture there is, and the person in it")
-    plain = prompt(group, world["CLIP"], "a photo of a pet on the right in a forest", "The picture there is")
-    positive = prompt(
-        group,
-        applied["CLIP"],
-        "a photo of a person on the left wearing a red scarf and a pet on the right in a forest",
-        "Prompt with the word person",
-    )
+    beside = "and a pet on the right in a forest"
+    text = f"a photo of a person on the left {beside}"
+    plain = prompt(group, world["CLIP"], text, "The picture there is")
+    text = f"a photo of a person on the left smiling with a scarf {beside}"
+    positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, world["CLIP"], "", "Negative prompt")
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    empty = group.add("EmptyLatentImage", **TOGETHER, batch_size=1)
     mask = group.add(
         "MaskComposite", "The left half", destination=nowhere.out, source=left.out, x=0, y=0, operation="add"
     )
@@ -120,14 +135,13 @@ def grid(context: Context) -> Draft:
         subject=subject.out,
         prompts=(
             "a photo of a person in the middle wearing a yellow raincoat with headphones at the beach\n"
-            "a cartoon of a person in the middle wearing a red shirt in the snow"
+            "a cartoon of a person in the middle surprised wearing a red shirt in the snow"
         ),
         attention_scales="1, 2, 3",
         seeds="0, 1",
         cfg=3.0,
         scheduler="normal",
-        width=128,
-        height=128,
+        **ALONE,
         reference=world["person"],
     )
     group = draft.group("4. The picture")
@@ -151,7 +165,7 @@ def subgraph(context: Context) -> Draft:
     group = draft.group(SUBGRAPH_GROUP)
     encoder, subject = encode(group, world, world["person"])
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    draw(draft, world, applied, "a photo of a person in the middle wearing a red scarf in space", 3)
+    draw(draft, world, applied, "a photo of a person in the middle with a scarf in space", 3)
     return draft
 
 

@@ -227,8 +227,8 @@ def hires_fix(context: Context) -> Draft:
         "both passes, and "
         "so the same subject does.\n\n" + files_table() + "\n"
         "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
-        "MODEL from before the subject's node.\n- The small world knows pictures of one size only, so this "
-        "is for SDXL.",
+        "MODEL from before the subject's node.\n- The small world knows no larger pictures, so this is for "
+        "SDXL.",
     )
     checkpoint, applied = _one_photograph(draft)
     group = draft.group("2. A first pass, and a second")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from draft import Draft
 from parts import (
+    ALONE,
+    BROAD,
     PET,
+    SQUARE,
+    TOGETHER,
     Context,
     apply,
     demo_world,
@@ -38,11 +42,12 @@ def start_two(context: Context) -> Draft:
         "This person and this pet, in one picture",
         "One node a subject, in a chain: the second takes MODEL and CLIP from the first. Each subject has "
         "its word, **person** and **pet**; where the words stand in the prompt, the subjects appear.\n\n- "
-        "The order of the two makes no difference. A third subject is a third node.\n- Two people share a "
-        "word: give each a `name`, and write `<alice>` and `<bob>` (template 05).\n"
+        "The order of the two makes no difference.\n- Two figures take a wider picture: `figures` of "
+        "**Demo World** is 2. The small world draws no more; on SDXL, a third subject is a third node.\n"
+        "- Two people share a word: give each a `name`, and write `<alice>` and `<bob>` (template 05).\n"
         + on_sdxl("the references"),
     )
-    world, group = demo_world(draft, "1. A world and two references")
+    world, group = demo_world(draft, "1. A world and two references", figures=2)
     group = draft.group("2. The person, then the pet")
     person = personalize(group, world["MODEL"], world["CLIP"], world["person"], title="The person")
     group.column()
@@ -57,18 +62,20 @@ def several_pictures(context: Context) -> Draft:
         "avatar_several_pictures",
         "Several photographs of one person",
         "Up to four photographs, or batches of them, each of its own size: all are of the same subject and "
-        "count alike. Here they are the reference, its mirror image and a closer crop.\n\n- Other light, "
-        "other angles and other expressions help; two to four pictures are plenty.\n"
+        "count alike. Here they are the reference, its mirror image and a closer crop. The prompt says "
+        "**smiling**, which none of them shows.\n\n- Other light, other angles and other expressions help; "
+        "two to four pictures are plenty.\n"
         "- Pictures of *different* people make a mixture of them.\n" + on_sdxl("the three pictures"),
     )
     world, group = demo_world(draft)
     mirror = group.add("ImageFlip", "Mirrored", image=world["person"], flip_method="y-axis: horizontally")
-    crop = group.add("ImageCrop", "Closer", image=world["person"], width=64, height=64, x=8, y=8)
+    crop = group.add("ImageCrop", "Closer", image=world["person"], width=88, height=88, x=12, y=8)
     group = draft.group("2. One subject of all of them")
     applied = personalize(
         group, world["MODEL"], world["CLIP"], world["person"], image_2=mirror.out, image_3=crop.out
     )
-    draw(draft, world, applied, "a photo of a person in the middle wearing a yellow raincoat in the snow")
+    text = "a photo of a person in the middle smiling wearing a yellow raincoat in the snow"
+    draw(draft, world, applied, text)
     return draft
 
 
@@ -80,10 +87,11 @@ def variation(context: Context) -> Draft:
         "the bare word **person** is anybody: on the left is she, on the right somebody else.\n\n- "
         "`<alice:child>` attaches her to another word: the text says what kind of person she is, the "
         "reference who. Also `<alice:woman>`, `<alice:boy>`, `<alice:girl>`. How far a picture follows that "
-        "is up to the model; the small world's children differ in the length of their faces only.\n"
+        "is up to the model; the small world's children have smaller faces and narrower shoulders.\n"
+        "- Two people are in the picture: `figures` of **Demo World** is 2.\n"
         "- Two people are two nodes, each with a name (template 05).\n" + on_sdxl(),
     )
-    world, group = demo_world(draft)
+    world, group = demo_world(draft, figures=2)
     group.column()
     applied = personalize(group, world["MODEL"], world["CLIP"], world["person"], name="alice")
     text = "a photo of a <alice> on the left and a person on the right in a forest"
@@ -100,7 +108,7 @@ def step_by_step(context: Context) -> Draft:
         "word of the prompt. Here every setting is at hand.\n\n- λ is `attention_scale`: more identity, "
         "less prompt.\n- `start_percent`, `region`, `blocks`: when, where and in which layers the subject "
         "counts.\n"
-        + on_sdxl()
+        + on_sdxl(size=SQUARE)
         + " Choose your encoder and its CLIP vision model in Load Subject Encoder, and connect that model.",
     )
     world, group = demo_world(draft)
@@ -109,14 +117,8 @@ def step_by_step(context: Context) -> Draft:
     encoder, subject = encode(group, world, world["person"])
     group = draft.group("3. A word carries it")
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    draw(
-        draft,
-        world,
-        applied,
-        "a photo of a person in the middle wearing a green hoodie in a forest",
-        4,
-        batch=4,
-    )
+    text = "a photo of a person in the middle wearing a green hoodie in a forest"
+    draw(draft, world, applied, text, 4, empty={**ALONE, "batch_size": 4})
     return draft
 
 
@@ -124,11 +126,10 @@ def step_by_step_two(context: Context) -> Draft:
     draft = context.draft(
         "avatar_person_and_pet",
         "A person and a pet, step by step",
-        "Two **Apply Subject** nodes in a chain, each with its encoder and its word. Nothing else differs "
-        "from "
-        "one subject.\n\n" + on_sdxl("the references"),
+        "Two **Apply Subject** nodes in a chain, each with its encoder and its word, and a wider picture for "
+        "two figures. Nothing else differs from one subject.\n\n" + on_sdxl("the references", BROAD),
     )
-    world, group = demo_world(draft, "1. A world and two references")
+    world, group = demo_world(draft, "1. A world and two references", figures=2)
     group = draft.group("2. They become subjects")
     person, somebody = encode(group, world, world["person"])
     group.column()
@@ -138,5 +139,5 @@ def step_by_step_two(context: Context) -> Draft:
     group.column()
     both = apply(group, first["MODEL"], first["CLIP"], pet, animal, title="The pet")
     text = "a photo of a person on the left and a pet on the right at the beach"
-    draw(draft, world, both, text, 4, word="person and pet", batch=4)
+    draw(draft, world, both, text, 4, word="person and pet", empty={**TOGETHER, "batch_size": 4})
     return draft

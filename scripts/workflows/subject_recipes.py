@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from draft import Draft, Group, Node, Slot
 from parts import (
+    ALONE,
+    HALF,
     PERSON,
     PET,
     SAVED,
     SOMEBODY,
     SOMEBODY_ELSE,
+    SQUARE,
+    TOGETHER,
     Context,
     apply,
     demo_world,
@@ -25,7 +29,7 @@ from parts import (
 def _two_people(draft: Draft) -> tuple[Node, Slot, Slot]:
     """The small world, and the pictures of two people from it."""
     group = draft.group("1. A world and two people")
-    world = group.add("NestedAttentionDemoWorld", person=SOMEBODY)
+    world = group.add("NestedAttentionDemoWorld", person=SOMEBODY, figures=2)
     another = group.add("NestedAttentionDemoWorld", "Demo World, for its person alone", person=SOMEBODY_ELSE)
     both = group.add("ImageBatch", image1=world["person"], image2=another["person"])
     group.add("PreviewImage", "The two", images=both.out)
@@ -41,7 +45,7 @@ def _encode_another(group: Group, world: Node, encoder: Node, picture: Slot) -> 
 
 
 MIXED_PEOPLE = (2, 12)
-"""Two people of the small world who differ in what a drawing of the two shows: hair, skin, glasses."""
+"""Two people of the small world who differ in what a drawing of the two shows: hair, glasses, beard."""
 
 
 def mixing(context: Context) -> Draft:
@@ -53,7 +57,7 @@ def mixing(context: Context) -> Draft:
         "- `weight` is how much the second counts. At 0 it is left out and at 1 the first is; at 0.5 both "
         "count alike, as if their pictures had been encoded together.\n"
         "- Chain it for more than two. All have to be made with the same encoder.\n"
-        + on_sdxl("the two people"),
+        + on_sdxl("the two people", SQUARE),
     )
     world, group = demo_world(draft, "1. A world and two people", person=MIXED_PEOPLE[0])
     another = group.add("NestedAttentionDemoWorld", "The second person", person=MIXED_PEOPLE[1])
@@ -67,7 +71,7 @@ def mixing(context: Context) -> Draft:
     text = "a photo of a person in the middle wearing a green hoodie in a forest"
     positive = prompt(group, applied["CLIP"], text, "Prompt with the word person")
     negative = prompt(group, applied["CLIP"], "", "Negative prompt")
-    empty = group.add("EmptyLatentImage", width=128, height=128, batch_size=1)
+    empty = group.add("EmptyLatentImage", **ALONE, batch_size=1)
     group.column()
     latent = sample(group, applied["MODEL"], positive.out, negative.out, empty.out)
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
@@ -130,7 +134,7 @@ def load_subject(context: Context) -> Draft:
     subject = group.add("NestedAttentionLoadSubject", subject_name=SAVED)
     group = draft.group("3. It is attached")
     applied = apply(group, world["MODEL"], world["CLIP"], encoder, subject)
-    text = "a photo of a person in the middle wearing a striped shirt and a hat in the snow"
+    text = "a photo of a person in the middle laughing wearing a striped shirt with a party hat in the snow"
     draw(draft, world, applied, text, 4)
     return draft
 
@@ -155,11 +159,11 @@ def two_people(context: Context) -> Draft:
     group = draft.group("2. Each becomes a subject")
     encoder, alice = encode(group, world, one)
     bob = _encode_another(group, world, encoder, other)
-    nowhere = group.add("SolidMask", "Nowhere", value=0.0, width=128, height=128)
-    half = group.add("SolidMask", "As large as a half", value=1.0, width=64, height=128)
+    nowhere = group.add("SolidMask", "Nowhere", value=0.0, **TOGETHER)
+    half = group.add("SolidMask", "As large as a half", value=1.0, **HALF)
     group = draft.group("3. Each is attached to a name, in a place")
     model, clip = world["MODEL"], world["CLIP"]
-    for name, subject, x in (("alice", alice, 0), ("bob", bob, 64)):
+    for name, subject, x in (("alice", alice, 0), ("bob", bob, HALF["width"])):
         place = group.add(
             "MaskComposite", f"{name.title()}'s half", destination=nowhere.out, source=half.out, x=x, y=0,
             operation="add",
@@ -204,7 +208,7 @@ def pet_isolated(context: Context) -> Draft:
         + on_sdxl("the pet"),
     )
     world, group = demo_world(draft, "1. A world and a pet", pet=6)
-    isolated = group.add("NestedAttentionIsolateSubject", image=world["pet"], padding=0.0, size=80)
+    isolated = group.add("NestedAttentionIsolateSubject", image=world["pet"], padding=0.0, size=112)
     group = draft.group("2. The pet becomes a subject")
     encoder, subject = encode(group, world, isolated["subject"], PET)
     group = draft.group("3. A word carries it")

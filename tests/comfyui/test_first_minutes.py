@@ -167,7 +167,7 @@ def test_a_person_in_a_picture_from_an_empty_canvas(canvas: Canvas) -> None:
 def test_a_person_and_a_pet_in_either_order_and_a_branch_queued_three_times(canvas: Canvas) -> None:
     canvas.place("person", "person", PERSON_OR_PET)
     canvas.place("pet", "pet", PERSON_OR_PET, preset="pet")
-    canvas.place("world", "small world", "Demo World", person=7, pet=3)
+    canvas.place("world", "small world", "Demo World", person=7, pet=3, figures=2)
     canvas.connect(*(("world", kind, kind, "image") for kind in ("person", "pet")))
 
     def chain(first: str, second: str) -> None:
@@ -183,6 +183,7 @@ def test_a_person_and_a_pet_in_either_order_and_a_branch_queued_three_times(canv
     chain("person", "pet")
     canvas.place_a_picture("pet", BOTH)
     both = [draw("pet")]
+    assert both[0].shape == (4, 128, 192, 3)
     alone = draw("person")  # the branch, while the pet hangs on the person as well
     both += [draw("pet"), draw("pet")]
     assert np.array_equal(both[0], both[1]) and np.array_equal(both[0], both[2])

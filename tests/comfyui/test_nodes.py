@@ -294,7 +294,7 @@ def test_demo_world_references_are_held_out_and_follow_the_seed(pack: ModuleType
     identity = sys.modules[f"{PACK}.nested_attention.avatars.drawing.identity"]
     for kind in references.KINDS:
         pictures = [demo._image(kind, seed) for seed in (0, 1, 2**32 - 1)]
-        assert all(p.shape == (1, 80, 80, 3) and p.min() >= 0 and p.max() <= 1 for p in pictures)
+        assert all(p.shape == (1, 112, 112, 3) and p.min() >= 0 and p.max() <= 1 for p in pictures)
         assert torch.equal(pictures[0], demo._image(kind, 0))
         assert not torch.equal(pictures[0], pictures[1])
         assert all(identity.split_of(references.held_out(kind, seed)) == "heldout" for seed in range(20))
@@ -306,3 +306,66 @@ def test_demo_world_without_its_files_says_so(
     monkeypatch.setattr(sys.modules[f"{PACK}.nodes.demo"], "SMALL_WORLD", tmp_path)
     with pytest.raises(ValueError, match=rf"Demo World: .*{tmp_path}.*Install the pack again"):
         nodes["NestedAttentionDemoWorld"].execute(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("base", "figures", "shape", "scale"),
+    [
+        ("small world", 1, (4, 4, 16, 16), 4.0),
+        ("small world", 2, (4, 4, 16, 24), 4.0),
+        ("mine.safetensors", 1, (1, 4, 128, 128), 1.0),
+        ("mine.safetensors", 2, (1, 4, 104, 152), 1.0),
+    ],
+)
+def test_demo_world_s_latent_is_as_wide_as_its_figures_take(
+    nodes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    figures: int,
+    shape: tuple[int, ...],
+    scale: float,
+) -> None:
+    """192 × 128 pixels of the small world, and 1216 × 832 of SDXL; one figure where nothing is said."""
+    demo = sys.modules[f"{PACK}.nodes.demo"]
+    monkeypatch.setattr(demo, "load_world", lambda *_: ("model", "clip", "vae", "vision"))
+    monkeypatch.setattr(demo, "load_checkpoint", lambda *_: ("model", "clip", "vae"))
+    monkeypatch.setattr(demo.folder_paths, "get_full_path", lambda *_: "/there")
+    node = nodes["NestedAttentionDemoWorld"]
+    *_, latent, shown = node.execute(0, 0, base, figures).args
+    assert latent["samples"].shape == shape and not latent["samples"].any() and shown == scale
+    if figures == 1:
+        assert node.execute(0, 0, base).args[-2]["samples"].shape == shape
+
+
+def test_samplers_take_demo_world_s_latent_for_the_small_world(nodes: dict[str, Any]) -> None:
+    """It has four channels, as Empty Latent Image's, and the small world's model has more."""
+    from types import SimpleNamespace
+
+    import comfy.sample
+
+    latents = sys.modules[f"{PACK}.nested_attention.avatars.comfy.world"]._SmallLatent(12, 1.0)
+    model = SimpleNamespace(get_model_object={"latent_format": latents}.get)
+    empty = sys.modules[f"{PACK}.nodes.demo"]._latent(4, 192, 128)["samples"]
+    assert comfy.sample.fix_empty_latent_channels(model, empty).shape == (4, 12, 16, 24)
+
+
+def test_demo_poses_chain_in_a_picture_of_one_width(nodes: dict[str, Any]) -> None:
+    pose = nodes["NestedAttentionDemoPose"]
+    (alone,) = pose.execute(16, 8, "ahead").args
+    (before,) = pose.execute(24, 8, "left", alone).args  # two in a picture, as saved before it could be wider
+    assert alone.shape == before.shape == (1, 128, 128, 3)
+    (left,) = pose.execute(12, 8, "ahead", figures=2).args
+    (both,) = pose.execute(36, 9, "left", left, 2).args
+    assert left.shape == both.shape == (1, 128, 192, 3)
+    assert torch.equal(both[:, :, :96], left[:, :, :96]) and both[:, :, 96:].any()
+    with pytest.raises(ValueError, match="Demo Pose: x is 36; .* Set figures to 2"):
+        pose.execute(36, 8, "ahead")
+    with pytest.raises(ValueError, match="Demo Pose: the pose picture behind is 128 × 128 .* figures 2"):
+        pose.execute(36, 8, "ahead", alone, 2)
+
+
+@pytest.mark.parametrize("figures", [0, 3])
+def test_a_number_of_figures_that_comes_by_a_wire_is_checked(nodes: dict[str, Any], figures: int) -> None:
+    for name, given in (("World", (0, 0, "small world")), ("Pose", (16, 8, "ahead", None))):
+        with pytest.raises(ValueError, match=f"Demo {name}: figures is {figures}; expected 1 or 2"):
+            nodes[f"NestedAttentionDemo{name}"].execute(*given, figures)

@@ -31,7 +31,8 @@ def drawn(model: Any, clip: Any, text: str = PROMPT) -> Tensor:
     from test_small_world_composed import sampled
     from tiny import encode
 
-    return sampled(model, encode(clip, text), encode(clip, ""))
+    wide = " and " in text  # two figures
+    return sampled(model, encode(clip, text), encode(clip, ""), size=(16, 24 if wide else 16))
 
 
 def by_hand(

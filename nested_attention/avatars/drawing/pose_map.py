@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import NestedAttentionError
-from .canvas import Canvas, Color
-from .picture import enlarge
+from .canvas import SIZE, WIDE, Canvas, Color
+from .picture import ENLARGE, enlarge
 from .pose import Pose, width_of
 
 HEAD: Color = (255, 0, 85)
@@ -23,6 +23,9 @@ NECK: Color = (255, 255, 0)
 SHOULDERS: Color = (0, 255, 85)
 LEFT_ARM: Color = (170, 0, 255)
 RIGHT_ARM: Color = (255, 0, 255)
+
+MARGIN = 6
+"""Art pixels that a pose's column is away from the borders of its picture, at least."""
 
 
 def pose_map(poses: Sequence[Pose], width: int | None = None) -> np.ndarray:
@@ -58,20 +61,41 @@ def _outline(canvas: Canvas, x: int, y: int) -> None:
             canvas.box(x + half - 1, y + row, 1, 1, HEAD)
 
 
-def pose_picture(poses: Sequence[Pose], behind: np.ndarray | None = None) -> np.ndarray:
+def pose_picture(
+    poses: Sequence[Pose], behind: np.ndarray | None = None, figures: int | None = None
+) -> np.ndarray:
     """The control picture as a ControlNet is shown it, in front of another one if there is one already.
 
-    behind: (…, 128, W, 3) float in [0, 1]. → (128, W, 3), or behind's shape, float32 in [0, 1]; without a
-    picture behind, W is 128 for one pose and 192 for two. Raises NestedAttentionError for one of another
-    height, or of a width that the poses do not fit.
+    behind: (…, 128, W, 3) float in [0, 1], of whatever number of figures it was made for. figures: of how
+    many the picture is to be, by default as many as there are poses. → (128, W, 3), or behind's shape,
+    float32 in [0, 1]; W is 128 for one figure and 192 for two. Raises NestedAttentionError for a picture
+    behind of another size or too narrow for so many figures, and for a pose that is not in the picture.
     """
-    drawn = enlarge(pose_map(poses)).astype(np.float32) / 255
+    asked = width_of(figures or len(poses))
+    width = asked if behind is None else _width(behind, asked)
+    last = width - MARGIN
+    for pose in poses:
+        if not MARGIN <= pose.x <= last:
+            wider = ". Set figures to 2, in the Demo Pose behind it too" if width == SIZE else ""
+            raise NestedAttentionError(
+                f"x is {pose.x}; expected {MARGIN} to {last} in a picture that is {width} art pixels "
+                f"across{wider}"
+            )
+    drawn = enlarge(pose_map(poses, width)).astype(np.float32) / 255
     if behind is None:
         return drawn
-    if behind.shape[-3:] != drawn.shape:
-        height, width = behind.shape[-3:-1]
-        raise NestedAttentionError(
-            f"the pose picture behind is {width} × {height} pixels; expected one of Demo Pose, "
-            f"{drawn.shape[1]} × {drawn.shape[0]}. Connect another Demo Pose to it"
-        )
     return np.where(drawn.any(-1, keepdims=True), drawn, behind).astype(np.float32)
+
+
+def _width(behind: np.ndarray, asked: int) -> int:
+    """The width of a control picture in art pixels, which is `asked` at least."""
+    height, width = behind.shape[-3:-1]
+    fitting = [fits for fits in (SIZE, WIDE) if fits >= asked]
+    if (height, width) not in [(ENLARGE * SIZE, ENLARGE * fits) for fits in fitting]:
+        sizes = " or ".join(f"{ENLARGE * fits} × {ENLARGE * SIZE}" for fits in fitting)
+        wide = " with figures 2" if asked == WIDE else ""
+        raise NestedAttentionError(
+            f"the pose picture behind is {width} × {height} pixels; expected one of Demo Pose, {sizes}. "
+            f"Connect another Demo Pose{wide} to it"
+        )
+    return width // ENLARGE

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from ...paths import SMALL_WORLD
-from .model import SCHEDULER, TIME_IDS
+from ..drawing.canvas import SIZE
+from .model import SCHEDULER, time_ids
 from .vocabulary import CompactEmbedding
 from .world import World, load_world
 
@@ -20,12 +21,13 @@ class WorldPipeline(StableDiffusionXLPipeline):
     art pixels, unless a call says another."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        told = {"original_size": TIME_IDS[:2], "target_size": TIME_IDS[4:]}
-        return super().__call__(*args, **{**told, **options})
+        told = time_ids((options.get("width") or SIZE) // 2)
+        return super().__call__(*args, **{"original_size": told[:2], "target_size": told[4:], **options})
 
 
 def world_pipeline(world: World | None = None) -> WorldPipeline:
-    """Its pictures have 32 pixels a side, one for each art pixel; its vision model is `image_encoder`."""
+    """Its pictures have 32 pixels a side, one for each art pixel, and with `width=48` two figures; its vision
+    model is `image_encoder`."""
     return WorldPipeline(**_parts(world))
 
 

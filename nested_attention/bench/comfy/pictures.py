@@ -56,7 +56,8 @@ def pictures(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -
     plain = [[context, {"pooled_output": entries["pooled_output"]}] for context, entries in positive]
 
     def draw(count: int) -> None:
-        noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+        shape = (1, world.model.model.latent_format.latent_channels, 16, 16)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         comfy.sample.sample(
             models[count], noise, steps, 3.0, "euler", "simple", positive if count else plain, negative,
             torch.zeros_like(noise), seed=0, disable_pbar=True,
