@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from nested_attention.avatars.drawing.references import held_out, reference_picture
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
+from nested_attention.demo.models import sampling
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers.vision import load_vision
@@ -73,6 +74,24 @@ def test_the_small_world_draws_the_person_of_a_picture(tmp_path: Path, portrait:
         assert draw(tmp_path / name, "--photo", portrait, *options).exit_code == 0
         with Image.open(tmp_path / name) as picture:
             assert np.array_equal(np.asarray(picture), one) == (name == "again.png")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size"),
+    [
+        ("a house", (32, 32)),
+        ("a photo of a woman", (32, 32)),
+        ("a man and a Man in the snow", (48, 32)),
+        ("a person and a cat and a dog", (48, 32)),
+    ],
+)
+def test_the_small_world_s_pictures_are_as_wide_as_their_figures_need(
+    prompt: str, size: tuple[int, int]
+) -> None:
+    told = sampling(None, prompt, steps=None, guidance=None, size=None, seed=0)
+    assert (told["width"], told["height"]) == size
+    big = sampling("sdxl", prompt, steps=None, guidance=None, size=None, seed=0)
+    assert (big["width"], big["height"]) == (1024, 1024)
 
 
 def test_an_sdxl_with_files_of_its_own(tmp_path: Path, portrait: Path, sdxl: dict[str, Path]) -> None:

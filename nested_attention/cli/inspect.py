@@ -84,7 +84,7 @@ def inspect(
                 recorder,
             )
         else:
-            options = sampling(None, steps, guidance, size, seed)
+            options = sampling(None, prompt, steps=steps, guidance=guidance, size=size, seed=seed)
             picture = _drawn_people(prompt, attention_scale, options, recorder)
         shown = np.asarray(picture)
         shown = enlarged(shown, 128) if max(shown.shape) < 128 else shown
@@ -100,8 +100,6 @@ def _drawn_people(
     """The small world's picture of drawn subjects, of the words that the prompt has."""
     import torch
 
-    from ..avatars.drawing.canvas import SIZE
-    from ..avatars.drawing.pose import width_of
     from ..avatars.drawing.references import held_out, reference_picture
     from ..avatars.models.pipeline import world_pipeline
     from ..demo.models import small_encoder
@@ -121,5 +119,4 @@ def _drawn_people(
             f"the prompt {prompt!r} has neither {' nor '.join(SMALL)}, which the small world's subjects go by"
         )
     with personalize(pipeline, subjects, recorder=recorder):
-        width = width_of(len(subjects))
-        return pipeline(prompt, height=SIZE, width=width, **options).images[0]
+        return pipeline(prompt, **options).images[0]

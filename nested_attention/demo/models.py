@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ..avatars.drawing.canvas import SIZE
+from ..avatars.drawing.identity import Person, Pet
+from ..avatars.drawing.pose import width_of
 from ..avatars.models.pipeline import world_pipeline
 from ..avatars.models.world import Sampling
 from ..checkpoint import load_subject_encoder
@@ -21,6 +25,8 @@ from ..training.frozen import default_device
 
 KINDS = ("person", "pet")
 """The words of the small world's encoders."""
+
+_NOUNS = {*Person.NOUNS, *Pet.NOUNS}
 
 
 class Models(NamedTuple):
@@ -59,16 +65,26 @@ def load_models(
 
 
 def sampling(
-    checkpoint: str | None, steps: int | None, guidance: float | None, size: int | None, seed: int
+    checkpoint: str | None,
+    prompt: str,
+    *,
+    steps: int | None,
+    guidance: float | None,
+    size: int | None,
+    seed: int,
 ) -> dict[str, Any]:
-    """What the pipeline is called with, beside the prompts: None is what suits the checkpoint.
+    """What the pipeline is called with, beside the prompts: None is what suits the checkpoint. The small
+    world's pictures are as wide as the figures that the prompt names need.
 
     Raises NestedAttentionError for a size of the small world, whose pictures have their own.
     """
     small = checkpoint is None
     if small and size is not None:
         raise NestedAttentionError("the small world's pictures have a size of their own; leave out --size")
-    shape = {} if small else {"height": size or 1024, "width": size or 1024}
+    figures = sum(word in _NOUNS for word in re.findall(r"[a-z]+", prompt.lower()))
+    shape = {"height": SIZE, "width": width_of(min(max(figures, 1), 2))}
+    if not small:
+        shape = {"height": size or 1024, "width": size or 1024}
     return {
         "num_inference_steps": steps or (Sampling().steps if small else 30),
         "guidance_scale": (Sampling().guidance if small else 5.0) if guidance is None else guidance,

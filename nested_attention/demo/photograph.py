@@ -72,7 +72,14 @@ def drawn(drawing: Drawing, recorder: Recorder | None = None) -> tuple[Image.Ima
     """
     photographs = [read_picture(path) for path in drawing.photographs]
     checkpoint = drawing.checkpoint
-    options = sampling(checkpoint, drawing.steps, drawing.guidance, drawing.size, drawing.seed)
+    options = sampling(
+        checkpoint,
+        drawing.prompt,
+        steps=drawing.steps,
+        guidance=drawing.guidance,
+        size=drawing.size,
+        seed=drawing.seed,
+    )
     models = load_models(
         checkpoint, drawing.encoder, drawing.vision, prompt=drawing.prompt, device=drawing.device
     )

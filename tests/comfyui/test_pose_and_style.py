@@ -83,10 +83,10 @@ def encoded(clip: Any) -> tuple[Any, Any]:
 
 
 def sample(model: Any, conds: tuple[Any, Any], steps: int = 8) -> Tensor:
-    """KSampler at the settings of the workflows. → latents (2, 8, 16, 16)"""
+    """KSampler at the settings of the workflows. → latents (2, 12, 16, 16)"""
     import comfy.sample
 
-    noise = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
     return comfy.sample.sample(
         model,
         noise,
@@ -121,7 +121,7 @@ def test_the_stock_loader_builds_the_controlnet_that_was_trained(small: SimpleNa
 
     hint = to_hint(pose_map([Pose(8, 8, 1, "calm")])[None]).expand(2, -1, -1, -1)
     torch.manual_seed(0)
-    x, context, t = torch.randn(2, 8, 16, 16), torch.randn(2, 77, CONTEXT), torch.tensor([10.0, 900.0])
+    x, context, t = torch.randn(2, 12, 16, 16), torch.randn(2, 77, CONTEXT), torch.tensor([10.0, 900.0])
     down, middle = load_control()(x, t, context, hint, return_dict=False)
     network = small.control.control_model.float()
     ours = network(x=x, hint=hint, timesteps=t, context=context, y=torch.randn(2, POOLED + 6 * 256))

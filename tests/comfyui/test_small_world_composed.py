@@ -124,7 +124,7 @@ def test_every_guider_draws_the_person(both: Any, kind: str) -> None:
             guider = Guider_PerpNeg(one.model)
             guider.set_conds(one.positive, negative, encode(one.clip, ""))
             guider.set_cfg(3.0, 1.0)
-        noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(0))
         sampling = guider.model_patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 2)
         euler = comfy.samplers.sampler_object("euler")

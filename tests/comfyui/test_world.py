@@ -117,7 +117,7 @@ def test_vision_encoder(both: Any) -> None:
 
 def test_unet_schedule_and_size_conditioning(both: Any) -> None:
     design, base = both.design, both.world.model.model
-    latent, context = torch.randn(2, 8, 16, 16), torch.randn(2, 77, design.CONTEXT)
+    latent, context = torch.randn(2, 12, 16, 16), torch.randn(2, 77, design.CONTEXT)
     pooled, timestep = torch.randn(2, design.POOLED), torch.tensor([10, 900])
     sizes = torch.tensor([design.TIME_IDS] * 2).float()
     expected = both.unet(
@@ -147,7 +147,7 @@ def test_samples_a_picture_with_stock_parts(both: Any) -> None:
     sampled = comfy.sample.sample(
         world.model, noise, 2, 4.0, "euler", "sgm_uniform", prompt, prompt, latent, seed=0, disable_pbar=True
     )
-    assert sampled.shape == (1, 8, 16, 16)
+    assert sampled.shape == (1, 12, 16, 16)
     assert torch.isfinite(sampled).all()
     assert world.vae.decode(sampled).shape == (1, 128, 128, 3)
 
