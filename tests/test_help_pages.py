@@ -62,6 +62,16 @@ def spans(page: str) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", page))
 
 
+def sections(page: str) -> list[str]:
+    """What stands above the first `##`, and under each."""
+    return re.split(r"^## ", page, flags=re.M)
+
+
+def numbers(text: str) -> set[str]:
+    """Those written in digits, outside code."""
+    return {one.replace(",", ".") for one in re.findall(r"\d+(?:[.,]\d+)?", re.sub(r"`[^`\n]+`", "", text))}
+
+
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 @pytest.mark.parametrize("number", NODES)
 def test_tables_name_what_the_node_shows_and_nothing_else(
@@ -144,6 +154,16 @@ def test_a_translated_page_says_what_the_english_one_says(
     assert [len(table) for table in tables(here)] == [len(table) for table in tables(english)]
     lost = spans(english) - spans(here) - inputs
     assert not lost, f"{lost} is in the English page only"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("number", NODES)
+def test_a_translated_section_has_the_numbers_of_the_english_one(number: str, language: str) -> None:
+    """A statement that is added to the English page, or changed in it, often brings a number with it."""
+    english, here = sections(prose(read(number, "en"))), sections(read(number, language))
+    for told, says in zip(english, here, strict=True):
+        lost = numbers(told) - numbers(says)
+        assert not lost, f"{lost} is in the English page only, under {told.partition(chr(10))[0]!r}"
 
 
 @pytest.mark.parametrize(
