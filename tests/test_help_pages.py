@@ -27,6 +27,12 @@ WIDEST = 2.2
 LOOKED_AT = {"sheet.png", "view_maps.png"}
 """Pictures of pictures, whose few words are not what one looks at."""
 
+PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로"}
+"""Korean particles after a consonant → after a vowel."""
+
+MARKED = re.compile(r"([가-힣])(?:\*{1,2}|[\"”])(으로|로|[은는이가을를과와])(?![가-힣(*\"”])")
+"""The last syllable of a bold, italic or quoted name, and the particle behind it."""
+
 
 @pytest.fixture
 def help_pages(script: Callable[[str], ModuleType]) -> ModuleType:
@@ -164,6 +170,19 @@ def test_a_translated_section_has_the_numbers_of_the_english_one(number: str, la
     for told, says in zip(english, here, strict=True):
         lost = numbers(told) - numbers(says)
         assert not lost, f"{lost} is in the English page only, under {told.partition(chr(10))[0]!r}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(HELP.glob("*/ko.md")), ROOT / "locales" / "ko" / "nodeDefs.json"],
+    ids=lambda path: path.parent.name,
+)
+def test_a_korean_particle_fits_the_last_sound_of_the_name_before_it(path: Path) -> None:
+    for found in MARKED.finditer(path.read_text(encoding="utf-8").replace('\\"', '"')):
+        syllable, particle = found.groups()
+        final = (ord(syllable) - ord("가")) % 28  # 0: none, 8: ㄹ, after which 로 stands as after a vowel
+        vowel = final == 0 or (final == 8 and particle in ("으로", "로"))
+        assert (particle in PARTICLES.values()) == vowel, f"not {found[0]!r}"
 
 
 @pytest.mark.parametrize(
