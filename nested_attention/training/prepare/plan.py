@@ -206,19 +206,18 @@ class _Verdicts:
                 verdict = {"size": found.size, "face": found.face and _numbers(found.face)}
             except Rejected as error:
                 verdict = {"reason": error.reason, "detail": error.detail}
-            self._append([key, verdict])
+            self._keep(key, verdict)
         if "reason" in verdict:
             raise Rejected(verdict["reason"], verdict["detail"])
         height, width = verdict["size"]
         face = verdict.get("face")
         return Look((height, width), face and Square(complex(*face[:2]), complex(*face[2:])))
 
-    def _append(self, line: Any) -> None:
-        key, verdict = line
+    def _keep(self, key: str, verdict: dict[str, Any]) -> None:
         self._known[key] = verdict
         try:
             with self._writing, self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps([key, verdict]) + "\n")
         except OSError as error:
             raise NestedAttentionError(
                 f"{self._path} cannot be written ({error.strerror}); free space and run the same command "

@@ -115,7 +115,8 @@ class Recipe:
                 "too small", f"{picture.shape[1]} × {picture.shape[0]}, under {self.settings.smallest} pixels"
             )
         face = self._face(picture) if self.shows_face(sample) else None
-        self._reference(sample, picture, alpha, face)
+        if face is None:
+            self._reference(sample, picture, alpha, face)
         self._weight(sample, picture)
         return Look(bucket_of((picture.shape[0], picture.shape[1]), self.sizes), face)
 
