@@ -161,6 +161,13 @@ def compare(
             "20,000 are a trial.",
         ),
     ] = None,
+    draws: Annotated[
+        bool,
+        typer.Option(
+            "--draw/--only-train",
+            help="Train alone, as for a GPU that is there for minutes; the same command without it draws.",
+        ),
+    ] = True,
     runs: Annotated[Path, typer.Option(help="Where runs and their figures are kept.")] = Path("runs/compare"),
     out: Annotated[
         Path | None,
@@ -190,18 +197,20 @@ def compare(
         )
         request = command.Request(
             root=runs,
-            selection=Selection(questions or (), mechanism or (), seed or ()),
+            selection=Selection(tuple(questions or ()), tuple(mechanism or ()), tuple(seed or ())),
             size=size,
             minutes=minutes,
             workers=workers or (5 if gpu else 1),
             threads=threads,
+            draws=draws,
         )
         if left:
             for line in command.told(command.what_is_left(request), request.workers):
                 typer.echo(line)
             return
         command.compare(request, typer.echo)
-        typer.echo(f"The page: {command.publish(request, out).resolve()}")
+        if draws:
+            typer.echo(f"The page: {command.publish(request, out).resolve()}")
 
 
 @world.command()

@@ -41,8 +41,8 @@ def train_from_configuration(
 
     folder: where all of it is kept; what has been encoded or trained there is not done again. weights: the
     world's folder. pictures: as `nested-attention world pictures` writes them. schedule: how many steps and
-    minutes at most. adapt: the configuration's batch, rate, seed and workers to the machine; its precision
-    is the faster one. start: an encoder to begin with, in place of the configuration's start.
+    minutes at most. adapt: the configuration's batch, rate, average, seed and workers to the machine; its
+    precision is the faster one. start: an encoder to begin with, in place of the configuration's start.
     """
     base, world = folder / "small-world", load_world(weights)
     export_world(base, world)
@@ -52,7 +52,13 @@ def train_from_configuration(
     prepare(replace(preparing, model=model, source=source, output=folder / "prepared"))
     settings = read_config(CONFIGS / "train" / f"small-{word}.yaml", TrainSettings)
     (phase,) = settings.phases
-    known = TrainerOptions(batch=phase.batch, rate=phase.rate, seed=settings.seed, workers=settings.workers)
+    known = TrainerOptions(
+        batch=phase.batch,
+        rate=phase.rate,
+        ema=settings.ema,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
     adapted = adapt(known)
     phase = replace(
         phase,
@@ -70,6 +76,7 @@ def train_from_configuration(
         phases=(phase,),
         start=settings.start if start is None else StartSettings(kind="file", path=start),
         precision="bf16" if faster is torch.bfloat16 else "fp32",
+        ema=adapted.ema,
         seed=adapted.seed,
         workers=adapted.workers,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -105,7 +105,7 @@ _DRAWN = (
 )
 
 
-def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> dict[str, list[Any]]:
+def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> Pictures:
     """One chunk of a stage's pictures; runs in a worker process."""
     seed, number = job
     rng = np.random.default_rng(seed)
@@ -131,7 +131,7 @@ def _draw(stage: str, mix: dict[str, float], job: tuple[int, int]) -> dict[str, 
         rows["wanted"].append(wanted)
         rows["reference"].append(sample_crop(rng, picture.figures[wanted].identity))
         rows["figures"].append(len(picture.figures))
-    return rows
+    return _assembled(rows)
 
 
 def loss_weights_for(drawn: Rendered, wanted: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def draw_pictures(
     name = f"{stage}-{'two' if together else 'one'}-{number}-{seed}.npz"
     drawn = partial(_draw, stage, mix)
     return cached(
-        cache / name if cache else None, Pictures, lambda: _assembled(in_chunks(drawn, number, seed, workers))
+        cache / name if cache else None, Pictures, lambda: _joined(in_chunks(drawn, number, seed, workers))
     )
 
 
@@ -169,9 +169,13 @@ def draw_both(
     return alone, draw_pictures(stage, number // 2, seed, together=True, workers=workers, cache=cache)
 
 
-def _assembled(parts: list[dict[str, list[Any]]]) -> Pictures:
-    """What the workers drew, with captions as token ids."""
-    rows = {name: [row for part in parts for row in part[name]] for name in parts[0]}
+def _joined(parts: Sequence[Pictures]) -> Pictures:
+    names = [field.name for field in fields(Pictures)]
+    return Pictures(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _assembled(rows: dict[str, list[Any]]) -> Pictures:
+    """What has been drawn, with captions as token ids."""
     tokenizer = load_tokenizer()
     nouns = {tokenizer.encode(noun)[1] for noun in _NOUNS}
     ids = {name: tokenizer.encode_all(rows[name]) for name in ("described", "plain")}

@@ -18,13 +18,14 @@ from ....paths import SMALL_WORLD
 from ....storage.files import replacing
 from ....training.at_once import at_once
 from ....training.trainer import Stopped
+from ...models.world import World, load_world
 from ..judges import Judges
 from .drawings import CASE_SEEDS, Bench, Figures
 from .estimate import Left, drawings_left, left
 from .findings import Summary
 from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
 from .page import FIGURES, PAGE, PICTURES, charts, write_summary, written
-from .runs import Place, prepared, train, world_hashes
+from .runs import Place, prepare_data, prepared, train, world_hashes
 from .sheets import contact_sheet
 
 Say = Callable[[str], None]
@@ -35,7 +36,8 @@ class Request:
     """What is wanted, and how much of the machine it may take.
 
     root: the folder of all runs. size: of trainings and drawings. minutes: until work stops, saved. workers:
-    runs that are made at once, each in a process with `threads` threads. weights: the world's.
+    runs that are made at once, each in a process with `threads` threads. weights: the world's. draws: whether
+    trained runs are drawn and scored too: a GPU that is there for minutes only trains.
     """
 
     root: Path = Path("runs/compare")
@@ -45,6 +47,7 @@ class Request:
     workers: int = 1
     threads: int = 1
     weights: Path = SMALL_WORLD
+    draws: bool = True
 
     @property
     def place(self) -> Place:
@@ -52,7 +55,8 @@ class Request:
 
     @property
     def plan(self) -> dict[Run, tuple[Drawing, ...]]:
-        return plan(self.selection)
+        wanted = plan(self.selection)
+        return wanted if self.draws else dict.fromkeys(wanted, ())
 
 
 def what_is_left(request: Request) -> list[Left]:
@@ -70,21 +74,24 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
     unfinished = [run for run, asked in wanted.items() if not complete(place, run, asked)]
     if not unfinished:
         return True
-    judges = Judges.load(request.weights)
     untrained = [run for run in unfinished if not place.weights(run).exists()]
     # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
-    bench, processes = Bench(judges, place), max(2, request.workers * request.threads)
-    for words in CASE_SEEDS:
-        for word in words:
-            bench.looks(words, word, processes)
-    for word in dict.fromkeys(word for run in untrained for word in run.words):
-        prepared(place, judges.world, word, workers=processes)
-    measure(bench)
+    processes = max(2, request.workers * request.threads)
+    bench = Bench(Judges.load(request.weights), place) if request.draws else None
+    if bench is not None:
+        for words in CASE_SEEDS:
+            for word in words:
+                bench.looks(words, word, processes)
+    world = load_world(request.weights) if bench is None else bench.judges.world
+    words = dict.fromkeys(word for run in untrained for word in run.words)
+    prepare_data(place, world, words, processes)
+    if bench is not None:
+        measure(bench)
     if request.workers > 1 and len(unfinished) > 1:
         _at_once(request, unfinished, deadline, say)
     # In this process: all of it, or the pairs that waited for a partner.
     _arithmetic(request.threads)
-    made = _Made(judges, place, wanted)
+    made = _Made(place, world, wanted, bench)
     for run in unfinished:
         if time.monotonic() < deadline:
             made.make(run, deadline, say)
@@ -105,23 +112,27 @@ def complete(place: Place, run: Run, asked: tuple[Drawing, ...]) -> bool:
 class _Made:
     """Makes runs one after the other; examples stay in memory from one to the next."""
 
-    def __init__(self, judges: Judges, place: Place, wanted: Mapping[Run, tuple[Drawing, ...]]) -> None:
-        self.bench, self.wanted = Bench(judges, place), wanted
-        self.data = cache(lambda word: prepared(place, judges.world, word))
+    def __init__(
+        self, place: Place, world: World, wanted: Mapping[Run, tuple[Drawing, ...]], bench: Bench | None
+    ) -> None:
+        self.place, self.world, self.wanted, self.bench = place, world, wanted, bench
+        self.data = cache(lambda word: prepared(place, world, word))
 
     def make(self, run: Run, deadline: float, say: Say) -> None:
         """Train a run and make its drawings, as far as time goes."""
-        place, started = self.bench.place, time.monotonic()
+        place, started = self.place, time.monotonic()
         if not place.weights(run).exists():
             before = place.steps(run)
             try:
-                train(place, self.bench.judges.world, run, self.data, deadline)
+                train(place, self.world, run, self.data, deadline)
             except Stopped as stopped:
                 if time.monotonic() < deadline:  # by a signal, which is meant for all runs
                     raise
                 say(str(stopped))
                 return
             say(f"{run.name}: steps {before:,} to {place.size.steps:,}, {time.monotonic() - started:.0f} s")
+        if self.bench is None:
+            return
         for drawing in drawings_left(place, run, self.wanted[run]):
             waits = drawing.kind == "pair" and not place.weights(run.partner).exists()
             if waits or time.monotonic() >= deadline:
@@ -140,9 +151,12 @@ def _shown(figures: Figures) -> str:
 
 
 @cache
-def _judges(weights: Path) -> Judges:
-    """Of a process that makes one run after the other: what they have drawn to judge is kept."""
-    return Judges.load(weights)
+def _made(request: Request) -> _Made:
+    """Of a process that makes one run after the other: what it has read or drawn is kept."""
+    if not request.draws:
+        return _Made(request.place, load_world(request.weights), request.plan, None)
+    bench = Bench(Judges.load(request.weights), request.place)
+    return _Made(request.place, bench.judges.world, request.plan, bench)
 
 
 def _work(request: Request, run: Run, until: float) -> list[str]:
@@ -150,7 +164,7 @@ def _work(request: Request, run: Run, until: float) -> list[str]:
     deadline = time.monotonic() + until - time.time()
     _arithmetic(request.threads)
     told: list[str] = []
-    _Made(_judges(request.weights), request.place, request.plan).make(run, deadline, told.append)
+    _made(request).make(run, deadline, told.append)
     return told
 
 

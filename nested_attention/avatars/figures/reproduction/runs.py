@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,10 @@ class Place:
     def run_folder(self, run: Run) -> Path:
         return self.folder / run.name
 
+    def data(self, word: str) -> Path:
+        """The examples of one kind of subject."""
+        return self.folder / "data" / f"{word}.safetensors"
+
     def weights(self, run: Run) -> Path:
         """The trained encoder; there once the training is complete."""
         return self.run_folder(run) / "encoder.safetensors"
@@ -135,16 +139,26 @@ def load_encoder(place: Place, world: World, run: Run) -> SubjectEncoder:
     return encoder.eval().requires_grad_(False)
 
 
-def prepared(place: Place, world: World, word: str, workers: int = 2) -> list[EncoderData]:
+def prepare_data(place: Place, world: World, words: Iterable[str], workers: int = 2) -> None:
+    """Draw and encode the pictures of these kinds of subject that are not there yet.
+
+    All are drawn first: drawing forks, which a process that uses a GPU must not.
+    """
+    missing = [word for word in words if not place.data(word).exists()]
+    drawn = {
+        word: draw_both(word, place.size.pictures, DATA_SEEDS[word], workers=workers) for word in missing
+    }
+    for word, pictures in drawn.items():
+        place.data(word).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place.data(word)) as temporary:
+            save_file(_flat(encode_data(world, pictures)), temporary)
+
+
+def prepared(place: Place, world: World, word: str) -> list[EncoderData]:
     """Pictures of one kind of subject, of one figure and of two, as the frozen models see them, encoded once
     and kept."""
-    path = place.folder / "data" / f"{word}.safetensors"
-    if not path.exists():
-        drawn = draw_both(word, place.size.pictures, DATA_SEEDS[word], workers=workers)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file(_flat(encode_data(world, drawn)), temporary)
-    found = load_file(path)
+    prepare_data(place, world, [word])
+    found = load_file(place.data(word))
     sets: list[dict[str, Tensor]] = [{}, {}]
     for name, value in found.items():
         number, _, own = name.partition(".")
