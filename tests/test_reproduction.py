@@ -186,7 +186,8 @@ def test_what_a_run_is_about_reaches_its_encoder_and_its_loss(
 def test_examples_are_encoded_once_and_kept(
     place: Place, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = runs.prepared(place, world, "pet", workers=1)
+    runs.prepare_data(place, world, ["pet"], workers=1)
+    made = runs.prepared(place, world, "pet")
     monkeypatch.setattr(runs, "encode_data", None)
     for one, other in zip(made, runs.prepared(place, world, "pet"), strict=True):
         assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
@@ -334,6 +335,53 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     with Image.open(path.parent / page.PICTURES / "pair.png") as sheet:
         assert sheet.height > 6 * 128 and sheet.width > 3 * 128
     assert json.loads(figures.read_text())["hashes"]["drawings"]
+
+
+def test_training_alone_needs_no_judges_and_is_drawn_later(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Selection(("mixing",))
+    request = command.Request(root=tmp_path, selection=asked, size=TINY, draws=False)
+    place, said = request.place, list[str]()
+    place.folder.mkdir(parents=True)
+    (place.folder / "precision").write_text("torch.float32")
+    monkeypatch.setattr(command, "load_world", lambda folder: judges.world)
+    monkeypatch.setattr(Judges, "load", None)  # a machine that only trains has none
+    assert command.compare(request, said.append)
+    assert [line.split(":")[0] for line in said] == ["nested-person-seed-0"]
+    assert place.weights(Run()).exists() and not place.figures(Run()).exists()
+    assert command.compare(request, said.append) and len(said) == 1
+    monkeypatch.setattr(Judges, "load", lambda folder: judges)
+    drawn = replace(request, draws=True)
+    assert not command.complete(place, Run(), drawn.plan[Run()])
+    assert command.compare(drawn, said.append)
+    assert sum("steps 0 to" in line for line in said) == 1  # it is not trained again
+    assert set(json.loads(place.figures(Run()).read_text())["drawn"]) == {
+        "mixed person 0",
+        "mixed person 0.5",
+    }
+
+
+def test_all_pictures_are_drawn_before_any_is_encoded(
+    place: Place, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def drawing(word: str, *args: Any, **more: Any) -> Any:
+        order.append(f"draw {word}")
+        return draw_both(word, *args, **more)
+
+    def encoding(*args: Any) -> Any:
+        order.append("encode")
+        return encode_data(*args)
+
+    monkeypatch.setattr(runs, "draw_both", drawing)
+    monkeypatch.setattr(runs, "encode_data", encoding)
+    other = Place(place.folder / "other", place.drawn, TINY)
+    runs.prepare_data(other, world, ("person", "pet"), workers=1)
+    assert order == ["draw person", "draw pet", "encode", "encode"]
+    runs.prepare_data(other, world, ("person", "pet"), workers=1)
+    assert len(order) == 4
 
 
 def test_subjects_of_one_picture_have_one_mechanism(judges: Judges) -> None:
@@ -521,6 +569,8 @@ def test_the_command_lists_and_refuses_by_name(monkeypatch: pytest.MonkeyPatch, 
     assert runner.invoke(app, [*base, *trial, "--list"]).exit_code == 0
     assert asked[1].size == Size(steps=2, cases=4, pictures=8)
     assert (asked[1].minutes, asked[1].threads, len(asked[1].plan)) == (9, 3, len(plan()))
+    assert asked[1].draws and runner.invoke(app, [*base, "--only-train", "--list"]).exit_code == 0
+    assert not asked[2].draws and set(asked[2].plan.values()) == {()}
     wrong = runner.invoke(app, [*base, "mechanism"])
     assert wrong.exit_code == 1 and "no such question: mechanism. There are mechanisms, pair" in wrong.output
     if not torch.cuda.is_available():
