@@ -4,7 +4,6 @@ noised."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from .data import Batch
 from .mechanisms import mechanism_of
 from .mechanisms.mechanism import Projections
 from .objective import denoising_losses, min_snr_weight
+from .precision import arithmetic
 from .settings import LossSettings
 
 ON_HOST = ("mask", "drop_caption")
@@ -98,7 +98,7 @@ class SubjectObjective:
 
     def project(self, encoder: SubjectEncoder, features: Tensor) -> Projections:
         """Features (B, patches, width) as keys and values of every layer, by the encoder's mechanism."""
-        with self.autocast(features.device):
+        with arithmetic(features.device, self.precision):
             return mechanism_of(encoder.config).project(encoder, self.unet, encoder(features.float()))
 
     def bind(
@@ -120,7 +120,7 @@ class SubjectObjective:
     ) -> Tensor:
         """The UNet's prediction in fp32: noisy latents (B, C, h, w), timesteps (B,), sizes (B, 6), text."""
         added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
-        with self.autocast(noisy.device):
+        with arithmetic(noisy.device, self.precision):
             out = self.unet(noisy.to(self.dtype), timesteps, context.to(self.dtype), added_cond_kwargs=added)
         return out.sample.float()
 
@@ -128,12 +128,6 @@ class SubjectObjective:
     def dtype(self) -> torch.dtype:
         """Of the UNet's inputs."""
         return self.unet.conv_in.weight.dtype
-
-    def autocast(self, device: torch.device) -> Any:
-        """Mixed precision in bf16, nothing in fp32."""
-        if self.precision is torch.float32:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.precision)
 
 
 def _where(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

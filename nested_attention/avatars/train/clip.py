@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
 from ...training.frozen import default_device
+from ...training.precision import arithmetic
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import VISION, VISION_WIDTH, new_text_g, new_vision
 from ..models.pixels import ids_for_both, to_vision
 from ..models.vocabulary import compact, used_tokens
 from .data import Crops
-from .device import autocast, precision_of, vision_pass
+from .device import precision_of, vision_pass
 
 OPTIONS = TrainerOptions(batch=48, ema=0.995)
 
@@ -73,7 +74,7 @@ def train_clip(
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         heads, number = models["heads"], len(batch["crops"])
         pixels = to_vision(batch["crops"].flatten(0, 1))  # (2·B, 3, 56, 56), a subject's two in a row
-        with autocast(precision):
+        with arithmetic(pixels.device, precision):
             out, said = models["vision"](pixels), models["text"](ids_for_both(batch["ids"])[1])
         tokens = out.last_hidden_state[:, 1:].float()  # (2·B, 196, width)
         patches = functional.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)  # (2·B, 196, 48)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...training.data import Batch
 from ...training.frozen import default_device
 from ...training.objective import Predict, denoising_losses
+from ...training.precision import arithmetic
 from ..models.model import (
     LATENT,
     LATENT_CHANNELS,
@@ -22,7 +23,6 @@ from ..models.model import (
 )
 from ..models.pixels import ids_for_both
 from ..models.tokenizer import load_tokenizer
-from .device import autocast
 
 
 class TextStates(NamedTuple):
@@ -103,7 +103,7 @@ def predictor(
         shown = pooled.new_tensor([time_ids(noisy.shape[-1])]).expand(len(pooled), -1)
         chosen = shown if sizes is None else torch.where(sizes > 0, sizes, shown)
         added = {"text_embeds": pooled, "time_ids": chosen}
-        with autocast(precision):
+        with arithmetic(noisy.device, precision):
             extra = more(noisy, timesteps, context) if more else {}
             return unet(noisy, timesteps, context, added_cond_kwargs=added, **extra).sample.float()
 

@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...training.frozen import default_device
+from ...training.precision import arithmetic
 from ...training.trainer import TrainerOptions
 from ..models.model import CONTEXT, LATENT, LATENT_CHANNELS, POOLED, VISION_SIZE
-
-
-def autocast(dtype: torch.dtype) -> torch.autocast:
-    """Mixed precision with bfloat16, nothing at all with float32."""
-    return torch.autocast(default_device().type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
 def on_gpu(options: TrainerOptions) -> TrainerOptions:
@@ -74,7 +70,7 @@ def _seconds(work: Callable[[], tuple[Tensor, Tensor]], dtype: torch.dtype, repe
     best = float("inf")
     for _ in range(1 + repetitions):
         started = time.monotonic()
-        with autocast(dtype):
+        with arithmetic(default_device(), dtype):
             out, x = work()
         (gradient,) = torch.autograd.grad(out.float().sum(), x, retain_graph=False)
         finite = bool(gradient.isfinite().all())  # waits for the device
