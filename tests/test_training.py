@@ -24,7 +24,7 @@ from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World
 from nested_attention.avatars.train import device, stages, text
 from nested_attention.avatars.train.base import attention_loss, train_base
-from nested_attention.avatars.train.clip import train_clip
+from nested_attention.avatars.train.clip import _Completion, _shown, train_clip
 from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.denoising import (
     TextStates,
@@ -138,7 +138,30 @@ def test_the_vision_encoder_learns_without_labels(tmp_path: Path) -> None:
     crops = draw_crops(16, 1, workers=1)
     vision = train_clip(tmp_path, crops, Schedule(steps=3, warmup=1), FOUR)
     assert vision(torch.zeros(1, 3, 56, 56)).last_hidden_state.shape == (1, 197, 128)
-    assert {"contrast", "same", "patches"} <= set(log_of(tmp_path)[-1])
+    assert {"contrast", "same", "patches", "completed"} <= set(log_of(tmp_path)[-1])
+
+
+def test_a_crop_is_completed_from_another_of_the_same_subject() -> None:
+    torch.manual_seed(0)
+    completion, rng = _Completion(), np.random.default_rng(0)
+    tokens, patches = torch.randn(2, 196, 128), torch.randn(2, 196, 48)
+    shown = torch.from_numpy(_shown(rng)["shown"])
+    assert 0.08 < shown.float().mean() < 0.25
+    told = completion(tokens, patches, shown)
+    assert told.shape == (2,) and not torch.allclose(told, completion(tokens.flip(0), patches, shown))
+    # A hidden patch is not seen: it changes its own error alone.
+    hidden = int((~shown[0]).nonzero()[0])
+    changed = patches.clone()
+    changed[0, hidden] += 1
+    with torch.no_grad():
+        own = completion.pixels(completion.layer(_seen(completion, changed, shown), tokens))[0, hidden]
+        before, after = ((own - each[0, hidden]).square().mean() for each in (patches, changed))
+        moved = (completion(tokens, changed, shown) - told)[0] * (~shown[0]).sum()
+    torch.testing.assert_close(moved, after - before, rtol=1e-3, atol=1e-4)
+
+
+def _seen(completion: _Completion, patches: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    return torch.where(shown[..., None], completion.embed(patches), completion.hidden) + completion.place
 
 
 def test_pictures_of_an_older_version_are_drawn_anew(tmp_path: Path, pictures: Pictures) -> None:
