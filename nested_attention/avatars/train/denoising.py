@@ -55,7 +55,7 @@ def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
     return TextStates(*(states.to(default_device()) for states in read))
 
 
-def denoising_noise(rng: np.random.Generator, power: float = 0.75) -> dict[str, Any]:
+def denoising_noise(rng: np.random.Generator, power: float = 0.5) -> dict[str, Any]:
     """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
     picture shows is decided. The noise is as wide as the widest latents."""
     shape = (LATENT_CHANNELS, LATENT, LATENT_WIDE)

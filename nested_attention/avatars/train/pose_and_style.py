@@ -89,7 +89,7 @@ def train_style(
 
 def _noise(rng: np.random.Generator) -> dict[str, Any]:
     # Poses and styles are decided at higher noise than other things.
-    return {**denoising_noise(rng, power=0.5), "dropped": rng.random() < DROPPED}
+    return {**denoising_noise(rng), "dropped": rng.random() < DROPPED}
 
 
 def _train(
