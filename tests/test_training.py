@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,27 +16,33 @@ import torch
 from random_world import random_judges, random_world, save_judges
 
 from nested_attention.avatars.drawing.canvas import SIZE, WIDE
-from nested_attention.avatars.drawing.identity import Person, Pet
+from nested_attention.avatars.drawing.identity import Person, Pet, sample
+from nested_attention.avatars.models import model
 from nested_attention.avatars.models.cells import to_cells
 from nested_attention.avatars.models.model import new_scheduler
 from nested_attention.avatars.models.pixels import encode_pictures, to_tensor
-from nested_attention.avatars.models.scorers import load_prompt_scorer, load_recogniser
+from nested_attention.avatars.models.scorers import Network, load_prompt_scorer, load_recogniser, save_scorer
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World
-from nested_attention.avatars.train import device, stages, text
+from nested_attention.avatars.train import clip, data, device, encoders, stages, text
 from nested_attention.avatars.train.base import attention_loss, train_base
 from nested_attention.avatars.train.clip import _Completion, _shown, train_clip
 from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.denoising import (
     TextStates,
-    denoising_noise,
     normalised,
     predictor,
     read_captions,
 )
 from nested_attention.avatars.train.device import faster_precision, unet_pass, vision_pass
-from nested_attention.avatars.train.encoders import encode_data, encoder_config, new_encoder, train_encoder
+from nested_attention.avatars.train.encoders import (
+    encode_data,
+    encoder_config,
+    encoder_noise,
+    new_encoder,
+    train_encoder,
+)
 from nested_attention.avatars.train.labels import FIGURE_LABELS, SETTING_LABELS
 from nested_attention.avatars.train.stages import STAGES, Recipe, train
 from nested_attention.avatars.train.text import train_text
@@ -164,12 +172,26 @@ def _seen(completion: _Completion, patches: torch.Tensor, shown: torch.Tensor) -
     return torch.where(shown[..., None], completion.embed(patches), completion.hidden) + completion.place
 
 
-def test_pictures_of_an_older_version_are_drawn_anew(tmp_path: Path, pictures: Pictures) -> None:
-    path = tmp_path / "base-one-24-5.npz"
-    np.savez(path, **{name: value for name, value in vars(pictures).items() if name != "wanted"})
+def test_pictures_of_an_older_version_are_drawn_anew(
+    tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {**vars(pictures), "rgb": np.zeros_like(pictures.rgb)}
+    monkeypatch.setattr(data, "drawing_version", lambda: "before")
+    np.savez(tmp_path / "base-one-24-5-before.npz", **old)
+    assert not draw_pictures("base", 24, 5, workers=1, cache=tmp_path).rgb.any()  # of this version: read
+    monkeypatch.undo()
     assert np.array_equal(draw_pictures("base", 24, 5, workers=1, cache=tmp_path).rgb, pictures.rgb)
-    with np.load(path) as stored:
-        assert "wanted" in stored.files
+
+
+def test_pictures_as_files_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(runs=tmp_path, encoder_pictures=4, workers=1)
+    left = tmp_path / "pet" / f"pictures-6-{data.drawing_version()}.partial"
+    left.mkdir(parents=True)
+    (left / "pet-99999.png").touch()  # of a run that was stopped while it drew
+    folder = stages._written(recipe, word="pet")
+    assert len(list(folder.glob("*.reference.png"))) == 6 and not (folder / "pet-99999.png").exists()
+    monkeypatch.setattr(stages, "write_pictures", None)
+    assert stages._written(recipe, word="pet") == folder  # read back, not drawn again
 
 
 @pytest.mark.parametrize("word", ["person", "pet"])
@@ -338,7 +360,7 @@ def test_an_encoder_trains_with_its_own_alpha_and_norm(tmp_path: Path, changed: 
     (data,) = encode_data(world, of("person")[:1])
     torch.manual_seed(0)
     start = SubjectEncoder(replace(encoder_config(world, "person", 16), **changed))
-    drawn, noise = Examples(Arrays(row=np.arange(8)), denoising_noise, batch=4, seed=0)[0]
+    drawn, noise = Examples(Arrays(row=np.arange(8)), encoder_noise, batch=4, seed=0)[0]
     rows, slot = drawn["row"], SubjectSlot.install(world.unet)
     predict = predictor(world.unet, TextStates(*(each[rows] for each in data.text)), torch.float32)
     latents = data.latents[rows].float()
@@ -419,3 +441,98 @@ def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(NestedAttentionError, match="no such stage: unnet.*text, vae, vision, base"):
         train({"unnet": None}, Recipe(runs=tmp_path, weights=tmp_path))
     assert list(STAGES)[0] == "text"
+
+
+def test_encoders_in_memory_and_from_files_have_the_same_timesteps() -> None:
+    for word in stages.SUBJECTS:
+        settings = read_config(CONFIGS / "train" / f"small-{word}.yaml", TrainSettings)
+        assert settings.loss.timestep_power == encoders.POWER
+
+
+def test_a_pass_is_timed_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "default_device", lambda: torch.device("meta"))
+    for out, x in (device.unet_pass(model.new_unet(), 1)(), device.vision_pass(model.new_vision(), 1)()):
+        assert out.device.type == x.device.type == "cpu"
+
+
+def test_a_precision_that_was_cut_off_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "faster_precision", lambda work: torch.bfloat16)
+    (tmp_path / "precision").write_text("")
+    for _ in range(2):
+        assert device.precision_of(tmp_path, lambda: pytest.fail("timed")) is torch.bfloat16
+    assert (tmp_path / "precision").read_text() == "torch.bfloat16"
+
+
+def test_a_gpu_gets_batches_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = TrainerOptions(batch=32, rate=1e-3, ema=0.999)
+    assert device.for_device(plain) == plain
+    monkeypatch.setattr(device, "default_device", lambda: torch.device("cuda"))
+    found = device.for_device(plain)
+    assert (found.batch, found.rate, found.save_every) == (1024, 2e-3, 500) and found.workers >= 1
+    assert found.ema == pytest.approx(0.995)  # a fifth of the steps are averaged
+
+
+def test_size_zero_means_the_picture_as_shown(world: World) -> None:
+    seen: list[torch.Tensor] = []
+
+    def unet(noisy: torch.Tensor, *args: Any, added_cond_kwargs: Any) -> Any:
+        seen.append(added_cond_kwargs["time_ids"])
+        return SimpleNamespace(sample=noisy)
+
+    states = TextStates(torch.zeros(2, 77, 256), torch.zeros(2, 160))
+    sizes = torch.tensor([[0.0] * 6, [64, 64, 0, 0, 64, 64]])
+    predictor(unet, states, torch.float32, sizes=sizes)(torch.zeros(2, 12, 16, 24), torch.zeros(2))
+    assert seen[0].tolist() == [[128, 192, 0, 0, 128, 192], [64, 64, 0, 0, 64, 64]]
+
+
+def test_latents_of_drawings_have_a_mean_square_of_one(pictures: Pictures, two: Pictures) -> None:
+    for drawn in (pictures, two):
+        latents = encode_pictures(drawn.rgb)
+        assert float(latents.square().mean()) == pytest.approx(1, abs=0.15)
+        assert float(latents.mean(dim=(0, 2, 3)).abs().max()) < 0.5
+
+
+def test_descriptions_fit_into_what_is_contrasted() -> None:
+    longest = max(
+        (len(" ".join([*who.description(), noun]).split()) for who, noun in _descriptions(200)), default=0
+    )
+    assert longest < clip.LENGTH // 3  # a word takes at most three tokens
+    ids = draw_crops(50, 3, workers=1).ids
+    assert (ids[:, : clip.LENGTH] == ids.max()).any(axis=1).all()  # the end of each is there
+
+
+def _descriptions(number: int) -> Iterator[tuple[Any, str]]:
+    rng = np.random.default_rng(0)
+    for kind in (Person, Pet):
+        for _ in range(number):
+            who = sample(kind, rng)
+            yield from ((who, noun) for noun in who.nouns)
+
+
+def test_stages_that_cannot_go_on_are_refused_and_files_are_copied_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onward = Recipe(runs=tmp_path, weights=tmp_path, onward=True)
+    with pytest.raises(NestedAttentionError, match="text, style cannot go on from weights that are there"):
+        train({"text": 1.0, "vae": 1.0, "style": 1.0}, onward)
+
+    def wrote(recipe: Recipe, drawn: Any, schedule: Schedule) -> tuple[Path, ...]:
+        files = recipe.weights / "controlnet" / "a.safetensors", recipe.adapters / "pet.safetensors"
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"weights")
+        return files
+
+    monkeypatch.setitem(STAGES, "pose", stages.Stage(lambda recipe: None, wrote, 1.0))
+    places = {"weights": tmp_path / "world", "adapters": tmp_path / "adapters", "out": tmp_path / "out"}
+    train({"pose": 1.0}, Recipe(runs=tmp_path, **places), say=lambda line: None)
+    copied = sorted(path.relative_to(tmp_path / "out").as_posix() for path in places["out"].rglob("*.*"))
+    assert copied == ["adapters/pet.safetensors", "controlnet/a.safetensors"]
+
+
+def test_judges_of_another_world_are_refused_by_name(tmp_path: Path) -> None:
+    save_scorer(tmp_path, "scorer_pet", Network(size=SIZE, outputs=3))
+    with pytest.raises(NestedAttentionError, match=r"scorer_pet\.safetensors does not fit.*size mismatch"):
+        load_recogniser("pet", tmp_path)

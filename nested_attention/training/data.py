@@ -122,6 +122,14 @@ def _order(length: int, seed: int, epoch: int, bucket: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch, bucket]).permutation(length)
 
 
+@lru_cache(maxsize=8)
+def _shuffled(groups: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """The bucket of each group of an epoch: so many of each bucket."""
+    labels = np.repeat(np.arange(len(groups)), groups)
+    np.random.default_rng([seed, 2, epoch]).shuffle(labels)
+    return labels
+
+
 class Order:
     """Which row each place of a run reads: an endless stream of seeded permutations of every bucket.
 
@@ -148,8 +156,7 @@ class Order:
             self._starts.append(sum(self._before(len(self._starts))))
         epoch = bisect_right(self._starts, group) - 1
         first, end = self._before(epoch), self._before(epoch + 1)
-        labels = np.repeat(np.arange(len(first)), np.subtract(end, first))
-        np.random.default_rng([self._seed, 2, epoch]).shuffle(labels)
+        labels = _shuffled(tuple(np.subtract(end, first).tolist()), self._seed, epoch)
         place = group - self._starts[epoch]
         bucket = int(labels[place])
         return bucket, first[bucket] + int((labels[:place] == bucket).sum())

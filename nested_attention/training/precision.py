@@ -9,25 +9,26 @@ import torch
 from torch.backends.cuda import allow_fp16_bf16_reduction_math_sdp, fp16_bf16_reduction_math_sdp_allowed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+PLAIN = [SDPBackend.MATH]
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 @contextmanager
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Mixed precision in bfloat16 or float16, nothing in float32.
 
-    On a CPU, attention is then made of plain products: the gradient of PyTorch's fused one takes up to five
-    times as long in bfloat16 (PyTorch 2.14, 64 queries and 77 tokens), half of a whole step of a small model.
+    Attention is then computed by what has a good gradient. On a GPU that is all but cuDNN's: with 77 keys in
+    bfloat16 its gradients were not finite (H100, PyTorch 2.11). On a CPU it is plain products: the gradient
+    of PyTorch's fused attention takes up to five times as long in bfloat16 (PyTorch 2.14, 64 queries and 77
+    tokens), half of a whole step of a small model.
     """
     if dtype is torch.float32:
         yield
         return
-    with torch.autocast(device.type, dtype=dtype):
-        if device.type != "cpu":
+    on_cpu, before = device.type == "cpu", fp16_bf16_reduction_math_sdp_allowed()
+    allow_fp16_bf16_reduction_math_sdp(before or on_cpu)
+    try:
+        with torch.autocast(device.type, dtype=dtype), sdpa_kernel(PLAIN if on_cpu else FUSED):
             yield
-            return
-        before = fp16_bf16_reduction_math_sdp_allowed()
-        allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            allow_fp16_bf16_reduction_math_sdp(before)
+    finally:
+        allow_fp16_bf16_reduction_math_sdp(before)

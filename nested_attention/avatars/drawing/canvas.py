@@ -58,20 +58,19 @@ class Canvas:
         height: int,
         color: Color,
         part: Part = Part.BACKGROUND,
-        light: float = 1.0,
     ) -> None:
         """Fill a rectangle; what lies outside the canvas is clipped."""
         rows, columns = slice(max(y, 0), max(y + height, 0)), slice(max(x, 0), max(x + width, 0))
         self.rgb[rows, columns] = color
-        self.light[rows, columns] = light
+        self.light[rows, columns] = 1.0
         self.part[rows, columns] = part
         self.subject[rows, columns] = self.current
 
-    def dots(self, points: Iterable[Point], color: Color, part: Part, light: float = 1.0) -> None:
+    def dots(self, points: Iterable[Point], color: Color, part: Part) -> None:
         """Set single art pixels, given as (x, y)."""
         for x, y in points:
             if 0 <= x < self.width and 0 <= y < SIZE:
-                self.box(x, y, 1, 1, color, part, light)
+                self.box(x, y, 1, 1, color, part)
 
     def spans(self, y: int, spans: Sequence[tuple[int, int]], color: Color, part: Part) -> None:
         """Rows from `y` down, each from its first column up to, not including, its last: any silhouette.

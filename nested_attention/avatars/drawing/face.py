@@ -34,7 +34,7 @@ def draw_eyes(
             corner = left + 3 if outer < 0 else left
             canvas.dots([(corner, top)], INK, Part.EYES)
         if lashes:
-            canvas.dots([(left + outer, top - 1 if outer < 0 else top - 1)], INK, Part.EYES)
+            canvas.dots([(left + outer, top - 1)], INK, Part.EYES)
 
 
 def draw_mouth(canvas: Canvas, x: int, y: int, width: int, expression: str, lips: Color) -> None:

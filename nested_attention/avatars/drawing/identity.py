@@ -94,7 +94,7 @@ class Person:
         "hair": ("dark", "brown", "fair", "red", "grey", "bright"),
         "glasses": ("none", "glasses"),
     }
-    """All that a caption can say of who a person is: less than five bits."""
+    """All that a caption can say of who a person is: less than six bits."""
 
     WORD: ClassVar[str] = "person"
     NOUNS: ClassVar[tuple[str, ...]] = ("person", "man", "woman", "child", "girl", "boy")

@@ -69,7 +69,7 @@ def _ears(canvas: Canvas, person: Person, x: int, y: int, half: int, skin: Color
 def _cheeks(canvas: Canvas, x: int, y: int, half: int, skin: Color) -> None:
     color = mix(skin, (236, 90, 90), 0.16)
     for left in (x - half + 1, x + half - 3):
-        canvas.box(left, y + 10, 2, 2, color, Part.FACE, 1.0)
+        canvas.box(left, y + 10, 2, 2, color, Part.FACE)
 
 
 class Hair:

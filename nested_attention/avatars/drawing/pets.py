@@ -63,14 +63,14 @@ def _ears(canvas: Canvas, pet: Pet, x: int, y: int, half: int) -> None:
                 row = y + 3 - height + step
                 canvas.spans(row, [(at, at + width)], fur, Part.EARS)
                 if width > 2:
-                    canvas.box(at + (1 if side < 0 else 1), row, width - 2, 1, inner, Part.EARS)
+                    canvas.box(at + 1, row, width - 2, 1, inner, Part.EARS)
             if kind == "tufted":
                 top = y + 2 - height
                 tip = outer - 1 if side > 0 else outer
                 canvas.dots([(tip, top), (tip, top - 1), (tip + side, top - 1)], INK, Part.EARS)
         elif kind == "round":
             middle = x + side * (half - 1)
-            widths = [4, 6, 6, 6][: 2 + size] if size == 1 else [4, 6, 8, 8, 8]
+            widths = [4, 6, 6] if size == 1 else [4, 6, 8, 8, 8]
             canvas.spans(y - 2 - pet.ear_size, centred(middle, widths), fur, Part.EARS)
             canvas.box(middle - 1, y - 1 - pet.ear_size, 2, 2 + pet.ear_size, inner, Part.EARS)
         else:
@@ -161,6 +161,6 @@ def _features(canvas: Canvas, pet: Pet, pose: Pose, x: int, y: int, fur: Color) 
                 left = at - 4 if side < 0 else at
                 canvas.box(left, y + row, 4, 1, mix(WHITE, fur, 0.25), Part.FACE)
     dark = mix(fur, (60, 20, 30), 0.75) if luma(fur) > 80 else (206, 140, 140)
-    draw_mouth(canvas, x + shift, y + 11, 4 if dog else 4, pose.expression, dark)
+    draw_mouth(canvas, x + shift, y + 11, 4, pose.expression, dark)
     if pose.expression == "smiling" and dog:
         canvas.box(x + shift - 1, y + 13, 2, 2, (250, 110, 140), Part.MOUTH)

@@ -48,10 +48,10 @@ def sample_picture(
             return picture
 
 
-def _worn(figure: Figure, *, expression: bool) -> str:
+def _worn(figure: Figure) -> str:
     clothes, accessory = CLOTHES[figure.clothes][0], ACCESSORIES[figure.accessory]
     words = []
-    if expression and figure.pose.expression != "calm":
+    if figure.pose.expression != "calm":
         words.append(figure.pose.expression)
     if clothes:
         words.append(f"wearing {clothes}")
@@ -66,14 +66,13 @@ def caption(
     *,
     described: bool = False,
     words: tuple[str, ...] | None = None,
-    expression: bool = True,
 ) -> str:
     """One of four phrasings of a picture.
 
     `described` names what the identity fixes, before the subject's word, as captions of photographs do.
     `words` gives each figure's noun; by default one that fits is drawn at random.
     """
-    return caption_and_phrases(picture, rng, described=described, words=words, expression=expression)[0]
+    return caption_and_phrases(picture, rng, described=described, words=words)[0]
 
 
 def caption_and_phrases(
@@ -82,7 +81,6 @@ def caption_and_phrases(
     *,
     described: bool = False,
     words: tuple[str, ...] | None = None,
-    expression: bool = True,
 ) -> tuple[str, list[str]]:
     """A caption, and its phrase about each figure, in their order."""
     subjects = []
@@ -90,25 +88,24 @@ def caption_and_phrases(
         nouns = figure.identity.nouns
         noun = words[index] if words else str(rng.choice([nouns[0], nouns[-1], str(rng.choice(nouns))]))
         description = figure.identity.description() if described else []
-        worn = _worn(figure, expression=expression)
+        worn = _worn(figure)
         place = _PLACES[figure.placement]
         subjects.append((" ".join([*description, noun]), worn, place))
     scene = SCENES[picture.scene][0]
     style = picture.style
-    article = "a"
 
     def phrase(subject: tuple[str, str, str], *, place_first: bool) -> str:
         noun, worn, place = subject
-        parts = [f"{article} {noun}", place, worn] if place_first else [f"{article} {noun}", worn, place]
+        parts = [f"a {noun}", place, worn] if place_first else [f"a {noun}", worn, place]
         return " ".join(part for part in parts if part)
 
     form = int(rng.integers(4))
     phrases = [phrase(s, place_first=form % 2 == 1) for s in subjects]
     text = " and ".join(phrases)
     whole = (
-        f"{article} {style} of {text} {scene}",
+        f"a {style} of {text} {scene}",
         f"{text} {scene}, {style} style",
-        f"{scene}, {text}, {article} {style}",
+        f"{scene}, {text}, a {style}",
         f"{style} style, {text}, {scene}",
     )
     return whole[form], phrases

@@ -17,7 +17,7 @@ def _sky(canvas: Canvas, top: Color, bottom: Color, height: int = SIZE) -> None:
         canvas.box(0, row, canvas.width, 1, ramp((top, bottom), (row // 2 * 2) / max(height - 1, 1)))
 
 
-def _places(canvas: Canvas, rng: np.random.Generator, width: int) -> int:
+def _column(canvas: Canvas, rng: np.random.Generator, width: int) -> int:
     """Where something `width` wide stands that is seen beside a head: near the left or the right border."""
     if rng.random() < 0.5:
         return int(rng.integers(-1, 3))
@@ -29,7 +29,7 @@ def _beach(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.box(0, 15, canvas.width, 7, (28, 120, 200))
     canvas.box(0, 22, canvas.width, 10, (244, 218, 150))
     canvas.box(0, 22, canvas.width, 1, (252, 240, 206))
-    x = _places(canvas, rng, 6)
+    x = _column(canvas, rng, 6)
     canvas.spans(1, centred(x + 3, [4, 6, 6, 6, 6, 4]), (255, 226, 84), Part.BACKGROUND)
     for _ in range(canvas.width // 6):
         column, row = int(rng.integers(0, canvas.width)), int(rng.integers(16, 21))
@@ -68,7 +68,7 @@ def _snow(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _city(canvas: Canvas, rng: np.random.Generator) -> None:
     _sky(canvas, (16, 16, 48), (52, 40, 92))
-    canvas.spans(1, centred(_places(canvas, rng, 5) + 2, [3, 5, 5, 5, 3]), (250, 244, 206), Part.BACKGROUND)
+    canvas.spans(1, centred(_column(canvas, rng, 5) + 2, [3, 5, 5, 5, 3]), (250, 244, 206), Part.BACKGROUND)
     for x in range(-int(rng.integers(0, 4)), canvas.width, 8):
         top = int(rng.integers(4, 14))
         canvas.box(x, top, 7, SIZE, shade((70, 64, 108), 0.8 + 0.05 * int(rng.integers(0, 6))))
@@ -80,7 +80,7 @@ def _city(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _desert(canvas: Canvas, rng: np.random.Generator) -> None:
     _sky(canvas, (246, 168, 96), (255, 230, 168), 20)
-    x = _places(canvas, rng, 6)
+    x = _column(canvas, rng, 6)
     canvas.box(0, 19, canvas.width, 13, (222, 152, 78))
     for row in range(6):
         middle = int(canvas.width * (0.25 if x > 8 else 0.75))
@@ -99,7 +99,7 @@ def _space(canvas: Canvas, rng: np.random.Generator) -> None:
     for _ in range(canvas.width // 2):
         x, y = int(rng.integers(0, canvas.width)), int(rng.integers(0, SIZE))
         canvas.box(x, y, 1, 1, ((250, 250, 255), (180, 200, 255), (255, 226, 180))[int(rng.integers(3))])
-    x = _places(canvas, rng, 8)
+    x = _column(canvas, rng, 8)
     canvas.spans(2, centred(x + 4, [4, 6, 8, 8, 8, 8, 6, 4]), (224, 100, 166), Part.BACKGROUND)
     canvas.box(x - 2, 5, 12, 1, (252, 224, 160))
 
@@ -116,7 +116,7 @@ def _sea(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.box(x - 1, SIZE - height, 1, 2, (236, 96, 116))
         canvas.box(x + 4, SIZE - height + 2, 1, height, (64, 170, 98))
         canvas.box(x + 5, SIZE - height + 4, 1, height, (40, 130, 80))
-    x, y = _places(canvas, rng, 6), int(rng.integers(3, 20))
+    x, y = _column(canvas, rng, 6), int(rng.integers(3, 20))
     canvas.spans(y, [(x, x + 4), (x - 1, x + 6), (x, x + 4)], (255, 170, 50), Part.BACKGROUND)
     canvas.dots([(x, y + 1)], (30, 22, 34), Part.BACKGROUND)
 
@@ -125,7 +125,7 @@ def _room(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.box(0, 0, canvas.width, SIZE, (214, 184, 196))
     for x in range(0, canvas.width, 4):
         canvas.box(x, 0, 1, 24, (198, 164, 180))
-    x = _places(canvas, rng, 9)
+    x = _column(canvas, rng, 9)
     canvas.box(x, 2, 9, 10, (116, 74, 44))
     canvas.box(x + 1, 3, 7, 8, (156, 218, 250))
     canvas.box(x + 4, 3, 1, 8, (116, 74, 44))

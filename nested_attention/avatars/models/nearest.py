@@ -31,8 +31,8 @@ FACES = tuple(product((-1, 0, 1), EXPRESSIONS))
 """Every gaze and expression."""
 
 ANYTHING = 0.05
-"""What a pixel that a candidate leaves to something else costs: the squared error of colours that differ by a
-fifth of their range."""
+"""What a pixel that a candidate leaves to something else costs: about the squared error of colours that
+differ by a fifth of their range."""
 
 _AT = Pose(x=WIDE // 2, y=8, gaze=0, expression="calm")
 """Where candidates are drawn: what they look like moves with them, up to the strands of a pet's fur."""

@@ -39,7 +39,7 @@ def to_vision(crops: np.ndarray | Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_pictures(rgb: np.ndarray, batch: int = 512) -> Tensor:
-    """Pictures (n, 32, W, 3) uint8 → latents (n, 12, 16, W/2), as the autoencoder is trained to give them."""
+    """Pictures (n, 32, W, 3) uint8 → latents (n, 12, 16, W/2), as the autoencoder's encoder gives them."""
     parts = [to_cells(to_tensor(rgb[start : start + batch])) for start in range(0, len(rgb), batch)]
     return torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""Two judges of generated pictures that learn, trained apart from everything that generates.
+"""Two judges of generated pictures that learn, from drawings alone: half of these through the autoencoder.
 
 `Recogniser` embeds the window in which a subject is looked for: it shows whoever is embedded nearby when
 drawn as the prompt says. `PromptScorer` classifies what the prompt decides. The judge beside them,
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from ...errors import NestedAttentionError
 from ...paths import SMALL_WORLD
 from ..drawing.canvas import SIZE, WIDE
 from ..drawing.identity import Identity
@@ -80,7 +81,7 @@ class Recogniser:
     """Who a subject is, by the cosine between what a window shows and what drawings of a candidate show."""
 
     network: Network
-    _looks: dict[tuple[Identity, Shown], Tensor] = field(default_factory=dict)
+    _looks: dict[tuple[Identity, Shown], Tensor] = field(default_factory=dict, init=False, repr=False)
     """The mean embedding (64,) of each candidate's drawings, once they were asked for."""
 
     @torch.no_grad()
@@ -177,14 +178,21 @@ def new_prompt_network() -> Network:
     return Network(size=SIZE, outputs=sum(map(len, PROMPT_ATTRIBUTES.values())))
 
 
-def save_scorer(folder: Path, name: str, network: Network) -> None:
-    """Write a scorer as fp16 safetensors."""
+def save_scorer(folder: Path, name: str, network: Network) -> Path:
+    """Write a scorer as fp16 safetensors; its file."""
     folder.mkdir(parents=True, exist_ok=True)
     write_half(network, folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors"
 
 
 def _load(network: Network, path: Path) -> Network:
-    network.load_state_dict(read_float(path))
+    try:
+        network.load_state_dict(read_float(path))
+    except RuntimeError as error:
+        raise NestedAttentionError(
+            f"{path.name} does not fit the small world's judge ({str(error).splitlines()[-1].strip()}); "
+            "expected the file that comes with the pack. Install the pack again, or train it anew"
+        ) from error
     return network.eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ...encoder import SubjectEncoder
+from ...errors import NestedAttentionError
 from ...hosts.diffusers import AutomaticRegions, SelfAttentionSlot, SubjectBinding, SubjectSlot
 from ...hosts.diffusers.processors import Attention
 from ...paths import SMALL_WORLD
@@ -219,11 +220,13 @@ def _noise(seeds: Sequence[int], latent_width: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def save_part(folder: Path, name: str, module: nn.Module) -> None:
-    """Write one part of the world as fp16 safetensors with its sizes beside it."""
+def save_part(folder: Path, name: str, module: nn.Module) -> tuple[Path, Path]:
+    """Write one part of the world as fp16 safetensors with its sizes beside it; both files."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_half(module, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps(_CONFIGS[name], indent=2) + "\n")
+    weights, sizes = folder / f"{name}.safetensors", folder / f"{name}.json"
+    write_half(module, weights)
+    sizes.write_text(json.dumps(_CONFIGS[name], indent=2) + "\n")
+    return weights, sizes
 
 
 def load_part(folder: Path, name: str) -> nn.Module:
@@ -239,10 +242,14 @@ def load_part(folder: Path, name: str) -> nn.Module:
     missing, unexpected = module.load_state_dict(state, strict=False)
     wrong = [key for key in [*missing, *unexpected] if not key.endswith("position_ids")]
     if wrong:
-        raise ValueError(f"{folder / name}.safetensors does not fit {name}.json: {wrong[:5]}")
+        raise NestedAttentionError(
+            f"{folder / name}.safetensors does not fit {name}.json: {', '.join(wrong[:5])}; expected the two "
+            "files that come with the pack. Install the pack again, or train this part anew"
+        )
     return module.eval().requires_grad_(False)
 
 
 def load_world(folder: Path = SMALL_WORLD) -> World:
-    """The shipped world. Raises FileNotFoundError naming the file if a part is missing."""
+    """The shipped world. Raises FileNotFoundError or NestedAttentionError, naming the file, if a part is
+    missing, and NestedAttentionError if one does not fit."""
     return World(*(load_part(folder, name) for name in PARTS))

@@ -1,10 +1,10 @@
-"""Stage 4: the base model. The UNet learns to draw the world from captions that frozen text encoders encode.
+"""The base model. The UNet learns to draw the world from captions that frozen text encoders encode.
 
 Most captions describe the identity before the subject's word, as captions of photographs do, so that the
 model learns to take appearance from that word. A second loss asks for attention to that word where the
 subject is: large models learn it, while here all 77 tokens would share the attention, because no padding is
 masked and all later tokens have read the caption too. The loss weighs faces more than skies, and eyes more
-than faces: a pair of eyes is two cells in 256.
+than faces: a pair of eyes is a few cells in 256.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from .denoising import (
     predictor,
     read_captions,
     read_empty,
+    schedule_there,
 )
 from .device import precision_of, unet_pass
 
@@ -48,7 +49,8 @@ DESCRIBED, DROPPED = 0.85, 0.1
 """Share of captions that describe the identity, and of pictures without a caption."""
 
 POWER = 0.75
-"""Of the timesteps' density: less dense at high noise than elsewhere, for fine detail is drawn here alone."""
+"""Timesteps are 1000·u^POWER: closer to uniform than in the other stages, for only the base model learns to
+draw what is fine."""
 
 ENOUGH = 0.6
 """Attention to the subject's word above which the loss asks for no more."""
@@ -93,14 +95,14 @@ def train_base(
     """Train the UNet on pictures, conditioned on the frozen text encoders (L, G); returns the averaged one.
 
     sets: pictures of one figure, of two; each set is a bucket. `start`: a UNet to begin with; a random one by
-    default.
+    default. It is trained itself.
     """
     torch.manual_seed(options.seed)
     empty = read_empty(*text)
     unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
     processors = dict(unet.attn_processors)
-    watched = watch(unet)
+    watched, scheduler = watch(unet), schedule_there()
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         def said(name: str) -> Tensor:
@@ -111,7 +113,7 @@ def train_base(
         )
         words = said("words").masked_fill(noise["dropped"][:, None], -1)
         predict = predictor(models["unet"], captions, precision, sizes=noise["sizes"])
-        losses = latent_losses(predict, batch, noise)
+        losses = latent_losses(predict, scheduler, batch, noise)
         attended = [attention_loss(p.float(), words, batch["masks"]) for p in probabilities(watched)]
         return {**losses, "localise": torch.stack(attended).mean()}
 
@@ -119,8 +121,10 @@ def train_base(
     data = Joined(*(_examples(*each, text) for each in zip(sets, weights_of, strict=True)))
     weights = {"denoise": 1.0, "localise": LOCALISE}
     models = {"unet": unet}
-    Trainer(folder, models, data, objective, schedule, options, loss_weights=weights, noise=_noise).run()
-    unet.set_attn_processor(processors)
+    try:
+        Trainer(folder, models, data, objective, schedule, options, loss_weights=weights, noise=_noise).run()
+    finally:
+        unet.set_attn_processor(processors)
     return unet
 
 

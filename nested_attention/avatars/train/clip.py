@@ -1,4 +1,4 @@
-"""Stage 2: the vision encoder, as half of a CLIP of its own.
+"""The vision encoder, as half of a CLIP of its own.
 
 Crops are contrasted with captions and with another crop of the same subject, as photographs of one person
 are when a recogniser learns. Besides, the last layer's tokens must keep what their patches show, because the
@@ -101,12 +101,13 @@ def train_clip(
     *,
     start: nn.Module | None = None,
 ) -> nn.Module:
-    """Train on pairs of crops; returns the averaged vision encoder. `start`: one to begin with."""
+    """Train on pairs of crops; returns the averaged vision encoder. `start`: one to begin with,
+    which is trained itself."""
     torch.manual_seed(options.seed)
     ids = crops.ids[:, :LENGTH]
     vision = (new_vision() if start is None else start).requires_grad_(True).to(default_device())
     models = {"vision": vision, "text": compact(new_text_g(), used_tokens(ids)), "heads": _Heads()}
-    precision = precision_of(folder, vision_pass(vision, options.batch))
+    precision = precision_of(folder, vision_pass(vision, 2 * options.batch))
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         heads, number = models["heads"], len(batch["crops"])

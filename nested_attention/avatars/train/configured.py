@@ -1,8 +1,9 @@
-"""Stage 5: a subject encoder for people or pets, trained as anybody trains one: from the files in `configs`.
+"""A subject encoder for people or pets, trained as anybody trains one: from the files in `configs`.
 
-The world is frozen, and the loss is the paper's (Sec. 3.3). A crop of the subject is the input, the full
-picture the target, and the prompt says `person` or `pet` without anything that identity fixes. Crop and
-picture differ in pose, expression, scene and clothing, so that copying does not pay.
+The world is frozen. The loss is that of denoising alone (Sec. 3.3), weighted by what a cell shows, at
+timesteps that are denser at high noise. A crop of the subject is the input, the full picture the target, and
+the prompt says `person` or `pet` without anything that identity fixes. Crop and picture differ in pose,
+expression, scene and clothing, so that copying does not pay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ...paths import CONFIGS
-from ...training.frozen import BaseModel
+from ...training.frozen import BaseModel, default_device
 from ...training.prepare.run import prepare
 from ...training.prepare.settings import PrepareSettings, SourceSettings
 from ...training.reading import Place, read_config
@@ -68,7 +69,8 @@ def train_from_configuration(
         steps=min(schedule.steps, phase.steps or schedule.steps),
         minutes=schedule.minutes,
     )
-    faster = precision_of(folder, unet_pass(world.unet, phase.batch))
+    faster = precision_of(folder, unet_pass(world.unet.to(default_device()), phase.batch))
+    del world  # `train` reads its own copy
     settings = replace(
         settings,
         model=model,

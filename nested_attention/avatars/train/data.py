@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cache as once
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ...paths import PACKAGE
 from ..drawing.canvas import Part
 from ..drawing.identity import Identity, Person, Pet, sample
 from ..drawing.picture import Picture, Rendered, render
@@ -42,6 +45,9 @@ LOSS_WEIGHTS: dict[Part, float] = {
     Part.ACCESSORY: 3.0,
 }
 """Weight of an art pixel in the loss: faces are small, and what tells two of them apart is smaller."""
+
+_DRAWS = ("data.py", "folder.py", "labels.py", "pose_data.py", "scorers.py")
+"""Beside the drawings' own code, what decides which are made."""
 
 UNKNOWN = LOSS_WEIGHTS[Part.BACKGROUND]
 """Weight of an art pixel of somebody whom neither the prompt nor the reference describes."""
@@ -154,11 +160,9 @@ def draw_pictures(
     """Draw `number` pictures of a stage, of one figure each or (together) of two, or read them back from
     `cache`."""
     mix = (TOGETHER if together else ALONE)[stage]
-    name = f"{stage}-{'two' if together else 'one'}-{number}-{seed}.npz"
+    name = f"{stage}-{'two' if together else 'one'}-{number}-{seed}"
     drawn = partial(_draw, stage, mix)
-    return cached(
-        cache / name if cache else None, Pictures, lambda: _joined(in_chunks(drawn, number, seed, workers))
-    )
+    return cached(cache, name, Pictures, lambda: _joined(in_chunks(drawn, number, seed, workers)))
 
 
 def draw_both(
@@ -222,13 +226,21 @@ def in_chunks(
         )
 
 
-def cached(path: Path | None, kind: Callable[..., Drawn], make: Callable[[], Drawn]) -> Drawn:
-    """A dataclass of arrays, from the file `path` if it is there and has the same fields, else from
-    `make`."""
+@once
+def drawing_version() -> str:
+    """Changes with the code that decides what is drawn: what an older one drew is drawn anew."""
+    avatars = PACKAGE / "avatars"
+    files = [*sorted((avatars / "drawing").glob("*.py")), *(avatars / "train" / name for name in _DRAWS)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+def cached(folder: Path | None, name: str, kind: Callable[..., Drawn], make: Callable[[], Drawn]) -> Drawn:
+    """A dataclass of arrays, from the file of that name in `folder` if this version of the drawing code has
+    written it, else from `make`."""
+    path = folder / f"{name}-{drawing_version()}.npz" if folder else None
     if path and path.exists():
         with np.load(path) as stored:
-            if set(stored.files) == {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-                return kind(**{name: stored[name] for name in stored.files})
+            return kind(**{name: stored[name] for name in stored.files})
     made = make()
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +267,7 @@ def draw_crops(number: int, seed: int, *, workers: int = 2, cache: Path | None =
             np.stack([rgb for rgb, _ in rows]), load_tokenizer().encode_all([text for _, text in rows])
         )
 
-    return cached(cache / f"crops-{number}-{seed}.npz" if cache else None, Crops, draw)
+    return cached(cache, f"crops-{number}-{seed}", Crops, draw)
 
 
 def _draw_crops(job: tuple[int, int]) -> list[tuple[np.ndarray, str]]:

@@ -55,7 +55,7 @@ def read_empty(text_l: nn.Module, text_g: nn.Module) -> TextStates:
     return TextStates(*(states.to(default_device()) for states in read))
 
 
-def denoising_noise(rng: np.random.Generator, power: float = 0.5) -> dict[str, Any]:
+def denoising_noise(rng: np.random.Generator, power: float) -> dict[str, Any]:
     """Noise and timestep of one example. A power below 1 makes timesteps denser at high noise, where what a
     picture shows is decided. The noise is as wide as the widest latents."""
     shape = (LATENT_CHANNELS, LATENT, LATENT_WIDE)
@@ -65,12 +65,19 @@ def denoising_noise(rng: np.random.Generator, power: float = 0.5) -> dict[str, A
     }
 
 
-def latent_losses(predict: Predict, batch: Batch, noise: Batch) -> dict[str, Tensor]:
-    """`denoising_losses` on the world's noise schedule, of a batch and its `denoising_noise`."""
+def schedule_there() -> Any:
+    """The world's noise schedule, with its table on the device that trains: else every step would copy it."""
+    scheduler = new_scheduler()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(default_device())
+    return scheduler
+
+
+def latent_losses(predict: Predict, scheduler: Any, batch: Batch, noise: Batch) -> dict[str, Tensor]:
+    """`denoising_losses` on a noise schedule (`schedule_there`), of a batch and its `denoising_noise`."""
     latents = batch["latents"].float()
     drawn = noise["latent"][..., : latents.shape[-1]].float()
     step = latents, drawn, noise["timestep"], batch["loss_weight"]
-    return denoising_losses(predict, new_scheduler(), *step)
+    return denoising_losses(predict, scheduler, *step)
 
 
 def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

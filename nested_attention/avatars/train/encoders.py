@@ -1,8 +1,12 @@
-"""Stage 5: subject encoders, trained on pictures in memory as the paper does (Sec. 3.3), with its loss alone.
+"""Subject encoders of every mechanism, trained on pictures in memory: adapters, and what is compared.
+
+The loss is that of denoising alone (Sec. 3.3), by default weighted by what a cell shows, at timesteps that
+are denser at high noise.
 
 The world is frozen. A crop of the subject is the input, the full picture the target, and the prompt says
 `person` or `pet` without anything that identity fixes. Crop and picture differ in pose, expression, scene
-and clothing, so that copying does not pay. Encoders of other mechanisms are trained likewise.
+and clothing, so that copying does not pay. The shipped encoders are trained likewise, from files
+(`configured.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +34,23 @@ from ..models.model import CONTEXT, VISION_WIDTH
 from ..models.pixels import encode_pictures
 from ..models.world import World
 from .data import Pictures
-from .denoising import TextStates, denoising_noise, latent_losses, normalised, predictor, read_captions
+from .denoising import (
+    TextStates,
+    denoising_noise,
+    latent_losses,
+    normalised,
+    predictor,
+    read_captions,
+    schedule_there,
+)
 from .device import precision_of, unet_pass
 
 OPTIONS = TrainerOptions(ema=0.998)
+
+POWER = 0.5
+"""Timesteps are 1000·u^POWER, as `configs/train/small-person.yaml` says too."""
+
+encoder_noise: Noise = partial(denoising_noise, power=POWER)
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ def new_encoder(world: World, word: str, *, queries: int = 32, seed: int = 0) ->
 def new_adapter(encoder: SubjectEncoder) -> SubjectEncoder:
     """A decoupled adapter to be trained, which begins with all that a nested encoder has learned."""
     adapter = SubjectEncoder(replace(encoder.config, injection="decoupled"))
-    adapter.load_state_dict(encoder.float().state_dict())
+    adapter.load_state_dict({name: value.float() for name, value in encoder.state_dict().items()})
     return adapter
 
 
@@ -116,11 +134,11 @@ def train_encoder(
     *,
     start: SubjectEncoder,
     mechanism: Mechanism | None = None,
-    noise: Noise = denoising_noise,
+    noise: Noise = encoder_noise,
     precision: torch.dtype | None = None,
     deadline: float = math.inf,
 ) -> SubjectEncoder:
-    """Train an encoder from `start` on; returns the averaged one.
+    """Train `start` itself; returns it, averaged.
 
     mechanism: how its tokens reach the picture; by default the one that its configuration names. precision:
     of the arithmetic; None: the faster one, as measured. deadline: the Trainer's, which raises Stopped.
@@ -130,7 +148,7 @@ def train_encoder(
     injected.freeze_unused(start)
     unet = world.unet.requires_grad_(False).eval().to(default_device())
     dtype = precision_of(folder, unet_pass(unet, options.batch)) if precision is None else precision
-    slot = SubjectSlot.install(unet, injected.attention)
+    slot, scheduler = SubjectSlot.install(unet, injected.attention), schedule_there()
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         tokens = models["encoder"](batch["features"].float())  # (B, queries, token_dim)
@@ -141,7 +159,7 @@ def train_encoder(
             with slot.bind(binding):
                 return predict(noisy, timesteps)
 
-        return latent_losses(personalised, batch, noise)
+        return latent_losses(personalised, scheduler, batch, noise)
 
     examples = Joined(*(Arrays(**each.tensors()) for each in data))
     more: dict[str, Any] = {

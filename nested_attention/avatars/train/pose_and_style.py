@@ -34,11 +34,15 @@ from .denoising import (
     predictor,
     read_captions,
     read_empty,
+    schedule_there,
 )
 from .device import precision_of, unet_pass
 from .pose_data import PoseData
 
 RANK = 16
+
+POWER = 0.5
+"""Timesteps are 1000·u^POWER."""
 
 POSE_OPTIONS = TrainerOptions(batch=16, ema=0.995)
 STYLE_OPTIONS = TrainerOptions(batch=16, rate=2e-3, ema=0.99, weight_decay=0.0)
@@ -88,8 +92,7 @@ def train_style(
 
 
 def _noise(rng: np.random.Generator) -> dict[str, Any]:
-    # Poses and styles are decided at higher noise than other things.
-    return {**denoising_noise(rng), "dropped": rng.random() < DROPPED}
+    return {**denoising_noise(rng, POWER), "dropped": rng.random() < DROPPED}
 
 
 def _train(
@@ -104,17 +107,18 @@ def _train(
     """Train beside the frozen UNet."""
     unet, text = world.unet.eval().to(default_device()), (world.text_encoder, world.text_encoder_2)
     precision, empty = precision_of(folder, unet_pass(unet, options.batch)), read_empty(*text)
+    scheduler = schedule_there()
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         given = (choose(noise["dropped"], one, batch[name]) for name, one in empty._asdict().items())
         predict = predictor(unet, TextStates(*given), precision, more=partial(adds, batch, models))
-        return latent_losses(predict, batch, noise)
+        return latent_losses(predict, scheduler, batch, noise)
 
     weights_of = normalised([data.loss_weight for data in sets])
     examples = Joined(
         *(
             Arrays(
-                latents=encode_pictures(data.rgb),
+                latents=encode_pictures(data.rgb).half(),
                 maps=data.maps,
                 loss_weight=loss_weight,
                 **read_captions(*text, data.ids)._asdict(),
@@ -123,5 +127,9 @@ def _train(
         )
     )
     weights = {"denoise": 1.0}
-    Trainer(folder, models, examples, objective, schedule, options, loss_weights=weights, noise=_noise).run()
-    unet.cpu()
+    try:
+        Trainer(
+            folder, models, examples, objective, schedule, options, loss_weights=weights, noise=_noise
+        ).run()
+    finally:
+        unet.cpu()

@@ -19,8 +19,8 @@ from .data import by_cell, cached, in_chunks, loss_weight_of
 ALONE, TOGETHER = {"person": 0.6, "pet": 0.4}, {"person+pet": 0.6, "person+person": 0.4}
 
 COLUMNS, TOPS = range(9, 24), range(6, 13)
-"""Where figures are drawn for the ControlNet: also where no word places them. Of two, the second stands in
-the right half of a wide picture."""
+"""Where figures are drawn for the ControlNet: also where no word places them. Of two,
+one stands in each half of a wide picture."""
 
 PLACELESS = 0.75
 """Share of captions that do not say where a figure stands, so that only the control picture does."""
@@ -79,8 +79,8 @@ def draw_pose_data(
         rgb, maps, loss_weight = (np.stack([row[i] for row in rows]) for i in range(3))
         return PoseData(rgb, maps, load_tokenizer().encode_all([row[3] for row in rows]), loss_weight)
 
-    name = f"{'ink' if inked else 'pose'}-{'two' if together else 'one'}-{number}-{seed}.npz"
-    return cached(cache / name if cache else None, PoseData, draw)
+    name = f"{'ink' if inked else 'pose'}-{'two' if together else 'one'}-{number}-{seed}"
+    return cached(cache, name, PoseData, draw)
 
 
 def _draw(

@@ -40,7 +40,6 @@ from ..models.scorers import (
     view,
 )
 from .data import cached, in_chunks
-from .device import on_gpu
 
 RECOGNISER_OPTIONS = TrainerOptions(seed=100, batch=20, rate=2e-3, ema=0.99, weight_decay=0.05)
 PROMPT_OPTIONS = TrainerOptions(seed=200, batch=64, rate=2e-3, ema=0.99, weight_decay=0.05)
@@ -94,7 +93,7 @@ def draw_families(
         ]
         return Families(*(np.stack(parts) for parts in zip(*rows, strict=True)))
 
-    return cached(cache / f"families-{word}-{number}-{seed}.npz" if cache else None, Families, draw)
+    return cached(cache, f"families-{word}-{number}-{seed}", Families, draw)
 
 
 def _draw_families(word: str, job: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -152,7 +151,7 @@ def draw_prompted(number: int, seed: int, *, workers: int = 2, cache: Path | Non
         rows = [row for part in in_chunks(_draw_prompted, number, seed, workers) for row in part]
         return Prompted(np.stack([rgb for rgb, _ in rows]), np.asarray([labels for _, labels in rows]))
 
-    return cached(cache / f"prompted-{number}-{seed}.npz" if cache else None, Prompted, draw)
+    return cached(cache, f"prompted-{number}-{seed}", Prompted, draw)
 
 
 def _draw_prompted(job: tuple[int, int]) -> list[tuple[np.ndarray, list[int]]]:
@@ -253,7 +252,7 @@ def train_recogniser(
     torch.manual_seed(options.seed)
     model = _Recognition(new_recogniser_network()).to(default_device())
     more: dict[str, Any] = {"loss_weights": {"contrast": 1.0}, "noise": _family_noise}
-    Trainer(folder, {"recogniser": model}, data, _recognition, schedule, on_gpu(options), **more).run()
+    Trainer(folder, {"recogniser": model}, data, _recognition, schedule, options, **more).run()
     return model.network
 
 
@@ -279,5 +278,5 @@ def train_prompt_scorer(
     network = new_prompt_network().to(default_device())
     more: dict[str, Any] = {"loss_weights": {"attributes": 1.0}, "noise": partial(_noise, (), SIZE)}
     data = Arrays(pixels=pixels, labels=drawn.labels.astype(np.int64))
-    Trainer(folder, {"network": network}, data, _attributes, schedule, on_gpu(options), **more).run()
+    Trainer(folder, {"network": network}, data, _attributes, schedule, options, **more).run()
     return network

@@ -29,10 +29,13 @@ from ..models.scorers import save_scorer
 from ..models.world import load_part, load_world, save_part
 from . import base, clip, encoders, pose_and_style, scorers, text, vae
 from .configured import train_from_configuration
-from .data import Crops, Pictures, draw_both, draw_crops
-from .device import on_gpu, prepare_device
+from .data import Crops, Pictures, draw_both, draw_crops, drawing_version
+from .device import for_device, prepare_device
 from .folder import write_pictures
 from .pose_data import PoseData, draw_pose_data
+
+Written = tuple[Path, ...]
+"""The files that a stage has written."""
 
 SUBJECTS = (Person.WORD, Pet.WORD)
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
@@ -42,8 +45,8 @@ POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_in
 class Recipe:
     """Folders, and how much of everything.
 
-    onward: begin with the weights that are there, with a new schedule, instead of random ones. out: where
-    each stage's files are copied as soon as they are written.
+    onward: begin with the weights that are there, with a new schedule, instead of random ones; for stages
+    that can. out: where each stage's files are copied as soon as they are written.
     """
 
     runs: Path = Path("runs/world")
@@ -68,54 +71,55 @@ class Recipe:
         if self.onward:
             digest = sha256((self.weights / file).read_bytes()).digest()
             options = replace(options, seed=int.from_bytes(digest[:4], "big"))
-        return on_gpu(options)
+        return for_device(options)
 
 
 @dataclass(frozen=True)
 class Stage:
     """draw: makes what the stage learns from, or reads it back. run: (recipe, drawn, schedule), trains and
-    writes. minutes: of the shipped weights, on a CPU. files: what it writes into the weights folder."""
+    writes. minutes: of the recipe, on a CPU. onward: whether it can begin with the weights that are there."""
 
     draw: Callable[[Recipe], Any]
-    run: Callable[[Recipe, Any, Schedule], None]
+    run: Callable[[Recipe, Any, Schedule], Written]
     minutes: float
-    files: tuple[str, ...] = ()
+    onward: bool = False
 
 
 def _for_base(recipe: Recipe) -> tuple[Pictures, Pictures]:
     return draw_both("base", recipe.pictures, 2, **recipe.drawing)
 
 
-def _text(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
-    modules = text.train_text(recipe.runs / "text", drawn, schedule, on_gpu(text.OPTIONS))
-    save_part(recipe.weights, "text_encoder", modules["text_l"])
-    save_part(recipe.weights, "text_encoder_2", modules["text_g"])
+def _saved(recipe: Recipe, **parts: Any) -> Written:
+    return tuple(file for name, module in parts.items() for file in save_part(recipe.weights, name, module))
 
 
-def _vae(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
+def _text(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
+    modules = text.train_text(recipe.runs / "text", drawn, schedule, for_device(text.OPTIONS))
+    return _saved(recipe, text_encoder=modules["text_l"], text_encoder_2=modules["text_g"])
+
+
+def _vae(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
     start: Any = load_part(recipe.weights, "vae") if recipe.onward else None
     options = recipe.options(vae.OPTIONS, "vae.safetensors")
-    save_part(
-        recipe.weights, "vae", vae.train_vae(recipe.runs / "vae", drawn, schedule, options, start=start)
-    )
+    return _saved(recipe, vae=vae.train_vae(recipe.runs / "vae", drawn, schedule, options, start=start))
 
 
-def _vision(recipe: Recipe, drawn: Crops, schedule: Schedule) -> None:
+def _vision(recipe: Recipe, drawn: Crops, schedule: Schedule) -> Written:
     start = load_part(recipe.weights, "vision") if recipe.onward else None
     options = recipe.options(clip.OPTIONS, "vision.safetensors")
     vision = clip.train_clip(recipe.runs / "clip", drawn, schedule, options, start=start)
-    save_part(recipe.weights, "vision", vision)
+    return _saved(recipe, vision=vision)
 
 
-def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> None:
+def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
     readers = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
     options = recipe.options(base.OPTIONS, "unet.safetensors")
     unet = base.train_base(recipe.runs / "base", drawn, readers, schedule, options, start=start)
-    save_part(recipe.weights, "unet", unet)
+    return _saved(recipe, unet=unet)
 
 
-def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -> None:
+def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -> Written:
     file = f"{word}_encoder.safetensors"
     trained = train_from_configuration(
         recipe.runs / word,
@@ -127,16 +131,19 @@ def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -
         start=recipe.weights / file if recipe.onward else None,
     )
     shutil.copyfile(trained, recipe.weights / file)
+    return (recipe.weights / file,)
 
 
-def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> None:
+def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> Written:
     """From the shipped encoder's Q-Former: as adapters are trained that are not ours."""
     world = load_world(recipe.weights)
     start = encoders.new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
-    data, options = encoders.encode_data(world, drawn), on_gpu(encoders.OPTIONS)
+    data, options = encoders.encode_data(world, drawn), for_device(encoders.OPTIONS)
     run = recipe.runs / f"{word}-adapter"
     trained = encoders.train_encoder(run, world, data, schedule, options, start=start)
-    save_subject_encoder(trained.half(), recipe.adapters / f"{word}.safetensors")
+    file = recipe.adapters / f"{word}.safetensors"
+    save_subject_encoder(trained.half(), file)
+    return (file,)
 
 
 def _posed(recipe: Recipe, *, seed: int, inked: bool = False) -> tuple[PoseData, PoseData]:
@@ -146,30 +153,36 @@ def _posed(recipe: Recipe, *, seed: int, inked: bool = False) -> tuple[PoseData,
     return alone, draw_pose_data(half, seed, inked=inked, together=True, **recipe.drawing)
 
 
-def _pose(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> None:
+def _pose(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
     world, path = load_world(recipe.weights), recipe.weights / POSE_FILE
     start = load_control(path) if recipe.onward else None
     options = recipe.options(pose_and_style.POSE_OPTIONS, POSE_FILE)
     control = pose_and_style.train_pose(recipe.runs / "pose", world, drawn, schedule, options, start=start)
     save_control(control, path)
+    return (path,)
 
 
-def _style(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> None:
-    world, options = load_world(recipe.weights), on_gpu(pose_and_style.STYLE_OPTIONS)
+def _style(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
+    world, options = load_world(recipe.weights), for_device(pose_and_style.STYLE_OPTIONS)
     lora = pose_and_style.train_style(recipe.runs / "style", world, drawn, schedule, options)
     save_lora(lora, recipe.weights / STYLE_FILE)
+    return (recipe.weights / STYLE_FILE,)
 
 
-def _recogniser(recipe: Recipe, drawn: scorers.Families, schedule: Schedule, *, word: str) -> None:
+def _recogniser(recipe: Recipe, drawn: scorers.Families, schedule: Schedule, *, word: str) -> Written:
     autoencoder: Any = load_part(recipe.weights, "vae")
-    network = scorers.train_recogniser(recipe.runs / f"scorer_{word}", drawn, autoencoder, schedule)
-    save_scorer(recipe.weights, f"scorer_{word}", network)
+    options = for_device(scorers.RECOGNISER_OPTIONS)
+    network = scorers.train_recogniser(recipe.runs / f"scorer_{word}", drawn, autoencoder, schedule, options)
+    return (save_scorer(recipe.weights, f"scorer_{word}", network),)
 
 
-def _prompt_scorer(recipe: Recipe, drawn: scorers.Prompted, schedule: Schedule) -> None:
+def _prompt_scorer(recipe: Recipe, drawn: scorers.Prompted, schedule: Schedule) -> Written:
     autoencoder: Any = load_part(recipe.weights, "vae")
-    network = scorers.train_prompt_scorer(recipe.runs / "scorer_prompt", drawn, autoencoder, schedule)
-    save_scorer(recipe.weights, "scorer_prompt", network)
+    options = for_device(scorers.PROMPT_OPTIONS)
+    network = scorers.train_prompt_scorer(
+        recipe.runs / "scorer_prompt", drawn, autoencoder, schedule, options
+    )
+    return (save_scorer(recipe.weights, "scorer_prompt", network),)
 
 
 def _families(recipe: Recipe, *, word: str) -> scorers.Families:
@@ -181,10 +194,14 @@ def _prompted(recipe: Recipe) -> scorers.Prompted:
 
 
 def _written(recipe: Recipe, *, word: str) -> Path:
-    """Half as many pictures of two as of one, as files."""
-    folder, number = recipe.runs / word / "pictures", recipe.encoder_pictures * 3 // 2
-    if len(list(folder.glob("*.reference.png"))) != number:
-        write_pictures(folder, word, number, seed=3 + SUBJECTS.index(word), workers=recipe.workers)
+    """Half as many pictures of two as of one, as files: all of them, or none."""
+    number = recipe.encoder_pictures * 3 // 2
+    folder = recipe.runs / word / f"pictures-{number}-{drawing_version()}"
+    if not folder.exists():
+        partial_folder = folder.with_suffix(".partial")
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        write_pictures(partial_folder, word, number, seed=3 + SUBJECTS.index(word), workers=recipe.workers)
+        partial_folder.replace(folder)
     return folder
 
 
@@ -194,47 +211,44 @@ def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
 
 
 STAGES: dict[str, Stage] = {
-    "text": Stage(_for_base, _text, 7, ("text_encoder.safetensors", "text_encoder_2.safetensors")),
-    "vae": Stage(
-        lambda recipe: draw_both("base", 8_000, 1, **recipe.drawing), _vae, 15, ("vae.safetensors",)
-    ),
+    "text": Stage(_for_base, _text, 7),
+    "vae": Stage(lambda recipe: draw_both("base", 8_000, 1, **recipe.drawing), _vae, 15, onward=True),
     "vision": Stage(
-        lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing), _vision, 60, ("vision.safetensors",)
+        lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing), _vision, 60, onward=True
     ),
-    "base": Stage(_for_base, _base, 600, ("unet.safetensors",)),
+    "base": Stage(_for_base, _base, 600, onward=True),
     **{
-        word: Stage(
-            partial(_written, word=word), partial(_encoder, word=word), 240, (f"{word}_encoder.safetensors",)
-        )
+        word: Stage(partial(_written, word=word), partial(_encoder, word=word), 240, onward=True)
         for word in SUBJECTS
     },
     **{f"{word}-adapter": Stage(_of_subjects(word), partial(_adapter, word=word), 40) for word in SUBJECTS},
-    "pose": Stage(partial(_posed, seed=5), _pose, 10, (POSE_FILE,)),
-    "style": Stage(partial(_posed, seed=6, inked=True), _style, 5, (STYLE_FILE,)),
+    "pose": Stage(partial(_posed, seed=5), _pose, 10, onward=True),
+    "style": Stage(partial(_posed, seed=6, inked=True), _style, 5),
     **{
-        f"scorer-{word}": Stage(
-            partial(_families, word=word),
-            partial(_recogniser, word=word),
-            15,
-            (f"scorer_{word}.safetensors",),
-        )
+        f"scorer-{word}": Stage(partial(_families, word=word), partial(_recogniser, word=word), 15)
         for word in SUBJECTS
     },
-    "scorer-prompt": Stage(_prompted, _prompt_scorer, 10, ("scorer_prompt.safetensors",)),
+    "scorer-prompt": Stage(_prompted, _prompt_scorer, 10),
 }
 """In order."""
 
 
 def train(names: Mapping[str, float | None], recipe: Recipe, *, say: Callable[[str], None] = print) -> None:
-    """Run stages, in the recipe's order; a name's value is its minutes, in place of the recipe's.
+    """Run stages, in the order of STAGES; a name's value is its minutes, in place of the stage's own.
 
     Everything is drawn before anything is trained: drawing forks, which a process that uses a GPU must not. A
     stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
-    there does nothing but export. Raises NestedAttentionError for a stage that does not exist.
+    there does nothing but export. Raises NestedAttentionError for a stage that does not exist, and, of a
+    recipe that goes onward, for one that cannot.
     """
     unknown = sorted(set(names) - set(STAGES))
     if unknown:
         raise NestedAttentionError(f"no such stage: {', '.join(unknown)}. The stages are {', '.join(STAGES)}")
+    fresh = [name for name in names if not STAGES[name].onward]
+    if recipe.onward and fresh:
+        raise NestedAttentionError(
+            f"{', '.join(fresh)} cannot go on from weights that are there; train them without onward"
+        )
     torch.set_num_threads(recipe.threads)
     chosen = {name: stage for name, stage in STAGES.items() if name in names}
     started = time.monotonic()
@@ -245,9 +259,12 @@ def train(names: Mapping[str, float | None], recipe: Recipe, *, say: Callable[[s
     for name, stage in chosen.items():
         started, minutes = time.monotonic(), names[name]
         schedule = Schedule(steps=10**9, minutes=stage.minutes if minutes is None else minutes)
-        stage.run(recipe, stage.draw(recipe), schedule)
-        for file in stage.files if recipe.out else ():
-            _copy(recipe.weights / file, recipe.out / file)  # type: ignore[operator]
+        for file in stage.run(recipe, stage.draw(recipe), schedule):
+            if recipe.out is not None:
+                ours = file.is_relative_to(recipe.weights)
+                _copy(
+                    file, recipe.out / (file.relative_to(recipe.weights) if ours else f"adapters/{file.name}")
+                )
         say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")
 
 

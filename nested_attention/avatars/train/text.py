@@ -1,4 +1,4 @@
-"""Stage 3: both text encoders. They learn to read before anything is drawn, and are frozen afterwards.
+"""Both text encoders. They learn to read before anything is drawn, and are frozen afterwards.
 
 SDXL's text encoders come from CLIP, trained on far more than the UNet ever sees. Here they learn from
 captions alone: the state of a subject's word must tell who is described before it, the state that ends its
@@ -26,12 +26,12 @@ from ..models.tokenizer import TOKENS, load_tokenizer
 from ..models.vocabulary import compact, used_tokens
 from .data import Pictures
 from .denoising import choose
-from .labels import FIGURE_LABELS, SETTING_LABELS, label_loss
+from .labels import FIGURE_LABELS, NAMED, SETTING_LABELS, label_loss
 
 OPTIONS = TrainerOptions(batch=48, rate=2e-3, ema=0.998)
 
-IDENTITY = slice(0, len(FIGURE_LABELS) - 4)
-"""Columns of a figure's labels that its identity fixes; the last four are worn, felt or placed."""
+IDENTITY = slice(0, len(NAMED))
+"""Columns of a figure's labels that its identity fixes; what follows is worn, felt or placed."""
 
 DESCRIBED = 0.8
 """Share of captions that describe the identity."""

@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder. Its encoder is an invertible map, `cells`, written into the weights; its decoder
+"""The autoencoder. Its encoder is an invertible map, `cells`, written into the weights; its decoder
 learns to give the pixels back, from such latents with a little noise.
 
 Whatever is trained on latents therefore needs no autoencoder.
@@ -83,7 +83,7 @@ def write_encoder(vae: AutoencoderKL) -> AutoencoderKL:
     first, second = encoder.down_blocks
     taps = cell_map().reshape(12, 3, 2, 2)  # (number, colour, row, column)
     first.downsamplers[0].conv.weight[:12, :3, :2, :2] = taps
-    constant = 12
+    constant = LATENT_CHANNELS
     first.downsamplers[0].conv.bias[constant] = 1.0
     widen, groups = second.resnets[0].conv_shortcut.weight[..., 0, 0], encoder.conv_norm_out.num_groups
     size = len(widen) // groups
@@ -92,7 +92,7 @@ def write_encoder(vae: AutoencoderKL) -> AutoencoderKL:
         last = (group + 1) * size
         widen[last - 2, constant], widen[last - 1, constant] = 1.0, -1.0
     each = size // 2 - 1  # numbers a group has room for
-    for number in range(12):
+    for number in range(LATENT_CHANNELS):
         place = number // each * size + 2 * (number % each)
         for channel, sign in ((place, 1.0), (place + 1, -1.0)):
             widen[channel, number] = sign * _SMALL

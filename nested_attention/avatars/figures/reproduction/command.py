@@ -83,8 +83,8 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
             for word in words:
                 bench.looks(words, word, processes)
     world = load_world(request.weights) if bench is None else bench.judges.world
-    words = dict.fromkeys(word for run in untrained for word in run.words)
-    prepare_data(place, world, words, processes)
+    learned = dict.fromkeys(word for run in untrained for word in run.words)
+    prepare_data(place, world, learned, processes)
     if bench is not None:
         measure(bench)
     if request.workers > 1 and len(unfinished) > 1:

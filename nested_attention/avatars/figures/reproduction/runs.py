@@ -26,10 +26,18 @@ from ....training.mechanisms import mechanism
 from ....training.schedule import Schedule
 from ....training.trainer import checkpoints_in
 from ...models.world import PARTS, World
-from ...train.data import draw_both
+from ...train.data import LOSS_WEIGHTS, draw_both
 from ...train.denoising import TextStates, denoising_noise
 from ...train.device import precision_of, unet_pass
-from ...train.encoders import OPTIONS, EncoderData, encode_data, encoder_config, train_encoder
+from ...train.encoders import (
+    OPTIONS,
+    POWER,
+    EncoderData,
+    encode_data,
+    encoder_config,
+    encoder_noise,
+    train_encoder,
+)
 from .. import records
 from ..cases import draw_cases, true_drawings
 from .matrix import PERSON, PET, Run, Size
@@ -67,7 +75,8 @@ class Place:
         """Under `root`, in folders named after all that decides the trainings, and the figures."""
         hashes = world_hashes(weights)
         world = {name: value for name, value in hashes.items() if not name.startswith("scorer_")}
-        folder = root / _short([world, size.steps, size.batch, size.pictures])
+        recipe = POWER, sorted((part.name, weight) for part, weight in LOSS_WEIGHTS.items()), DATA_SEEDS
+        folder = root / _short([world, recipe, size.steps, size.batch, size.pictures])
         return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
 
     def run_folder(self, run: Run) -> Path:
@@ -190,7 +199,7 @@ def with_losses(run: Run, data: Sequence[EncoderData]) -> tuple[list[EncoderData
     """The paper's loss, plain and over all timesteps alike, with the run's departures from it."""
     chosen = set(run.departures)
     plain = [replace(each, loss_weight=torch.ones_like(each.loss_weight)) for each in data]
-    noise: Noise = denoising_noise if "timesteps" in chosen else partial(denoising_noise, power=1.0)
+    noise = encoder_noise if "timesteps" in chosen else partial(denoising_noise, power=1.0)
     return list(data) if "weights" in chosen else plain, noise
 
 
