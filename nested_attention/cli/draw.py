@@ -49,7 +49,14 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another picture.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="30 for SDXL, 20 for the small world.")] = None,
     guidance: Annotated[float | None, typer.Option(help="5 for SDXL, 3 for the small world.")] = None,
-    size: Annotated[int | None, typer.Option(min=64, help="Pixels a side; 1024 for SDXL.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            help="Pixels a side; 1024 for SDXL. The small world's pictures are as wide as the nouns in the "
+            "prompt need.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cuda, mps or cpu; without it CUDA where there is one, else cpu.")
     ] = None,

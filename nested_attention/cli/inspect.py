@@ -45,7 +45,14 @@ def inspect(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="30, or the small world's 20.")] = None,
     guidance: Annotated[float | None, typer.Option(help="5, or the small world's 3.")] = None,
-    size: Annotated[int | None, typer.Option(min=64, help="A side in pixels: 1024 for SDXL.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            help="A side in pixels: 1024 for SDXL. The small world's pictures are as wide as the nouns in "
+            "the prompt need.",
+        ),
+    ] = None,
     all_layers: Annotated[
         bool, typer.Option(help="Every layer, not the decoder's first ones alone.")
     ] = False,

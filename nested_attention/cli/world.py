@@ -29,14 +29,26 @@ def train(
     runs: Annotated[
         Path, typer.Option(help="Where checkpoints are kept; an interrupted run goes on.")
     ] = Path("runs/world"),
-    weights: Annotated[Path | None, typer.Option(help="Where the weights go, instead of the pack's.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that weights are read from and written to, instead of the pack's (adapters go "
+            "to the pack's)."
+        ),
+    ] = None,
     pictures: Annotated[
-        int, typer.Option(min=1, help="Pictures that are drawn for the base model.")
+        int,
+        typer.Option(
+            min=1,
+            help="Pictures of one figure for the base model, beside half as many of two; an encoder gets "
+            "half of both.",
+        ),
     ] = 40_000,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 2,
     onward: Annotated[
-        bool, typer.Option(help="Begin with the weights that are there, with a new schedule.")
+        bool,
+        typer.Option(help="Begin with the weights that are there: vae, vision, base, person, pet and pose."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Where each stage's files are copied as soon as it ends.")
@@ -91,7 +103,7 @@ def acceptance(
 ) -> None:
     """Measure the small world on held-out subjects at full counts, and write the figures as JSON.
 
-    Each run on the sealed set is counted in the file, before it begins.
+    Each run on the sealed set is counted in the committed figures, before it begins, wherever it writes.
     """
     import torch
 
@@ -112,10 +124,13 @@ def acceptance(
             known = ", ".join(measured.PARTS)
             raise NestedAttentionError(f"no such part: {', '.join(unknown)}. The parts are {known}")
         chosen = {name: part for name, part in measured.PARTS.items() if not parts or name in parts}
-        more = {} if development else {"runs": measured.count_run(path)}
+        number = None if development else measured.count_run(measured.RESULTS)
         document = measured.run(counts, typer.echo, workers=workers, parts=chosen)
+    if number is not None:
+        document["run"]["number"] = number
+        document["runs"] = measured.runs_begun(measured.RESULTS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    records.write({**document, **more}, path, records.hashes())
+    records.write(document, path, records.hashes())
     typer.echo(f"The figures: {path.resolve()}")
 
 
@@ -208,9 +223,13 @@ def compare(
             for line in command.told(command.what_is_left(request), request.workers):
                 typer.echo(line)
             return
-        command.compare(request, typer.echo)
+        complete = command.compare(request, typer.echo)
         if draws:
             typer.echo(f"The page: {command.publish(request, out).resolve()}")
+        elif complete:
+            typer.echo("All is trained; the same command without --only-train draws.")
+        else:
+            typer.echo("Not all is trained; the same command goes on.")
 
 
 @world.command()
@@ -294,18 +313,24 @@ def probe(
     encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
     number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
 ) -> None:
-    """Read a subject's traits from an encoder's tokens and from what the vision encoder offers it."""
+    """Read a subject's traits from an encoder's tokens and from what the vision encoder offers it.
+
+    Beside them stands how often one answer for everybody is right; of traits with many levels, also by how
+    many levels each of the three is off.
+    """
+    from ..avatars.figures.probe import TOKENS
     from ..avatars.figures.probe import probe as read
     from ..avatars.models.world import load_world
     from ..checkpoint import load_subject_encoder
 
     with stopping():
         loaded = load_subject_encoder(encoder)
-        rates = read(load_world(), loaded, trained=number, held=max(1, number // 4))
-    for name in rates["subject tokens"]:
-        typer.echo(
-            f"{name:12} " + "  ".join(f"{source} {each[name]['rate']:.3f}" for source, each in rates.items())
-        )
+        found = read(load_world(), loaded, trained=number, held=max(1, number // 4))
+    for name, answers in found[TOKENS].items():
+        told = [f"{source} {each[name].right['rate']:.3f}" for source, each in found.items()]
+        if answers.off is not None:
+            told.append("off by " + " / ".join(f"{each[name].off:.1f}" for each in found.values()))
+        typer.echo(f"{name:12} {'  '.join(told)}")
 
 
 @world.command()

@@ -113,6 +113,24 @@ def top1(similarity: Tensor, truth: Tensor) -> Tensor:
     return (own > others.max(dim=1, keepdim=True).values).view(-1)
 
 
+def balanced(hits: Tensor, strata: Tensor, resamples: int = 1000) -> Rate:
+    """The mean of the strata's rates, with a bootstrap interval. hits (n,) bool, strata (n,) int64
+
+    Hits are drawn with replacement within each stratum (seeded). Raises ValueError without hits.
+    """
+    if not len(hits):
+        raise ValueError("a rate needs at least one trial; found 0")
+    groups = [hits[strata == value].double() for value in strata.unique()]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        group[torch.randint(len(group), (resamples, len(group)), generator=generator)].mean(1)
+        for group in groups
+    ]
+    low, high = torch.stack(drawn).mean(0).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    mean = float(torch.stack([group.mean() for group in groups]).mean())
+    return {"rate": mean, "low": float(low), "high": float(high), "trials": len(hits)}
+
+
 class Mean(TypedDict):
     """A mean over pictures, its 95 % interval (None where one subject alone was drawn), and what it is of."""
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents (B, C, h, w) and timesteps (B,) → a prediction (B, C, h, w) in fp32."""
+
+
+def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` in the rows where `which` (B,) is true, `other` elsewhere; either may have a single row, or be a
+    number."""
+    dims = max(one.dim(), other.dim())
+    return torch.where(which.view(-1, *[1] * (dims - 1)), one.to(other), other)
 
 
 def weighted_mse(error: Tensor, loss_weight: Tensor) -> Tensor:

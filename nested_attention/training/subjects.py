@@ -17,7 +17,7 @@ from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from .data import Batch
 from .mechanisms import mechanism_of
 from .mechanisms.mechanism import Projections
-from .objective import denoising_losses, min_snr_weight
+from .objective import choose, denoising_losses, min_snr_weight
 from .precision import arithmetic
 from .settings import LossSettings
 
@@ -71,9 +71,9 @@ class SubjectObjective:
         latents = self.scaled(batch["latent_mean"], batch["latent_deviation"], noise["sampled"])
         height, width = latents.shape[-2:]
         eps = noise["latent"][..., :height, :width] + self.settings.noise_offset * noise["offset"]
-        features = _where(noise["drop_picture"], self.blank["features"], batch["features"])
+        features = choose(noise["drop_picture"], self.blank["features"], batch["features"])
         on_device = onto(dropped, features.device)
-        text = {name: _where(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
+        text = {name: choose(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
         mask = batch["mask"] & ~dropped[:, None]
         weight = batch["loss_weight"].float()
         if self.settings.min_snr is not None:
@@ -128,8 +128,3 @@ class SubjectObjective:
     def dtype(self) -> torch.dtype:
         """Of the UNet's inputs."""
         return self.unet.conv_in.weight.dtype
-
-
-def _where(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`one` (1, …) in the rows where `which` (B,) is true, `other` (B, …) elsewhere."""
-    return torch.where(which.view(-1, *[1] * (other.dim() - 1)), one.to(other), other)

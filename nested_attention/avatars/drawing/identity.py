@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import cycle, islice
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -338,16 +339,25 @@ def near_twins(
 ) -> list[AnyIdentity]:
     """`number` different identities that each differ from `identity` in one group of traits, by as much as
     two strangers do, and that a caption describes in the same words. groups: names of `GROUPS`; None: all."""
-    twins: list[AnyIdentity] = []
+    return list(islice(all_near_twins(identity, rng, groups), number))
+
+
+def all_near_twins(
+    identity: AnyIdentity, rng: np.random.Generator, groups: Sequence[str] | None = None
+) -> Iterator[AnyIdentity]:
+    """`near_twins` without an end, one group of traits after the other, in a random order."""
+    twins: set[AnyIdentity] = set()
     kind = type(identity)
-    traits = [kind.GROUPS[name] for name in groups or kind.GROUPS]
-    while len(twins) < number:
+    names = list(groups or kind.GROUPS)
+    traits = cycle([kind.GROUPS[names[i]] for i in rng.permutation(len(names))])
+    chosen = next(traits)
+    while True:
         other = sample(kind, rng)
-        chosen = traits[len(twins) % len(traits)]
         twin = replace(identity, **{name: getattr(other, name) for name in chosen}).canonical()
         same = twin.description() == identity.description() and twin.nouns == identity.nouns
         if same and twin != identity and twin not in twins:
-            twins.append(twin)
+            twins.add(twin)
+            yield twin
+            chosen = next(traits)
         elif rng.random() < 0.05:  # a group in which this subject cannot be another
-            traits = traits[1:] + traits[:1]
-    return twins
+            chosen = next(traits)

@@ -89,7 +89,7 @@ def _tell(say: Say, what: str, found: dict[str, Any]) -> None:
         for scorer in SCORERS
     )
     prompt = found["prompt"]
-    say(f"{what} {told}  prompt {prompt['all']['rate']:.3f}  expression {prompt['balanced']:.2f}")
+    say(f"{what} {told}  prompt {prompt['all']['rate']:.3f}  expression {prompt['balanced']['rate']:.2f}")
 
 
 def pairs(judges: Judges, counts: Counts, say: Say) -> dict[str, Any]:
@@ -205,10 +205,15 @@ def measure(
         return {name: future.result() for name, future in asked.items()}
 
 
+def runs_begun(path: Path) -> int:
+    """How many runs on the sealed set a document counts."""
+    return int(json.loads(path.read_text()).get("runs", 0)) if path.exists() else 0
+
+
 def count_run(path: Path) -> int:
     """Counts a run on the sealed set, before it shows anything, in the document that is there; its number."""
     document = json.loads(path.read_text()) if path.exists() else {}
-    number = int(document.get("runs", 0)) + 1
+    number = runs_begun(path) + 1
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**document, "runs": number}, indent=1) + "\n")
     return number

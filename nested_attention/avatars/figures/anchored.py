@@ -129,7 +129,7 @@ def _alone(
         if name in TOGETHER:
             continue
         rgb = _draw(judges, cases, [_attached(judges, own, cases, words[0], use)])
-        hits = identity_hits(judges, rgb, cases, words[0], counts)
+        hits = identity_hits(judges, rgb, cases, words[0])
         reference = hits if reference is None else reference
         result[name] = _figures(judges, rgb, base, cases, hits, reference)
         _tell(say, words[0], name, result[name])
@@ -149,7 +149,7 @@ def _pair(
     for name, use in {EVERYWHERE: USES[EVERYWHERE], **uses}.items():
         person, pet = (_attached(judges, own, cases, word, use) for word in SUBJECTS)
         rgb = _draw(judges, cases, [person, pet])
-        each = {word: identity_hits(judges, rgb, cases, word, counts) for word in SUBJECTS}
+        each = {word: identity_hits(judges, rgb, cases, word) for word in SUBJECTS}
         both = each["person"] & each["pet"]
         reference = both if reference is None else reference
         result[name] = _figures(judges, rgb, base, cases, both, reference)
@@ -190,7 +190,7 @@ def _choice(judges: Judges, own: dict[str, SubjectEncoder], say: Say) -> dict[st
         gates = {name: Use(settings) for name, settings in GATES.items()}
         for name, use in {**{name: USES[name] for name in BESIDE}, **gates}.items():
             rgb = _draw(judges, cases, [_attached(judges, own, cases, word, use) for word in words])
-            each = [identity_hits(judges, rgb, cases, word, Counts()) for word in words]
+            each = [identity_hits(judges, rgb, cases, word) for word in words]
             identity = rate(torch.stack(each).all(dim=0))
             result[part][name] = {"identity": identity, "outside": change(rgb, base, ~anyone(cases))}
             _tell(say, f"{CHOICE}, {part}", name, result[part][name])
@@ -265,9 +265,8 @@ def _figures(
     judges: Judges, rgb: np.ndarray, base: np.ndarray, cases: list[Case], hits: Tensor, reference: Tensor
 ) -> dict[str, Any]:
     prompt = score_prompt(judges, rgb, cases)
-    told = {"expression"} & set(prompt["attributes"])  # where the judge knows expressions
     return {
-        **{name: prompt["attributes"][name] for name in told},
+        "expression": prompt["attributes"]["expression"],
         "identity": rate(hits),
         "against_everywhere": paired(hits.float() - reference.float()),
         "prompt": prompt["all"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .anchored import CHOICE, PAIR, PEOPLE
+from .anchored import CHOICE, EVERYWHERE, PAIR, PEOPLE
 from .judges import SUBJECTS
 from .report import share, table
 
@@ -14,13 +14,8 @@ def tables(document: dict[str, Any]) -> str:
     parts = [*SUBJECTS, PAIR, PEOPLE]
     uses = document[PAIR]
 
-    def rows(*names: str) -> list[list[str]]:
-        return [
-            [use, *(_cell(document[part].get(use), name) for part, name in wanted(names))] for use in uses
-        ]
-
-    def wanted(names: tuple[str, ...]) -> list[tuple[str, str]]:
-        return [(part, name) for name in names for part in parts]
+    def rows(name: str, columns: tuple[str, ...] | list[str] = parts) -> list[list[str]]:
+        return [[use, *(_cell(document[part].get(use), name) for part in columns)] for use in uses]
 
     choice = document[CHOICE]
     gates = [
@@ -32,32 +27,37 @@ def tables(document: dict[str, Any]) -> str:
     trials = uses["anchored"]["identity"]["trials"]
     tried = next(iter(choice[PAIR].values()))["identity"]["trials"]
     leaks = [[use, _cell(found, "leak")] for use, found in uses.items() if "leak" in found]
+    against = [row for row in rows("against_everywhere", (*SUBJECTS, PAIR)) if row[0] != EVERYWHERE]
     return "\n\n".join(
         [
             f"Measured by `nested-attention world anchored` ({'; '.join(sorted(runs))}): {trials} held-out "
-            "cases a column, the same noise in every row. Recognised among 100; with two subjects, both:",
+            f"cases a column, the same noise in every row. Recognised among {trials}; with two subjects, "
+            "both:",
             table(["", *parts], rows("identity")),
+            f"The same against *{EVERYWHERE}*, in points, with 95 % intervals over the cases:",
+            table(["", *SUBJECTS, PAIR], against),
             "Change outside the subjects against the base model's picture, of 255:",
             table(["", *parts], rows("outside")),
             "What the prompt asked for:",
             table(["", *parts], rows("prompt")),
-            *_expressions(document),
+            "The expression that the prompt asked for:",
+            table(["", *SUBJECTS], rows("expression", SUBJECTS)),
             "What another pet's photo changes in the person's place, of 255:",
             table(["", "leak"], leaks),
-            f"The choice of the gate, on {tried} cases of training identities: recognised, and change "
-            "outside:",
+            f"The choice of the gate, on {tried} cases of training identities: each recognised among "
+            f"{tried}, and change outside:",
             table(["", *(f"{part}{more}" for part in choice for more in ("", ", outside"))], gates),
         ]
     )
 
 
-def _expressions(document: dict[str, Any]) -> list[str]:
-    """Nothing where no judge knew expressions."""
-    uses = [use for use, found in document[SUBJECTS[0]].items() if "expression" in found]
-    rows = [[use, *(_cell(document[one].get(use), "expression") for one in SUBJECTS)] for use in uses]
-    return ["The expression that the prompt asked for:", table(["", *SUBJECTS], rows)] if rows else []
-
-
 def _cell(found: dict[str, Any] | None, name: str) -> str:
     value = None if found is None else found.get(name)
-    return "" if value is None else share(value["rate"]) if isinstance(value, dict) else f"{value:.1f}"
+    if value is None:
+        return ""
+    if not isinstance(value, dict):
+        return f"{value:.1f}"
+    if "rate" in value:
+        return share(value["rate"])
+    mean, low, high = (100 * value[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"

@@ -1,4 +1,4 @@
-"""What is evaluated: held-out subjects in combinations of prompt attributes that no training picture had.
+"""What is evaluated: held-out subjects in combinations of prompt attributes that no model learned to draw.
 
 There are two sets. Every choice is made on the development set. The sealed one has other subjects and other
 pictures; `acceptance` alone draws it.

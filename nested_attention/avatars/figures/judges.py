@@ -18,7 +18,7 @@ from torch import Tensor
 from ...attention import BoundSubject
 from ...checkpoint import load_subject_encoder
 from ...encoder import SubjectEncoder
-from ...evaluation.statistics import as_text, rate, top1
+from ...evaluation.statistics import as_text, balanced, rate, top1
 from ...paths import SMALL_WORLD
 from ..drawing.identity import Half
 from ..models.nearest import NearestDrawing
@@ -50,12 +50,10 @@ OF_PICTURE = ("scene", "style")
 
 @dataclass(frozen=True)
 class Counts:
-    """How many cases a run draws, and of which half of the held-out subjects. `candidates` is the number of
-    identities in a retrieval."""
+    """How many cases a run draws, and of which half of the held-out subjects."""
 
     subjects: int = 100
     pairs: int = 100
-    candidates: int = 100
     twins: int = 20
     pose_and_style: int = 64
     steady: int = 16
@@ -116,11 +114,9 @@ def subjects_of(cases: list[Case], word: str) -> list[Subject]:
 
 
 def identity_hits(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, counts: Counts, scorer: str = RECOGNISER
+    judges: Judges, rgb: np.ndarray, cases: list[Case], word: str, scorer: str = RECOGNISER
 ) -> Tensor:
-    """Top-1 retrieval of each case's subject among the first `candidates` identities and itself. (n,) bool"""
-    if len(cases) > counts.candidates:
-        raise ValueError(f"{len(cases)} cases for a retrieval among {counts.candidates}: draw as many")
+    """Top-1 retrieval of each case's subject among those of all cases. (n,) bool"""
     identities = [identity_of(subject) for subject in subjects_of(cases, word)]
     shown = [case.shown(word) for case in cases]
     similarity = judges.of(word)[scorer].similarity(rgb, shown, identities)
@@ -135,7 +131,7 @@ def score_identity(
     result, subjects = {}, subjects_of(cases, word)
     for name, scorer in judges.of(word).items():
         hits = {
-            "top1": identity_hits(judges, rgb, cases, word, counts, name),
+            "top1": identity_hits(judges, rgb, cases, word, name),
             "among_twins": among_twins(scorer, rgb, subjects, counts.twins),
         }
         if marks:
@@ -157,7 +153,7 @@ def prompt_hits(judges: Judges, rgb: np.ndarray, cases: list[Case], number: int)
 def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
     """Share of the prompt's attributes that the pictures show, and each attribute on its own.
 
-    balanced: the mean over expressions of how often each is shown when it was asked for.
+    balanced: the mean over the six expressions (calm: none is named) of how often each is shown.
     """
     right: dict[str, list[Tensor]] = {name: [] for name in PROMPT_ATTRIBUTES}
     wanted: list[Tensor] = []
@@ -170,12 +166,7 @@ def score_prompt(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str
     correct = {name: torch.cat(each) for name, each in right.items()}
     return {
         "all": rate(torch.cat(list(correct.values()))),
-        "balanced": round(_balanced(correct["expression"], torch.cat(wanted)), 4),
+        "balanced": balanced(correct["expression"], torch.cat(wanted)),
         "attributes": {name: rate(hits) for name, hits in correct.items()},
         "hits": {name: as_text(hits) for name, hits in correct.items()},
     }
-
-
-def _balanced(right: Tensor, wanted: Tensor) -> float:
-    """Mean over the values that were asked for. right (n,) bool, wanted (n,) int64"""
-    return float(torch.stack([right[wanted == value].float().mean() for value in wanted.unique()]).mean())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.statistics import as_text, rate, top1
-from ..drawing.identity import Identity, Person, near_twins
+from ..drawing.identity import Identity, Person, all_near_twins
 from ..drawing.picture import Picture, render
 from ..drawing.shown import Shown
 from ..models.scorers import IdentityScorer
@@ -39,13 +40,13 @@ def twins(subject: Subject, number: int, *, marks: bool = False) -> tuple[Identi
     picture, own = subject[0], identity_of(subject)
     rng = np.random.default_rng([picture.seed, subject[1]])
     groups = (("marks",) if isinstance(own, Person) else ("markings",)) if marks else None
-    drawn, found = render(picture).rgb, [own]
-    while len(found) < number:
-        for twin in near_twins(own, rng, number - len(found), groups):  # type: ignore[type-var]
-            there = render(_with(subject, twin)).rgb
-            if twin not in found and not np.array_equal(there, drawn):
-                found.append(twin)
-    return tuple(found)
+    drawn = render(picture).rgb
+    seen = (
+        twin
+        for twin in all_near_twins(own, rng, groups)  # type: ignore[type-var]
+        if not np.array_equal(render(_with(subject, twin)).rgb, drawn)
+    )
+    return (own, *islice(seen, number - 1))
 
 
 def _with(subject: Subject, identity: Identity) -> Picture:

@@ -20,7 +20,7 @@ from ..models.pixels import encode_pictures
 from ..models.scorers import IdentityScorer
 from ..models.world import Attached, Sampling
 from .cases import Case, draw_cases, true_drawings
-from .judges import Counts, Judges, generate, score_prompt
+from .judges import RECOGNISER, Counts, Judges, generate, score_prompt
 from .likeness import among_twins, identity_of, rates_and_hits
 
 WORD = "person"
@@ -106,7 +106,7 @@ def halves(cases: list[Case], slot: int) -> Tensor:
 
 
 def score_slots(
-    judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int, scorer: str = "recogniser"
+    judges: Judges, rgb: np.ndarray, cases: list[Case], twins: int, scorer: str = RECOGNISER
 ) -> dict[str, Any]:
     """Pictures of two people (n, 32, 48, 3) uint8 → rates, and hits case by case.
 

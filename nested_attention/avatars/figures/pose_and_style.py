@@ -92,9 +92,10 @@ def measure_style(
     return scores
 
 
-def find_pose(rgb: np.ndarray, figure: Figure) -> tuple[int, int]:
-    """Column and row (as `Pose` has them) where a known figure stands: where its drawn head fits best."""
-    shown = Shown(figure.placement, "cartoon", figure.clothes, figure.accessory)
+def find_pose(rgb: np.ndarray, figure: Figure, style: str) -> tuple[int, int]:
+    """Column and row (as `Pose` has them) where a known figure stands in a picture that was to be drawn in a
+    style: where its drawn head fits best."""
+    shown = Shown(figure.placement, style, figure.clothes, figure.accessory)
     (pose,) = NearestDrawing().poses(rgb[None], [shown], [figure.identity], PLACES)
     return pose.x, pose.y
 
@@ -139,7 +140,7 @@ def _drawn(
 def _found(drawn: np.ndarray, pictures: list[Picture]) -> np.ndarray:
     """Where each picture's figure stands. (n, 2)"""
     pairs = zip(drawn, pictures, strict=True)
-    return np.asarray([find_pose(rgb, picture.figures[0]) for rgb, picture in pairs])
+    return np.asarray([find_pose(rgb, picture.figures[0], picture.style) for rgb, picture in pairs])
 
 
 def _pose_score(judges: Judges, drawn: np.ndarray, pictures: list[Picture]) -> PoseScore:

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluation.statistics import mcnemar
+from ...evaluation.statistics import from_text, mcnemar
 from ..drawing.identity import Identity
 from ..drawing.picture import Figure, Picture, crop, crop_window, render
 from ..drawing.pose import Pose
 from ..drawing.references import reference_crop
 from ..models.world import Attached
 from .cases import Case, draw_cases
-from .judges import SCORERS, Counts, Judges, generate, identity_hits, score_identity, score_prompt
+from .judges import SCORERS, Counts, Judges, generate, score_identity, score_prompt
 
 CLOSE_UP, TOGETHER = "a calm close-up", "the three together"
 
@@ -47,7 +47,7 @@ def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, wo
         rgb = generate(judges, cases, [attached])
         identity = score_identity(judges, rgb, cases, word, counts)
         result["kinds"][name] = {"identity": identity, "prompt": score_prompt(judges, rgb, cases)}
-        hits[name] = {scorer: identity_hits(judges, rgb, cases, word, counts, scorer) for scorer in SCORERS}
+        hits[name] = {scorer: from_text(identity[scorer]["hits"]["top1"]) for scorer in SCORERS}
         told = "  ".join(f"{scorer} {identity[scorer]['top1']['rate']:.2f}" for scorer in SCORERS)
         say(f"{word:6} {name:20} {told}")
     for name in HIDING:

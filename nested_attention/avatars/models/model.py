@@ -33,14 +33,16 @@ POOLED = 160
 CONTEXT = TEXT_WIDTH_L + TEXT_WIDTH_G
 VISION_WIDTH = 128
 VISION_SIZE = 56
-TIME_IDS = (128, 128, 0, 0, 128, 128)
-"""Size conditioning of a picture of one figure as shown: height, width, crop top, crop left, target height,
-target width."""
 
 
 def time_ids(latent_width: int) -> tuple[int, ...]:
-    """The size conditioning of a picture so many latent cells wide."""
+    """The size conditioning of a picture so many latent cells wide, as shown: height, width, crop top, crop
+    left, target height, target width."""
     return (128, 8 * latent_width, 0, 0, 128, 8 * latent_width)
+
+
+TIME_IDS = time_ids(LATENT)
+"""Of a picture of one figure."""
 
 
 # What ComfyUI can build limits these sizes: widths of the UNet and of the VAE are whole multiples of the

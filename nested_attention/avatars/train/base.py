@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch, Joined
 from ...training.frozen import default_device
+from ...training.objective import choose
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import new_unet
@@ -29,7 +30,6 @@ from ..models.watched import probabilities, watch
 from .data import Pictures
 from .denoising import (
     TextStates,
-    choose,
     denoising_noise,
     latent_losses,
     normalised,

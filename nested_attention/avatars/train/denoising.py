@@ -80,11 +80,6 @@ def latent_losses(predict: Predict, scheduler: Any, batch: Batch, noise: Batch) 
     return denoising_losses(predict, scheduler, *step)
 
 
-def choose(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`one` in the rows where `which` (B,) is true, `other` elsewhere; either may have a single row."""
-    return torch.where(which.view(-1, *[1] * (one.dim() - 1)), one, other)
-
-
 def normalised(sets: Sequence[np.ndarray]) -> list[Tensor]:
     """Loss weights (n, 16, W/2) of several sets of pictures, scaled to average 1 over them all."""
     mean = sum(float(each.sum(dtype=np.float64)) for each in sets) / sum(each.size for each in sets)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch, Joined
 from ...training.frozen import default_device
+from ...training.objective import choose
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.control import control_from, residuals, to_hint
@@ -27,7 +28,6 @@ from ..models.world import World
 from .base import DROPPED
 from .denoising import (
     TextStates,
-    choose,
     denoising_noise,
     latent_losses,
     normalised,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...training.data import Arrays, Batch
+from ...training.objective import choose
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import CONTEXT, POOLED, encode_text, new_text_g, new_text_l
@@ -25,7 +26,6 @@ from ..models.pixels import ids_for_both
 from ..models.tokenizer import TOKENS, load_tokenizer
 from ..models.vocabulary import compact, used_tokens
 from .data import Pictures
-from .denoising import choose
 from .labels import FIGURE_LABELS, NAMED, SETTING_LABELS, label_loss
 
 OPTIONS = TrainerOptions(batch=48, rate=2e-3, ema=0.998)

@@ -120,9 +120,9 @@ class Bench:
         judge. twins: the subject is recognised among near-twins, where there is one. prompt: what all figures
         of the picture show of the prompt, by attribute. outside: mean change against the base model's picture
         away from the figures, of 255."""
-        judges, counts = self.judges, Counts(candidates=len(cases))
+        judges = self.judges
         known = [top1(self.similarity(rgb, words, word), torch.arange(len(cases))) for word in words]
-        nearest = [identity_hits(judges, rgb, cases, word, counts, NEAREST) for word in words]
+        nearest = [identity_hits(judges, rgb, cases, word, NEAREST) for word in words]
         found: Figures = {
             "identity": as_text(torch.stack(known).all(dim=0)),
             NEAREST: as_text(torch.stack(nearest).all(dim=0)),
