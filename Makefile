@@ -43,7 +43,8 @@ acceptance:
 full-width:
 	@$(PY) scripts/full_width.py runs/full-width $(ARGS)
 
-## make train       trains the small world from scratch, or goes on where it was interrupted
+## make train       trains the small world from scratch, or goes on where it was interrupted: about 22 hours
+##                  (one stage after the other; it writes over weights/avatars)
 train:
 	@$(RUN) world train $(ARGS)
 
