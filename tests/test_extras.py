@@ -268,7 +268,7 @@ def test_both_train_for_a_few_steps_and_the_world_stays_as_it_is(tmp_path: Path)
 def test_a_drawn_figure_is_found_where_it_stands() -> None:
     for picture in posed_pictures(20, 1):
         figure = picture.figures[0]
-        assert find_pose(render(picture).rgb, figure) == (figure.pose.x, figure.pose.y)
+        assert find_pose(render(picture).rgb, figure, picture.style) == (figure.pose.x, figure.pose.y)
 
 
 def test_figures_stand_where_the_shipped_controlnet_is_told(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from random_world import random_judges
 
 from nested_attention.avatars.drawing.canvas import SIZE
-from nested_attention.avatars.drawing.identity import Person, sample, split_of
+from nested_attention.avatars.drawing.identity import Person, Pet, levels, near_twins, sample, split_of
 from nested_attention.avatars.drawing.picture import Figure, Picture, render
 from nested_attention.avatars.drawing.pose import EXPRESSIONS, Pose
 from nested_attention.avatars.drawing.prompts import sample_identities, sample_picture
@@ -85,6 +86,19 @@ def test_twins_are_those_whom_the_picture_would_show() -> None:
             assert other.description() == own.description()
         for other in twins(subject, 5, marks=True)[1:]:
             assert replace(own, mark=other.mark, places=other.places) == other  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(Person, "glasses"), (Pet, "pattern")])
+def test_near_twins_begin_with_any_group(kind: type[Any], shown: str) -> None:
+    """Nineteen of seven groups: some have two and some three, and which those are differs by subject."""
+    own = replace(sample(kind, np.random.default_rng(0)), **{shown: 1}).canonical()
+
+    def group_of(twin: Any) -> str:
+        differ = {name for name in levels(kind) if getattr(own, name) != getattr(twin, name)}
+        return next(name for name, traits in kind.GROUPS.items() if differ & set(traits))
+
+    first = {group_of(near_twins(own, np.random.default_rng(seed), 1)[0]) for seed in range(60)}
+    assert first == set(kind.GROUPS)
 
 
 def test_the_nearest_drawing_finds_the_pose() -> None:
@@ -190,7 +204,7 @@ def test_the_prompt_scorer_learns_and_is_asked_of_each_figure(tmp_path: Path) ->
     for words, figures in ((("person",), 1), (("person", "pet"), 2)):
         cases = draw_cases(words, 4, seed=3)
         found = score_prompt(judges, true_drawings(cases), cases)
-        assert list(found["attributes"]) == list(PROMPT_ATTRIBUTES) and 0 <= found["balanced"] <= 1
+        assert list(found["attributes"]) == list(PROMPT_ATTRIBUTES) and 0 <= found["balanced"]["rate"] <= 1
         assert found["attributes"]["scene"]["trials"] == 4
         assert found["attributes"]["expression"]["trials"] == len(found["hits"]["expression"]) == 4 * figures
         assert found["all"]["trials"] == 4 * (2 + 4 * figures)
@@ -212,9 +226,9 @@ def test_a_perfect_prompt_scorer_scores_one() -> None:
 
     network, rgb = new_prompt_network(), true_drawings(cases)
     found = score_prompt(replace(judges, prompt=Perfect(network)), rgb, cases)
-    assert found["all"]["rate"] == found["balanced"] == 1
+    assert found["all"]["rate"] == found["balanced"]["rate"] == 1
     found = score_prompt(replace(judges, prompt=Calm(network)), rgb, cases)
-    assert found["balanced"] == pytest.approx(1 / len(EXPRESSIONS), abs=1e-4)
+    assert found["balanced"]["rate"] == pytest.approx(1 / len(EXPRESSIONS), abs=1e-4)
     assert found["attributes"]["clothes"]["rate"] == 1
 
 

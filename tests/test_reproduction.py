@@ -596,3 +596,13 @@ def test_figures_of_another_shape_are_refused(tmp_path: Path) -> None:
     path.write_text('{"runs": {}}')
     with pytest.raises(NestedAttentionError, match="does not hold the figures of a comparison"):
         page.read_summary(path)
+
+
+@pytest.mark.parametrize(("complete", "said"), [(True, "All is trained"), (False, "Not all is trained")])
+def test_the_command_says_whether_all_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, complete: bool, said: str
+) -> None:
+    monkeypatch.setattr(command, "compare", lambda request, say: complete)
+    asked = ["world", "compare", "--runs", str(tmp_path), "--only-train"]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0 and shown.output.startswith(said), shown.output

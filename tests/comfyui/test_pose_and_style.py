@@ -109,7 +109,7 @@ def columns(small: SimpleNamespace, latents: Tensor) -> list[int]:
 
     figure = Figure(small.identity, "middle", Pose(16, 8, 0, "calm"))
     shown = small.world.vae.decode(latents)[:, ::4, ::4]  # (2, 32, 32, 3): one pixel an art pixel
-    return [find_pose(rgb, figure)[0] for rgb in (shown * 255).round().byte().numpy()]
+    return [find_pose(rgb, figure, "photo")[0] for rgb in (shown * 255).round().byte().numpy()]
 
 
 def test_the_stock_loader_builds_the_controlnet_that_was_trained(small: SimpleNamespace) -> None:

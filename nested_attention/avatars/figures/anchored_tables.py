@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .anchored import CHOICE, EVERYWHERE, PAIR, PEOPLE
@@ -14,8 +15,9 @@ def tables(document: dict[str, Any]) -> str:
     parts = [*SUBJECTS, PAIR, PEOPLE]
     uses = document[PAIR]
 
-    def rows(name: str, columns: tuple[str, ...] | list[str] = parts) -> list[list[str]]:
-        return [[use, *(_cell(document[part].get(use), name) for part in columns)] for use in uses]
+    def rows(name: str, columns: Sequence[str] = parts) -> list[list[str]]:
+        cells = {use: [_cell(document[part].get(use), name) for part in columns] for use in uses}
+        return [[use, *each] for use, each in cells.items() if any(each)]
 
     choice = document[CHOICE]
     gates = [

@@ -304,8 +304,9 @@ def figures(document: dict[str, Any]) -> str:
             f"{document['runs']} begun on the sealed set: held-out subjects that no choice was made on, in "
             "combinations of prompt attributes that no model learned to draw, but where *Pose and style* "
             "says otherwise. Every picture counts. 95 % intervals in brackets: Wilson's for rates, a "
-            "bootstrap's within each expression for *balanced*. Intervals of *all*, of attributes and of "
-            "places of two figures take what is asked of one picture as independent, and are too narrow.",
+            "bootstrap within each expression for *expression, balanced*. Intervals of *all*, and of "
+            "attributes and places of two figures, take what is asked of one picture as independent, and "
+            "are too narrow.",
             f"*{RECOGNISER.capitalize()}*: a network trained on drawings. *{NEAREST.capitalize()}*: whose "
             "drawing, in any pose, comes closest to the picture; nothing in it is learned. Near-twins differ "
             "in one group of traits, and a caption describes them in the same words. By chance, 1 % are "
