@@ -69,9 +69,12 @@ def test_every_part_is_measured_and_shown(
     shown = anchored_tables.tables(found)
     assert all(f"| {name} |" in shown for name in [*USES, *found[CHOICE]["person"]])
     assert f"| {found[PAIR]['anchored']['leak']:.1f} |" in shown
-    assert "The expression that the prompt asked for:" in shown
+    assert "Recognised among 2; with" in shown and "each recognised among 2, and change" in shown
     found["person"]["everywhere"]["expression"] = rate(torch.tensor([True, False]))
-    assert "| everywhere | 50 % |" in anchored_tables.tables(found)
+    against = {"mean": 0.04, "low": -0.01, "high": 0.09, "above": 0.1, "pairs": 100}
+    found["person"]["anchored"]["against_everywhere"] = against
+    shown = anchored_tables.tables(found)
+    assert "| everywhere | 50 % |" in shown and "| anchored | +4 (-1 to +9) |" in shown
 
 
 def test_cases_of_training_identities_are_none_of_those_held_out() -> None:
