@@ -26,10 +26,13 @@ def test_the_shipped_tokens_hold_what_the_features_offer(world: World) -> None:
     read = probe(world, load_subject_encoder(SMALL_WORLD / "pet_encoder.safetensors"), trained=600, held=300)
     offered, held = read["image features"], read["subject tokens"]
     assert list(offered) == list(held) == list(traits(Pet))
-    assert {each["trials"] for each in held.values()} == {300}
+    assert {each.right["trials"] for each in held.values()} == {300}
     assert "places" not in held and "outline" not in held  # seeds
     for name in ("species", "coat", "pattern", "ears"):
-        assert held[name]["rate"] > offered[name]["rate"] - 0.1, name
+        assert held[name].right["rate"] > offered[name].right["rate"] - 0.1, name
+    ramps = {name for name, each in held.items() if each.off is not None}
+    assert ramps == {"fur", "second", "eyes"}
+    assert all(held[name].off < read["one answer"][name].off for name in ramps)  # type: ignore[operator]
 
 
 def test_a_token_that_is_the_same_for_everybody_holds_nothing(world: World) -> None:
@@ -37,7 +40,9 @@ def test_a_token_that_is_the_same_for_everybody_holds_nothing(world: World) -> N
     with torch.no_grad():
         encoder.qformer.proj_out.weight.zero_()
     read = probe(world, encoder.eval(), trained=200, held=100)
-    nothing, all_there = (read[name]["species"]["rate"] for name in ("subject tokens", "image features"))
+    nothing, all_there = (
+        read[name]["species"].right["rate"] for name in ("subject tokens", "image features")
+    )
     assert nothing < 0.7 and all_there > nothing + 0.15
 
 
