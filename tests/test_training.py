@@ -26,7 +26,7 @@ from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World
 from nested_attention.avatars.train import clip, data, device, encoders, stages, text
-from nested_attention.avatars.train.base import attention_loss, train_base
+from nested_attention.avatars.train.base import attention_loss, seen_by, train_base
 from nested_attention.avatars.train.clip import _Completion, _shown, train_clip
 from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
 from nested_attention.avatars.train.denoising import (
@@ -244,6 +244,14 @@ def test_the_attention_term_prefers_attention_on_the_subject() -> None:
     on[0, :2, 1] = 0.9
     off[0, 2:, 1] = 0.9
     assert attention_loss(on, words, masks) < 0.1 < attention_loss(off, words, masks)
+
+
+def test_a_layer_sees_a_subject_where_most_of_its_cells_show_it() -> None:
+    masks = torch.zeros(1, 2, 4, 6, dtype=torch.bool)
+    masks[0, 0, :2, :3] = True  # a whole 2×2 block, half of the next, nothing of the others
+    masks[0, 1, 2, 4] = True  # a quarter of one
+    assert torch.equal(seen_by(masks, 24), masks.flatten(2))
+    assert seen_by(masks, 6).int().tolist() == [[[1, 1, 0, 0, 0, 0], [0] * 6]]
 
 
 def test_phrases_end_where_their_subject_is_said(two: Pictures) -> None:

@@ -1,4 +1,4 @@
-"""Cross-attention that keeps its weights: P of the finest layers, for training and for measuring."""
+"""Cross-attention that keeps its weights: P of some layers, for training and for measuring."""
 
 from __future__ import annotations
 
@@ -35,11 +35,15 @@ class WatchedAttention:
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def watch(unet: UNet2DConditionModel) -> list[WatchedAttention]:
-    """Install watched processors on the cross-attention of the finest level; returns them."""
+FINEST = "down_blocks.0", "up_blocks.2"
+COARSER = "down_blocks.1", "up_blocks.1"
+"""Blocks of the levels with a query for each latent cell, and for 2×2 of them."""
+
+
+def watch(unet: UNet2DConditionModel, blocks: tuple[str, ...] = FINEST) -> list[WatchedAttention]:
+    """Install watched processors on the cross-attention of some blocks; returns them."""
     processors = dict(unet.attn_processors)
-    finest = [n for n in processors if "attn2" in n and n.startswith(("down_blocks.0", "up_blocks.2"))]
-    watched = {name: WatchedAttention() for name in finest}
+    watched = {n: WatchedAttention() for n in processors if "attn2" in n and n.startswith(blocks)}
     unet.set_attn_processor({name: watched.get(name, processor) for name, processor in processors.items()})
     return list(watched.values())
 

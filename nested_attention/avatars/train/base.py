@@ -2,9 +2,10 @@
 
 Most captions describe the identity before the subject's word, as captions of photographs do, so that the
 model learns to take appearance from that word. A second loss asks for attention to that word where the
-subject is: large models learn it, while here all 77 tokens would share the attention, because no padding is
-masked and all later tokens have read the caption too. The loss weighs faces more than skies, and eyes more
-than faces: a pair of eyes is a few cells in 256.
+subject is, at both levels that have places: large models learn it, while here all 77 tokens would share the
+attention, because no padding is masked and all later tokens have read the caption too. What a layer does not
+attend to, no subject can change there. The loss weighs faces more than skies, and eyes more than faces: a
+pair of eyes is a few cells in 256.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
 from ..models.model import new_unet
 from ..models.pixels import encode_pictures
-from ..models.watched import probabilities, watch
+from ..models.watched import COARSER, FINEST, probabilities, watch
 from .data import Pictures
 from .denoising import (
     TextStates,
@@ -71,6 +72,13 @@ def attention_loss(probabilities: Tensor, words: Tensor, masks: Tensor) -> Tenso
     return torch.stack([total / count.clamp(min=1) for total, count in sums]).sum()
 
 
+def seen_by(masks: Tensor, queries: int) -> Tensor:
+    """Which queries of a layer show a subject, by the larger part of their cells: masks (B, 2, h, w) bool →
+    (B, 2, queries) bool."""
+    factor = math.isqrt(masks.shape[-2] * masks.shape[-1] // queries)
+    return (functional.avg_pool2d(masks.float(), factor) >= 0.5).flatten(2)
+
+
 def size_conditioning(rng: np.random.Generator) -> np.ndarray:
     """Mostly the size of a picture as shown (0); sometimes another, because hosts send their own defaults.
     (6,)"""
@@ -102,7 +110,7 @@ def train_base(
     unet: Any = (new_unet() if start is None else start).requires_grad_(True).to(default_device())
     precision = precision_of(folder, unet_pass(unet, options.batch))
     processors = dict(unet.attn_processors)
-    watched, scheduler = watch(unet), schedule_there()
+    watched, scheduler = watch(unet, FINEST + COARSER), schedule_there()
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         def said(name: str) -> Tensor:
@@ -114,7 +122,10 @@ def train_base(
         words = said("words").masked_fill(noise["dropped"][:, None], -1)
         predict = predictor(models["unet"], captions, precision, sizes=noise["sizes"])
         losses = latent_losses(predict, scheduler, batch, noise)
-        attended = [attention_loss(p.float(), words, batch["masks"]) for p in probabilities(watched)]
+        attended = [
+            attention_loss(p.float(), words, seen_by(batch["masks"], p.shape[1]))
+            for p in probabilities(watched)
+        ]
         return {**losses, "localise": torch.stack(attended).mean()}
 
     weights_of = normalised([pictures.loss_weight for pictures in sets])
@@ -134,7 +145,7 @@ def _examples(pictures: Pictures, loss_weight: Tensor, text: tuple[nn.Module, nn
     return Arrays(
         latents=encode_pictures(pictures.rgb).half(),
         loss_weight=loss_weight,
-        masks=pictures.masks.reshape(len(pictures.masks), 2, -1),
+        masks=pictures.masks,
         described_words=pictures.described_words.astype(np.int64),
         plain_words=pictures.plain_words.astype(np.int64),
         **{f"described_{name}": value for name, value in described._asdict().items()},
