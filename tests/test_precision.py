@@ -9,8 +9,9 @@ import torch
 from torch.backends.cuda import fp16_bf16_reduction_math_sdp_allowed
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from nested_attention.training.precision import arithmetic
+from nested_attention.training.precision import arithmetic, attention_to_learn_by
 
 CPU = torch.device("cpu")
 
@@ -30,10 +31,10 @@ class Names(TorchDispatchMode):
 def _gradients(dtype: torch.dtype) -> tuple[list[torch.Tensor], set[str]]:
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(2, 2, n, 16, generator=generator).requires_grad_() for n in (64, 77, 77)]
-    with Names() as names:
+    with Names() as names, attention_to_learn_by(CPU, dtype):
         with arithmetic(CPU, dtype):
             q, k, v = (leaf @ torch.eye(16) for leaf in leaves)
-            out = scaled_dot_product_attention(q, k, v)
+            out = checkpoint(scaled_dot_product_attention, q, k, v, use_reentrant=False)
         out.float().square().sum().backward()
     return [leaf.grad for leaf in leaves if leaf.grad is not None], names.seen
 
@@ -48,9 +49,9 @@ def test_attention_in_bfloat16_on_a_cpu_is_made_of_products() -> None:
 
 def test_what_is_switched_is_switched_back() -> None:
     before = fp16_bf16_reduction_math_sdp_allowed()
-    with pytest.raises(KeyError), arithmetic(CPU, torch.bfloat16):
-        assert torch.is_autocast_enabled("cpu") and fp16_bf16_reduction_math_sdp_allowed()
+    with pytest.raises(KeyError), attention_to_learn_by(CPU, torch.bfloat16):
+        assert fp16_bf16_reduction_math_sdp_allowed() and not torch.is_autocast_enabled("cpu")
         raise KeyError
-    assert fp16_bf16_reduction_math_sdp_allowed() == before and not torch.is_autocast_enabled("cpu")
-    with arithmetic(CPU, torch.float32):
+    assert fp16_bf16_reduction_math_sdp_allowed() == before
+    with attention_to_learn_by(CPU, torch.float32), arithmetic(CPU, torch.float32):
         assert not torch.is_autocast_enabled("cpu") and fp16_bf16_reduction_math_sdp_allowed() == before

@@ -165,6 +165,7 @@ class _Run:
             Schedule(steps, phase.minutes or math.inf, warmup=phase.warmup, decay=phase.decay),
             options,
             loss_weights={"denoise": 1.0},
+            precision=DTYPES[settings.precision],
             noise=SubjectNoise(settings.loss, channels, size, timesteps),
             on_host=ON_HOST,
             validate=self._validation(phase, index, objective, folder),

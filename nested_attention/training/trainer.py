@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import NestedAttentionError
 from .data import Batch, Data, Examples, Noise, no_noise, resident
+from .precision import attention_to_learn_by
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
 from .stopping import asked_to_stop, leave_interrupts
@@ -92,7 +93,8 @@ class Trainer:
     is random about an example. on_host: names in a batch that stay on the CPU, where reading them waits for
     no device. validate: figures and pictures of the averaged weights after a step, every `validate_every`
     steps, which draw from no global generator. export: writes what else belongs into a checkpoint, from the
-    averaged weights; it gets the checkpoint's folder and how many examples were read. deadline: of
+    averaged weights; it gets the checkpoint's folder and how many examples were read. precision: of the
+    objective's arithmetic, by which attention is computed (`attention_to_learn_by`). deadline: of
     `time.monotonic`; the run stops after the step in which it passes.
     """
 
@@ -110,9 +112,10 @@ class Trainer:
         on_host: Collection[str] = (),
         validate: Callable[[int], Shown] | None = None,
         export: Callable[[Path, int], None] | None = None,
+        precision: torch.dtype = torch.float32,
         deadline: float = float("inf"),
     ) -> None:
-        self._deadline = deadline
+        self._deadline, self._precision = deadline, precision
         self.folder, self.schedule, self.options = folder, schedule, options
         self.loss_weights, self.on_host = loss_weights, list(on_host)
         self._validate, self._export = validate, export
@@ -157,7 +160,8 @@ class Trainer:
             self.accelerator.load_state(str(checkpoints[-1]))
         self._started = time.monotonic()
         self._records.begin(self.samples)
-        with asked_to_stop() as asked, self._naming_readers():
+        attention = attention_to_learn_by(self.accelerator.device, self._precision)
+        with asked_to_stop() as asked, self._naming_readers(), attention:
             for batch, noise in self._upcoming():
                 if self.schedule.done(self.step, self.elapsed):
                     break

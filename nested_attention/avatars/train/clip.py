@@ -129,5 +129,6 @@ def train_clip(
 
     data = Arrays(crops=crops.rgb, ids=ids.astype("int64"))
     weights = {"contrast": 1.0, "same": SAME, "patches": 1.0, "completed": 1.0}
-    Trainer(folder, models, data, objective, schedule, options, loss_weights=weights, noise=_shown).run()
+    more: dict[str, Any] = {"loss_weights": weights, "noise": _shown, "precision": precision}
+    Trainer(folder, models, data, objective, schedule, options, **more).run()
     return vision

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...storage.files import replacing
 from ...training.frozen import default_device
-from ...training.precision import arithmetic
+from ...training.precision import arithmetic, attention_to_learn_by
 from ...training.trainer import TrainerOptions
 from ..models.model import CONTEXT, LATENT, LATENT_CHANNELS, POOLED, VISION_SIZE
 
@@ -72,9 +72,10 @@ def _seconds(work: Callable[[], tuple[Tensor, Tensor]], dtype: torch.dtype, repe
     best = float("inf")
     for _ in range(1 + repetitions):
         started = time.monotonic()
-        with arithmetic(default_device(), dtype):
-            out, x = work()
-        (gradient,) = torch.autograd.grad(out.float().sum(), x)
+        with attention_to_learn_by(default_device(), dtype):
+            with arithmetic(default_device(), dtype):
+                out, x = work()
+            (gradient,) = torch.autograd.grad(out.float().sum(), x)
         finite = bool(gradient.isfinite().all())  # waits for the device
         if not finite:
             return float("inf")

@@ -165,6 +165,7 @@ def train_encoder(
     more: dict[str, Any] = {
         "loss_weights": {"denoise": 1.0},
         "noise": noise,
+        "precision": dtype,
         "on_host": ["mask"],
         "deadline": deadline,
     }

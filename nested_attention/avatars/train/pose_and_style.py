@@ -126,10 +126,8 @@ def _train(
             for data, loss_weight in zip(sets, weights_of, strict=True)
         )
     )
-    weights = {"denoise": 1.0}
+    more: dict[str, Any] = {"loss_weights": {"denoise": 1.0}, "noise": _noise, "precision": precision}
     try:
-        Trainer(
-            folder, models, examples, objective, schedule, options, loss_weights=weights, noise=_noise
-        ).run()
+        Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:
         unet.cpu()
