@@ -15,7 +15,7 @@ import pytest
 import torch
 from random_world import random_judges, random_world, save_judges
 
-from nested_attention.avatars.drawing.canvas import SIZE, WIDE
+from nested_attention.avatars.drawing.canvas import SIZE, WIDE, Part
 from nested_attention.avatars.drawing.identity import Person, Pet, sample
 from nested_attention.avatars.models import model
 from nested_attention.avatars.models.cells import to_cells
@@ -25,10 +25,10 @@ from nested_attention.avatars.models.scorers import Network, load_prompt_scorer,
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.watched import WatchedAttention, watch
 from nested_attention.avatars.models.world import World
-from nested_attention.avatars.train import clip, data, device, encoders, stages, text
+from nested_attention.avatars.train import clip, data, device, encoders, reading, stages, text
 from nested_attention.avatars.train.base import attention_loss, seen_by, train_base
 from nested_attention.avatars.train.clip import _Completion, _shown, train_clip
-from nested_attention.avatars.train.data import Pictures, draw_crops, draw_pictures
+from nested_attention.avatars.train.data import Pictures, draw_close_ups, draw_crops, draw_pictures
 from nested_attention.avatars.train.denoising import (
     TextStates,
     normalised,
@@ -443,6 +443,51 @@ def test_the_stages_of_the_judges_draw_and_save(
         "families",
         "prompted",
     }
+
+
+def test_a_q_former_learns_to_read_and_nothing_else_of_an_encoder_changes(
+    tmp_path: Path, world: World
+) -> None:
+    drawn = draw_close_ups("pet", 24, 1, workers=1)
+    encoder = new_encoder(world, "pet", queries=4)
+    before = copy.deepcopy(encoder.state_dict())
+    reading.train_reading(tmp_path, encoder, world, drawn, Schedule(steps=100, warmup=10), FOUR)
+    told = [line["unread"] for line in log_of(tmp_path)]
+    assert told[0] < 1.5 and told[-1] < 0.8  # knowing nothing, the mean close-up is 1
+    changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("qformer.") for name in changed)
+
+
+def test_a_close_up_shows_a_subject_calm_and_bare_and_a_crop_shows_it_anyhow(tmp_path: Path) -> None:
+    one, again = (draw_close_ups("person", 6, 2, workers=1, cache=tmp_path) for _ in range(2))
+    assert one.reference.shape == one.rgb.shape == (6, 28, 28, 3) and one.loss_weight.shape == (6, 28, 28)
+    assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(again).values(), strict=True))
+    assert all((crop != close_up).any() for crop, close_up in zip(one.reference, one.rgb, strict=True))
+    assert {float(data.LOSS_WEIGHTS[Part.EYES]), float(data.LOSS_WEIGHTS[Part.BACKGROUND])} <= set(
+        one.loss_weight.ravel().tolist()
+    )
+
+
+def test_a_length_is_split_into_two_runs() -> None:
+    first, second = Schedule(steps=1000, minutes=20.0, warmup=7).split(0.1)
+    assert (first.steps, first.minutes, first.warmup) == (100, 2.0, 7)
+    assert (second.steps, second.minutes) == (900, 18.0)
+    assert Schedule(steps=2).split(0.1)[0].steps == 1
+
+
+def test_the_stage_of_an_encoder_reads_first_unless_it_goes_on(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it reads with is what training begins with."""
+    two_steps(monkeypatch)
+    more: dict[str, Any] = {"encoder_pictures": 8, "threads": 1, "workers": 1}
+    recipe = Recipe(runs=tmp_path / "runs", weights=weights, **more)
+    train({"pet": None}, recipe, say=lambda line: None)
+    read = load_subject_encoder(tmp_path / "runs" / "pet" / "reading.safetensors")
+    trained = load_subject_encoder(weights / "pet_encoder.safetensors")
+    pairs = zip(read.parameters(), trained.parameters(), strict=True)
+    assert 0 < max(float((a.float() - b.float()).detach().abs().max()) for a, b in pairs) < 0.01
+    assert (tmp_path / "runs" / "pet-reading" / "log.jsonl").exists()
 
 
 def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,15 @@ class Schedule:
     minutes: float = math.inf
     warmup: int = 100
     decay: float = 0.3
+
+    def split(self, share: float) -> tuple[Schedule, Schedule]:
+        """This length as two runs, one after the other; the first takes `share` of it."""
+        parts = (share, 1 - share)
+        first, second = (
+            replace(self, steps=max(1, round(part * self.steps)), minutes=part * self.minutes)
+            for part in parts
+        )
+        return first, second
 
     def factor(self, step: int, elapsed: float) -> float:
         """The learning rate of a step as a share of the highest one. elapsed: seconds"""

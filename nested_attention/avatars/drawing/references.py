@@ -19,11 +19,18 @@ def held_out(kind: str, seed: int) -> Identity:
     return sample(KINDS[kind], np.random.default_rng(seed), "development")  # type: ignore[type-var]
 
 
-def reference_crop(identity: Identity) -> np.ndarray:
-    """A calm close-up of a subject, as one would crop a photograph of it, in art pixels. (28, 28, 3) uint8"""
+def close_up(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
+    """A subject as a passport shows it, calm, bare and facing us: colours (28, 28, 3) uint8, and the part
+    that each art pixel shows (28, 28) uint8."""
     pose = Pose(x=16, y=8, gaze=0, expression="calm")
     drawn = render(Picture((Figure(identity, "middle", pose),), next(iter(SCENES)), "photo"))
-    return crop(drawn.rgb, crop_window(pose))
+    corner = crop_window(pose)
+    return crop(drawn.rgb, corner), crop(drawn.part[..., None], corner)[..., 0]
+
+
+def reference_crop(identity: Identity) -> np.ndarray:
+    """The colours of a `close_up`, as one would crop a photograph. (28, 28, 3) uint8"""
+    return close_up(identity)[0]
 
 
 def reference_picture(identity: Identity) -> np.ndarray:

@@ -15,10 +15,10 @@ import numpy as np
 
 from ...paths import PACKAGE
 from ..drawing.canvas import Part
-from ..drawing.identity import Identity, Person, Pet, sample
+from ..drawing.identity import KINDS, Identity, Person, Pet, sample
 from ..drawing.picture import Picture, Rendered, render
 from ..drawing.prompts import caption_and_phrases, sample_identities, sample_picture, subject_words
-from ..drawing.references import sample_crop
+from ..drawing.references import close_up, sample_crop
 from ..models.tokenizer import TOKENS, load_tokenizer
 from .labels import FIGURE_LABELS, figure_labels, setting_labels
 
@@ -280,4 +280,39 @@ def _draw_crops(job: tuple[int, int]) -> list[tuple[np.ndarray, str]]:
         identity: Identity = sample(kind, rng, "train")  # type: ignore[type-var]
         rgb = np.stack([sample_crop(rng, identity) for _ in range(2)])
         rows.append((rgb, " ".join([*identity.description(), str(rng.choice(identity.nouns))])))
+    return rows
+
+
+@dataclass(frozen=True)
+class CloseUps:
+    """A crop and the close-up of each subject; the first axis counts subjects."""
+
+    reference: np.ndarray  # (n, 28, 28, 3) uint8: a crop of it from some picture
+    rgb: np.ndarray  # (n, 28, 28, 3) uint8: its `close_up`
+    loss_weight: np.ndarray  # (n, 28, 28) float16: of each art pixel of the close-up
+
+
+def draw_close_ups(
+    word: str, number: int, seed: int, *, workers: int = 2, cache: Path | None = None
+) -> CloseUps:
+    """Draw `number` people or pets (`word`), or read them back from `cache`."""
+
+    def draw() -> CloseUps:
+        chunks = in_chunks(partial(_draw_close_ups, word), number, seed, workers)
+        rows = [row for chunk in chunks for row in chunk]
+        reference, rgb, weight = (np.stack(column) for column in zip(*rows, strict=True))
+        return CloseUps(reference, rgb, weight.astype(np.float16))
+
+    return cached(cache, f"close-ups-{word}-{number}-{seed}", CloseUps, draw)
+
+
+def _draw_close_ups(word: str, job: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """One chunk; runs in a worker process."""
+    seed, number = job
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(number):
+        identity: Identity = sample(KINDS[word], rng, "train")  # type: ignore[type-var]
+        rgb, part = close_up(identity)
+        rows.append((sample_crop(rng, identity), rgb, loss_weight_of(part)))
     return rows

@@ -27,9 +27,9 @@ from ..models.control import load_control, save_control
 from ..models.lora import save_lora
 from ..models.scorers import save_scorer
 from ..models.world import load_part, load_world, save_part
-from . import base, clip, encoders, pose_and_style, scorers, text, vae
+from . import base, clip, encoders, pose_and_style, reading, scorers, text, vae
 from .configured import train_from_configuration
-from .data import Crops, Pictures, draw_both, draw_crops, drawing_version
+from .data import CloseUps, Crops, Pictures, draw_both, draw_close_ups, draw_crops, drawing_version
 from .device import for_device, prepare_device
 from .folder import write_pictures
 from .pose_data import PoseData, draw_pose_data
@@ -39,6 +39,10 @@ Written = tuple[Path, ...]
 
 SUBJECTS = (Person.WORD, Pet.WORD)
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
+
+
+READING = 0.1
+"""Share of an encoder's steps and minutes in which its Q-Former learns to read, before it meets the UNet."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,18 @@ def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Wr
     return _saved(recipe, unet=unet)
 
 
-def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -> Written:
-    file = f"{word}_encoder.safetensors"
+def _encoder(recipe: Recipe, drawn: tuple[CloseUps, Path], schedule: Schedule, *, word: str) -> Written:
+    """Its Q-Former learns to read first, unless it has: onward."""
+    file, (close_ups, pictures) = f"{word}_encoder.safetensors", drawn
+    if recipe.onward:
+        start = recipe.weights / file
+    else:
+        start = recipe.runs / word / "reading.safetensors"
+        first, schedule = schedule.split(READING)
+        world = load_world(recipe.weights)
+        reader, options = encoders.new_encoder(world, word), for_device(reading.OPTIONS)
+        reading.train_reading(recipe.runs / f"{word}-reading", reader, world, close_ups, first, options)
+        save_subject_encoder(reader, start)
     trained = train_from_configuration(
         recipe.runs / word,
         recipe.weights,
@@ -128,7 +142,7 @@ def _encoder(recipe: Recipe, pictures: Path, schedule: Schedule, *, word: str) -
         pictures,
         schedule=schedule,
         adapt=lambda options: recipe.options(options, file),
-        start=recipe.weights / file if recipe.onward else None,
+        start=start,
     )
     shutil.copyfile(trained, recipe.weights / file)
     return (recipe.weights / file,)
@@ -193,6 +207,11 @@ def _prompted(recipe: Recipe) -> scorers.Prompted:
     return scorers.draw_prompted(recipe.judged, 200, **recipe.drawing)
 
 
+def _for_encoder(recipe: Recipe, *, word: str) -> tuple[CloseUps, Path]:
+    number, seed = recipe.encoder_pictures, 13 + SUBJECTS.index(word)
+    return draw_close_ups(word, number, seed, **recipe.drawing), _written(recipe, word=word)
+
+
 def _written(recipe: Recipe, *, word: str) -> Path:
     """Half as many pictures of two as of one, as files: all of them, or none."""
     number = recipe.encoder_pictures * 3 // 2
@@ -218,7 +237,7 @@ STAGES: dict[str, Stage] = {
     ),
     "base": Stage(_for_base, _base, 600, onward=True),
     **{
-        word: Stage(partial(_written, word=word), partial(_encoder, word=word), 240, onward=True)
+        word: Stage(partial(_for_encoder, word=word), partial(_encoder, word=word), 240, onward=True)
         for word in SUBJECTS
     },
     **{f"{word}-adapter": Stage(_of_subjects(word), partial(_adapter, word=word), 40) for word in SUBJECTS},
