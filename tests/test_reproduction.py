@@ -50,7 +50,7 @@ from nested_attention.evaluation.statistics import mcnemar
 from nested_attention.training.mechanisms import MECHANISMS, mechanism
 from nested_attention.training.trainer import Stopped
 
-TINY = Size(steps=1, batch=2, pictures=6, cases=4, sampling=Sampling(steps=1, batch=4))
+TINY = Size(steps=1, batch=2, reading=2, pictures=6, cases=4, sampling=Sampling(steps=1, batch=4))
 
 
 @pytest.fixture(scope="module")

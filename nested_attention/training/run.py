@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 
 from ..card import EncoderCard
 from ..checkpoint import save_subject_encoder
@@ -18,8 +19,10 @@ from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
 from ..storage.files import replacing
+from .data import Batch, Examples
 from .fp8 import hold_in_fp8
 from .frozen import DTYPES, folder_name, load_schedule, load_unet
+from .keys import MEASURED, plain, whiten_keys
 from .reading import read_config
 from .schedule import Schedule
 from .settings import PhaseSettings, TrainSettings
@@ -124,6 +127,32 @@ class _Run:
         # The schedule's table belongs where steps read it, or the host would copy it at every step.
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         self.blank = {name: tensor.to(device) for name, tensor in sample.blank.items()}
+        if settings.whiten_keys:
+            objective, examples = self.objective(indices[0]), self._first_examples(sample)
+            whiten_keys(self.encoder, self.unet, objective, examples, anew=settings.start.keys_anew)
+
+    def objective(self, index: Index) -> SubjectObjective:
+        """What the steps of a phase minimise."""
+        return SubjectObjective(
+            unet=self.unet,
+            slot=self.slot,
+            scheduler=self.scheduler,
+            blank=self.blank,
+            latents=index.latents,
+            settings=self.settings.loss,
+            precision=DTYPES[self.settings.precision],
+        )
+
+    def _noise(self, data: ShardData) -> SubjectNoise:
+        timesteps = self.scheduler.config.num_train_timesteps
+        return SubjectNoise(self.settings.loss, self.unet.config.in_channels, _largest(data), timesteps)
+
+    def _first_examples(self, data: ShardData) -> Iterator[tuple[Batch, Batch]]:
+        """Those by which queries are measured, in batches of the first phase's size."""
+        batch = self.settings.phases[0].batch // PartialState().num_processes
+        examples = Examples(data, self._noise(data), batch=batch, seed=self.settings.seed)
+        for position in range(0, MEASURED, batch):
+            yield send_to_device(examples[position], self.device, skip_keys=ON_HOST)
 
     def phase(self, number: int, before: int, say: Say) -> int:
         """Train one phase; how many examples have been read by its end. before: in earlier phases."""
@@ -131,15 +160,7 @@ class _Run:
         folder = settings.output / f"phase-{number + 1}"
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
-        objective = SubjectObjective(
-            unet=self.unet,
-            slot=self.slot,
-            scheduler=self.scheduler,
-            blank=self.blank,
-            latents=index.latents,
-            settings=settings.loss,
-            precision=DTYPES[settings.precision],
-        )
+        objective = self.objective(index)
         _keep_description(folder, settings, phase, index)
         processes = PartialState().num_processes
         options = TrainerOptions(
@@ -155,8 +176,6 @@ class _Run:
             workers=settings.workers,
             trackers=settings.trackers,
         )
-        channels, size = self.unet.config.in_channels, _largest(data)
-        timesteps = self.scheduler.config.num_train_timesteps
         trainer = Trainer(
             folder,
             {"encoder": self.encoder.to(self.device).train()},
@@ -166,7 +185,7 @@ class _Run:
             options,
             loss_weights={"denoise": 1.0},
             precision=DTYPES[settings.precision],
-            noise=SubjectNoise(settings.loss, channels, size, timesteps),
+            noise=self._noise(data),
             on_host=ON_HOST,
             validate=self._validation(phase, index, objective, folder),
             export=lambda path, samples: self.export(path / "encoder.safetensors", before + samples, index),
@@ -207,7 +226,7 @@ class _Run:
             samples=samples,
             resolution=index.resolution,
         )
-        save_subject_encoder(self.encoder, path, dtype=torch.float16, card=card)
+        save_subject_encoder(plain(self.encoder), path, dtype=torch.float16, card=card)
 
 
 def _largest(data: ShardData) -> int:
@@ -237,11 +256,12 @@ def _keep_description(folder: Path, settings: TrainSettings, phase: PhaseSetting
         "seed": settings.seed,
         "encoder": asdict(settings.encoder),
         "loss": asdict(settings.loss),
+        "whiten_keys": settings.whiten_keys,
     }
     ours = json.loads(json.dumps(ours))
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = {"whiten_keys": False, **json.loads(path.read_text(encoding="utf-8"))}
         changed = [name for name in ours if before.get(name) != ours[name]]
         if changed:
             raise NestedAttentionError(

@@ -49,10 +49,17 @@ class EncoderSettings:
 class StartSettings:
     """What training begins with. kind: `scratch`: random weights (the paper's); `cross_attention`: the nested
     keys and values begin as those of the text; `file`: an encoder, or IP-Adapter Plus for SDXL, in `path`,
-    which also decides the sizes; if `num_queries` is another one, queries are left out or added."""
+    which also decides the sizes; if `num_queries` is another one, queries are left out or added. projections:
+    whether keys and values begin as the file's, too, or at random."""
 
     kind: Literal["scratch", "cross_attention", "file"] = "scratch"
     path: Path | None = None
+    projections: bool = True
+
+    @property
+    def keys_anew(self) -> bool:
+        """Whether keys begin at random."""
+        return self.kind == "scratch" or not self.projections
 
     def __post_init__(self) -> None:
         if (self.kind == "file") != (self.path is not None):
@@ -60,6 +67,8 @@ class StartSettings:
                 f"kind is {self.kind!r} and path is {self.path}; expected a path with the kind 'file', and "
                 "with no other"
             )
+        if self.kind != "file" and not self.projections:
+            raise NestedAttentionError(f"projections is false and kind {self.kind!r}; expected 'file'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +158,7 @@ class TrainSettings:
 
     licence, source: what the file will say: under which licence it is given on, and where. precision: of the
     frozen UNet, and of arithmetic; what is trained stays in fp32. fp8: the UNet's weights are held in 8 bits.
+    whiten_keys: keys are trained in coordinates in which queries differ alike in every direction (`keys.py`).
     clip, weight_decay, ema: see TrainerOptions. workers: processes that read examples.
     """
 
@@ -164,6 +174,7 @@ class TrainSettings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     precision: Literal["bf16", "fp32"] = "bf16"
     fp8: bool = False
+    whiten_keys: bool = False
     gradient_checkpointing: bool = True
     clip: float = 1.0
     weight_decay: float = 0.01

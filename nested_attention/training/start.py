@@ -82,6 +82,8 @@ def _from_file(start: StartSettings, config: SubjectEncoderConfig) -> SubjectEnc
             f"start.path: {start.path} reads features of width {loaded.config.vision_dim}, the data has "
             f"{config.vision_dim}; prepare the data with the vision model it was trained with"
         )
+    if not start.projections:
+        loaded.projections.load_state_dict(SubjectEncoder(loaded.config).projections.state_dict())
     queries, there = config.num_queries, loaded.config.num_queries
     if queries == there:
         return loaded

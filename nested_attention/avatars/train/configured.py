@@ -36,14 +36,14 @@ def train_from_configuration(
     *,
     schedule: Schedule,
     adapt: Callable[[TrainerOptions], TrainerOptions],
-    start: Path | None = None,
+    start: StartSettings | None = None,
 ) -> Path:
     """`nested-attention world export`, then `prepare` and `train`; the encoder's file.
 
     folder: where all of it is kept; what has been encoded or trained there is not done again. weights: the
     world's folder. pictures: as `nested-attention world pictures` writes them. schedule: how many steps and
     minutes at most. adapt: the configuration's batch, rate, average, seed and workers to the machine; its
-    precision is the faster one. start: an encoder to begin with, in place of the configuration's start.
+    precision is the faster one. start: what to begin with, in place of the configuration's start.
     """
     base, world = folder / "small-world", load_world(weights)
     export_world(base, world)
@@ -76,7 +76,7 @@ def train_from_configuration(
         model=model,
         output=folder,
         phases=(phase,),
-        start=settings.start if start is None else StartSettings(kind="file", path=start),
+        start=start or settings.start,
         precision="bf16" if faster is torch.bfloat16 else "fp32",
         ema=adapted.ema,
         seed=adapted.seed,

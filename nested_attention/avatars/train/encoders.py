@@ -12,7 +12,7 @@ and clothing, so that copying does not pay. The shipped encoders are trained lik
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectSlot
 from ...sites import diffusers_sites
-from ...training.data import Arrays, Batch, Joined, Noise
+from ...training.data import Arrays, Batch, Examples, Joined, Noise
 from ...training.frozen import default_device
+from ...training.keys import MEASURED, plain, whiten_keys
 from ...training.mechanisms import Mechanism, mechanism_of
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
@@ -136,12 +138,15 @@ def train_encoder(
     mechanism: Mechanism | None = None,
     noise: Noise = encoder_noise,
     precision: torch.dtype | None = None,
+    keys_anew: bool = False,
     deadline: float = math.inf,
 ) -> SubjectEncoder:
-    """Train `start` itself; returns it, averaged.
+    """Train `start`, which is used up; returns the averaged encoder. Its keys are trained whitened
+    (`training/keys.py`), if the mechanism reads them.
 
-    mechanism: how its tokens reach the picture; by default the one that its configuration names. precision:
-    of the arithmetic; None: the faster one, as measured. deadline: the Trainer's, which raises Stopped.
+    keys_anew: whether those that are there are random. mechanism: how its tokens reach the picture; by
+    default the one that its configuration names. precision: of the arithmetic; None: the faster one, as
+    measured. deadline: the Trainer's, which raises Stopped.
     """
     models: dict[str, nn.Module] = {"encoder": start.float().requires_grad_(True)}
     injected = mechanism or mechanism_of(start.config)
@@ -162,6 +167,8 @@ def train_encoder(
         return latent_losses(personalised, scheduler, batch, noise)
 
     examples = Joined(*(Arrays(**each.tensors()) for each in data))
+    if not {"to_key", "projections"} & set(injected.unused):
+        whiten_keys(start, unet, objective, _first(examples, noise, options), anew=keys_anew)
     more: dict[str, Any] = {
         "loss_weights": {"denoise": 1.0},
         "noise": noise,
@@ -174,4 +181,11 @@ def train_encoder(
     finally:
         slot.remove()
         unet.cpu()
-    return start
+    return plain(start)
+
+
+def _first(data: Joined, noise: Noise, options: TrainerOptions) -> Iterator[tuple[Batch, Batch]]:
+    """Examples by which queries are measured."""
+    examples = Examples(data, noise, batch=min(options.batch, MEASURED), seed=options.seed)
+    for position in range(0, MEASURED, examples.batch):
+        yield send_to_device(examples[position], default_device(), skip_keys=["mask"])

@@ -21,6 +21,7 @@ from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
 from ...paths import ADAPTERS, SMALL_WORLD
 from ...training.schedule import Schedule
+from ...training.settings import StartSettings
 from ...training.trainer import TrainerOptions
 from ..drawing.identity import Person, Pet
 from ..models.control import load_control, save_control
@@ -127,14 +128,15 @@ def _encoder(recipe: Recipe, drawn: tuple[CloseUps, Path], schedule: Schedule, *
     """Its Q-Former learns to read first, unless it has: onward."""
     file, (close_ups, pictures) = f"{word}_encoder.safetensors", drawn
     if recipe.onward:
-        start = recipe.weights / file
+        start = StartSettings(kind="file", path=recipe.weights / file)
     else:
-        start = recipe.runs / word / "reading.safetensors"
+        path = recipe.runs / word / "reading.safetensors"
+        start = StartSettings(kind="file", path=path, projections=False)
         first, schedule = schedule.split(READING)
         world = load_world(recipe.weights)
         reader, options = encoders.new_encoder(world, word), for_device(reading.OPTIONS)
         reading.train_reading(recipe.runs / f"{word}-reading", reader, world, close_ups, first, options)
-        save_subject_encoder(reader, start)
+        save_subject_encoder(reader, path)
     trained = train_from_configuration(
         recipe.runs / word,
         recipe.weights,

@@ -25,7 +25,7 @@ from .estimate import Left, drawings_left, left
 from .findings import Summary
 from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
 from .page import FIGURES, PAGE, PICTURES, charts, write_summary, written
-from .runs import Place, prepare_data, prepared, train, world_hashes
+from .runs import Place, prepare_data, prepared, read, train, world_hashes
 from .sheets import contact_sheet
 
 Say = Callable[[str], None]
@@ -87,6 +87,7 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
     prepare_data(place, world, learned, processes)
     if bench is not None:
         measure(bench)
+    _read_all(request, world, untrained, deadline, say)
     if request.workers > 1 and len(unfinished) > 1:
         _at_once(request, unfinished, deadline, say)
     # In this process: all of it, or the pairs that waited for a partner.
@@ -121,6 +122,8 @@ class _Made:
     def make(self, run: Run, deadline: float, say: Say) -> None:
         """Train a run and make its drawings, as far as time goes."""
         place, started = self.place, time.monotonic()
+        if run.reads and not place.reader(run).exists():
+            return  # for want of time
         if not place.weights(run).exists():
             before = place.steps(run)
             try:
@@ -166,6 +169,37 @@ def _work(request: Request, run: Run, until: float) -> list[str]:
     told: list[str] = []
     _made(request).make(run, deadline, told.append)
     return told
+
+
+def _read_all(request: Request, world: World, runs: list[Run], deadline: float, say: Say) -> None:
+    """Teach the Q-Formers of runs to read: each once, whatever number of runs begins with it."""
+    place = request.place
+    left = {run.reader: run for run in runs if run.reads and not place.reader(run).exists()}
+    if request.workers > 1 and len(left) > 1:
+        until = time.time() + deadline - time.monotonic()
+        told = at_once(_reading, [(request, run, until) for run in left.values()], request.workers)
+    else:
+        told = (_read(place, world, run, deadline) for run in left.values() if time.monotonic() < deadline)
+    for line in told:
+        say(line)
+
+
+def _reading(request: Request, run: Run, until: float) -> str:
+    """`_read` in a process of its own."""
+    _arithmetic(request.threads)
+    world = load_world(request.weights)
+    return _read(request.place, world, run, time.monotonic() + until - time.time())
+
+
+def _read(place: Place, world: World, run: Run, deadline: float) -> str:
+    started = time.monotonic()
+    try:
+        read(place, world, run, deadline)
+    except Stopped as stopped:
+        if time.monotonic() < deadline:  # by a signal, which is meant for all runs
+            raise
+        return str(stopped)
+    return f"{run.reader}: {place.size.reading:,} steps, {time.monotonic() - started:.0f} s"
 
 
 def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> None:

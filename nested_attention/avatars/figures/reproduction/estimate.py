@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from ....training.mechanisms import mechanism
 from ....training.schedule import Schedule
 from ...models.world import World
-from ...train.data import draw_both
+from ...train import reading
+from ...train.data import draw_both, draw_close_ups
 from ...train.encoders import OPTIONS, EncoderData, encode_data, train_encoder
 from .drawings import Bench
 from .matrix import Drawing, Run
@@ -24,7 +25,8 @@ REPEATED = 2
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of one run. seconds: of training, and of drawing and scoring."""
+    """What is left of one run. training: seconds, with those of its Q-Former's reading where no run before
+    has the same. drawing: of drawing and scoring."""
 
     run: Run
     steps: int
@@ -53,7 +55,8 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
     drawing."""
     place, world = bench.place, bench.judges.world
     steps: dict[tuple[str, int, tuple[str, ...]], float] = {}
-    picture = 0.0
+    picture = reading_step = 0.0
+    readers: set[str] = set()
 
     @cache
     def data(word: str) -> list[EncoderData]:
@@ -70,8 +73,26 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
             picture = picture_seconds(bench)
         drawn = sum(each.kind != "error" for each in drawings)
         training = missing * steps.get(kind, 0.0)
+        if missing and run.reads and run.reader not in readers and not place.reader(run).exists():
+            readers.add(run.reader)
+            reading_step = reading_step or reading_seconds(world, run)
+            training += place.size.reading * reading_step
         found.append(Left(run, missing, drawings, training, drawn * picture * place.size.cases))
     return found
+
+
+def reading_seconds(world: World, run: Run) -> float:
+    """Of one step in which a Q-Former learns to read."""
+    drawn = draw_close_ups(run.words[0], reading.OPTIONS.batch, 0, workers=1)
+
+    def seconds(steps: int) -> float:
+        with TemporaryDirectory() as folder:
+            started = time.monotonic()
+            reading.train_reading(Path(folder), new_encoder(world, run), world, drawn, Schedule(steps=steps))
+            return time.monotonic() - started
+
+    seconds(1)
+    return max(seconds(1 + REPEATED) - seconds(1), 0.0) / REPEATED
 
 
 def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], list[EncoderData]]) -> float:
@@ -93,6 +114,7 @@ def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], lis
                 mechanism=mechanism(run.mechanism),
                 noise=noise,
                 precision=precision,
+                keys_anew=True,
             )
             return time.monotonic() - started
 

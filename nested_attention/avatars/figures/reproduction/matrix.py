@@ -25,12 +25,14 @@ denser at high noise."""
 class Size:
     """How much of everything. The defaults are the least of a real comparison.
 
-    steps, batch: of each training. pictures: of one figure, drawn for it of each kind of subject, beside half
-    as many of two. cases: held-out subjects that each drawing shows. sampling: of what is drawn.
+    steps, batch: of each training. reading: steps in which a Q-Former learns to read before it. pictures: of
+    one figure, drawn for it of each kind of subject, beside half as many of two. cases: held-out subjects
+    that each drawing shows. sampling: of what is drawn.
     """
 
     steps: int = 5_000
     batch: int = 32
+    reading: int = 4_000
     pictures: int = 20_000
     cases: int = 200
     sampling: Sampling = Sampling()
@@ -40,7 +42,8 @@ class Size:
         """Whether it is at least the real comparison's; else a trial."""
         least = Size()
         alike = (self.batch, self.sampling) == (least.batch, least.sampling)
-        numbers = ((self.steps, least.steps), (self.pictures, least.pictures), (self.cases, least.cases))
+        names = ("steps", "reading", "pictures", "cases")
+        numbers = [(getattr(self, name), getattr(least, name)) for name in names]
         return alike and all(own >= other for own, other in numbers)
 
     @property
@@ -53,7 +56,8 @@ class Size:
 class Run:
     """One training. What is not given is the same in every run.
 
-    words: the kinds of subject that it learns. departures: from the paper's loss, of DEPARTURES.
+    words: the kinds of subject that it learns. reads: whether its Q-Former has learned to read before.
+    departures: from the paper's loss, of DEPARTURES.
     """
 
     mechanism: str = "nested"
@@ -61,7 +65,13 @@ class Run:
     seed: int = 0
     alpha: float | None = ALPHA
     queries: int = QUERIES
+    reads: bool = True
     departures: tuple[str, ...] = ()
+
+    @property
+    def reader(self) -> str:
+        """Of the Q-Former that it begins with: the same for all mechanisms."""
+        return "-".join(["reading", *self.words, f"queries-{self.queries}", f"seed-{self.seed}"])
 
     @property
     def name(self) -> str:
@@ -71,6 +81,8 @@ class Run:
             parts.append("alpha-none" if self.alpha is None else f"alpha-{self.alpha:g}")
         if self.queries != QUERIES:
             parts.append(f"queries-{self.queries}")
+        if not self.reads:
+            parts.append("unread")
         return "-".join([*parts, *self.departures, f"seed-{self.seed}"])
 
     @property
@@ -78,6 +90,7 @@ class Run:
         """What a reader calls it, beside others of its question."""
         more = [] if self.alpha == ALPHA else [f"α {'off' if self.alpha is None else f'= {self.alpha:g}'}"]
         more += [] if self.queries == QUERIES else [f"{self.queries} queries"]
+        more += [] if self.reads else ["from a random Q-Former"]
         more += [f"with {each}" for each in self.departures]
         more += [] if self.words == (PERSON,) else [" and ".join(self.words)]
         return ", ".join([mechanism(self.mechanism).title, *more])
@@ -152,8 +165,9 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         key="mechanisms",
         title="Injection mechanisms",
-        text="The paper's five mechanisms, each trained from scratch on the same pictures, noise and steps, "
-        "from the same Q-Former. Each is drawn over the values of its control that the paper looks at.",
+        text="The paper's five mechanisms, each trained on the same pictures, noise and steps, from the same "
+        "Q-Former, which has learned to read close-ups, and from random keys and values. Each is drawn over "
+        "the values of its control that the paper looks at.",
         asked=tuple(
             (Run(mechanism=name, seed=seed), (ERROR, *curve(name))) for seed in SEEDS for name in MECHANISMS
         ),
@@ -213,6 +227,13 @@ QUESTIONS: tuple[Question, ...] = (
             (Run(words=(PET,)), (Drawing("alone", PET),)),
             (Run(words=(PERSON, PET)), (Drawing(), Drawing("alone", PET))),
         ),
+    ),
+    Question(
+        key="reading",
+        title="What reading brings",
+        text="Everywhere else a Q-Former has learned to redraw close-ups from references before it meets the "
+        "UNet. Here one has not.",
+        asked=((Run(), PLAIN), (Run(reads=False), PLAIN)),
     ),
     Question(
         key="losses",

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from ....training.mechanisms import mechanism
 from ....training.schedule import Schedule
 from ....training.trainer import checkpoints_in
 from ...models.world import PARTS, World
-from ...train.data import LOSS_WEIGHTS, draw_both
+from ...train import reading
+from ...train.data import LOSS_WEIGHTS, CloseUps, draw_both, draw_close_ups
 from ...train.denoising import TextStates, denoising_noise
 from ...train.device import precision_of, unet_pass
 from ...train.encoders import (
@@ -76,7 +77,7 @@ class Place:
         hashes = world_hashes(weights)
         world = {name: value for name, value in hashes.items() if not name.startswith("scorer_")}
         recipe = POWER, sorted((part.name, weight) for part, weight in LOSS_WEIGHTS.items()), DATA_SEEDS
-        folder = root / _short([world, recipe, size.steps, size.batch, size.pictures])
+        folder = root / _short([world, recipe, size.steps, size.batch, size.reading, size.pictures])
         return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
 
     def run_folder(self, run: Run) -> Path:
@@ -85,6 +86,10 @@ class Place:
     def data(self, word: str) -> Path:
         """The examples of one kind of subject."""
         return self.folder / "data" / f"{word}.safetensors"
+
+    def reader(self, run: Run) -> Path:
+        """What the Q-Former of a run has learned before it; there once that is complete."""
+        return self.folder / "readings" / f"{run.reader}.safetensors"
 
     def weights(self, run: Run) -> Path:
         """The trained encoder; there once the training is complete."""
@@ -130,8 +135,7 @@ def _short(whole: Any) -> str:
 
 
 def new_encoder(world: World, run: Run) -> SubjectEncoder:
-    """The encoder that a run begins with. The Q-Former of one seed and number of queries is always the
-    same."""
+    """A random encoder of a run. The Q-Former of one seed and number of queries is always the same."""
     config = replace(
         encoder_config(world, run.words[0], run.queries),
         alpha=run.alpha,
@@ -139,6 +143,48 @@ def new_encoder(world: World, run: Run) -> SubjectEncoder:
     )
     torch.manual_seed(run.seed)
     return SubjectEncoder(config)
+
+
+def start_of(place: Place, world: World, run: Run) -> SubjectEncoder:
+    """The encoder that a run begins with, whose Q-Former has learned to read."""
+    encoder = new_encoder(world, run)
+    if run.reads:
+        encoder.qformer.load_state_dict(load_file(place.reader(run)))
+    return encoder
+
+
+def read(place: Place, world: World, run: Run, deadline: float = math.inf) -> None:
+    """Teach the Q-Former that a run begins with to read, or go on with it; nothing happens if it has been.
+
+    Raises Stopped at the deadline, after a checkpoint.
+    """
+    if not run.reads or place.reader(run).exists():
+        return
+    folder = place.folder / "readings" / run.reader
+    drawn = _together([_close_ups(place, word, workers=1) for word in run.words])
+    options = replace(reading.OPTIONS, seed=run.seed, keep=1)
+    schedule = Schedule(steps=place.size.reading, warmup=min(100, place.size.reading))
+    start = new_encoder(world, run)
+    encoder = reading.train_reading(folder, start, world, drawn, schedule, options, deadline=deadline)
+    with replacing(place.reader(run)) as temporary:
+        save_file(
+            {name: value.contiguous() for name, value in encoder.qformer.state_dict().items()}, temporary
+        )
+    shutil.rmtree(folder)
+
+
+def _close_ups(place: Place, word: str, workers: int) -> CloseUps:
+    seed = DATA_SEEDS[word]
+    return draw_close_ups(word, place.size.pictures, seed, workers=workers, cache=place.folder / "data")
+
+
+def _together(parts: Sequence[CloseUps]) -> CloseUps:
+    return CloseUps(
+        **{
+            each.name: np.concatenate([getattr(part, each.name) for part in parts])
+            for each in fields(CloseUps)
+        }
+    )
 
 
 def load_encoder(place: Place, world: World, run: Run) -> SubjectEncoder:
@@ -153,6 +199,9 @@ def prepare_data(place: Place, world: World, words: Iterable[str], workers: int 
 
     All are drawn first: drawing forks, which a process that uses a GPU must not.
     """
+    words = list(words)
+    for word in words:
+        _close_ups(place, word, workers)
     missing = [word for word in words if not place.data(word).exists()]
     drawn = {
         word: draw_both(word, place.size.pictures, DATA_SEEDS[word], workers=workers) for word in missing
@@ -219,7 +268,7 @@ def train(
         return
     folder, size, started = place.run_folder(run), place.size, time.monotonic()
     examples, noise = with_losses(run, joined([data(word) for word in run.words]))
-    start = new_encoder(world, run)
+    start = start_of(place, world, run)
     encoder = train_encoder(
         folder,
         world,
@@ -230,9 +279,10 @@ def train(
         mechanism=mechanism(run.mechanism),
         noise=noise,
         precision=place.precision(world),
+        keys_anew=True,
         deadline=deadline,
     )
-    trained = sum(each.numel() for each in encoder.parameters() if each.requires_grad)
+    trained = sum(each.numel() for each in start.parameters() if each.requires_grad)
     curve, minutes = losses(folder)
     told = {
         "steps": size.steps,
