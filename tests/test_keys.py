@@ -137,6 +137,9 @@ def test_queries_are_measured_with_nothing_attached() -> None:
     ]
     whiten_keys(ours, unet, objective, examples, anew=True)
     assert seen == [False, False]
+    nan = [({"hidden": one_sided() * torch.nan, "mask": torch.ones(8, 3, dtype=torch.bool)}, {})]
+    with pytest.raises(NestedAttentionError, match="queries in layer are not finite on the first examples"):
+        whiten_keys(encoder(), unet, lambda batch, models, noise: unet(batch["hidden"]), nan, anew=True)
     assert ours.projections[site_key("layer")].to_key.parametrizations.weight[0].basis.shape == (16, 16)  # type: ignore[union-attr, index]
 
 

@@ -128,17 +128,18 @@ def test_mechanisms_are_trained_alike_but_for_the_mechanism(
     read: dict[str, list[Tensor]] = {}
     losses = encoders.latent_losses
 
-    def spy(predict: Any, batch: Any, noise: Any) -> Any:
+    def spy(predict: Any, scheduler: Any, batch: Any, noise: Any) -> Any:
         assert bool((batch["loss_weight"] == 1).all())
         read[name] = [batch["row"], batch["latents"], batch["features"], noise["latent"], noise["timestep"]]
-        return losses(predict, batch, noise)
+        return losses(predict, scheduler, batch, noise)
 
     monkeypatch.setattr(encoders, "latent_losses", spy)
     after = {}
     for name in MECHANISMS:
         run = Run(mechanism=name)
-        start = new_encoder(world, run).state_dict()
-        for key, value in new_encoder(world, Run()).state_dict().items():
+        runs.read(place, world, run)
+        start = runs.start_of(place, world, run).state_dict()
+        for key, value in runs.start_of(place, world, Run()).state_dict().items():
             assert torch.equal(start[key], value)
         train(place, world, run, examples.__getitem__)
         after[name] = runs.load_encoder(place, world, run).state_dict()
@@ -202,6 +203,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     for place in (whole, parted):
         place.folder.mkdir()
         (place.folder / "precision").write_text("torch.float32")
+        runs.read(place, world, run)
     assert parted.steps(run) == 0
     with pytest.raises(Stopped, match="multiple-person-seed-0: stopped at the end of its time after step 1"):
         train(parted, world, run, examples.__getitem__, deadline=time.monotonic())
@@ -214,10 +216,31 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_a_q_former_learns_to_read_once_for_all_that_begin_with_it(place: Place, world: World) -> None:
+    both = Run(words=("person", "pet"), queries=4)
+    with pytest.raises(Stopped, match="reading-person-pet-queries-4-seed-0: stopped at the end of its time"):
+        runs.read(place, world, both, deadline=time.monotonic())
+    assert not place.reader(both).exists()
+    runs.read(place, world, both)  # goes on
+    written = place.reader(both).stat().st_mtime_ns
+    runs.read(place, world, replace(both, mechanism="decoupled"))
+    assert place.reader(both).stat().st_mtime_ns == written
+    assert [path.name for path in place.reader(both).parent.iterdir()] == [f"{both.reader}.safetensors"]
+    random, start = (new_encoder(world, both).state_dict(), runs.start_of(place, world, both).state_dict())
+    for name, value in start.items():
+        assert torch.equal(value, random[name]) == (not name.startswith("qformer.")), name
+    unread = replace(both, reads=False)
+    runs.read(place, world, unread)
+    assert not torch.equal(
+        flat(start, "latents"), flat(runs.start_of(place, world, unread).state_dict(), "latents")
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(
     place: Place, world: World, examples: dict[str, list[EncoderData]]
 ) -> None:
     broken = [replace(each, latents=each.latents * torch.nan) for each in examples["person"]]
+    runs.read(place, world, Run())
     with pytest.raises(NestedAttentionError, match="simple-person-seed-0: `denoise` was nan at step 1"):
         train(place, world, Run(mechanism="simple"), lambda word: broken)
     assert not place.weights(Run(mechanism="simple")).exists()
@@ -306,7 +329,8 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     assert pets.state == "1 steps, 3 drawings left"
     assert not command.compare(replace(request, minutes=0), said.append) and not said
     assert command.compare(request, said.append)
-    assert sum("steps 0 to 1" in line for line in said) == 2 and len(said) == 5
+    assert sum("steps 0 to 1" in line for line in said) == 2 and len(said) == 7
+    assert sum(line.startswith("reading-") and "2 steps" in line for line in said) == 2
     assert [each.state for each in command.what_is_left(request)] == ["complete", "complete"]
     document = json.loads(place.figures(pets.run).read_text())
     assert set(document["drawn"]) == {"alone pet 1", "pair pet 1", "pair pet 2"}
@@ -348,7 +372,8 @@ def test_training_alone_needs_no_judges_and_is_drawn_later(
     monkeypatch.setattr(command, "load_world", lambda folder: judges.world)
     monkeypatch.setattr(Judges, "load", None)  # a machine that only trains has none
     assert command.compare(request, said.append)
-    assert [line.split(":")[0] for line in said] == ["nested-person-seed-0"]
+    wanted = ["reading-person-queries-32-seed-0", "nested-person-seed-0"]
+    assert [line.split(":")[0] for line in said] == wanted
     assert place.weights(Run()).exists() and not place.figures(Run()).exists()
     assert command.compare(request, said.append) and len(said) == 1
     monkeypatch.setattr(Judges, "load", lambda folder: judges)

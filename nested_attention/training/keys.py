@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..encoder import SubjectEncoder, site_key
+from ..errors import NestedAttentionError
 from ..sites import Site
 from .data import Batch
 
@@ -82,13 +83,21 @@ def whiten_keys(
     """Measure the base model's queries on examples, with nothing attached, and `train_keys_in` them.
 
     objective: the training's (`trainer.Objective`) of the model `encoder`, whose examples have a `mask`.
+    Raises NestedAttentionError, naming the layer, for queries that are not finite.
     """
     device = next(encoder.parameters()).device
     with measuring(unet, encoder.config.sites) as moments:
         encoder.to(unet.device)
         for batch, noise in examples:
             objective({**batch, "mask": torch.zeros_like(batch["mask"])}, {"encoder": encoder}, noise)
-        train_keys_in(encoder.to(device), moments(), anew=anew)
+        found = moments()
+    for name, moment in found.items():
+        if not bool(moment.isfinite().all()):
+            raise NestedAttentionError(
+                f"the base model's queries in {name} are not finite on the first examples; look at the "
+                "pictures, or train in another precision"
+            )
+    train_keys_in(encoder.to(device), found, anew=anew)
 
 
 def basis_of(moment: Tensor) -> Tensor:

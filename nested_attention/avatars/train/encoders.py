@@ -167,8 +167,6 @@ def train_encoder(
         return latent_losses(personalised, scheduler, batch, noise)
 
     examples = Joined(*(Arrays(**each.tensors()) for each in data))
-    if not {"to_key", "projections"} & set(injected.unused):
-        whiten_keys(start, unet, objective, _first(examples, noise, options), anew=keys_anew)
     more: dict[str, Any] = {
         "loss_weights": {"denoise": 1.0},
         "noise": noise,
@@ -177,6 +175,8 @@ def train_encoder(
         "deadline": deadline,
     }
     try:
+        if not {"to_key", "projections"} & set(injected.unused):
+            whiten_keys(start, unet, objective, _first(examples, noise, options), anew=keys_anew)
         Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:
         slot.remove()
