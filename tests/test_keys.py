@@ -137,6 +137,8 @@ def test_queries_are_measured_with_nothing_attached() -> None:
     ]
     whiten_keys(ours, unet, objective, examples, anew=True)
     assert seen == [False, False]
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as the pass that is measured may be
+        whiten_keys(encoder(), unet, lambda batch, models, noise: unet(batch["hidden"]), examples, anew=True)
     nan = [({"hidden": one_sided() * torch.nan, "mask": torch.ones(8, 3, dtype=torch.bool)}, {})]
     with pytest.raises(NestedAttentionError, match="queries in layer are not finite on the first examples"):
         whiten_keys(encoder(), unet, lambda batch, models, noise: unet(batch["hidden"]), nan, anew=True)

@@ -62,7 +62,8 @@ def measuring(unet: Any, sites: tuple[Site, ...]) -> Iterator[Callable[[], Momen
     def count(name: str, heads: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def see(layer: nn.Module, inputs: Any, queries: Tensor) -> None:
             q = queries.detach().float().flatten(0, 1).unflatten(-1, (heads, -1))  # (B·L, heads, d)
-            sums[name] = sums.get(name, 0) + torch.einsum("nhd,nhe->hde", q, q)
+            with torch.autocast(q.device.type, enabled=False):  # sums of squares, in full precision
+                sums[name] = sums.get(name, 0) + torch.einsum("nhd,nhe->hde", q, q)
             counted[name] += len(q)
 
         return see
