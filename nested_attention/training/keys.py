@@ -1,10 +1,10 @@
 """Nested keys, trained in coordinates in which a layer's queries differ alike in every direction.
 
 The logits of nested attention are q · K̆ with K̆ = W t (Eq. 2). The queries of a frozen layer may share a
-large mean and differ little otherwise: in the small world's 8×8 level, 99 % of their second moment is one
-direction. An optimiser moves every coordinate of W alike, and so, most of all, what all queries have in
-common. The softmax is soon saturated there: all queries read the same token, which is a global value, and
-no gradient says otherwise.
+large mean and differ little otherwise: on the way down to the small world's 8×8 level, one direction has 99 %
+of their second moment at high noise. An optimiser moves every coordinate of W alike, and so, most of all,
+what all queries have in common. The softmax is soon saturated there: all queries read the same token, which
+is a global value, and no gradient says otherwise.
 
 Hence W = C W̃ is trained through W̃, where C is, head by head, (E[q qᵀ] + ridge)^−½: then q · K̆ = (C q) · W̃ t,
 and C q has a second moment of 1 in every direction above the ridge. Mechanism, configuration and file are
@@ -13,22 +13,23 @@ those of an encoder that was trained plainly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..encoder import SubjectEncoder, site_key
 from ..errors import NestedAttentionError
 from ..sites import Site
-from .data import Batch
+from .data import Batch, Data, Examples, Noise
 
 RIDGE = 0.01
-"""Added to every direction's second moment, as a share of their mean: below, queries in half precision differ
-by rounding."""
+"""Added to every direction's second moment, as a share of their mean: directions in which queries hardly
+differ are not blown up without a bound."""
 
 MEASURED = 256
 """Examples whose queries are measured."""
@@ -47,7 +48,8 @@ class _InBasis(nn.Module):
         self.register_buffer("basis", basis)
 
     def forward(self, own: Tensor) -> Tensor:
-        return self.basis @ own
+        with torch.autocast(own.device.type, enabled=False):  # a basis scales directions far apart
+            return self.basis @ own
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return torch.linalg.solve(self.basis, weight)
@@ -75,6 +77,15 @@ def measuring(unet: Any, sites: tuple[Site, ...]) -> Iterator[Callable[[], Momen
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def first_examples(
+    data: Data, noise: Noise, *, batch: int, seed: int, device: torch.device, on_host: Collection[str]
+) -> Iterator[tuple[Batch, Batch]]:
+    """Those by which queries are measured: the first of a training's, in its batches, where it reads them."""
+    examples = Examples(data, noise, batch=min(batch, MEASURED), seed=seed)
+    for position in range(0, MEASURED, examples.batch):
+        yield send_to_device(examples[position], device, skip_keys=list(on_host))
 
 
 @torch.no_grad()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import send_to_device
 
 from ..card import EncoderCard
 from ..checkpoint import save_subject_encoder
@@ -19,10 +18,9 @@ from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
 from ..storage.files import replacing
-from .data import Batch, Examples
 from .fp8 import hold_in_fp8
 from .frozen import DTYPES, folder_name, load_schedule, load_unet
-from .keys import MEASURED, plain, whiten_keys
+from .keys import first_examples, plain, whiten_keys
 from .reading import read_config
 from .schedule import Schedule
 from .settings import PhaseSettings, TrainSettings
@@ -128,7 +126,15 @@ class _Run:
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         self.blank = {name: tensor.to(device) for name, tensor in sample.blank.items()}
         if settings.whiten_keys:
-            objective, examples = self.objective(indices[0]), self._first_examples(sample)
+            examples = first_examples(
+                sample,
+                self._noise(sample),
+                batch=settings.phases[0].batch // PartialState().num_processes,
+                seed=settings.seed,
+                device=device,
+                on_host=ON_HOST,
+            )
+            objective = self.objective(indices[0])
             whiten_keys(self.encoder, self.unet, objective, examples, anew=settings.start.keys_anew)
 
     def objective(self, index: Index) -> SubjectObjective:
@@ -146,13 +152,6 @@ class _Run:
     def _noise(self, data: ShardData) -> SubjectNoise:
         timesteps = self.scheduler.config.num_train_timesteps
         return SubjectNoise(self.settings.loss, self.unet.config.in_channels, _largest(data), timesteps)
-
-    def _first_examples(self, data: ShardData) -> Iterator[tuple[Batch, Batch]]:
-        """Those by which queries are measured, in batches of the first phase's size."""
-        batch = self.settings.phases[0].batch // PartialState().num_processes
-        examples = Examples(data, self._noise(data), batch=batch, seed=self.settings.seed)
-        for position in range(0, MEASURED, batch):
-            yield send_to_device(examples[position], self.device, skip_keys=ON_HOST)
 
     def phase(self, number: int, before: int, say: Say) -> int:
         """Train one phase; how many examples have been read by its end. before: in earlier phases."""

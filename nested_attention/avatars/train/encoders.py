@@ -12,7 +12,7 @@ and clothing, so that copying does not pay. The shipped encoders are trained lik
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ...encoder import SubjectEncoder, SubjectEncoderConfig
 from ...hosts.diffusers.processors import SubjectSlot
 from ...sites import diffusers_sites
-from ...training.data import Arrays, Batch, Examples, Joined, Noise
+from ...training.data import Arrays, Batch, Joined, Noise
 from ...training.frozen import default_device
-from ...training.keys import MEASURED, plain, whiten_keys
+from ...training.keys import first_examples, plain, whiten_keys
 from ...training.mechanisms import Mechanism, mechanism_of
 from ...training.schedule import Schedule
 from ...training.trainer import Trainer, TrainerOptions
@@ -51,6 +50,9 @@ OPTIONS = TrainerOptions(ema=0.998)
 
 POWER = 0.5
 """Timesteps are 1000·u^POWER, as `configs/train/small-person.yaml` says too."""
+
+ON_HOST = ("mask",)
+"""What a step reads on the host: where words are."""
 
 encoder_noise: Noise = partial(denoising_noise, power=POWER)
 
@@ -171,21 +173,16 @@ def train_encoder(
         "loss_weights": {"denoise": 1.0},
         "noise": noise,
         "precision": dtype,
-        "on_host": ["mask"],
+        "on_host": ON_HOST,
         "deadline": deadline,
     }
     try:
         if not {"to_key", "projections"} & set(injected.unused):
-            whiten_keys(start, unet, objective, _first(examples, noise, options), anew=keys_anew)
+            how: dict[str, Any] = {"batch": options.batch, "seed": options.seed, "on_host": ON_HOST}
+            first = first_examples(examples, noise, device=default_device(), **how)
+            whiten_keys(start, unet, objective, first, anew=keys_anew)
         Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:
         slot.remove()
         unet.cpu()
     return plain(start)
-
-
-def _first(data: Joined, noise: Noise, options: TrainerOptions) -> Iterator[tuple[Batch, Batch]]:
-    """Examples by which queries are measured."""
-    examples = Examples(data, noise, batch=min(options.batch, MEASURED), seed=options.seed)
-    for position in range(0, MEASURED, examples.batch):
-        yield send_to_device(examples[position], default_device(), skip_keys=["mask"])

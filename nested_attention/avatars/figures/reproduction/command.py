@@ -122,9 +122,9 @@ class _Made:
     def make(self, run: Run, deadline: float, say: Say) -> None:
         """Train a run and make its drawings, as far as time goes."""
         place, started = self.place, time.monotonic()
-        if run.reads and not place.reader(run).exists():
-            return  # for want of time
         if not place.weights(run).exists():
+            if run.reads and not place.reader(run).exists():
+                return  # for want of time
             before = place.steps(run)
             try:
                 train(place, self.world, run, self.data, deadline)
@@ -176,22 +176,22 @@ def _read_all(request: Request, world: World, runs: list[Run], deadline: float, 
     place = request.place
     left = {run.reader: run for run in runs if run.reads and not place.reader(run).exists()}
     if request.workers > 1 and len(left) > 1:
-        until = time.time() + deadline - time.monotonic()
-        told = at_once(_reading, [(request, run, until) for run in left.values()], request.workers)
-    else:
-        told = (_read(place, world, run, deadline) for run in left.values() if time.monotonic() < deadline)
-    for line in told:
-        say(line)
+        _at_once(request, list(left.values()), deadline, say, work=_reading)
+        return
+    for run in left.values():
+        if time.monotonic() < deadline:
+            say(_read(place, world, run, deadline))
 
 
-def _reading(request: Request, run: Run, until: float) -> str:
-    """`_read` in a process of its own."""
+def _reading(request: Request, run: Run, until: float) -> list[str]:
+    """`_read` in a process of its own, as `_work`."""
+    deadline = time.monotonic() + until - time.time()
     _arithmetic(request.threads)
-    world = load_world(request.weights)
-    return _read(request.place, world, run, time.monotonic() + until - time.time())
+    return [_read(request.place, load_world(request.weights), run, deadline)]
 
 
 def _read(place: Place, world: World, run: Run, deadline: float) -> str:
+    """Teach a run's Q-Former to read, as far as time goes; what is to be said of it."""
     started = time.monotonic()
     try:
         read(place, world, run, deadline)
@@ -202,10 +202,16 @@ def _read(place: Place, world: World, run: Run, deadline: float) -> str:
     return f"{run.reader}: {place.size.reading:,} steps, {time.monotonic() - started:.0f} s"
 
 
-def _at_once(request: Request, runs: list[Run], deadline: float, say: Say) -> None:
+def _at_once(
+    request: Request,
+    runs: list[Run],
+    deadline: float,
+    say: Say,
+    work: Callable[[Request, Run, float], list[str]] = _work,
+) -> None:
     """Several runs at a time: where launches take the time, one run leaves most of a GPU idle."""
     until = time.time() + deadline - time.monotonic()
-    for lines in at_once(_work, [(request, run, until) for run in runs], request.workers):
+    for lines in at_once(work, [(request, run, until) for run in runs], request.workers):
         for line in lines:
             say(line)
 

@@ -85,14 +85,9 @@ def reading_seconds(world: World, run: Run) -> float:
     """Of one step in which a Q-Former learns to read."""
     drawn = draw_close_ups(run.words[0], reading.OPTIONS.batch, 0, workers=1)
 
-    def seconds(steps: int) -> float:
-        with TemporaryDirectory() as folder:
-            started = time.monotonic()
-            reading.train_reading(Path(folder), new_encoder(world, run), world, drawn, Schedule(steps=steps))
-            return time.monotonic() - started
-
-    seconds(1)
-    return max(seconds(1 + REPEATED) - seconds(1), 0.0) / REPEATED
+    return _each(
+        lambda folder, length: reading.train_reading(folder, new_encoder(world, run), world, drawn, length)
+    )
 
 
 def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], list[EncoderData]]) -> float:
@@ -101,21 +96,29 @@ def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], lis
     options = replace(OPTIONS, batch=place.size.batch)
     precision = place.precision(world)  # may be measured here, which takes time of its own
 
+    return _each(
+        lambda folder, length: train_encoder(
+            folder,
+            world,
+            examples,
+            length,
+            options,
+            start=new_encoder(world, run),
+            mechanism=mechanism(run.mechanism),
+            noise=noise,
+            precision=precision,
+            keys_anew=True,
+        )
+    )
+
+
+def _each(train: Callable[[Path, Schedule], object]) -> float:
+    """Seconds of one step of a training, without what it takes to begin and to end one."""
+
     def seconds(steps: int) -> float:
         with TemporaryDirectory() as folder:
             started = time.monotonic()
-            train_encoder(
-                Path(folder),
-                world,
-                examples,
-                Schedule(steps=steps),
-                options,
-                start=new_encoder(world, run),
-                mechanism=mechanism(run.mechanism),
-                noise=noise,
-                precision=precision,
-                keys_anew=True,
-            )
+            train(Path(folder), Schedule(steps=steps))
             return time.monotonic() - started
 
     seconds(1)
