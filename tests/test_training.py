@@ -451,9 +451,9 @@ def test_a_q_former_learns_to_read_and_nothing_else_of_an_encoder_changes(
     drawn = draw_close_ups("pet", 24, 1, workers=1)
     encoder = new_encoder(world, "pet", queries=4)
     before = copy.deepcopy(encoder.state_dict())
-    reading.train_reading(tmp_path, encoder, world, drawn, Schedule(steps=100, warmup=10), FOUR)
+    reading.train_reading(tmp_path, encoder, world, drawn, Schedule(steps=200, warmup=10), FOUR)
     told = [line["unread"] for line in log_of(tmp_path)]
-    assert told[0] < 1.5 and told[-1] < 0.8  # knowing nothing, the mean close-up is 1
+    assert told[0] < 1.5 and told[-1] < 0.75  # knowing nothing, the mean close-up is 1
     changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("qformer.") for name in changed)
 

@@ -1,9 +1,9 @@
 """What a Q-Former learns before it is attached to a denoiser: to tell who is in a picture.
 
-From the features of one picture of a subject it learns to redraw a close-up, through a layer that is thrown
-away: the tokens then hold what the subject looks like, in a form that linear layers can read, as those of
-the cross-attention layers are. No label of a trait is seen. BLIP-2 teaches its Q-Former to read before it
-attaches one, too (Li et al., 2023).
+From the features of one picture of a subject it learns to redraw a close-up, through a head that is thrown
+away: each place of the close-up asks the tokens for its colours, as each place of the denoiser will ask them
+for a value (Eq. 2). No label of a trait is seen. BLIP-2 teaches its Q-Former to read before it attaches one,
+too (Li et al., 2023).
 
 The denoising loss alone gets there slowly in this world. Tokens that do not hold a shape teach the layers
 nothing about drawing it, and layers that cannot draw one teach the tokens nothing. Features of a CLIP model
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...encoder import SubjectEncoder
 from ...training.data import Arrays, Batch
@@ -29,25 +31,50 @@ from .encoders import image_features
 
 OPTIONS = TrainerOptions(batch=64, ema=0.998, save_every=1000)
 
-NARROW = 64
-"""What the layer that redraws reads of each token: few numbers, so that all tokens are used."""
+HEADS, WIDTH = 4, 128
+"""Of the attention by which places read tokens."""
+
+PATCH = 2
+"""A place is a patch of so many art pixels a side."""
 
 
 class _Redraw(nn.Module):
-    """A close-up from a subject's tokens: linear throughout. It begins with the mean of all close-ups."""
+    """A close-up from a subject's tokens, by attention of a query at each place. It begins with the mean of
+    all close-ups, of shape (height, width, 3) in [0, 1]."""
 
-    def __init__(self, queries: int, token_dim: int, mean: Tensor) -> None:
+    def __init__(self, token_dim: int, mean: Tensor) -> None:
         super().__init__()
-        self.narrow = nn.Linear(token_dim, NARROW)
-        self.draw = nn.Linear(queries * NARROW, mean.numel())
-        nn.init.zeros_(self.draw.weight)
-        with torch.no_grad():
-            self.draw.bias.copy_(mean)
+        self.rows, self.columns = mean.shape[0] // PATCH, mean.shape[1] // PATCH
+        place = _waves(self.rows, self.columns)
+        self.register_buffer("place", place)  # (places, waves)
+        self.query = nn.Linear(place.shape[-1], WIDTH)
+        self.key = nn.Linear(token_dim, WIDTH, bias=False)
+        self.value = nn.Linear(token_dim, WIDTH, bias=False)
+        self.colours = nn.Linear(WIDTH, PATCH * PATCH * 3)
+        nn.init.zeros_(self.colours.weight)
+        nn.init.zeros_(self.colours.bias)
+        patches = rearrange(mean, "(h p) (w q) c -> (h w) (p q c)", p=PATCH, q=PATCH)
+        self.mean = nn.Parameter(patches.clone())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, queries, token_dim) → (B, 28·28·3), colours in [0, 1]"""
-        drawn: Tensor = self.draw(self.narrow(tokens).flatten(1))
+        """(B, queries, token_dim) → (B, height, width, 3), colours in [0, 1]"""
+        query = rearrange(self.query(self.place), "l (h d) -> 1 h l d", h=HEADS)
+        key, value = (
+            rearrange(layer(tokens), "b n (h d) -> b h n d", h=HEADS) for layer in (self.key, self.value)
+        )
+        read = F.scaled_dot_product_attention(query.expand(len(tokens), -1, -1, -1), key, value)
+        patches = self.colours(rearrange(read, "b h l d -> b l (h d)")) + self.mean
+        grid = {"h": self.rows, "w": self.columns, "p": PATCH, "q": PATCH}
+        drawn: Tensor = rearrange(patches, "b (h w) (p q c) -> b (h p) (w q) c", **grid)
         return drawn
+
+
+def _waves(rows: int, columns: int) -> Tensor:
+    """(rows·columns, 64): sines and cosines of where a place is, 16 of each along each side."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
+    frequencies = 0.6 * torch.arange(1, 17)
+    angles = torch.cat([side.flatten()[:, None] * frequencies for side in (y, x)], dim=1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def train_reading(
@@ -65,20 +92,19 @@ def train_reading(
     The loss `unread` is the share of the close-ups' variance that is not told, weighted as the denoising
     loss is: 1 for an encoder that knows nothing. deadline: the Trainer's, which raises Stopped.
     """
-    colours = torch.from_numpy(drawn.rgb).flatten(1)  # (n, 2352) uint8
-    weight = torch.from_numpy(drawn.loss_weight).repeat_interleave(3, dim=-1).flatten(1)  # (n, 2352) float16
+    colours = torch.from_numpy(drawn.rgb)  # (n, 28, 28, 3) uint8
+    weight = torch.from_numpy(drawn.loss_weight)[..., None]  # (n, 28, 28, 1) float16
     mean, variance = _told_without(colours, weight)
-    config = encoder.config
     torch.manual_seed(options.seed)
     models: dict[str, nn.Module] = {
         "qformer": encoder.float().qformer.requires_grad_(True),
-        "redraw": _Redraw(config.num_queries, config.token_dim, mean),
+        "redraw": _Redraw(encoder.config.token_dim, mean),
     }
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
         tokens = models["qformer"](batch["features"].float())
         error = models["redraw"](tokens) - batch["colours"].float() / 255
-        return {"unread": (error.square() * batch["weight"].float()).mean(dim=1) / variance}
+        return {"unread": (error.square() * batch["weight"].float()).mean(dim=(1, 2, 3)) / variance}
 
     data = Arrays(features=image_features(world, drawn.reference), colours=colours, weight=weight)
     weights = {"unread": 1.0}
@@ -87,7 +113,7 @@ def train_reading(
 
 
 def _told_without(colours: Tensor, weight: Tensor) -> tuple[Tensor, float]:
-    """The mean close-up (2352,), and its weighted squared error."""
+    """The mean close-up (28, 28, 3), and its weighted squared error."""
     mean = colours.float().mean(dim=0) / 255
     parts = zip(colours.split(512), weight.split(512), strict=True)
     errors = [((some.float() / 255 - mean).square() * w.float()).sum() for some, w in parts]
