@@ -309,10 +309,11 @@ def figures(document: dict[str, Any]) -> str:
             "are too narrow.",
             f"*{RECOGNISER.capitalize()}*: a network trained on drawings. *{NEAREST.capitalize()}*: whose "
             "drawing, in any pose, comes closest to the picture; nothing in it is learned. Near-twins differ "
-            "in one group of traits, and a caption describes them in the same words. By chance, 1 % are "
-            "recognised among 100 and 5 % among 20. *Background change* is against the base model's picture, "
-            "where the true drawing has no figure, nor within two art pixels of one; the base model's own "
-            "figure may reach further.",
+            "in one group of traits, and a caption describes them in the same words: a picture is right in "
+            "every group, or some twin is nearer. By chance, 1 % are recognised among 100, and among 20 "
+            "near-twins fewer than 5 %. *Background change* is against the base model's picture, where the "
+            "true drawing has no figure, nor within two art pixels of one; the base model's own figure may "
+            "reach further.",
             table(["", TARGET, *SCORERS, "reached"], goals),
             *(block for word in SUBJECTS for block in _subject(word, document[word])),
             *_references(document),
@@ -365,9 +366,9 @@ def summary(document: dict[str, Any]) -> str:
     )
     said = (
         f"Two judges, side by side: a {RECOGNISER} that was trained on drawings, and the {NEAREST}, for "
-        "which nothing was learned. By chance 1 % are recognised among 100 and 5 % among 20. A near-twin "
-        "differs in one group of traits, such as the colour of the eyes or the outline of the hair. Two "
-        "people each have their own photo; in that row nothing keeps "
+        "which nothing was learned. By chance 1 % are recognised among 100. A near-twin differs in one group "
+        "of traits, such as the colour of the eyes or the outline of the hair: a picture is right in every "
+        "group, or some twin is nearer. Two people each have their own photo; in that row nothing keeps "
         f"them apart. By the {RECOGNISER}, both are known in {masks} with a mask each, in {bounded} with "
         f"`bounded` too, and in {auto} with regions found automatically. One value a layer, taken from the "
         f"description in words, in place of the nested ones gives {constant} for a person and a pet."
