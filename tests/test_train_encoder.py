@@ -98,7 +98,7 @@ def encoder_for(unet: Any, prepared: Path, **start: Any) -> SubjectEncoder:
 
 
 def example(data: ShardData, objective: SubjectObjective, rows: int = 4) -> tuple[Batch, Batch]:
-    draw = SubjectNoise(objective.settings, 8, 16, 1000)
+    draw = SubjectNoise(objective.settings, 12, 16, 1000)
     return Examples(data, draw, batch=rows, seed=0)[0]
 
 

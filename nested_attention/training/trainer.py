@@ -94,8 +94,7 @@ class Trainer:
     no device. validate: figures and pictures of the averaged weights after a step, every `validate_every`
     steps, which draw from no global generator. export: writes what else belongs into a checkpoint, from the
     averaged weights; it gets the checkpoint's folder and how many examples were read. precision: of the
-    objective's arithmetic, by which attention is computed (`attention_to_learn_by`). deadline: of
-    `time.monotonic`; the run stops after the step in which it passes.
+    objective's arithmetic (`attention_to_learn_by`). deadline: of `time.monotonic`, after which it stops.
     """
 
     def __init__(
