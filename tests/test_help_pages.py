@@ -30,7 +30,8 @@ LOOKED_AT = {"sheet.png", "view_maps.png"}
 PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로"}
 """Korean particles after a consonant → after a vowel."""
 
-MARKED = re.compile(r"([가-힣])(?:\*{1,2}|[\"”])(으로|로|[은는이가을를과와])(?![가-힣(*\"”])")
+_EITHER = "|".join([*PARTICLES, *PARTICLES.values()])
+MARKED = re.compile(rf"([가-힣])(?:\*{{1,2}}|[\"”])({_EITHER})(?![가-힣(*\"”])")
 """The last syllable of a bold, italic or quoted name, and the particle behind it."""
 
 

@@ -115,8 +115,8 @@ class Recipe:
                 "too small", f"{picture.shape[1]} × {picture.shape[0]}, under {self.settings.smallest} pixels"
             )
         face = self._face(picture) if self.shows_face(sample) else None
-        if face is None:
-            self._reference(sample, picture, alpha, face)
+        if face is None:  # whether there is another reference; a face that was found can be cut
+            self._reference(sample, picture, alpha, None)
         self._weight(sample, picture)
         return Look(bucket_of((picture.shape[0], picture.shape[1]), self.sizes), face)
 
