@@ -9,6 +9,8 @@ import pytest
 import torch
 from test_prepare import nodes, run  # noqa: F401  fixtures
 
+from nested_attention.checkpoint import load_subject_encoder, save_subject_encoder
+
 TEXT = "a photo of a person in a forest"
 
 
@@ -66,7 +68,7 @@ def test_what_is_known_of_a_file_that_says_nothing(nodes: dict[str, Any], folder
     bundled = run(nodes["LoadEncoder"], encoder_name="avatars/person_encoder.safetensors").ui
     assert "licence: Apache-2.0" in bundled["nested_attention_state"]
     source = Path(__file__).resolve().parents[2] / "weights" / "avatars" / "pet_encoder.safetensors"
-    (folder / "nested_attention_person.safetensors").write_bytes(source.read_bytes())
+    save_subject_encoder(load_subject_encoder(source), folder / "nested_attention_person.safetensors")
     known = run(nodes["LoadEncoder"], encoder_name="nested_attention_person.safetensors").ui
     (origin,) = known["nested_attention_origin"]
     assert "NC" in origin["licence"] and origin["source"].startswith("https://huggingface.co/")
