@@ -24,8 +24,8 @@ def overlap(one: Tensor, other: Tensor) -> float:
 def pet(seed: int) -> tuple[Tensor, Tensor]:
     """A reference picture of the small world, and where the pet is in it."""
     rgb, part = close_up(held_out("pet", seed))
-    shown = np.repeat((part != Part.BACKGROUND)[..., None], 3, axis=-1)
-    return torch.from_numpy(enlarge(rgb)).float() / 255, torch.from_numpy(enlarge(shown)[..., 0]).float()
+    shown = enlarge((part != Part.BACKGROUND)[..., None])[..., 0]
+    return torch.from_numpy(enlarge(rgb)).float() / 255, torch.from_numpy(shown).float()
 
 
 def spotted(noise: float, ground: tuple[float, float, float] = (0.75, 0.72, 0.68)) -> tuple[Tensor, Tensor]:

@@ -178,8 +178,14 @@ def train_encoder(
     }
     try:
         if not {"to_key", "projections"} & set(injected.unused):
-            how: dict[str, Any] = {"batch": options.batch, "seed": options.seed, "on_host": ON_HOST}
-            first = first_examples(examples, noise, device=default_device(), **how)
+            first = first_examples(
+                examples,
+                noise,
+                batch=options.batch,
+                seed=options.seed,
+                device=default_device(),
+                on_host=ON_HOST,
+            )
             whiten_keys(start, unet, objective, first, anew=keys_anew)
         Trainer(folder, models, examples, objective, schedule, options, **more).run()
     finally:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...attention import plain_attention
 from ...encoder import SubjectEncoder
 from ...training.data import Arrays, Batch
 from ...training.schedule import Schedule
@@ -58,12 +58,9 @@ class _Redraw(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, queries, token_dim) → (B, height, width, 3), colours in [0, 1]"""
-        query = rearrange(self.query(self.place), "l (h d) -> 1 h l d", h=HEADS)
-        key, value = (
-            rearrange(layer(tokens), "b n (h d) -> b h n d", h=HEADS) for layer in (self.key, self.value)
-        )
-        read = F.scaled_dot_product_attention(query.expand(len(tokens), -1, -1, -1), key, value)
-        patches = self.colours(rearrange(read, "b h l d -> b l (h d)")) + self.mean
+        query = self.query(self.place).expand(len(tokens), -1, -1)
+        read = plain_attention(query, self.key(tokens), self.value(tokens), heads=HEADS)
+        patches = self.colours(read) + self.mean
         grid = {"h": self.rows, "w": self.columns, "p": PATCH, "q": PATCH}
         drawn: Tensor = rearrange(patches, "b (h w) (p q c) -> b (h p) (w q) c", **grid)
         return drawn
