@@ -166,7 +166,7 @@ def compare(
         int | None, typer.Option(min=1, help="Training steps of each run; fewer than 5,000 are a trial.")
     ] = None,
     cases: Annotated[
-        int | None, typer.Option(min=4, help="Held-out cases of each drawing; fewer than 200 are a trial.")
+        int | None, typer.Option(min=4, help="Held-out cases of each drawing; fewer than 120 are a trial.")
     ] = None,
     pictures: Annotated[
         int | None,

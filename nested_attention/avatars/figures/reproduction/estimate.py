@@ -93,7 +93,7 @@ def reading_seconds(world: World, run: Run) -> float:
 def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], list[EncoderData]]) -> float:
     """Of one training step, as the trainer makes it. data: some examples of a kind of subject."""
     examples, noise = with_losses(run, joined([data(word) for word in run.words]))
-    options = replace(OPTIONS, batch=place.size.batch)
+    options = replace(OPTIONS, batch=place.size.batch, rate=place.size.rate)
     precision = place.precision(world)  # may be measured here, which takes time of its own
 
     return _each(

@@ -77,7 +77,8 @@ class Place:
         hashes = world_hashes(weights)
         world = {name: value for name, value in hashes.items() if not name.startswith("scorer_")}
         recipe = POWER, sorted((part.name, weight) for part, weight in LOSS_WEIGHTS.items()), DATA_SEEDS
-        folder = root / _short([world, recipe, size.steps, size.batch, size.reading, size.pictures])
+        trained = size.steps, size.batch, size.rate, size.reading, size.pictures
+        folder = root / _short([world, recipe, *trained])
         return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
 
     def run_folder(self, run: Run) -> Path:
@@ -274,7 +275,7 @@ def train(
         world,
         examples,
         Schedule(steps=size.steps, warmup=min(100, size.steps)),
-        replace(OPTIONS, batch=size.batch, seed=run.seed, keep=1),
+        replace(OPTIONS, batch=size.batch, rate=size.rate, seed=run.seed, keep=1),
         start=start,
         mechanism=mechanism(run.mechanism),
         noise=noise,
@@ -287,6 +288,7 @@ def train(
     told = {
         "steps": size.steps,
         "batch": size.batch,
+        "rate": size.rate,
         "parameters": trained,
         "losses": curve,
         "minutes": minutes,
