@@ -38,6 +38,13 @@ from nested_attention.avatars.figures.reproduction.matrix import (
     curve,
     plan,
 )
+from nested_attention.avatars.figures.reproduction.published import (
+    FIGURES,
+    PAGE,
+    read_summary,
+    shown_before,
+    take_over,
+)
 from nested_attention.avatars.figures.reproduction.runs import Place, new_encoder, train
 from nested_attention.avatars.models.world import Attached, Sampling, World, attention_of
 from nested_attention.avatars.train import encoders
@@ -353,12 +360,59 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     assert f"{len(plan()) - 1} of {len(plan())} runs are not complete yet" in text
     assert "| Figure 12 | A person and a pet are both recognised" in text and "**not measured**" in text
     assert "| Nested Attention, pet | person and pet, λ = 2 | 1 |" in text
-    figures = path.parent / page.PICTURES / page.FIGURES
-    assert page.written(page.read_summary(figures)) == text  # the page follows from the figures
+    figures = path.parent / page.PICTURES / FIGURES
+    assert page.written(read_summary(figures.parent)) == text  # the page follows from the figures
     # Of two cases: the pet with what was drawn of it, and the pair with what was drawn of both.
     with Image.open(path.parent / page.PICTURES / "pair.png") as sheet:
         assert sheet.height > 6 * 128 and sheet.width > 3 * 128
-    assert json.loads(figures.read_text())["hashes"]["drawings"]
+
+
+def test_published_figures_spare_their_runs(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, a published run is complete; what is asked of it besides costs its training and its
+    partner's."""
+    monkeypatch.setattr(Judges, "load", lambda folder: judges)
+
+    def asked(name: str) -> command.Request:
+        own = command.Request(
+            root=tmp_path / name, selection=Selection(("pair",), ("nested",), (0,)), size=TINY, published=out
+        )
+        own.place.folder.mkdir(parents=True)
+        (own.place.folder / "precision").write_text("torch.float32")
+        return own
+
+    out = tmp_path / "docs" / page.PICTURES
+    first, said = asked("first"), list[str]()
+    assert command.compare(first, said.append) and said
+    text = command.publish(first, out.parent).read_text()
+    sheet = (out / "pair.png").read_bytes()
+
+    second, heard = asked("second"), list[str]()
+    assert [each.state for each in command.what_is_left(second)] == ["complete", "complete"]
+    assert command.compare(second, heard.append) and not heard
+    assert second.place.references.read_bytes() == first.place.references.read_bytes()
+    assert command.publish(second, out.parent).read_text() == text
+    assert (out / "pair.png").read_bytes() == sheet  # of pictures that were not drawn here
+    training = command.Request(**{**vars(second), "draws": False})
+    assert command.compare(training, heard.append) and not heard
+
+    document = json.loads((out / FIGURES).read_text())
+    assert document["place"] == first.place.name
+    del document["runs"]["nested-pet-seed-0"]["drawn"]["pair pet 2"]
+    (out / FIGURES).write_text(json.dumps(document))
+    third = asked("third")
+    states = [each.state for each in command.what_is_left(third)]
+    assert states == ["complete", "1 steps, 1 drawings left"]
+    assert command.compare(third, heard.append)
+    assert sum("steps 0 to 1" in line for line in heard) == 2  # its partner is trained for the pair
+    assert [line for line in heard if "pair" in line] == [line for line in heard if "pair pet 2" in line]
+
+    # Another size is another comparison, and so are other judges.
+    (out / FIGURES).write_text(json.dumps({**document, "place": "another/one"}))
+    fourth = asked("fourth")
+    take_over(fourth.place, out)
+    assert not fourth.place.drawn.exists() and shown_before(fourth.place, out) == {}
 
 
 def test_training_alone_needs_no_judges_and_is_drawn_later(
@@ -442,7 +496,7 @@ def summary(identity: dict[str, float], prompt: dict[str, float], number: int = 
             }
             found[Run(mechanism=name, seed=seed).name] = {"drawn": drawn, "training": {}}
     base = {"prompt": {"scene": hits(0.9, number)}, "identity": hits(0.0, number)}
-    return Summary(Size(), found, {"person": {"base": base}})
+    return Summary(Size(cases=number), found, {"person": {"base": base}})
 
 
 def claims(question: str, measure: str) -> list[Claim]:
@@ -603,24 +657,25 @@ def test_the_command_lists_and_refuses_by_name(monkeypatch: pytest.MonkeyPatch, 
         assert none.exit_code == 1 and "there is no GPU that torch can use" in none.output
 
 
-def test_the_committed_page_follows_from_the_committed_figures() -> None:
+def test_the_committed_page_follows_from_the_committed_figures(tmp_path: Path) -> None:
     """Both come with the first real comparison; neither without the other."""
-    figures = page.PAGE.parent / page.PICTURES / page.FIGURES
-    assert page.PAGE.exists() == figures.exists()
-    if figures.exists():
-        document = json.loads(figures.read_text())
+    folder = PAGE.parent / page.PICTURES
+    assert PAGE.exists() == (folder / FIGURES).exists()
+    if PAGE.exists():
+        summary = read_summary()
         stale = "the world changed since `nested-attention world compare` ran: run it again"
-        assert document["hashes"] == runs.world_hashes(), stale
-        assert page.PAGE.read_text(encoding="utf-8") == page.written(page.read_summary())
-        for picture in page.charts(page.read_summary()):
-            assert (page.PAGE.parent / page.PICTURES / picture).is_file()
+        place = json.loads((folder / FIGURES).read_text())["place"]
+        assert place == Place.of(tmp_path, summary.size).name, stale
+        assert PAGE.read_text(encoding="utf-8") == page.written(summary)
+        for picture in page.charts(summary):
+            assert (folder / picture).is_file()
 
 
 def test_figures_of_another_shape_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "figures.json"
-    path.write_text('{"runs": {}}')
-    with pytest.raises(NestedAttentionError, match="does not hold the figures of a comparison"):
-        page.read_summary(path)
+    for text in ('{"runs": {}}', "[]", "{"):
+        (tmp_path / FIGURES).write_text(text)
+        with pytest.raises(NestedAttentionError, match="does not hold the figures of a comparison"):
+            read_summary(tmp_path)
 
 
 @pytest.mark.parametrize(("complete", "said"), [(True, "All is trained"), (False, "Not all is trained")])

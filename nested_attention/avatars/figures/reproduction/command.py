@@ -5,28 +5,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ....paths import SMALL_WORLD
-from ....storage.files import replacing
 from ....training.at_once import at_once
 from ....training.trainer import Stopped
 from ...models.world import World, load_world
 from ..judges import Judges
 from .drawings import CASE_SEEDS, Bench, Figures
-from .estimate import Left, drawings_left, left
+from .estimate import Left, complete, drawings_left, left
 from .findings import Summary
 from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
-from .page import FIGURES, PAGE, PICTURES, charts, write_summary, written
-from .runs import Place, prepare_data, prepared, read, train, world_hashes
-from .sheets import contact_sheet
+from .page import charts, written
+from .published import PAGE, PICTURES, shown_before, take_over, write_published
+from .runs import Place, prepare_data, prepared, read, train, write_json
+from .sheets import contact_sheet, shown
 
 Say = Callable[[str], None]
 
@@ -37,7 +36,8 @@ class Request:
 
     root: the folder of all runs. size: of trainings and drawings. minutes: until work stops, saved. workers:
     runs that are made at once, each in a process with `threads` threads. weights: the world's. draws: whether
-    trained runs are drawn and scored too: a GPU that is there for minutes only trains.
+    trained runs are drawn and scored too: a GPU that is there for minutes only trains. published: the folder
+    of figures that count where they are of the same world and size.
     """
 
     root: Path = Path("runs/compare")
@@ -48,6 +48,7 @@ class Request:
     threads: int = 1
     weights: Path = SMALL_WORLD
     draws: bool = True
+    published: Path = PAGE.parent / PICTURES
 
     @property
     def place(self) -> Place:
@@ -62,16 +63,18 @@ class Request:
 def what_is_left(request: Request) -> list[Left]:
     """Of each run that is wanted, with measured times."""
     _arithmetic(request.threads)
+    take_over(request.place, request.published)
     return left(Bench(Judges.load(request.weights), request.place), request.plan)
 
 
 def compare(request: Request, say: Say = lambda line: None) -> bool:
-    """Make what is missing, in the plan's order; whether nothing is. A run that is complete is not repeated,
-    and one that was interrupted goes on."""
+    """Make what is missing, in the plan's order; whether nothing is. A run that is complete, here or as it is
+    published, is not repeated, and one that was interrupted goes on."""
     deadline = time.monotonic() + 60 * request.minutes
     _arithmetic(request.threads * request.workers)
     place, wanted = request.place, request.plan
-    unfinished = [run for run, asked in wanted.items() if not complete(place, run, asked)]
+    take_over(place, request.published)
+    unfinished = _unfinished(place, wanted)
     if not unfinished:
         return True
     untrained = [run for run in unfinished if not place.weights(run).exists()]
@@ -106,8 +109,17 @@ def _arithmetic(threads: int) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def complete(place: Place, run: Run, asked: tuple[Drawing, ...]) -> bool:
-    return place.weights(run).exists() and not drawings_left(place, run, asked)
+def _unfinished(place: Place, wanted: Mapping[Run, tuple[Drawing, ...]]) -> list[Run]:
+    """Runs that something is left of, and the partners that they are drawn with: of one whose figures were
+    taken over, the weights are not here."""
+    found = {run for run, asked in wanted.items() if not complete(place, run, asked)}
+    partners = {
+        run.partner
+        for run in found
+        if any(each.kind == "pair" for each in drawings_left(place, run, wanted[run]))
+        and not place.weights(run.partner).exists()
+    }
+    return [run for run in wanted if run in found | partners]
 
 
 class _Made:
@@ -219,33 +231,33 @@ def _at_once(
 def measure(bench: Bench) -> dict[str, dict[str, Figures]]:
     """The base model's figures and those of the true drawings, for all sets of cases; made once."""
     place = bench.place
-    path = place.drawn / "references.json"
-    if not path.exists():
+    if not place.references.exists():
         place.drawn.mkdir(parents=True, exist_ok=True)
-        found = {" ".join(words): bench.measure(words) for words in CASE_SEEDS}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
-    return json.loads(path.read_text())
+        write_json(place.references, {" ".join(words): bench.measure(words) for words in CASE_SEEDS})
+    return json.loads(place.references.read_text())
 
 
 def summarise(bench: Bench) -> Summary:
     """All figures that there are at a place, of every run of the matrix."""
     place = bench.place
-    runs = {run.name: place.read(run) for run in plan() if place.weights(run).exists()}
+    runs = {run.name: place.read(run) for run in plan() if place.trained(run)}
     return Summary(place.size, runs, measure(bench))
 
 
 def write_page(request: Request, folder: Path) -> Path:
     """The page in a folder, with its pictures and the figures that it is written from; the page's path."""
-    bench = Bench(Judges.load(request.weights), request.place)
-    summary = summarise(bench)
-    pictures = folder / PICTURES
+    place = request.place
+    bench = Bench(Judges.load(request.weights), place)
+    summary, pictures = summarise(bench), folder / PICTURES
+    few = shown(bench, shown_before(place, request.published))
     pictures.mkdir(parents=True, exist_ok=True)
-    write_summary(summary, world_hashes(request.weights), pictures / FIGURES)
+    write_published(summary, place, few, pictures)
     for name, svg in charts(summary).items():
         (pictures / name).write_text(svg, encoding="utf-8")
-    for key, picture in _sheets(bench):
-        Image.fromarray(picture).save(pictures / f"{key}.png", optimize=True)
+    for question in QUESTIONS:
+        picture = contact_sheet(bench, question, few)
+        if picture is not None:
+            Image.fromarray(picture).save(pictures / f"{question.key}.png", optimize=True)
     page = folder / PAGE.name
     page.write_text(written(summary), encoding="utf-8")
     return page
@@ -272,10 +284,3 @@ def told(found: list[Left], workers: int) -> list[str]:
 def _hours(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
-
-
-def _sheets(bench: Bench) -> Iterator[tuple[str, np.ndarray]]:
-    for question in QUESTIONS:
-        picture = contact_sheet(bench, question)
-        if picture is not None:
-            yield question.key, picture

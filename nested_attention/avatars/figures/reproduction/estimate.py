@@ -50,6 +50,10 @@ def drawings_left(place: Place, run: Run, asked: tuple[Drawing, ...]) -> tuple[D
     return tuple(each for each in asked if each.key not in done)
 
 
+def complete(place: Place, run: Run, asked: tuple[Drawing, ...]) -> bool:
+    return place.trained(run) and not drawings_left(place, run, asked)
+
+
 def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
     """What is left of each run, with times measured here: of a step of each kind of training, and of
     drawing."""
@@ -64,8 +68,8 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
 
     found = []
     for run, asked in plan.items():
-        missing = place.size.steps - place.steps(run)
         drawings = drawings_left(place, run, asked)
+        missing = 0 if complete(place, run, asked) else place.size.steps - place.steps(run)
         kind = run.mechanism, run.queries, run.departures
         if missing and kind not in steps:
             steps[kind] = step_seconds(place, world, run, data)

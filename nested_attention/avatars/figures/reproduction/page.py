@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ....errors import NestedAttentionError
 from ....evaluation.charts import Point, drawing
 from ....evaluation.statistics import Mean, clustered_mean, wilson
-from ....paths import PACK
-from ....storage.files import replacing
 from ....training.mechanisms import MECHANISMS, mechanism
-from ...models.world import Sampling
 from ..judges import NEAREST
 from ..report import percent, share, table
 from .drawings import EXPRESSION, TWINS, Figures
 from .findings import MEASURES, PROMPT_LOSS, Finding, Summary, find_all
-from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, Size, curve, plan, words_of
+from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, curve, plan, words_of
+from .published import PICTURES
 from .runs import still_falling
 
-PAGE = PACK / "docs" / "reproduction.md"
-PICTURES, FIGURES = "reproduction", "figures.json"
-"""The folder of its pictures, beside the page, and in it the figures that the page is written from."""
-
 COLUMNS = (
-    *(
-        "identity",
-        NEAREST,
-        "twins",
-        "prompt",
-        EXPRESSION,
-        "outside",
-        "person",
-        "pet",
-        "both",
-        "moved",
-        "error",
-    ),
+    "identity",
+    NEAREST,
+    "twins",
+    "prompt",
+    EXPRESSION,
+    "outside",
+    "person",
+    "pet",
+    "both",
+    "moved",
+    "error",
 )
 CURVES = {"prompt": "prompt", EXPRESSION: "expression", "outside": "change outside, of 255"}
 """What identity is drawn against."""
-
-
-def read_summary(path: Path = PAGE.parent / PICTURES / FIGURES) -> Summary:
-    """Raises NestedAttentionError for figures of another shape."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        sampling = Sampling(**found["size"].pop("sampling"))
-        return Summary(Size(**found["size"], sampling=sampling), found["runs"], found["references"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise NestedAttentionError(
-            f"{path} does not hold the figures of a comparison ({error}); `nested-attention world compare` "
-            "writes them anew"
-        ) from error
-
-
-def write_summary(summary: Summary, hashes: Mapping[str, str], path: Path) -> None:
-    document = {**asdict(summary), "hashes": dict(hashes)}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 def written(summary: Summary) -> str:

@@ -81,6 +81,16 @@ class Place:
         folder = root / _short([world, recipe, *trained])
         return cls(folder, folder / f"figures-{_short([hashes, asdict(size)])}", size)
 
+    @property
+    def name(self) -> str:
+        """Of all that decides the trainings and the figures."""
+        return f"{self.folder.name}/{self.drawn.name}"
+
+    @property
+    def references(self) -> Path:
+        """The base model's figures and those of the true drawings."""
+        return self.drawn / "references.json"
+
     def run_folder(self, run: Run) -> Path:
         return self.folder / run.name
 
@@ -112,16 +122,20 @@ class Place:
         return self.run_folder(run) / "training.json"
 
     def read(self, run: Run) -> dict[str, Any]:
-        """A run's figures so far."""
+        """A run's figures so far, and what is told of its training once that is complete: here, or where they
+        were taken over from."""
         path, training = self.figures(run), self.training(run)
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"drawn": {}}
-        told = json.loads(training.read_text()) if training.exists() else {}
-        return {"run": asdict(run), **found, "training": told}
+        found: dict[str, Any] = {"run": asdict(run), "drawn": {}, "training": {}}
+        found |= json.loads(path.read_text()) if path.exists() else {}
+        return {**found, "training": json.loads(training.read_text())} if training.exists() else found
+
+    def trained(self, run: Run) -> bool:
+        """Whether its training is complete; where figures were taken over, its weights are not here."""
+        return self.weights(run).exists() or bool(self.read(run)["training"])
 
     def write(self, run: Run, document: dict[str, Any]) -> None:
         self.drawn.mkdir(parents=True, exist_ok=True)
-        with replacing(self.figures(run)) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(self.figures(run), document)
 
     def precision(self, world: World) -> torch.dtype:
         """Of the arithmetic, the same in every run: the faster one on a CPU, as measured once; fp32 on a GPU,
@@ -129,6 +143,11 @@ class Place:
         if torch.cuda.is_available():
             return torch.float32
         return precision_of(self.folder, unet_pass(world.unet, self.size.batch))
+
+
+def write_json(path: Path, document: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _short(whole: Any) -> str:
@@ -295,8 +314,7 @@ def train(
         "precision": str(place.precision(world)).removeprefix("torch."),
         **records.circumstances(started),
     }
-    with replacing(place.training(run)) as temporary:
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    write_json(place.training(run), told)
     with replacing(place.weights(run)) as temporary:
         save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
     for checkpoint in checkpoints_in(folder):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
-from .drawings import Bench
-from .matrix import Drawing, Question, Run, words_of
+from .drawings import CASE_SEEDS, Bench
+from .matrix import QUESTIONS, Asked, Drawing, Question, Run, words_of
 from .page import told
 
 CASES = (0, 1)
@@ -19,18 +19,37 @@ SIDE = 128
 _LETTERS = str.maketrans({"α": "alpha", "λ": "lambda", "“": '"', "”": '"'})  # the font has no Greek
 
 
-def contact_sheet(bench: Bench, question: Question) -> np.ndarray | None:
-    """For each case its references and the base model's picture, then what each run of the first seed drew, a
-    row each; None where nothing is drawn yet. (H, W, 3) uint8"""
+Few = Mapping[str, np.ndarray]
+"""By the name of a drawing, the pictures of CASES, (2, H, W, 3) uint8."""
+
+
+def shown(bench: Bench, before: Few) -> dict[str, np.ndarray]:
+    """The pictures of all sheets. before: those that are published, of what was not drawn here."""
+    names = [f"base {' '.join(words)}" for words in CASE_SEEDS]
+    for question in QUESTIONS:
+        names += [f"{run.name} {each.key}" for run, drawings in _asked(question) for each in drawings]
+    found = {name: before[name] for name in names if name in before}
+    drawn = {name: bench.pictures(name) for name in names}
+    return found | {name: rgb[list(CASES)] for name, rgb in drawn.items() if rgb is not None}
+
+
+def _asked(question: Question) -> Asked:
+    """Of the first seed."""
     seed = min(run.seed for run, _ in question.asked)
-    asked = [(run, drawings) for run, drawings in question.asked if run.seed == seed]
+    return tuple((run, drawings) for run, drawings in question.asked if run.seed == seed)
+
+
+def contact_sheet(bench: Bench, question: Question, pictures: Few) -> np.ndarray | None:
+    """For each case its references and the base model's picture, then what each run of the first seed drew, a
+    row each; None where nothing is drawn yet. pictures: what `shown` gives. (H, W, 3) uint8"""
+    asked = _asked(question)
     sets = dict.fromkeys(words_of(each) for _, drawings in asked for each in drawings if each.kind != "error")
     rows: list[list[Cell]] = []
-    for number in CASES:
+    for index, number in enumerate(CASES):
         for words in sets:
-            found = [_drawn(bench, run, drawings, words, number) for run, drawings in asked]
+            found = [_drawn(pictures, run, drawings, words, index) for run, drawings in asked]
             found = [cells for cells in found if cells]
-            given = _given(bench, bench.cases(words), words, number)
+            given = _given(bench.cases(words)[number], pictures, words, index)
             if found and max(map(len, found)) == 1:  # a row is enough
                 rows.append([*given, *(cell for cells in found for cell in cells)])
             elif found:
@@ -39,21 +58,18 @@ def contact_sheet(bench: Bench, question: Question) -> np.ndarray | None:
 
 
 def _drawn(
-    bench: Bench, run: Run, drawings: Sequence[Drawing], words: tuple[str, ...], number: int
+    pictures: Few, run: Run, drawings: Sequence[Drawing], words: tuple[str, ...], index: int
 ) -> list[Cell]:
     """A case of these words in each drawing of a run that shows them."""
-    shown = [each for each in drawings if each.kind != "error" and words_of(each) == words]
-    pictures = [(each, bench.pictures(f"{run.name} {each.key}")) for each in shown]
-    return [Cell(enlarged(rgb[number], SIDE), _lines(run, each)) for each, rgb in pictures if rgb is not None]
+    asked = [each for each in drawings if each.kind != "error" and words_of(each) == words]
+    found = [(each, pictures.get(f"{run.name} {each.key}")) for each in asked]
+    return [Cell(enlarged(rgb[index], SIDE), _lines(run, each)) for each, rgb in found if rgb is not None]
 
 
-def _given(bench: Bench, cases: Sequence[Case], words: tuple[str, ...], number: int) -> list[Cell]:
-    case = cases[number]
+def _given(case: Case, pictures: Few, words: tuple[str, ...], index: int) -> list[Cell]:
     cells = [Cell(enlarged(case.reference(word), SIDE), (f"the {word}",)) for word in words]
-    base = bench.pictures(f"base {' '.join(words)}")
-    if base is not None:
-        cells.append(Cell(enlarged(base[number], SIDE), ("base model",)))
-    return cells
+    base = pictures.get(f"base {' '.join(words)}")
+    return cells if base is None else [*cells, Cell(enlarged(base[index], SIDE), ("base model",))]
 
 
 def _lines(run: Run, drawing: Drawing) -> tuple[str, ...]:
