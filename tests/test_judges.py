@@ -20,8 +20,9 @@ from nested_attention.avatars.drawing.pose import EXPRESSIONS, Pose
 from nested_attention.avatars.drawing.prompts import sample_identities, sample_picture
 from nested_attention.avatars.drawing.shown import Shown
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings
-from nested_attention.avatars.figures.judges import score_prompt, subjects_of
+from nested_attention.avatars.figures.judges import Counts, score_prompt, subjects_of
 from nested_attention.avatars.figures.likeness import among_twins, identity_of, twins
+from nested_attention.avatars.models import nearest
 from nested_attention.avatars.models.cells import from_cells
 from nested_attention.avatars.models.model import new_vae
 from nested_attention.avatars.models.nearest import NearestDrawing
@@ -185,6 +186,12 @@ def test_the_recogniser_learns(tmp_path: Path) -> None:
     assert similarity.shape == (10, 10) and similarity.abs().max() <= 1 + 1e-5
     others = (similarity.sum() - similarity.diag().sum()) / 90
     assert similarity.diag().mean() > others + 0.1
+
+
+def test_candidates_of_a_part_are_drawn_once() -> None:
+    """Also those of the largest: two people a picture and their near-twins, under a dozen measures."""
+    counts, kept = Counts(), nearest._drawings.cache_parameters()["maxsize"]
+    assert kept >= 2 * counts.pairs * (2 + counts.twins)  # twice for both lights, but near-twins have one
 
 
 def test_embeddings_have_length_one_and_do_not_depend_on_the_batch() -> None:

@@ -86,8 +86,7 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
             for word in words:
                 bench.looks(words, word, processes)
     world = load_world(request.weights) if bench is None else bench.judges.world
-    learned = dict.fromkeys(word for run in untrained for word in run.words)
-    prepare_data(place, world, learned, processes)
+    _prepare(request, world, untrained, processes, deadline, say)
     if bench is not None:
         measure(bench)
     _read_all(request, world, untrained, deadline, say)
@@ -181,6 +180,23 @@ def _work(request: Request, run: Run, until: float) -> list[str]:
     told: list[str] = []
     _made(request).make(run, deadline, told.append)
     return told
+
+
+def _prepare(
+    request: Request, world: World, runs: list[Run], processes: int, deadline: float, say: Say
+) -> None:
+    """Draw and encode what runs learn from: several kinds of subject at once, where several runs are."""
+    words = dict.fromkeys(word for run in runs for word in run.words)
+    if request.workers > 1 and len(words) > 1:
+        _at_once(request, [Run(words=(word,)) for word in words], deadline, say, work=_preparing)
+    prepare_data(request.place, world, words, processes)
+
+
+def _preparing(request: Request, run: Run, until: float) -> list[str]:
+    """`prepare_data` in a process of its own, as `_work`."""
+    _arithmetic(request.threads)
+    prepare_data(request.place, load_world(request.weights), run.words, request.threads)
+    return []
 
 
 def _read_all(request: Request, world: World, runs: list[Run], deadline: float, say: Say) -> None:
