@@ -594,6 +594,17 @@ def test_a_claim_against_chance_needs_more_than_half() -> None:
         assert find(found, claim).verdict == verdict
 
 
+def test_a_part_of_the_page_begins_with_two_drawings_of_its_own() -> None:
+    """The run that all parts share is drawn with the mechanisms; alone it compares nothing."""
+    text = page.written(summary({"nested": 0.6, "decoupled": 0.4}, {"nested": 0.9, "decoupled": 0.9}))
+    parts = dict(part.split("\n\n", 1) for part in text.split("\n## ")[1:])
+    titles = {question.key: question.title for question in QUESTIONS}
+    assert "![some of the pictures](reproduction/mechanisms.png)" in parts[titles["mechanisms"]]
+    for key in ("alpha", "queries", "pair", "mixing"):
+        assert "No run of this part is there yet." in parts[titles[key]]
+        assert ".png" not in parts[titles[key]] and "| Nested Attention |" not in parts[titles[key]]
+
+
 def test_every_claim_is_about_drawings_that_the_matrix_asks_for() -> None:
     wanted = plan()
     for claim in CLAIMS:

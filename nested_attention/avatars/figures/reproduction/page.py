@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,10 +132,10 @@ def _question(summary: Summary, question: Question, findings: Sequence[Finding])
     if question.key == "mechanisms":
         parts += [_chosen(summary)]
         parts += [f"![{name}]({PICTURES}/{name})" for name in charts(summary)]
-    rows = table_of(summary, question)
-    parts += [rows] if rows else ["No run of this part is there yet."]
-    if any(summary.figures(run, each) for run, drawings in question.asked for each in drawings):
-        parts.append(f"![some of the pictures]({PICTURES}/{question.key}.png)")
+    if comparable(question, lambda run, each: summary.figures(run, each) is not None):
+        parts += [table_of(summary, question), f"![some of the pictures]({PICTURES}/{question.key}.png)"]
+    else:
+        parts += ["No run of this part is there yet."]
     parts.append("\n".join(f"- {_sentence(each)}" for each in own))
     return parts
 
@@ -172,6 +172,14 @@ def _sentence(finding: Finding) -> str:
     )
 
 
+def comparable(question: Question, there: Callable[[Run, Drawing], bool]) -> bool:
+    """Whether there are two drawings of a question's first seed to be seen beside each other: the run that
+    all questions share is none yet."""
+    first = min(run.seed for run, _ in question.asked)
+    asked = [(run, each) for run, drawings in question.asked if run.seed == first for each in drawings]
+    return sum(each.kind != "error" and there(run, each) for run, each in asked) > 1
+
+
 def table_of(summary: Summary, question: Question) -> str:
     """The figures of a question's runs, averaged over their seeds, beside the base model's."""
     groups: dict[tuple[str, str], list[Figures]] = {}
@@ -180,8 +188,6 @@ def table_of(summary: Summary, question: Question) -> str:
             found = summary.figures(run, each)
             if found is not None and each.kind != "error":
                 groups.setdefault((run.title, told(run, each)), []).append(found)
-    if not groups:
-        return ""
     for words in dict.fromkeys(words_of(each) for _, drawings in question.asked for each in drawings):
         for name, label in (("base", "base model, no subject"), ("truth", "true drawings")):
             found = summary.references.get(" ".join(words), {}).get(name)

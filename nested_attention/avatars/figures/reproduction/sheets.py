@@ -10,7 +10,7 @@ from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
 from .drawings import CASE_SEEDS, Bench
 from .matrix import QUESTIONS, Asked, Drawing, Question, Run, words_of
-from .page import told
+from .page import comparable, told
 
 CASES = (0, 1)
 """Which cases are shown: the first ones, whatever came out."""
@@ -41,8 +41,10 @@ def _asked(question: Question) -> Asked:
 
 def contact_sheet(bench: Bench, question: Question, pictures: Few) -> np.ndarray | None:
     """For each case its references and the base model's picture, then what each run of the first seed drew, a
-    row each; None where nothing is drawn yet. pictures: what `shown` gives. (H, W, 3) uint8"""
+    row each; None where there is nothing to compare. pictures: what `shown` gives. (H, W, 3) uint8"""
     asked = _asked(question)
+    if not comparable(question, lambda run, each: f"{run.name} {each.key}" in pictures):
+        return None
     sets = dict.fromkeys(words_of(each) for _, drawings in asked for each in drawings if each.kind != "error")
     rows: list[list[Cell]] = []
     for index, number in enumerate(CASES):
