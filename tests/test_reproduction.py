@@ -394,7 +394,7 @@ def test_published_figures_spare_their_runs(
     assert second.place.references.read_bytes() == first.place.references.read_bytes()
     assert command.publish(second, out.parent).read_text() == text
     assert (out / "pair.png").read_bytes() == sheet  # of pictures that were not drawn here
-    training = command.Request(**{**vars(second), "draws": False})
+    training = replace(second, draws=False)
     assert command.compare(training, heard.append) and not heard
 
     document = json.loads((out / FIGURES).read_text())

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -50,8 +50,8 @@ class Request:
     draws: bool = True
     published: Path = PAGE.parent / PICTURES
 
-    @property
-    def place(self) -> Place:
+    @cached_property
+    def place(self) -> Place:  # hashes the world's files
         return Place.of(self.root, self.size, self.weights)
 
     @property

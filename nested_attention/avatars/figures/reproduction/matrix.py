@@ -139,6 +139,12 @@ class Question:
     text: str
     asked: Asked
 
+    @property
+    def first(self) -> Asked:
+        """What is asked of the runs of its first seed."""
+        seed = min(run.seed for run, _ in self.asked)
+        return tuple((run, drawings) for run, drawings in self.asked if run.seed == seed)
+
 
 def values_of(name: str) -> tuple[float, ...]:
     """Where a mechanism's control is looked at; its only value where it has none."""

@@ -175,8 +175,7 @@ def _sentence(finding: Finding) -> str:
 def comparable(question: Question, there: Callable[[Run, Drawing], bool]) -> bool:
     """Whether there are two drawings of a question's first seed to be seen beside each other: the run that
     all questions share is none yet."""
-    first = min(run.seed for run, _ in question.asked)
-    asked = [(run, each) for run, drawings in question.asked if run.seed == first for each in drawings]
+    asked = [(run, each) for run, drawings in question.first for each in drawings]
     return sum(each.kind != "error" and there(run, each) for run, each in asked) > 1
 
 

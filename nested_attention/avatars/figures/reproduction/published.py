@@ -47,9 +47,10 @@ def take_over(place: Place, folder: Path) -> None:
 
     Nothing is taken that was trained in another world, judged by other judges, or of another size.
     """
-    if not _is_of(place, folder):
+    document = _of(place, folder)
+    if document is None:
         return
-    summary = read_summary(folder)
+    summary = _summary(document, folder)
     place.drawn.mkdir(parents=True, exist_ok=True)
     for name, figures in summary.runs.items():
         own = place.drawn / f"{name}.json"
@@ -61,14 +62,16 @@ def take_over(place: Place, folder: Path) -> None:
 
 def shown_before(place: Place, folder: Path) -> dict[str, np.ndarray]:
     """The published pictures of a place, by name."""
-    if not _is_of(place, folder):
+    if _of(place, folder) is None:
         return {}
     with np.load(folder / SHOWN) as stored:
         return {name: stored[name] for name in stored.files}
 
 
-def _is_of(place: Place, folder: Path) -> bool:
-    return (folder / FIGURES).exists() and _document(folder).get("place") == place.name
+def _of(place: Place, folder: Path) -> dict[str, Any] | None:
+    """What is published of a place, if anything is."""
+    document = _document(folder) if (folder / FIGURES).exists() else {}
+    return document if document.get("place") == place.name else None
 
 
 def _document(folder: Path) -> dict[str, Any]:

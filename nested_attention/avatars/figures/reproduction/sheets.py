@@ -9,7 +9,7 @@ import numpy as np
 from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
 from .drawings import CASE_SEEDS, Bench
-from .matrix import QUESTIONS, Asked, Drawing, Question, Run, words_of
+from .matrix import QUESTIONS, Drawing, Question, Run, words_of
 from .page import comparable, told
 
 CASES = (0, 1)
@@ -27,22 +27,16 @@ def shown(bench: Bench, before: Few) -> dict[str, np.ndarray]:
     """The pictures of all sheets. before: those that are published, of what was not drawn here."""
     names = [f"base {' '.join(words)}" for words in CASE_SEEDS]
     for question in QUESTIONS:
-        names += [f"{run.name} {each.key}" for run, drawings in _asked(question) for each in drawings]
+        names += [f"{run.name} {each.key}" for run, drawings in question.first for each in drawings]
     found = {name: before[name] for name in names if name in before}
     drawn = {name: bench.pictures(name) for name in names}
     return found | {name: rgb[list(CASES)] for name, rgb in drawn.items() if rgb is not None}
 
 
-def _asked(question: Question) -> Asked:
-    """Of the first seed."""
-    seed = min(run.seed for run, _ in question.asked)
-    return tuple((run, drawings) for run, drawings in question.asked if run.seed == seed)
-
-
 def contact_sheet(bench: Bench, question: Question, pictures: Few) -> np.ndarray | None:
     """For each case its references and the base model's picture, then what each run of the first seed drew, a
     row each; None where there is nothing to compare. pictures: what `shown` gives. (H, W, 3) uint8"""
-    asked = _asked(question)
+    asked = question.first
     if not comparable(question, lambda run, each: f"{run.name} {each.key}" in pictures):
         return None
     sets = dict.fromkeys(words_of(each) for _, drawings in asked for each in drawings if each.kind != "error")
