@@ -28,6 +28,10 @@ COARSEST = 4
 """Layers are watched whose cells are at most this many latent cells wide; coarser ones do not tell two people
 apart."""
 
+OVERSHOOT = 0.4
+"""How far values of a picture or mask may lie outside of 0 to 1. Bicubic resizing leaves such edges (up to a
+quarter), which are clamped; what goes further has another range."""
+
 TINY = 1e-6  # smallest share: its logarithm, -14, leaves a key a millionth of its weight
 
 

@@ -16,6 +16,7 @@ from .encoder import SubjectEncoderConfig
 from .errors import NestedAttentionError
 from .placeholders import SubjectWord
 from .prompt import check_word
+from .regions import OVERSHOOT
 
 Norm = Literal["inner", "head"]
 WhenMissing = Literal["error", "warn"]
@@ -208,7 +209,7 @@ def _check_region(region: Any) -> Tensor:
             "output of Load Image (as Mask), of a mask editor or of a segmentation node"
         )
     region = region.detach().float()
-    if not bool(((region >= -1e-3) & (region <= 1 + 1e-3)).all()):  # false for NaN too
+    if not bool(((region >= -OVERSHOOT) & (region <= 1 + OVERSHOOT)).all()):  # false for NaN too
         low, high = region.aminmax()
         raise NestedAttentionError(
             f"the region's values go from {float(low):.3g} to {float(high):.3g}; expected 0 (not "

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import __version__
 from .errors import NestedAttentionError
-from .storage.tensors import read_tensors, write_tensors
+from .storage.tensors import open_tensors, write_tensors
 from .storage.thumbnail import check_thumbnail
 
 if TYPE_CHECKING:
@@ -237,33 +237,20 @@ def read_subject(path: str | os.PathLike[str]) -> tuple[Subject, Tensor | None]:
 
     Raises NestedAttentionError for anything that `Subject.save` has not written, damaged content included.
     """
-    file = read_tensors(path, safetensors_only=True)
-    metadata, tensors = dict(file.metadata), file.tensors
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", f"tensors {sorted(tensors)[:3]}")
-        raise NestedAttentionError(f"{path} is not a saved subject: found {found}, expected format {FORMAT}")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise NestedAttentionError(
-            f"{path} is a subject in format version {metadata.get('format_version')}; this library reads "
-            f"version {FORMAT_VERSION}. Update Nested Attention"
-        )
-    digest = metadata.pop("digest", None)
-    if set(metadata) != _PROVENANCE or set(tensors) - {"thumbnail"} != {"tokens", "token_bias"}:
-        raise NestedAttentionError(
-            f"{path} is not a complete subject: found tensors {sorted(tensors)} and metadata "
-            f"{sorted(metadata)}, expected ['token_bias', 'tokens'] and {sorted(_PROVENANCE)}; save it again"
-        )
+    with open_tensors(path, safetensors_only=True) as file:
+        metadata = dict(file.metadata)
+        digest = metadata.pop("digest", None)
+        _check_complete(path, metadata, set(file.specs))  # before gigabytes of something else are read
+        tensors = {name: file.read(name) for name in file.specs}
     if digest != _digest(tensors, metadata) or not re.fullmatch("[1-9][0-9]{0,8}", metadata["images"]):
         raise NestedAttentionError(f"{path} is damaged: its content is not what was saved; save it again")
-    # Copied, so that the subject does not depend on the file any longer.
-    copies = {name: tensor.clone() for name, tensor in tensors.items()}
-    thumbnail = copies.get("thumbnail")
+    thumbnail = tensors.get("thumbnail")
     try:
         if thumbnail is not None:
             check_thumbnail(thumbnail)
         subject = Subject(
-            tokens=copies["tokens"],
-            token_bias=copies["token_bias"],
+            tokens=tensors["tokens"],
+            token_bias=tensors["token_bias"],
             word=metadata["word"],
             fingerprint=metadata["fingerprint"],
             images=int(metadata["images"]),
@@ -271,6 +258,23 @@ def read_subject(path: str | os.PathLike[str]) -> tuple[Subject, Tensor | None]:
     except NestedAttentionError as error:
         raise NestedAttentionError(f"{path}: {error}") from error
     return subject, thumbnail
+
+
+def _check_complete(path: str | os.PathLike[str], metadata: Mapping[str, str], names: set[str]) -> None:
+    """Raises NestedAttentionError unless a file says that it is a saved subject, and has all that one has."""
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", f"tensors {sorted(names)[:3]}")
+        raise NestedAttentionError(f"{path} is not a saved subject: found {found}, expected format {FORMAT}")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise NestedAttentionError(
+            f"{path} is a subject in format version {metadata.get('format_version')}; this library reads "
+            f"version {FORMAT_VERSION}. Update Nested Attention"
+        )
+    if set(metadata) != _PROVENANCE or names - {"thumbnail"} != {"tokens", "token_bias"}:
+        raise NestedAttentionError(
+            f"{path} is not a complete subject: found tensors {sorted(names)} and metadata "
+            f"{sorted(metadata)}, expected ['token_bias', 'tokens'] and {sorted(_PROVENANCE)}; save it again"
+        )
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

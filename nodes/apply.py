@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import STATE, applied_state, apply_subject, mark_prompt
+from ..nested_attention.hosts.comfy import STATE, applied_state, apply_subject, connection, mark_prompt
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectEncoderType, SubjectType, naming, schema
@@ -220,6 +220,10 @@ class ApplySubject(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> Any:
+        return "\n".join(connection())
 
     @classmethod
     def execute(

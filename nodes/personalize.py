@@ -11,6 +11,7 @@ from ..nested_attention.hosts.comfy import (
     STATE,
     applied_state,
     apply_subject,
+    connection,
     encode_subject,
     prepare_references,
 )
@@ -157,9 +158,8 @@ class Personalize(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, preset: str | None = None, **_: Any) -> Any:
-        if preset is None:  # from another node, whose output says it all
-            return "linked"
-        return preset_state(preset)
+        linked = preset is None  # from another node, whose output says it all
+        return ["linked" if linked else preset_state(preset), *connection()]
 
     @classmethod
     def execute(

@@ -28,6 +28,8 @@ ADVICE = "`nested-attention download` lists what is known, with licences and siz
 
 FileState = tuple[int, ...]
 
+_visions: dict[tuple[Path, FileState], Any] = {}
+
 
 def encoder_names() -> list[str]:
     """Those that come with the pack, and those in models/nested_attention."""
@@ -73,7 +75,7 @@ def find_vision(encoder: SubjectEncoderHandle) -> Any:
     names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: Path(name).name != known)
     for path in map(vision_path, names):
         if _width(path, _state(path), encoder.config.features) == width:
-            return _vision(path, _state(path), encoder)
+            return _vision(path, encoder)
     raise NestedAttentionError(
         f"the subject encoder {encoder.source} reads pictures with {vision_name(encoder.config)}. Of "
         f"{', '.join(names) or 'no files'} in models/clip_vision none is that wide ({width}). Put it there"
@@ -132,9 +134,13 @@ def _width(path: Path, state: FileState, features: FeatureLayer) -> int | None:
         return None
 
 
-@lru_cache(maxsize=1)
-def _vision(path: Path, state: FileState, encoder: SubjectEncoderHandle) -> Any:
-    return load_vision(path, encoder)
+def _vision(path: Path, encoder: SubjectEncoderHandle) -> Any:
+    """Of a file of the width that the encoder reads: the last one stays in memory, for whichever encoder."""
+    key = path, _state(path)
+    if key not in _visions:
+        _visions.clear()  # before the next is read
+        _visions[key] = load_vision(path, encoder)
+    return _visions[key]
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.pictures.check import check_pictures
-from ..nested_attention.pictures.sheet import labelled_sheet
+from ..nested_attention.pictures.sheet import Layout, labelled_sheet
 from ..nested_attention.prompt import short
 from ..nested_attention.typed import read_numbers
 from .common import SubjectEncoderType, SubjectType, naming, schema
@@ -150,6 +150,9 @@ class MakeSheet(io.ComfyNode):
                 f"Subject Sheet: {len(texts)} prompts × {len(numbers)} seeds × {len(columns)} columns are "
                 f"{count} pictures; expected {MOST} at most. Take out prompts, seeds or values of λ"
             )
+        labels = [f"{text} · seed {seed}" if len(numbers) > 1 else text for text in texts for seed in numbers]
+        with naming("Subject Sheet"):  # before anything is drawn for it
+            Layout.of(labels, columns, height, width, corner=reference is not None)
         graph = GraphBuilder()
 
         def applied(scale: float, strength: float) -> Any:
@@ -194,7 +197,6 @@ class MakeSheet(io.ComfyNode):
                     )
                     latents.append(drawn.out(0))
         pictures = graph.node("VAEDecode", samples=_joined(graph, latents), vae=vae).out(0)
-        labels = [f"{text} · seed {seed}" if len(numbers) > 1 else text for text in texts for seed in numbers]
         sheet = graph.node(
             "NestedAttentionArrangeSheet",
             pictures=pictures,

@@ -507,12 +507,24 @@ def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
     turned.save(tmp_path / "turned.jpg", exif=exif)
     assert open_picture(tmp_path / "turned.jpg").size == (20, 30)
     (tmp_path / "half.png").write_bytes((tmp_path / "clear.png").read_bytes()[:40])
+    Image.fromarray(np.zeros((20, 30), np.float32)).save(tmp_path / "float.tiff")
     for name, said in (
         ("half.png", "half.png cannot be read as a picture"),
+        ("float.tiff", "floating-point numbers; save it with 8 or 16 bits"),
         ("gone.png", "there is no picture"),
     ):
         with pytest.raises(NestedAttentionError, match=said):
             open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path, ending: str) -> None:
+    shades = np.linspace(0, 65_535, 600).astype(np.uint16).reshape(20, 30)
+    Image.fromarray(shades).save(tmp_path / f"grey.{ending}")
+    found = np.array(open_picture(tmp_path / f"grey.{ending}"))
+    assert np.abs(found - shades[..., None] / 257).max() <= 0.5
+    Image.fromarray(np.arange(200, dtype=np.int32).reshape(10, 20)).save(tmp_path / "bytes.tiff")
+    assert np.array(open_picture(tmp_path / "bytes.tiff")).max() == 199  # 8 bits in a wider file
 
 
 @pytest.mark.once

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from nested_attention import __version__
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
+from nested_attention.storage.tensors import open_tensors
 from nested_attention.subject import Subject
 
 TOKENS = 6
@@ -328,6 +332,23 @@ def test_saving_where_one_cannot(subject: Subject, tmp_path: Path) -> None:
         subject.save(tmp_path / "missing" / "s.safetensors")
     with pytest.raises(NestedAttentionError, match="is a folder"):
         subject.save(tmp_path)
+
+
+def test_a_checkpoint_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gigabytes are not read for it."""
+    from nested_attention import subject as module
+
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"tokens": torch.zeros(2, 2), "token_bias": torch.zeros(2)}, path, {"format": "pt"})
+
+    @contextlib.contextmanager
+    def header_only(*given: Any, **more: Any) -> Iterator[Any]:
+        with open_tensors(*given, **more) as file:
+            yield dataclasses.replace(file, read=lambda name: pytest.fail(f"{name} was read"))
+
+    monkeypatch.setattr(module, "open_tensors", header_only)
+    with pytest.raises(NestedAttentionError, match="not a saved subject: found pt"):
+        Subject.load(path)
 
 
 def test_loading_what_is_not_there_or_no_subject(

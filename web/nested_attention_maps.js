@@ -68,6 +68,17 @@ function glimpse(node, { step, steps, subjects }) {
   node.nestedAttentionGlimpse.replaceChildren(canvas, caption)
 }
 
+/** The node of an execution's id, in which the nodes of subgraphs stand behind those they are in: 12:7. */
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node = null
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part)
+    graph = node?.subgraph
+  }
+  return node
+}
+
 app.registerExtension({
   name: "NestedAttention.Maps",
 
@@ -86,7 +97,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("nested_attention.glimpse", ({ detail }) => {
-      const node = app.graph.getNodeById(detail.node)
+      const node = nodeOf(detail.node)
       if (node?.comfyClass === OBSERVE && detail.subjects.length) glimpse(node, detail)
     })
   },

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NestedAttentionError
+from ..regions import OVERSHOOT
 
 SMALLEST = 16
 """Shorter side, in pixels, below which a picture shows no subject."""
@@ -15,9 +16,9 @@ SMALLEST = 16
 def check_pictures(image: Tensor, node: str = "Encode Subject") -> Tensor:
     """(pictures, height, width, 1, 3 or 4) → (pictures, height, width, 3) in [0, 1].
 
-    Grey becomes colour, and what an alpha channel makes transparent becomes white. Raises
-    NestedAttentionError, naming the node, for another shape, a side under 16 px, NaN or infinite values, and
-    values that are not from 0 to 1.
+    Grey becomes colour, and what an alpha channel makes transparent becomes white. Values a little outside
+    of the range, as bicubic resizing leaves them, are clamped. Raises NestedAttentionError, naming the node,
+    for another shape, a side under 16 px, NaN or infinite values, and values of another range.
     """
     if (
         not isinstance(image, Tensor)
@@ -47,8 +48,9 @@ def check_pictures(image: Tensor, node: str = "Encode Subject") -> Tensor:
 def check_masks(mask: Tensor, node: str) -> Tensor:
     """(masks, height, width) or (height, width) → (masks, height, width) in [0, 1].
 
-    Raises NestedAttentionError, naming the node, for another shape, NaN or infinite values, and values that
-    are not from 0 to 1.
+    Values a little outside of the range, as bicubic resizing leaves them, are clamped. Raises
+    NestedAttentionError, naming the node, for another shape, NaN or infinite values, and values of another
+    range.
     """
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 3) or not mask.numel():
         found = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
@@ -68,7 +70,7 @@ def _check_values(values: Tensor, node: str, what: str) -> Tensor:
             "node that made it (a VAE in half precision may be the cause)"
         )
     low, high = values.aminmax()
-    if float(low) < -0.01 or float(high) > 1.01:
+    if float(low) < -OVERSHOOT or float(high) > 1 + OVERSHOOT:
         raise NestedAttentionError(
             f"{node}: the {what}'s values are from {float(low):.3g} to {float(high):.3g}; expected "
             "0 to 1. Check the node that made it"

@@ -15,8 +15,20 @@ from .check import check_pictures
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Turned as the camera was held, in RGBA. Raises as Pillow does for a file that cannot be decoded."""
-    return ImageOps.exif_transpose(picture).convert("RGBA")
+    """Turned as the camera was held, in RGBA. Raises as Pillow does for a file that cannot be decoded, and
+    ValueError for one of floating-point numbers, whose range nothing says."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")
+    return _in_bytes(ImageOps.exif_transpose(picture)).convert("RGBA")
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8, which Pillow would clip."""
+    if not picture.mode.startswith("I"):
+        return picture
+    grey = np.asarray(picture).astype(np.int64)
+    deep = picture.mode != "I" or grey.max() > 255  # what older versions of Pillow make of both is I
+    return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8)) if deep else picture
 
 
 def on_white(picture: Image.Image) -> Image.Image:

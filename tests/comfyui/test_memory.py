@@ -178,6 +178,21 @@ def test_another_copy_for_another_gpu(world: Any) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_what_was_handed_over_is_not_kept_beside_what_is_managed(world: Any) -> None:
+    """Once ComfyUI moves the managed one, they would be two copies."""
+    import gc
+    import weakref
+
+    from nested_attention.encoder import SubjectEncoder
+    from nested_attention.hosts.comfy import manage_encoder
+
+    encoder = SubjectEncoder(world.person.config)
+    given, handle = weakref.ref(encoder), manage_encoder(encoder, "mine")
+    del encoder
+    gc.collect()
+    assert given() is None and handle.encoder.config == world.person.config
+
+
 def test_a_copy_of_the_model_uses_the_values_beside_it(world: Any) -> None:
     from types import SimpleNamespace
 

@@ -295,6 +295,27 @@ def test_the_vision_model_is_found_by_its_width(
         personalized(nodes, world.model, world.clip, astronaut())
 
 
+def test_two_encoders_share_a_vision_model(
+    nodes: dict[str, Any],  # noqa: F811
+    world: Any,
+    folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is read once, whichever asks; of another file, the one before is let go first."""
+    from safetensors.torch import save_file
+
+    presets = sys.modules[f"{nodes['Personalize'].__module__.rpartition('.')[0]}.presets"]
+    loaded: list[str] = []
+    monkeypatch.setattr(presets, "load_vision", lambda path, encoder: loaded.append(path.name) or object())
+    width, place = world.person.config.vision_dim, folders / "clip_vision"
+    tensors = {"vision_model.embeddings.class_embedding": torch.zeros(width)}
+    save_file(tensors, place / "one.safetensors")
+    assert len({id(presets.find_vision(one)) for one in (world.person, world.pet, world.person)}) == 1
+    (place / "one.safetensors").rename(place / "other.safetensors")
+    presets.find_vision(world.person)
+    assert loaded == ["one.safetensors", "other.safetensors"] and len(presets._visions) == 1
+
+
 def test_it_says_whether_its_model_reaches_a_sampler(
     nodes: dict[str, Any],  # noqa: F811
     small: SimpleNamespace,

@@ -105,7 +105,41 @@ def test_grey_and_transparent_pictures(world: Any) -> None:
     assert torch.equal(seen[:, :20], colour[:, :20])
     assert bool((seen[:, 20:] == 1).all())
     assert torch.equal(check_pictures(colour), colour)
-    assert float(check_pictures(colour + 0.005).max()) <= 1
+
+
+def test_what_bicubic_resizing_overshoots_is_clamped(world: Any) -> None:
+    """As the core's Upscale Image leaves it, of pictures and of masks."""
+    from comfy.utils import common_upscale
+
+    from nested_attention.hosts.comfy import check_pictures
+    from nested_attention.pictures.check import check_masks
+    from nested_attention.settings import SubjectSettings
+
+    sharp = (torch.arange(40 * 56) % 7 < 3).float().view(1, 1, 40, 56)
+    for width, height in ((200, 150), (24, 20)):
+        resized = common_upscale(sharp, width, height, "bicubic", "disabled")
+        assert float(resized.min()) < -0.05 and float(resized.max()) > 1.05
+        assert torch.equal(check_pictures(resized.movedim(1, -1))[..., 0], resized[:, 0].clamp(0, 1))
+        assert torch.equal(check_masks(resized[:, 0], "Node"), resized[:, 0].clamp(0, 1))
+        assert torch.equal(SubjectSettings(region=resized[:, 0]).region, resized[:, 0].clamp(0, 1))
+
+
+def test_more_pictures_than_a_computer_holds(world: Any, clip_vision: Any) -> None:
+    """An animated picture, or a video, comes as a picture a frame."""
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from nested_attention.errors import NestedAttentionError
+    from nested_attention.hosts.comfy.encoding.pictures import check_number
+    from nested_attention.sites import sdxl_sites
+
+    config = replace(world.person.config, num_queries=1024, sites=sdxl_sites())
+    handle: Any = SimpleNamespace(config=config)
+    check_number(handle, 64)
+    with pytest.raises(
+        NestedAttentionError, match="65 pictures are 66,560 tokens, .* take 22.2 GB; expected"
+    ):
+        check_number(handle, 65)
 
 
 def nan_in_the_second() -> Tensor:

@@ -269,3 +269,20 @@ def test_a_saved_subject_draws_the_same_picture(server: ComfyServer) -> None:
     keep["subject"] = ["load", 0]
     with pytest.raises(NestedAttentionError, match="Load Subject: .*no name of a file"):
         server.run({"load": load, "kept": {"class_type": "NestedAttentionSaveSubject", "inputs": keep}})
+
+
+def test_what_a_node_says_of_its_model_follows_the_wires(server: ComfyServer) -> None:
+    """Where MODEL leads is behind the node, and no part of what ComfyUI caches its outputs by."""
+    graph = load_workflow("avatar_person")
+    world, apply, sampler = (
+        node_of(graph, kind)
+        for kind in ("NestedAttentionDemoWorld", "NestedAttentionApplySubject", "KSampler")
+    )
+    graph[sampler]["inputs"]["steps"] = 1
+    graph[apply]["inputs"]["when_missing"] = "warn"
+    for model, reached in ((world, "no sampler"), (apply, "a sampler"), (world, "no sampler")):
+        graph[sampler]["inputs"]["model"] = [model, 0]
+        server.run(graph)
+        (run,) = server.get("/history?max_items=1").values()
+        last = run["outputs"][apply]["nested_attention_state"][-1]
+        assert last.startswith(f"MODEL reaches {reached}")

@@ -111,6 +111,10 @@ def test_one_picture_without_labels_for_seeds(server: ComfyServer) -> None:
         ({"seeds": ""}, "seeds is ''; expected numbers from 0"),
         ({"seeds": "1.5"}, "seeds is '1.5'"),
         ({"seeds": ",".join(map(str, range(40)))}, "2 prompts × 40 seeds × 3 columns are 240 pictures"),
+        (  # said before anything is drawn
+            {"seeds": "1 2 3 4 5 6 7 8", "width": 1024, "height": 1024, "steps": 10_000},
+            "Subject Sheet: the sheet would have .* expected 16384 a side at most",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(server: ComfyServer, options: dict[str, Any], message: str) -> None:

@@ -9,13 +9,14 @@ from .encoding.vision import load_vision
 from .inspect import maps_ui, observe_subjects, view_maps
 from .prompts.clip import SubjectCLIP, mark_prompt
 from .sampling.batches import encode_batch
-from .state import STATE, applied_state
+from .state import STATE, applied_state, connection
 
 __all__ = [
     "STATE",
     "SubjectCLIP",
     "SubjectEncoderHandle",
     "applied_state",
+    "connection",
     "apply_subject",
     "check_pictures",
     "encode_batch",

@@ -29,11 +29,14 @@ def applied_state(model: Any, encoder: SubjectEncoderHandle, chosen_word: bool) 
         word += f", after {others}"
     on = sum(factor > 0 for factor in applied.factors.values())
     layers = "off (strength 0)" if not settings.strength else f"{on} of {len(applied.factors)} layers"
-    return [word, f"encoder: {encoder.source} · {layers}", *_connected()]
+    return [word, f"encoder: {encoder.source} · {layers}", *connection()]
 
 
-def _connected() -> list[str]:
-    """Whether the running node's MODEL leads to a sampler, where that can be told."""
+def connection() -> list[str]:
+    """Whether the running node's MODEL leads to a sampler, where that can be told.
+
+    That does not follow from the node's inputs, so that a node that says it has it in its fingerprint.
+    """
     graph, node = running_graph(), running_node()
     if graph is None or node not in graph:
         return []

@@ -80,8 +80,16 @@ def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     patcher = new_patcher(managed, load_device, offload_device)
-    patcher.cached_patcher_init = (lambda *_, **__: manage_encoder(encoder, source).patcher, ())
+    # Of what is managed: the encoder that was given would stay in memory for it, beside what ComfyUI moves.
+    patcher.cached_patcher_init = (lambda *_, **__: _copy_encoder(managed, source, offload_device), ())
     return SubjectEncoderHandle(managed, patcher, source)
+
+
+def _copy_encoder(
+    managed: SubjectEncoder, source: str, offload_device: torch.device
+) -> comfy.model_patcher.ModelPatcher:
+    with torch.inference_mode(False), torch.no_grad():
+        return manage_encoder(copy.deepcopy(managed).to(offload_device), source).patcher
 
 
 def new_patcher(

@@ -28,6 +28,12 @@ from .vision import vision_name
 PHOTOGRAPHS = 512
 """Width of the vision models that have seen photographs, at least."""
 
+MOST_TOKENS = 65_536
+"""Of a subject, or of all of a batch: 64 pictures with the paper's encoder, 22 GB of keys and values."""
+
+MANY = 4e9
+"""Bytes of keys and values above which a user is told what so many pictures take."""
+
 
 def encode_subject(
     handle: SubjectEncoderHandle,
@@ -49,6 +55,8 @@ def encode_subject(
     pictures = check_pictures(image)
     if isinstance(weights, str):
         weights = read_weights(weights, len(pictures))
+    counted = len(pictures) if weights is None else sum(weight > 0 for weight in weights)
+    check_number(handle, 1 if average else counted)
     features = _features(handle, clip_vision, pictures)
     for told in suspicions(pictures.cpu(), handle.config.word, _detector(handle)):
         warn(f"Encode Subject: {told}")
@@ -67,6 +75,21 @@ def encode_subject(
             )
     except NestedAttentionError as error:
         raise NestedAttentionError(f"Encode Subject: {error}") from error
+
+
+def check_number(handle: SubjectEncoderHandle, pictures: int) -> None:
+    """Raises NestedAttentionError for more pictures than a computer holds keys and values of; warns of many.
+    An animated picture, or a video, is a picture a frame."""
+    tokens = pictures * handle.config.num_queries
+    size = 4 * tokens * sum(site.inner_dim for site in handle.config.sites)  # both in half precision
+    told = f"{pictures} pictures are {tokens:,} tokens, whose keys and values take {size / 1e9:.1f} GB"
+    advice = "An animated picture counts as one a frame: take a few, or the average (batch of Encode Subject)"
+    if tokens > MOST_TOKENS:
+        raise NestedAttentionError(
+            f"Encode Subject: {told}; expected {MOST_TOKENS:,} tokens at most. {advice}"
+        )
+    if pictures > 1 and size > MANY:
+        warn(f"Encode Subject: {told}. {advice}")
 
 
 def _references(

@@ -14,7 +14,7 @@ from ....attention import onto
 from ....subject import Subject
 from ....subject_batch import SubjectBatch, pad_biases
 from ..encoding.memory import SubjectEncoderHandle
-from ..encoding.pictures import encode_subject
+from ..encoding.pictures import check_number, encode_subject
 
 Values = Callable[[str, torch.device], tuple[Tensor, Tensor]]
 """Site and device → K̆, V̆ (1|B, N, inner)."""
@@ -25,6 +25,7 @@ def encode_batch(handle: SubjectEncoderHandle, clip_vision: Any, image: Tensor) 
     `encode_subject`."""
     if image.dim() != 4 or len(image) <= 1:
         return encode_subject(handle, clip_vision, image)
+    check_number(handle, len(image))
     return SubjectBatch(tuple(encode_subject(handle, clip_vision, picture[None]) for picture in image))
 
 

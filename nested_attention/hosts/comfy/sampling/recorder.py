@@ -75,7 +75,8 @@ class Recorder(Shared):
             raise NestedAttentionError(
                 f"nothing was observed: {seen}. Connect Apply Subject's MODEL to Observe Subjects, its MODEL "
                 "to the sampler and the sampler's picture to this node, and check that a prompt carries the "
-                "subject between start_percent and end_percent"
+                "subject between start_percent and end_percent. Where all of that is so, the sampler was "
+                "moved or copied since it ran: change its seed, so that it runs again"
             )
         return found
 
