@@ -207,7 +207,8 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     settings = training(world_on_disk, prepared, tmp_path / "two", steps=4, save_every=1, workers=1)
     first = replace(settings.phases[0], rate=1e-4)
     # From a trained encoder: a random one's |v*| is small, and α / |v*| magnifies what rounding leaves.
-    start = StartSettings(kind="file", path=SMALL_WORLD / "person_encoder.safetensors")
+    shipped = SMALL_WORLD / "person_encoder.safetensors"
+    start = StartSettings(kind="file", path=shipped)
     settings = replace(settings, phases=(first, replace(first, steps=2)), start=start)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launched = subprocess.run(
@@ -222,6 +223,7 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
         assert list(ours) == list(theirs) == steps
         assert theirs == pytest.approx(ours, abs=1e-4)
     assert read_card(one) == read_card(settings.file)
+    assert read_card(one).samples == read_card(shipped).samples + 6 * 4
 
 
 def test_the_second_phase_goes_on_from_the_first(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:

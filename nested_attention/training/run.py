@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from ..card import EncoderCard
-from ..checkpoint import save_subject_encoder
+from ..checkpoint import read_card, save_subject_encoder
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
@@ -23,7 +23,7 @@ from .frozen import DTYPES, folder_name, load_schedule, load_unet
 from .keys import first_examples, plain, whiten_keys
 from .reading import read_config
 from .schedule import Schedule
-from .settings import PhaseSettings, TrainSettings
+from .settings import PhaseSettings, StartSettings, TrainSettings
 from .shards import Index, Rising, ShardData, verify
 from .start import encoder_config, new_encoder
 from .subjects import ON_HOST, SubjectNoise, SubjectObjective
@@ -64,7 +64,7 @@ def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = prin
     _check_alike(settings, indices)
     run = _Run(settings, indices, state.device)
     try:
-        samples = 0
+        samples = _seen(settings.start)
         for number in range(len(settings.phases)):
             samples = run.phase(number, samples, say if state.is_main_process else lambda line: None)
     finally:
@@ -74,6 +74,11 @@ def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = prin
         say(f"The encoder: {settings.file.resolve()}")
     state.wait_for_everyone()
     return settings.file
+
+
+def _seen(start: StartSettings) -> int:
+    """How many examples the encoder that a run begins with has seen."""
+    return read_card(start.path).samples if start.path is not None and start.projections else 0
 
 
 def _data(phase: PhaseSettings, state: Any) -> Index:

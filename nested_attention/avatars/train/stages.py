@@ -73,10 +73,11 @@ class Recipe:
 
     def options(self, options: TrainerOptions, file: str) -> TrainerOptions:
         """For the device that trains. A run that goes on from `file` reads in an order of its own."""
-        if self.onward:
-            digest = sha256((self.weights / file).read_bytes()).digest()
-            options = replace(options, seed=int.from_bytes(digest[:4], "big"))
-        return for_device(options)
+        return for_device(replace(options, seed=self.seed(file)) if self.onward else options)
+
+    def seed(self, file: str) -> int:
+        """Of a run that goes on from `file`."""
+        return int.from_bytes(sha256((self.weights / file).read_bytes()).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,12 @@ def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Wr
     return _saved(recipe, unet=unet)
 
 
-def _encoder(recipe: Recipe, drawn: tuple[CloseUps, Path], schedule: Schedule, *, word: str) -> Written:
+def _encoder(
+    recipe: Recipe, drawn: tuple[CloseUps | None, Path], schedule: Schedule, *, word: str
+) -> Written:
     """Its Q-Former learns to read first, unless it has: onward."""
     file, (close_ups, pictures) = f"{word}_encoder.safetensors", drawn
-    if recipe.onward:
+    if close_ups is None:
         start = StartSettings(kind="file", path=recipe.weights / file)
     else:
         path = recipe.runs / word / "reading.safetensors"
@@ -209,19 +212,24 @@ def _prompted(recipe: Recipe) -> scorers.Prompted:
     return scorers.draw_prompted(recipe.judged, 200, **recipe.drawing)
 
 
-def _for_encoder(recipe: Recipe, *, word: str) -> tuple[CloseUps, Path]:
+def _for_encoder(recipe: Recipe, *, word: str) -> tuple[CloseUps | None, Path]:
+    """Close-ups to learn reading from, unless it has been learned; and pictures."""
+    if recipe.onward:
+        return None, _written(recipe, word=word)
     number, seed = recipe.encoder_pictures, 13 + SUBJECTS.index(word)
     return draw_close_ups(word, number, seed, **recipe.drawing), _written(recipe, word=word)
 
 
 def _written(recipe: Recipe, *, word: str) -> Path:
-    """Half as many pictures of two as of one, as files: all of them, or none."""
-    number = recipe.encoder_pictures * 3 // 2
-    folder = recipe.runs / word / f"pictures-{number}-{drawing_version()}"
+    """Half as many pictures of two as of one, as files: all of them, or none. Onward: others than before."""
+    number, seed = recipe.encoder_pictures * 3 // 2, 3 + SUBJECTS.index(word)
+    if recipe.onward:
+        seed = recipe.seed(f"{word}_encoder.safetensors")
+    folder = recipe.runs / word / f"pictures-{number}-{seed}-{drawing_version()}"
     if not folder.exists():
         partial_folder = folder.with_suffix(".partial")
         shutil.rmtree(partial_folder, ignore_errors=True)
-        write_pictures(partial_folder, word, number, seed=3 + SUBJECTS.index(word), workers=recipe.workers)
+        write_pictures(partial_folder, word, number, seed=seed, workers=recipe.workers)
         partial_folder.replace(folder)
     return folder
 
