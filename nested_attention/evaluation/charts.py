@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
@@ -51,13 +51,7 @@ def chart(title: str, x_title: str, points: Sequence[Point], *, share: bool = Fa
     ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
     x_range, y_range = _range([p.x for p in points]), (0.0, 1.0) if share else _range(ys)
 
-    def x(value: float) -> float:
-        return round(LEFT + (value - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        span = HEIGHT - TOP - BOTTOM
-        return round(HEIGHT - BOTTOM - (value - y_range[0]) / (y_range[1] - y_range[0]) * span, 1)
-
+    x, y = _axis(x_range, LEFT, WIDTH - RIGHT), _axis(y_range, HEIGHT - BOTTOM, TOP)
     banded = [p for p in points if p.low is not None and p.high is not None]
     around = [(p.x, p.high) for p in banded] + [(p.x, p.low) for p in reversed(banded)]
     return Chart(
@@ -78,6 +72,12 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * 0.08 or max(abs(high), 1e-3) * 0.1
     return low - room, high + room
+
+
+def _axis(values: tuple[float, float], start: float, end: float) -> Callable[[float], float]:
+    """Where a value stands in the drawing: the range of values runs from `start` to `end`."""
+    low, high = values
+    return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -106,15 +106,11 @@ def drawing(
     if not points:
         raise ValueError("a plot needs at least one point")
     ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
-    (x0, x1), (y0, y1) = _range([p.x for p in points]), _range(ys)
+    x_range, y_range = _range([p.x for p in points]), _range(ys)
     width, height, left, top, right, bottom = 460, 340, 58, 34, 14, 46
     legend = 20 * -(-len(series) // 2)
 
-    def x(value: float) -> float:
-        return round(left + (value - x0) / (x1 - x0) * (width - left - right), 1)
-
-    def y(value: float) -> float:
-        return round(height - bottom - (value - y0) / (y1 - y0) * (height - top - bottom), 1)
+    x, y = _axis(x_range, left, width - right), _axis(y_range, height - bottom, top)
 
     def text(place: tuple[float, float], words: str, anchor: str = "middle", **attributes: Any) -> str:
         told = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
@@ -131,10 +127,10 @@ def drawing(
         text(((left + width - right) / 2, height - 8), axes[0]),
         text((14, height / 2 - 8), axes[1], transform=f"rotate(-90 14 {height / 2 - 8})"),
     ]
-    for value in _ticks(x0, x1):
+    for value in _ticks(*x_range):
         out.append(f'<path d="M{x(value)} {top}V{height - bottom}" stroke="#ddd"/>')
         out.append(text((x(value), height - bottom + 15), shown(value, shares[0])))
-    for value in _ticks(y0, y1):
+    for value in _ticks(*y_range):
         out.append(f'<path d="M{left} {y(value)}H{width - right}" stroke="#ddd"/>')
         out.append(text((left - 6, y(value) + 4), shown(value, shares[1]), "end"))
     for number, (name, each) in enumerate(series.items()):

@@ -10,7 +10,7 @@ from formats import Definitions
 PERSON = "avatars/person_encoder.safetensors"
 SAVED = "avatars/somebody.safetensors"
 PET = "avatars/pet_encoder.safetensors"
-SAMPLING = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+SAMPLING = {"seed": 0, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "simple"}
 SOMEBODY, SOMEBODY_ELSE = 7, 10
 """Two people of the small world who are easily told apart."""
 
@@ -29,13 +29,17 @@ class Context:
         return Draft(name, heading, note, self.definitions, self.version, self.core_version)
 
 
-def on_sdxl(picture: str = "the reference", size: str = "") -> str:
+def on_sdxl(picture: str = "the reference", size: str = "", *, steps: bool = False) -> str:
     """The line of a note that says how the workflow is run on SDXL. size: what Empty Latent Image is set to,
-    where the workflow has one."""
+    where the workflow has one. steps: whether it has Load Subject Encoder and Encode Subject."""
     latent = f" Set Empty Latent Image to {size}." if size else ""
+    encoder = (
+        "your encoder and its CLIP vision model in Load Subject Encoder; connect that model to Encode "
+        "Subject, and"
+    )
     return (
-        "- **On SDXL**: choose your checkpoint in `base` of Demo World, and connect **Load Image** in place "
-        f"of {picture}.{latent} 30 steps at cfg 5 are usual."
+        "- **On SDXL**: choose your checkpoint in `base` of Demo World, and "
+        f"{encoder if steps else 'connect'} **Load Image** in place of {picture}.{latent} 30 steps are usual."
     )
 
 

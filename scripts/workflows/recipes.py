@@ -119,7 +119,7 @@ def grid(context: Context) -> Draft:
         "- It stands in place of Apply Subject, the text encoders, the sampler and VAE Decode.\n"
         "- The subject is encoded once, and its keys and values are computed once: λ costs nothing new.\n"
         "- More people or LoRAs: chain Apply Subject and Load LoRA before it.\n"
-        + on_sdxl()
+        + on_sdxl(steps=True)
         + " Set width and height of Subject Sheet to 1024.",
     )
     world, _ = demo_world(draft)
@@ -139,7 +139,7 @@ def grid(context: Context) -> Draft:
         ),
         attention_scales="1, 2, 3",
         seeds="0, 1",
-        cfg=3.0,
+        cfg=5.0,
         scheduler="normal",
         **ALONE,
         reference=world["person"],
@@ -159,7 +159,7 @@ def subgraph(context: Context) -> Draft:
         "**Personalise** is a subgraph: MODEL, CLIP, CLIP_VISION and a picture go in, MODEL and CLIP come "
         "out, and the word, λ and the encoder are on it. The icon in its title bar opens it and shows the "
         "three nodes "
-        "inside; copy it to use it again, for a second subject.\n\n" + on_sdxl(),
+        "inside; copy it to use it again, for a second subject.\n\n" + on_sdxl(steps=True),
     )
     world, _ = demo_world(draft)
     group = draft.group(SUBGRAPH_GROUP)

@@ -107,9 +107,7 @@ def step_by_step(context: Context) -> Draft:
         "encoder, **Encode Subject** turns the reference into a SUBJECT, **Apply Subject** attaches it to a "
         "word of the prompt. Here every setting is at hand.\n\n- λ is `attention_scale`: more identity, "
         "less prompt.\n- `start_percent`, `region`, `blocks`: when, where and in which layers the subject "
-        "counts.\n"
-        + on_sdxl(size=SQUARE)
-        + " Choose your encoder and its CLIP vision model in Load Subject Encoder, and connect that model.",
+        "counts.\n" + on_sdxl(size=SQUARE, steps=True),
     )
     world, group = demo_world(draft)
     group.add("PreviewImage", "The reference", images=world["person"])
@@ -127,7 +125,8 @@ def step_by_step_two(context: Context) -> Draft:
         "avatar_person_and_pet",
         "A person and a pet, step by step",
         "Two **Apply Subject** nodes in a chain, each with its encoder and its word, and a wider picture for "
-        "two figures. Nothing else differs from one subject.\n\n" + on_sdxl("the references", BROAD),
+        "two figures. Nothing else differs from one subject.\n\n"
+        + on_sdxl("the references", BROAD, steps=True),
     )
     world, group = demo_world(draft, "1. A world and two references", figures=2)
     group = draft.group("2. They become subjects")

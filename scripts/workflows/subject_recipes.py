@@ -57,7 +57,7 @@ def mixing(context: Context) -> Draft:
         "- `weight` is how much the second counts. At 0 it is left out and at 1 the first is; at 0.5 both "
         "count alike, as if their pictures had been encoded together.\n"
         "- Chain it for more than two. All have to be made with the same encoder.\n"
-        + on_sdxl("the two people", SQUARE),
+        + on_sdxl("the two people", SQUARE, steps=True),
     )
     world, group = demo_world(draft, "1. A world and two people", person=MIXED_PEOPLE[0])
     another = group.add("NestedAttentionDemoWorld", "The second person", person=MIXED_PEOPLE[1])
@@ -125,7 +125,7 @@ def load_subject(context: Context) -> Draft:
         "subject was made with. Another one is refused, because its tokens mean something else.\n- The "
         "node shows the picture in the file, if one was kept with it, and where the subject comes from.\n- "
         "**On SDXL**: choose your checkpoint in `base` of Demo World, your encoder in Load Subject "
-        "Encoder, and a subject that was saved with it. 30 steps at cfg 5 are usual.",
+        "Encoder, and a subject that was saved with it. 30 steps are usual.",
     )
     group = draft.group("1. A world and its encoder")
     world = group.add("NestedAttentionDemoWorld")
@@ -152,7 +152,7 @@ def two_people(context: Context) -> Draft:
         "to the other through self-attention; it costs some likeness, so switch it on only if they mix.\n\n"
         "Switch **bounded** off, or set **region_mode** to *none*, to see what each does. Without masks, "
         "*auto* on both finds the regions in the first steps.\n\n"
-        + on_sdxl("the two people")
+        + on_sdxl("the two people", steps=True)
         + " The masks may stay.",
     )
     world, one, other = _two_people(draft)
@@ -205,7 +205,7 @@ def pet_isolated(context: Context) -> Draft:
         "segmentation node.\n"
         "- `padding` is the room around the subject; `grow` and `feather` are for rough edges.\n"
         "- **Person or Pet in Picture** does this by itself for photographs (`prepare`).\n"
-        + on_sdxl("the pet"),
+        + on_sdxl("the pet", steps=True),
     )
     world, group = demo_world(draft, "1. A world and a pet", pet=6)
     isolated = group.add("NestedAttentionIsolateSubject", image=world["pet"], padding=0.0, size=112)

@@ -49,10 +49,10 @@ def tables(document: dict[str, Any]) -> str:
             "grid, the only one of the small world that is fine enough. Thresholds, as parts of a map's "
             f"maximum, were chosen on {document['training']} training identities.",
             table(["", "mean IoU", "lowest", "IoU ≥ 0.5", "threshold"], places),
-            "How often the strongest patch that the tokens of a place looked at is in the same part of the "
-            "reference: as it is, compared with the mean of the picture's places, and by chance (the share "
-            "of patches that hold some of the part). The goal was 60 % of places; where a row is below, it "
-            "was missed.",
+            "For places on the eyes, the hair or the mouth: how often the patch of the reference that their "
+            "tokens looked at most is on the same part. *Same part*: by that attention itself. *Compared*: "
+            "by its ratio to the mean over the picture's places. *Chance*: the share of patches that hold "
+            "some of the part. The goal was 60 % of places; where a row is below, it was missed.",
             table(["", "places", "same part", "compared", "chance"], parts),
             f"The share of the strongest token where the subject stands: {shares}.",
             f"CPU time of a sampling with a person and a pet, times that of one that is not observed: "

@@ -23,6 +23,10 @@ _SHORT = {
     "constant": "one value",
     "ceiling": "ceiling",
 }
+TWINS = (
+    "A near-twin differs in one group of traits, such as the colour of the eyes or the outline of the hair, "
+    "and a caption describes it in the same words: a picture is right in every group, or some twin is nearer."
+)
 
 
 def percent(value: Rate) -> str:
@@ -308,12 +312,10 @@ def figures(document: dict[str, Any]) -> str:
             "attributes and places of two figures, take what is asked of one picture as independent, and "
             "are too narrow.",
             f"*{RECOGNISER.capitalize()}*: a network trained on drawings. *{NEAREST.capitalize()}*: whose "
-            "drawing, in any pose, comes closest to the picture; nothing in it is learned. Near-twins differ "
-            "in one group of traits, and a caption describes them in the same words: a picture is right in "
-            "every group, or some twin is nearer. By chance, 1 % are recognised among 100, and among 20 "
-            "near-twins fewer than 5 %. *Background change* is against the base model's picture, where the "
-            "true drawing has no figure, nor within two art pixels of one; the base model's own figure may "
-            "reach further.",
+            f"drawing, in any pose, comes closest to the picture; nothing in it is learned. {TWINS} By "
+            "chance, 1 % are recognised among 100, and among 20 near-twins fewer than 5 %. *Background "
+            "change* is against the base model's picture, where the true drawing has no figure, nor within "
+            "two art pixels of one; the base model's own figure may reach further.",
             table(["", TARGET, *SCORERS, "reached"], goals),
             *(block for word in SUBJECTS for block in _subject(word, document[word])),
             *_references(document),
@@ -366,11 +368,10 @@ def summary(document: dict[str, Any]) -> str:
     )
     said = (
         f"Two judges, side by side: a {RECOGNISER} that was trained on drawings, and the {NEAREST}, for "
-        "which nothing was learned. By chance 1 % are recognised among 100. A near-twin differs in one group "
-        "of traits, such as the colour of the eyes or the outline of the hair: a picture is right in every "
-        "group, or some twin is nearer. Two people each have their own photo; in that row nothing keeps "
-        f"them apart. By the {RECOGNISER}, both are known in {masks} with a mask each, in {bounded} with "
-        f"`bounded` too, and in {auto} with regions found automatically. One value a layer, taken from the "
-        f"description in words, in place of the nested ones gives {constant} for a person and a pet."
+        f"which nothing was learned. By chance 1 % are recognised among 100. {TWINS} Two people each have "
+        f"their own photo; in that row nothing keeps them apart. By the {RECOGNISER}, both are known in "
+        f"{masks} with a mask each, in {bounded} with `bounded` too, and in {auto} with regions found "
+        "automatically. One value a layer, taken from the description in words, in place of the nested ones "
+        f"gives {constant} for a person and a pet."
     )
     return "\n\n".join([table([*header, "true drawing"], rows), textwrap.fill(said, width=118)])

@@ -38,7 +38,7 @@ from ...train.denoising import TextStates, predictor
 from ..cases import Case, background, draw_cases, true_drawings
 from ..judges import NEAREST, Counts, Judges, identity_hits, prompt_hits, subjects_of
 from ..likeness import among_twins
-from .matrix import PERSON, PET, Drawing, Run
+from .matrix import PERSON, PET, Drawing, Run, base_pictures, pictures_of
 from .runs import Place, load_encoder
 
 CASE_SEEDS = {(PERSON,): 9100, (PET,): 9200, (PERSON, PET): 9300}
@@ -75,7 +75,7 @@ class Bench:
 
     def base(self, words: tuple[str, ...]) -> np.ndarray:
         """What the base model draws, without a subject."""
-        return self._kept(f"pictures/base {' '.join(words)}", lambda: self._generate(self.cases(words), []))
+        return self._kept(f"pictures/{base_pictures(words)}", lambda: self._generate(self.cases(words), []))
 
     def measure(self, words: tuple[str, ...]) -> dict[str, Figures]:
         """What figures are seen against: the base model's without a subject, and those of the true drawings,
@@ -102,7 +102,7 @@ class Bench:
     ) -> np.ndarray:
         """The pictures of a drawing, drawn once. prompts: in place of the cases' own."""
         return self._kept(
-            f"pictures/{run.name} {drawing.key}", lambda: self._generate(cases, attached, prompts)
+            f"pictures/{pictures_of(run, drawing)}", lambda: self._generate(cases, attached, prompts)
         )
 
     def attached(

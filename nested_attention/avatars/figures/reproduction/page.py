@@ -57,26 +57,32 @@ def _complete(summary: Summary, run: Run, asked: Sequence[Drawing]) -> bool:
 
 
 def _introduction(summary: Summary, there: int, wanted: int) -> str:
-    size = summary.size
+    size, trainings = summary.size, [run["training"] for run in summary.runs.values() if run.get("training")]
     trial = "" if size.real else "**A trial of the command at a small size: nothing here is a result.** "
-    missing = "" if there == wanted else f"{wanted - there} of {wanted} runs are not complete yet. "
-    machines = sorted({each["machine"] for run in summary.runs.values() if (each := run.get("training"))})
+    missing = (
+        ""
+        if there == wanted
+        else f"{len(trainings)} of {wanted} runs are trained yet; of {there}, all that is asked is drawn. "
+    )
+    machines = sorted({each["machine"] for each in trainings})
     return (
         f"{trial}{missing}Written by `nested-attention world compare` from the figures of every single "
-        f"case. Each training has {size.steps:,} steps of {size.batch} on {size.pictures:,} drawn pictures "
-        f"of the [small world](../weights/avatars/README.md) and {size.pictures // 2:,} of two figures, "
-        "with the paper's loss unless said otherwise: the plain mean squared error over all timesteps "
-        "alike. Runs of one seed have the same pictures in the same order, the same noise and the same "
-        f"Q-Former to begin with. Every drawing shows the same {size.cases} held-out subjects in prompts "
-        f"that no training saw, from the same noise ({size.sampling.steps} steps, guidance "
+        f"case. Machines: {'; '.join(machines) or 'none yet'}.\n\n"
+        f"**Trainings.** Each has {size.steps:,} steps of {size.batch} on {size.pictures:,} drawn pictures "
+        f"of the [small world](../weights/avatars/README.md) and {size.pictures // 2:,} of two figures, with "
+        "the paper's loss unless said otherwise: the plain mean squared error over all timesteps alike. Runs "
+        "of one seed have the same pictures in the same order, the same noise and the same Q-Former to begin "
+        "with. Beside the paper, that Q-Former has learned to read before, and the keys of tokens are "
+        "trained [whitened](training.md#train).\n\n"
+        f"**Pictures.** Every drawing shows the same {size.cases} held-out subjects in prompts that no "
+        f"training saw, from the same noise ({size.sampling.steps} steps, guidance "
         f"{size.sampling.guidance:g}); every picture counts. *Identity*: all subjects of a picture are "
         "recognised among those of all cases, by the judge that has learned from drawings; beside it, by "
         "the one that compares with the nearest drawing. *Among near-twins*: the subject is recognised, "
         f"among {TWINS} that are nearly alike. *Prompt*: the share of what it asked for that the picture "
         "shows, the expression apart; of two figures, what both show. *Change outside*: the mean difference "
         "from the base model's picture, away from the figures of the true drawing. Brackets are 95 % "
-        "intervals: Wilson's for rates of one run, over cases for means and differences. Machines: "
-        f"{'; '.join(machines) or 'none yet'}."
+        "intervals: Wilson's for rates of one run, over cases for means and differences."
     )
 
 
@@ -91,8 +97,10 @@ def _short(findings: Sequence[Finding]) -> list[str]:
         f"{counts['disagrees']}, show no difference for {counts['no difference shown']}, and "
         f"{counts['not measured']} are not measured. A difference counts as shown where its interval "
         "excludes 0 and every seed has its sign, and with one seed of hits, where McNemar's exact test has "
-        "p < 0.05 besides. The smallest difference is what the counts could have shown. Nothing is corrected "
-        "for the number of statements: of those without any difference, one in twenty would seem to have one."
+        "p < 0.05 besides. *Difference here*: the first value of the statement's line below, less the "
+        "second. *Smallest*: a difference below it could not have been shown with so many cases. Nothing is "
+        "corrected for the number of statements: of those without any difference, one in twenty would seem "
+        "to have one."
     )
     rows = [
         [each.claim.figure, each.claim.says, _difference(each), _smallest(each), f"**{each.verdict}**"]

@@ -9,7 +9,7 @@ import numpy as np
 from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
 from .drawings import CASE_SEEDS, Bench
-from .matrix import QUESTIONS, Drawing, Question, Run, words_of
+from .matrix import QUESTIONS, Drawing, Question, Run, base_pictures, pictures_of, words_of
 from .page import comparable, told
 
 CASES = (0, 1)
@@ -25,9 +25,9 @@ Few = Mapping[str, np.ndarray]
 
 def shown(bench: Bench, before: Few) -> dict[str, np.ndarray]:
     """The pictures of all sheets. before: those that are published, of what was not drawn here."""
-    names = [f"base {' '.join(words)}" for words in CASE_SEEDS]
+    names = [base_pictures(words) for words in CASE_SEEDS]
     for question in QUESTIONS:
-        names += [f"{run.name} {each.key}" for run, drawings in question.first for each in drawings]
+        names += [pictures_of(run, each) for run, drawings in question.first for each in drawings]
     found = {name: before[name] for name in names if name in before}
     drawn = {name: bench.pictures(name) for name in names}
     return found | {name: rgb[list(CASES)] for name, rgb in drawn.items() if rgb is not None}
@@ -37,7 +37,7 @@ def contact_sheet(bench: Bench, question: Question, pictures: Few) -> np.ndarray
     """For each case its references and the base model's picture, then what each run of the first seed drew, a
     row each; None where there is nothing to compare. pictures: what `shown` gives. (H, W, 3) uint8"""
     asked = question.first
-    if not comparable(question, lambda run, each: f"{run.name} {each.key}" in pictures):
+    if not comparable(question, lambda run, each: pictures_of(run, each) in pictures):
         return None
     sets = dict.fromkeys(words_of(each) for _, drawings in asked for each in drawings if each.kind != "error")
     rows: list[list[Cell]] = []
@@ -58,13 +58,13 @@ def _drawn(
 ) -> list[Cell]:
     """A case of these words in each drawing of a run that shows them."""
     asked = [each for each in drawings if each.kind != "error" and words_of(each) == words]
-    found = [(each, pictures.get(f"{run.name} {each.key}")) for each in asked]
+    found = [(each, pictures.get(pictures_of(run, each))) for each in asked]
     return [Cell(enlarged(rgb[index], SIDE), _lines(run, each)) for each, rgb in found if rgb is not None]
 
 
 def _given(case: Case, pictures: Few, words: tuple[str, ...], index: int) -> list[Cell]:
     cells = [Cell(enlarged(case.reference(word), SIDE), (f"the {word}",)) for word in words]
-    base = pictures.get(f"base {' '.join(words)}")
+    base = pictures.get(base_pictures(words))
     return cells if base is None else [*cells, Cell(enlarged(base[index], SIDE), ("base model",))]
 
 
