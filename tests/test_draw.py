@@ -88,9 +88,9 @@ def test_the_small_world_draws_the_person_of_a_picture(tmp_path: Path, portrait:
 def test_the_small_world_s_pictures_are_as_wide_as_their_figures_need(
     prompt: str, size: tuple[int, int]
 ) -> None:
-    told = sampling(None, prompt, steps=None, guidance=None, size=None, seed=0)
+    told = sampling(None, prompt, steps=None, guidance=5.0, size=None, seed=0)
     assert (told["width"], told["height"]) == size
-    big = sampling("sdxl", prompt, steps=None, guidance=None, size=None, seed=0)
+    big = sampling("sdxl", prompt, steps=None, guidance=5.0, size=None, seed=0)
     assert (big["width"], big["height"]) == (1024, 1024)
 
 

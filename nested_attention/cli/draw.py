@@ -48,7 +48,7 @@ def draw(
     negative: Annotated[str, typer.Option(help="What is not wanted.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another picture.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="30 for SDXL, 20 for the small world.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="5 for SDXL, 3 for the small world.")] = None,
+    guidance: Annotated[float, typer.Option(help="More: more of the prompt and of the subject.")] = 5.0,
     size: Annotated[
         int | None,
         typer.Option(

@@ -44,7 +44,7 @@ def inspect(
     attention_scale: Annotated[float, typer.Option(help="λ")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="30, or the small world's 20.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="5, or the small world's 3.")] = None,
+    guidance: Annotated[float, typer.Option(help="More: more of the prompt and of the subject.")] = 5.0,
     size: Annotated[
         int | None,
         typer.Option(

@@ -69,7 +69,7 @@ def sampling(
     prompt: str,
     *,
     steps: int | None,
-    guidance: float | None,
+    guidance: float,
     size: int | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def sampling(
         shape = {"height": size or 1024, "width": size or 1024}
     return {
         "num_inference_steps": steps or (Sampling().steps if small else 30),
-        "guidance_scale": (Sampling().guidance if small else 5.0) if guidance is None else guidance,
+        "guidance_scale": guidance,
         "generator": torch.Generator().manual_seed(seed),  # of the CPU: a seed is the same noise everywhere
         **shape,
     }

@@ -41,7 +41,7 @@ class Drawing:
     negative: str = ""
     seed: int = 0
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float = 5.0
     size: int | None = None
     device: str | None = None
 

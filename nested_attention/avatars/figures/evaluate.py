@@ -196,4 +196,4 @@ def told(settings: SmallWorldSettings) -> dict[str, Any]:
     """What decides how the pictures look, beside their names."""
     files = {"encoder": encoder_file(settings), "unet": SMALL_WORLD / "unet.safetensors"}
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    return {"steps": settings.steps, **digests}
+    return {"steps": settings.steps, "guidance": Sampling.guidance, **digests}

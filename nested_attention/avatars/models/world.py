@@ -54,7 +54,7 @@ class Sampling:
     """How pictures are sampled: the settings of the shipped workflows."""
 
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 5.0
     batch: int = 16
 
 
