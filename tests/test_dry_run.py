@@ -23,7 +23,10 @@ def test_what_a_step_takes_on_the_small_world(
     settings = training(world_on_disk, prepared, tmp_path / "run")
     (found,) = estimate(settings)
     files = sum(path.stat().st_size for path in (world_on_disk / "unet").glob("*.safetensors"))
-    assert found.frozen == pytest.approx(files / 2, rel=0.02), "on disk it is fp32"
+    assert settings.precision == "fp32" and found.frozen == pytest.approx(files, rel=0.02)
+    (half,) = estimate(replace(settings, precision="bf16"))
+    assert half.frozen == pytest.approx(files / 2, rel=0.02)
+    assert half.more.activations < 0.6 * found.more.activations
     assert found.prepared and found.examples == 12 and found.side == 32
     shards = sum(path.stat().st_size for path in (prepared / "shards").glob("*.safetensors"))
     assert 16 * found.example == pytest.approx(shards, rel=0.1)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from nested_attention.errors import NestedAttentionError
 from nested_attention.evaluation import run
 from nested_attention.evaluation.charts import Point, chart
 from nested_attention.evaluation.drawing import Drawing
-from nested_attention.evaluation.figures import compare, read_figures, summarise
+from nested_attention.evaluation.figures import compare, read_figures, summarise, unlike
 from nested_attention.evaluation.folders import read_folder
 from nested_attention.evaluation.judges import load_judges
 from nested_attention.evaluation.page import write_page
@@ -152,6 +152,19 @@ def test_a_copy_is_recognised_and_called_a_copy(scored: dict[str, dict[str, Scor
     assert scored["0001__out"]["faces"] == {"count": 1.0}
 
 
+def test_a_bystander_in_the_truth_is_nobody(tmp_path: Path) -> None:
+    """The truth's faces are matched to the references' people."""
+    faces = {"reference": [[1.0, 0]], "out": [[1.0, 0]], "truth": [[0, 1.0], [1.0, 0]]}
+    paths = {name: tmp_path / f"{name}.png" for name in faces}
+    for path in paths.values():
+        path.write_bytes(b"")
+    recogniser: Any = SimpleNamespace(state="", decides=False)
+    judge = IdentityScorer(recogniser, [person := Person("anna", (paths["reference"],))])
+    judge._seen.update({paths[name]: torch.tensor(each) for name, each in faces.items()})
+    found = judge(Sample("out", paths["out"], (person,), truth=paths["truth"]))
+    assert (found["sim_ref"], found["sim_truth"]) == (1.0, 1.0)
+
+
 def test_two_people_are_told_apart(scored: dict[str, dict[str, Scores]]) -> None:
     found = scored["p2__0002__out"]["packaged"]
     assert found["sim_ref"] == pytest.approx(1, abs=0.01) and found["recognised"] == 1
@@ -258,6 +271,7 @@ def test_ones_own_recogniser_sees_arcfaces_chips(tmp_path: Path, monkeypatch: py
     assert bytes_of.state != own.state
     assert own.same(found, found[0]) is True and own.same(found, -found[0]) is False
     assert own.decides and not OnnxRecogniser(file, FaceFinder(lambda _: [])).decides
+    assert own.state != OnnxRecogniser(file, own.find, threshold=0.6).state  # which decides who is recognised
     assert len(OnnxRecogniser(file, FaceFinder(lambda _: []))(picture)) == 0
     with pytest.raises(NestedAttentionError, match="there is no recogniser"):
         OnnxRecogniser(tmp_path / "gone.onnx", FaceFinder(lambda _: []))
@@ -396,6 +410,17 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     assert rows["mean", "λ = 1"]["difference"]["mean"] == pytest.approx(0.1)
     assert rows["mean", "λ = 1"]["verdict"] == "better"
     assert rows["mean", "λ = 4"]["verdict"] == "no difference shown"
+    assert unlike(document, before) == []
+    others = json.loads(json.dumps(before))
+    others["pictures"][0]["prompt"] = "an oil painting"
+    fewer = {
+        (row["measure"], row["group"]): row["difference"]["pictures"] for row in compare(document, others)
+    }
+    group = others["pictures"][0]["group"]
+    assert fewer["mean", group] == rows["mean", group]["difference"]["pictures"] - 1
+    assert unlike(document, others) == [f"1 of {len(document['pictures'])} pictures, whose prompts differ"]
+    others["scorers"][0]["title"] = "another judge"
+    assert compare(document, others) == [] and "another judge then" in unlike(document, others)[0]
     worse = {(row["measure"], row["group"]): row["verdict"] for row in compare(before, document)}
     assert worse["mean", "λ = 1"] == "worse"
     path = tmp_path / "before.json"

@@ -24,9 +24,9 @@ from nested_attention.avatars.models.scorers import load_prompt_scorer, load_rec
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.errors import NestedAttentionError
-from nested_attention.evaluation.drawing import SdxlDrawer, plan
+from nested_attention.evaluation.drawing import SdxlDrawer, plan, told_of
 from nested_attention.evaluation.recognisers import FaceFinder
-from nested_attention.evaluation.run import Output
+from nested_attention.evaluation.run import Output, draw
 from nested_attention.evaluation.scorers import IdentityScorer, everybody
 from nested_attention.evaluation.settings import (
     DrawSettings,
@@ -148,6 +148,27 @@ def test_a_tiny_sdxl_is_drawn_and_judged(models: Path, tmp_path: Path) -> None:
     path.write_text(CONFIG.format(out=tmp_path / "out").replace("steps: 2", "steps: 3"))
     other = CliRunner().invoke(app, ["evaluate", str(path)])
     assert other.exit_code == 1 and "drawn with another steps" in other.output
+
+
+def test_a_folder_keeps_to_the_encoders_it_was_drawn_with(models: Path, tmp_path: Path) -> None:
+    """Wherever the files lie; and to how each subject's references were read."""
+    other = tmp_path / "step-2" / "encoder.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(b"another")
+    first = settings(models)
+    ann, rex = first.subjects
+    output = Output(tmp_path / "out")
+    draw([], lambda drawings: iter(()), told_of(first), output)
+    for changed, what in (
+        (replace(first, encoder=other), "encoder"),
+        (replace(first, subjects=(ann, replace(rex, encoder=other))), "encoder"),
+        (replace(first, subjects=(ann, replace(rex, face=True))), "face"),
+    ):
+        with pytest.raises(NestedAttentionError, match=f"drawn with another {what}"):
+            draw([], lambda drawings: iter(()), told_of(changed), output)
+    copied = tmp_path / "elsewhere.safetensors"
+    copied.write_bytes(first.encoder.read_bytes())
+    draw([], lambda drawings: iter(()), told_of(replace(first, encoder=copied)), output)
 
 
 def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path, tmp_path: Path) -> None:

@@ -155,4 +155,4 @@ def test_files_of_another_kind_are_refused(page: Path, folders: tuple[Path, Path
         picture["name"] += "x"
     (tmp_path / "figures.json").write_text(json.dumps(other))
     said = CliRunner().invoke(app, ["preferences", "page", str(folders[0]), str(tmp_path)])
-    assert said.exit_code == 1 and "no picture of one name" in said.output
+    assert said.exit_code == 1 and "no picture of one name and prompt" in " ".join(said.output.split())

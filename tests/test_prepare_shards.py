@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -30,13 +31,14 @@ from nested_attention.pictures.align import align_faces
 from nested_attention.pictures.blazeface import load_blazeface
 from nested_attention.pictures.files import pixels
 from nested_attention.pictures.pyramid import TiledFaceDetector
-from nested_attention.training.frozen import FrozenEncoders
+from nested_attention.training.frozen import BaseModel, FrozenEncoders
 from nested_attention.training.prepare import encode as encoding
 from nested_attention.training.prepare.pictures import bucket_of, bucket_sizes, fit
 from nested_attention.training.prepare.recipes import Recipe, Rejected
 from nested_attention.training.prepare.run import prepare
 from nested_attention.training.prepare.settings import GenerateSettings, SourceSettings
 from nested_attention.training.prepare.sources import samples_of
+from nested_attention.training.reading import Place
 from nested_attention.training.run import train
 from nested_attention.training.shards import PARTS, Index, ShardData, verify
 
@@ -362,6 +364,25 @@ def test_parquet_and_webdataset_give_what_a_folder_gives(
                 torch.testing.assert_close(read[name][place], wanted[name][0], rtol=2e-2, atol=2e-2)
 
 
+def test_a_parquet_file_may_count_subjects_from_0_and_lack_what_is_optional(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    rows = {
+        "picture": [b"1", b"2", b"3", b"4"],
+        "caption": ["a person"] * 4,
+        "subject": [0, 0, 1, None],
+        "weight": [None, b"w", None, b"v"],
+        "mask": [b"m"] * 4,
+        "reference": arrow.array([None] * 4, arrow.binary()),
+    }
+    parquet.write_table(arrow.table(rows), tmp_path / "p.parquet", row_group_size=3)
+    found = samples_of(SourceSettings(kind="parquet", path=tmp_path / "p.parquet"))
+    assert [one.subject for one in found] == ["0", "0", "1", "p.parquet:1:0"]
+    assert [sorted(one.more) for one in found] == [["mask"], ["mask", "weight"], ["mask"], ["mask", "weight"]]
+    assert found[1].more["weight"]() == b"w"
+
+
 def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -561,6 +582,38 @@ def test_the_base_model_draws_what_the_paper_trains_pets_on(world_on_disk: Path,
     assert counts == more(2, 2, 2), "those of the prompt that stayed were neither drawn nor encoded again"
     kept = {p.name for p in (tmp_path / "drawn").glob("*.png")} & set(drawn)
     assert len(kept) == 2
+
+
+def test_only_what_was_drawn_here_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs in the folder stay, drawn pictures until others are there; a base model may move."""
+    from nested_attention.training.prepare import generate as module
+
+    def draw(pipeline: Any, settings: GenerateSettings, path: Path, prompt: str, number: int) -> None:
+        for each in (path, path.with_suffix(".txt")):
+            each.write_text(prompt)
+
+    monkeypatch.setattr(module, "_draw", draw)
+    monkeypatch.setattr(module, "load_part", lambda *given, **more: MagicMock())
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    mine = {folder / "my_dog.png", folder / "my_dog.txt"}
+    for path in mine:
+        path.write_text("mine")
+    (tmp_path / "prompts.txt").write_text("a pet\na cat")
+    drawing = GenerateSettings(prompts=tmp_path / "prompts.txt", folder=folder, each=2)
+
+    def drawn(base: str, settings: GenerateSettings) -> set[Path]:
+        module.generate(BaseModel(base=Place(base)), settings, torch.device("cpu"))
+        found = set(folder.iterdir())
+        assert mine < found and all(path.read_text() == "mine" for path in mine)
+        return found - mine
+
+    for place in ("here", "there"):
+        (tmp_path / place / "sdxl").mkdir(parents=True)
+    first = drawn(str(tmp_path / "here" / "sdxl"), drawing)
+    assert len(first) == 8 and drawn(str(tmp_path / "there" / "sdxl"), drawing) == first
+    other = drawn(str(tmp_path / "here" / "sdxl"), replace(drawing, guidance=7.0))
+    assert len(other) == 8 and not other & first
 
 
 def test_settings_that_exclude_each_other_are_refused() -> None:

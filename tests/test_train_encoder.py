@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_training import SIZES, base_of, preparing, training
 from synthetic_checkpoints import write
 from torch import Tensor
@@ -148,7 +149,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: int) -> None:
     monkeypatch.setattr(Trainer, "_update", stopped)
 
 
-@pytest.mark.parametrize(("step", "how"), [(1, signal.SIGTERM), (3, signal.SIGTERM), (3, signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [(1, signal.SIGTERM), (2, signal.SIGTERM), (3, signal.SIGTERM), (3, signal.SIGKILL)],
+)
 def test_stopping_and_going_on_gives_the_same_file(
     world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, how: int
 ) -> None:
@@ -164,6 +168,42 @@ def test_stopping_and_going_on_gives_the_same_file(
         assert not other.file.exists()
     assert content(train(other, say=quietly)) == content(whole)
     assert read_card(whole).samples == 24
+
+
+def test_going_on_from_something_else_is_refused(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Another start, another base model of the same shapes, and a first phase that has grown since."""
+    phase = PhaseSettings(data=prepared, batch=4, steps=1, rate=1e-3, warmup=1)
+    settings = training(world_on_disk, prepared, tmp_path / "a", phases=(phase, phase))
+    begun = train(settings, say=quietly)
+    kept = tmp_path / "start.safetensors"
+    shutil.copyfile(begun, kept)
+    other = tmp_path / "another-world"
+    shutil.copytree(world_on_disk, other)
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file)
+    for changed, what in (
+        (replace(settings, start=StartSettings(kind="file", path=kept)), "start"),
+        (replace(settings, model=base_of(other)), "unet"),
+        (replace(settings, phases=(replace(phase, steps=2), phase)), "examples before it"),
+    ):
+        with pytest.raises(NestedAttentionError, match=f"with another [^(]*{what}"):
+            train(changed, say=quietly)
+
+
+def test_a_sheet_without_an_autoencoder_is_refused_before_the_first_step(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Whoever trains on shards may not have one: `sheet_steps: 0` does without."""
+    bare = tmp_path / "bare"
+    shutil.copytree(world_on_disk, bare, ignore=shutil.ignore_patterns("vae"))
+    shown = ValidationSettings(every=1, subjects=2, sheet_steps=1)
+    settings = training(bare, prepared, tmp_path / "run", steps=1, validation=shown)
+    with pytest.raises(NestedAttentionError, match="bare"):
+        train(settings, say=quietly)
+    assert not list((tmp_path / "run").glob("phase-1/step-*"))
+    assert train(replace(settings, validation=replace(shown, sheet_steps=0)), say=quietly).is_file()
 
 
 def test_a_killed_process_goes_on_where_it_was(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,30 @@ def test_the_last_checkpoints_are_kept_and_a_partial_one_is_not_read(tmp_path: P
     again = trainer(tmp_path, network(), 8, save_every=2, keep=2)
     again.run()
     assert again.step == 8 and checkpoints(tmp_path) == ["step-00000007", "step-00000008"]
+
+
+def test_a_reader_outlives_the_signal_to_its_whole_job() -> None:
+    """It is for the process that trains, which saves first; a second one is for the reader."""
+    code = (
+        "from nested_attention.training.stopping import leave_signals\n"
+        "import os, signal, sys, time\n"
+        "leave_signals(0)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):\n"
+        "    os.kill(os.getpid(), number); time.sleep(0.05)\n"
+        "print('alive', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "alive" and done.returncode == -signal.SIGTERM
+
+
+def test_what_a_configuration_changes_holds_from_there_on(tmp_path: Path) -> None:
+    """A checkpoint has the average's decay and AdamW's settings of its own run."""
+    trainer(tmp_path, network(), 2, ema=0.5, weight_decay=0.1).run()
+    again = trainer(tmp_path, network(), 4, ema=0.25, weight_decay=0.2)
+    again.run()
+    assert again.average.decay == 0.25
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.2
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -67,8 +67,11 @@ def plan(settings: DrawSettings, pictures: Path, words: Sequence[str]) -> list[D
                 continue
             name = f"prompt{number:02}_{who}_scale{scale:g}_seed{seed}"
             prompt_read = filled(prompt, [words[index] for index in chosen])
-            sample = Sample(name, pictures / f"{name}.png", cast, prompt_read, scale=scale)
-            found.append(Drawing(sample, filled(prompt, [f"<{person.name}>" for person in cast]), seed))
+            text = filled(prompt, [f"<{person.name}>" for person in cast])
+            picture = pictures / f"{name}.png"
+            found.append(
+                Drawing(Sample(name, picture, cast, prompt_read, scale=scale, text=text), text, seed)
+            )
     return found
 
 
@@ -151,10 +154,10 @@ class SdxlDrawer:
 
 def told_of(settings: DrawSettings) -> dict[str, Any]:
     """What decides how the pictures look, beside their names."""
-    files = {settings.encoder, *(subject.encoder for subject in settings.subjects if subject.encoder)}
     return {
         "model": [settings.model.base, settings.model.vision, settings.model.vae, settings.model.precision],
-        "encoder": {str(path): _digest(path) for path in sorted(files)},
+        "encoder": {s.name: _digest(s.encoder or settings.encoder) for s in settings.subjects},
+        "face": {s.name: s.face for s in settings.subjects},
         "references": {s.name: [_digest(path) for path in s.references] for s in settings.subjects},
         "prompts": {f"prompt {number}": text for number, text in enumerate(settings.prompts, start=1)},
         "negative": settings.negative,

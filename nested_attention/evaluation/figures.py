@@ -70,6 +70,7 @@ def summarise(
                 "group": sample.group,
                 "subject": sample.subject,
                 "prompt": sample.prompt,
+                "text": sample.text,
                 "picture": _relative(sample.picture, folder),
                 "references": [[_relative(path, folder) for path in p.references] for p in sample.people],
                 "scores": scores[sample.name],
@@ -129,11 +130,16 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
     """What has changed since an earlier run: a row for each figure that both have.
 
     The difference is the mean over the pictures that both runs have scored, by name, with its interval over
-    subjects; verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`.
+    subjects; verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`. What
+    `unlike` names is left out.
     """
     earlier = {picture["name"]: picture for picture in before["pictures"]}
+    earlier = {p["name"]: earlier[p["name"]] for p in now["pictures"] if alike(p, earlier.get(p["name"]))}
+    judges = {scorer["key"]: scorer["title"] for scorer in before["scorers"]}
     rows = []
     for scorer in now["scorers"]:
+        if judges.get(scorer["key"]) != scorer["title"]:
+            continue
         for measure in scorer["measures"]:
             value = _value(scorer["key"], measure["key"])
             for group in now["groups"]:
@@ -159,6 +165,28 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def unlike(now: Document, before: Document) -> list[str]:
+    """What two runs call by one name and is not one: judges, and pictures of other prompts."""
+    judges = {scorer["key"]: scorer["title"] for scorer in before["scorers"]}
+    told = [
+        f"{judges[scorer['key']]} then, {scorer['title']} now"
+        for scorer in now["scorers"]
+        if judges.get(scorer["key"], scorer["title"]) != scorer["title"]
+    ]
+    earlier = {picture["name"]: picture for picture in before["pictures"]}
+    pairs = [(picture, earlier[picture["name"]]) for picture in now["pictures"] if picture["name"] in earlier]
+    others = sum(not alike(*pair) for pair in pairs)
+    return [*told, f"{others} of {len(pairs)} pictures, whose prompts differ"] if others else told
+
+
+def alike(one: dict[str, Any], other: dict[str, Any] | None) -> bool:
+    """Whether two pictures of one name are of one prompt, whatever words encoders have for their people."""
+    if other is None:
+        return False
+    key = "text" if one.get("text") and other.get("text") else "prompt"
+    return bool(one.get(key) == other.get(key))
 
 
 def _value(scorer: str, measure: str) -> Callable[[dict[str, Any]], Any]:

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from ..errors import NestedAttentionError
-from .figures import Document
+from .figures import Document, alike
 from .page import environment, picture_data
 from .statistics import wilson
 
@@ -52,11 +52,11 @@ def pairs_of(first: Document, second: Document, number: int, seed: int) -> list[
     Raises NestedAttentionError if they have none in common.
     """
     others = {picture["name"]: picture for picture in second["pictures"]}
-    common = [picture for picture in first["pictures"] if picture["name"] in others]
+    common = [picture for picture in first["pictures"] if alike(picture, others.get(picture["name"]))]
     if not common:
         raise NestedAttentionError(
-            "the two evaluations have no picture of one name; expected the same prompts, subjects, λ and "
-            "seeds, drawn by two encoders or models"
+            "the two evaluations have no picture of one name and prompt; expected the same prompts, "
+            "subjects, λ and seeds, drawn by two encoders or models"
         )
     chosen = Random(seed).sample(common, min(number, len(common)))
     return [

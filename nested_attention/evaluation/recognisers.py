@@ -127,7 +127,7 @@ class OnnxRecogniser:
             raise NestedAttentionError(f"there is no recogniser {path}; check the path")
         self.key, self.find, self.threshold, self.independent = path.stem, find, threshold, True
         self.title, self.pixels = name or path.stem, pixels
-        self.state = hashlib.sha256(path.read_bytes() + pixels.encode()).hexdigest()
+        self.state = hashlib.sha256(path.read_bytes() + f"{pixels} {threshold}".encode()).hexdigest()
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has kinds of its own

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..errors import NestedAttentionError
 from ..storage.files import replacing
 from .drawing import Drawer, Drawing
-from .figures import Document, compare, read_figures, summarise
+from .figures import Document, compare, read_figures, summarise, unlike
 from .page import write_page
 from .samples import Sample
 from .scorers import Scorer, Scores, check_keys
@@ -133,6 +133,7 @@ def conclude(
             "title": before["title"],
             "date": before["date"],
             "rows": compare(document, before),
+            "unlike": unlike(document, before),
         }
     write(output.figures, json.dumps(document, indent=1) + "\n")
     write(output.page, write_page(document, samples))

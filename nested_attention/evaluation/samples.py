@@ -29,6 +29,7 @@ class Sample:
 
     name: unique, and a file's name without its end. prompt: as a person would read it; None where nobody
     knows it. truth: a picture of all of its people together, where there is one. scale: λ, where it is known.
+    text: the prompt with names for its people's words, which may be others with another encoder.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     prompt: str | None = None
     truth: Path | None = None
     scale: float | None = None
+    text: str | None = None
 
     @property
     def subject(self) -> str:

@@ -24,6 +24,9 @@ from .metrics import (
 from .recognisers import FaceFinder, Recogniser
 from .samples import Person, Sample
 
+FORMULAS = 2
+"""Counts changes of what a score is: those of before are not taken for it."""
+
 Better = Literal["higher", "lower"]
 
 Scores = dict[str, float | None]
@@ -126,8 +129,9 @@ class IdentityScorer:
 
     @cached_property
     def state(self) -> str:
-        """Of the recogniser, and of all references, among which a face is told from the others."""
-        digest = hashlib.sha256(self.recogniser.state.encode())
+        """Of the recogniser, of how its faces are matched, and of all references, among which a face is told
+        from the others."""
+        digest = hashlib.sha256(f"{self.recogniser.state} {FORMULAS}".encode())
         for person in self.people:
             digest.update(person.name.encode() + b"\0")
             for path in person.references:
@@ -143,7 +147,7 @@ class IdentityScorer:
         faces = self._faces(sample.picture)
         if not len(faces):
             faces = references[:0]  # of the right width
-        truths = self._truths(sample)
+        truths = self._truths(sample, references)
         own = match(cosines(faces, references))
         return {
             "sim_ref": identity_similarity(faces, references),
@@ -170,10 +174,12 @@ class IdentityScorer:
             raise NestedAttentionError(f"{path}, a picture of {name}, shows no face that was found")
         return faces
 
-    def _truths(self, sample: Sample) -> Tensor | None:
-        """A descriptor of everybody who is in the truth, (people, width)."""
+    def _truths(self, sample: Sample, references: Tensor) -> Tensor | None:
+        """A descriptor of everybody who is found in the truth, (people, width): bystanders are nobody's."""
         if sample.truth is not None:
-            return self._shown(sample.name, sample.truth)
+            faces = self._shown(sample.name, sample.truth)
+            matched = [face for face in match(cosines(faces, references)) if face is not None]
+            return faces[matched]
         if not all(person.truths for person in sample.faces):
             return None
         return torch.stack([mean_descriptor(self._known(p.name, p.truths)) for p in sample.faces])

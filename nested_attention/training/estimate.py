@@ -28,6 +28,7 @@ from ..hosts.diffusers.processors import SubjectSlot
 from . import sdxl
 from .data import Batch
 from .fp8 import hold_in_fp8
+from .frozen import DTYPES
 from .settings import PhaseSettings, TrainSettings
 from .shards import Index, ShardData
 from .start import encoder_config
@@ -106,7 +107,7 @@ class Estimate:
 def estimate(settings: TrainSettings) -> list[Estimate]:
     """Build and run each phase on the meta device. Raises what a real run would for shapes that do not
     fit."""
-    unet = _new_unet(_unet_config(settings.model.base))
+    unet = _new_unet(_unet_config(settings.model.base), DTYPES[settings.precision])
     found: list[Estimate] = []
     for number, phase in enumerate(settings.phases):
         index = Index.read(phase.data) if (phase.data / "index.json").exists() else None
@@ -114,9 +115,9 @@ def estimate(settings: TrainSettings) -> list[Estimate]:
     return found
 
 
-def _new_unet(config: Any) -> Any:
+def _new_unet(config: Any, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
         with META:
             return UNet2DConditionModel.from_config(config).requires_grad_(False)
@@ -161,7 +162,7 @@ def _phase(
 
 def _frozen_bytes(settings: TrainSettings, unet: Any) -> float:
     if settings.fp8:
-        unet = _new_unet(unet.config)
+        unet = _new_unet(unet.config, unet.dtype)
         hold_in_fp8(unet)
     return sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
 
@@ -179,7 +180,7 @@ def _encoder(settings: TrainSettings, unet: Any, index: Index, vision_dim: int) 
         there = load_subject_encoder(settings.start.path).config
         config = replace(there, num_queries=config.num_queries, sites=config.sites)
     with META:
-        return SubjectEncoder(config).to(torch.bfloat16).train()
+        return SubjectEncoder(config).to(unet.dtype).train()
 
 
 def _largest(folder: Path, index: Index) -> Batch:
@@ -350,5 +351,6 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
     return [
         *lines,
         f"Assumed: {REACHED:.0%} of a card's operations in bf16, {TOGETHER:.0%} of that with eight; "
-        f"{SET_ASIDE} GB set aside on each. Memory is counted from shapes.",
+        f"{SET_ASIDE} GB set aside on each. Memory is counted from shapes, in the precision that is set; "
+        "arithmetic in fp32 is several times slower than said here.",
     ]

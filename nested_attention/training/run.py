@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,7 +166,7 @@ class _Run:
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = self.objective(index)
-        _keep_description(folder, settings, phase, index)
+        _keep_description(folder, {**_decisive(settings, phase, index, self.unet), "examples before it": before})
         processes = PartialState().num_processes
         options = TrainerOptions(
             batch=phase.batch // processes,
@@ -252,25 +253,45 @@ def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Te
             )
 
 
-def _keep_description(folder: Path, settings: TrainSettings, phase: PhaseSettings, index: Index) -> None:
-    """Note what a phase is trained on; refuse to go on with something else."""
-    ours = {
+def _decisive(settings: TrainSettings, phase: PhaseSettings, index: Index, unet: Any) -> dict[str, Any]:
+    """What a phase is trained on and begins with: other than this, nothing can be gone on with."""
+    start = settings.start
+    begun = None if start.path is None else sha256(start.path.read_bytes()).hexdigest()
+    return {
         "data": index.digest,
         "batch": phase.batch,
         "seed": settings.seed,
         "encoder": asdict(settings.encoder),
         "loss": asdict(settings.loss),
         "whiten_keys": settings.whiten_keys,
+        "start": [start.kind, start.projections, begun],
+        "unet": _print(unet),
     }
+
+
+def _print(unet: Any) -> str:
+    """Tells a UNet from another of the same shapes: by the first numbers of each of its tensors."""
+    digest = sha256()
+    for name, tensor in unet.state_dict().items():
+        digest.update(name.encode())
+        few = tensor.flatten()[:8].to(torch.bfloat16)  # as it is read, whatever the precision
+        digest.update(few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _keep_description(folder: Path, ours: dict[str, Any]) -> None:
+    """Note what decides a phase, beside how many examples were read before it; refuse to go on with something
+    else."""
     ours = json.loads(json.dumps(ours))
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
         before = {"whiten_keys": False, **json.loads(path.read_text(encoding="utf-8"))}
-        changed = [name for name in ours if before.get(name) != ours[name]]
+        # Runs of before noted less.
+        changed = [name for name in ours if name in before and before[name] != ours[name]]
         if changed:
             raise NestedAttentionError(
                 f"{folder} was trained with another {', '.join(changed)} than the configuration has now "
-                f"({'; '.join(f'{name}: {before.get(name)} then, {ours[name]} now' for name in changed)}). "
+                f"({'; '.join(f'{name}: {before[name]} then, {ours[name]} now' for name in changed)}). "
                 "Put them back, or set another `output`"
             )
     if PartialState().is_main_process:

@@ -31,7 +31,9 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def leave_interrupts(worker: int) -> None:
-    """Ctrl+C reaches every process of a terminal; those that read examples leave it to the one that
-    trains."""
+def leave_signals(worker: int) -> None:
+    """Ctrl+C reaches every process of a terminal, and SIGTERM often every one of a job. Those that read
+    examples leave it to the one that trains, which ends its step and saves. A second SIGTERM is meant for
+    them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

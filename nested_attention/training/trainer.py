@@ -29,7 +29,7 @@ from .data import Batch, Data, Examples, Noise, no_noise, resident
 from .precision import attention_to_learn_by
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
-from .stopping import asked_to_stop, leave_interrupts
+from .stopping import asked_to_stop, leave_signals
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
@@ -169,11 +169,13 @@ class Trainer:
                 stopped = self._agreed(bool(asked) or time.monotonic() >= self._deadline)
                 if done or stopped or self.step % LOG_EVERY == 0:
                     self._write_log()
+                if done or stopped or self._due(self.options.save_every):
+                    self._save()  # before figures, which may fail
                 if self._validate and (done or self._due(self.options.validate_every)):
                     self._show()
-                if done or stopped or self._due(self.options.save_every):
-                    self._save()
-                if stopped and not done:
+                # After the last step comes another phase, or what is written of the whole run.
+                ended = done and asked and self.accelerator.num_processes == 1
+                if ended or (stopped and not done):
                     why = f"by {signal.Signals(asked[0]).name}" if asked else "at the end of its time"
                     raise Stopped(
                         f"{self.folder}: stopped {why} after step {self.step}, which is saved; the same "
@@ -192,6 +194,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.samples, self._before = state["step"], state["samples"], state["elapsed"]
         self.average.load_state_dict(state["average"])
+        self.average.decay = self.options.ema  # as the configuration has it now
         self.average.to(self.accelerator.device)
 
     def _due(self, every: int) -> bool:
@@ -205,7 +208,7 @@ class Trainer:
         # A generator of its own: a loader draws from the global one each time that it is started.
         more: dict[str, Any] = {"generator": torch.Generator(), "num_workers": self.options.workers}
         more |= {"sampler": positions, "pin_memory": torch.cuda.is_available()}
-        more["worker_init_fn"] = leave_interrupts
+        more["worker_init_fn"] = leave_signals
         device = self.accelerator.device
         placed = resident(self.examples.data, device, self.on_host)
         if placed is None:
@@ -225,6 +228,7 @@ class Trainer:
     def _update(self, batch: Batch, noise: Batch) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.rate * self.schedule.factor(self.step, self.elapsed)
+            group["weight_decay"] = self.options.weight_decay
         while (full := self._backward(batch, noise)) is not None:
             self.optimizer.zero_grad()
             self._split(full, len(batch["row"]))

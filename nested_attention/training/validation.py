@@ -44,13 +44,14 @@ class Validation:
         device: torch.device,
     ) -> None:
         self._data, self._objective, self._encoder = data, objective, encoder
-        self._settings, self._model, self._device = settings, model, device
+        self._settings, self._device = settings, device
         largest = max(data.buckets, key=len)
         first = {data.row(int(row)).subject: int(row) for row in reversed(largest)}  # one a subject
         self._rows = sorted(first.values())[: settings.subjects]
         read = data.read(torch.tensor(self._rows), {})
         self._batch = {name: values if name == "mask" else values.to(device) for name, values in read.items()}
-        self._vae: Any = None
+        # Before the first step, which is lost if there is none.
+        self._vae: Any = load_vae(model) if settings.sheet_steps else None
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -147,8 +148,7 @@ class Validation:
         return self._decode(x)
 
     def _decode(self, latents: Tensor) -> np.ndarray:
-        if self._vae is None:
-            self._vae = load_vae(self._model)
+        assert self._vae is not None, "of a sheet"
         vae, scaling = self._vae.to(self._device), self._objective.latents
         stored = latents / scaling["scaling_factor"] + scaling["shift_factor"]
         pixels = torch.cat([vae.decode(one[None].to(vae.dtype)).sample.float() for one in stored])

@@ -4,6 +4,7 @@ captions."""
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from tqdm import tqdm
 from ...errors import NestedAttentionError
 from ...hosts.diffusers.parts import load_part
 from ...storage.files import replacing
-from ..frozen import DTYPES, BaseModel
+from ..frozen import DTYPES, BaseModel, folder_name
 from .plan import digest
 from .settings import GenerateSettings, SourceSettings
+
+_OURS = re.compile("[0-9a-f]{32}")
+"""Names of pictures that are drawn here."""
 
 
 def generate(model: BaseModel, settings: GenerateSettings, device: torch.device) -> SourceSettings:
     """Draw what is not in the folder yet; the folder, as a source. The noise of each picture follows from its
-    prompt, number and the seed. Raises NestedAttentionError for a list of prompts that cannot be read."""
+    prompt, number and the seed. Pictures that were drawn here of other prompts or settings are deleted once
+    these are complete; other files stay. Raises NestedAttentionError for a list of prompts that cannot be
+    read."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     wanted: dict[Path, tuple[str, int]] = {}
     for prompt in _prompts(settings.prompts):
@@ -33,13 +39,9 @@ def generate(model: BaseModel, settings: GenerateSettings, device: torch.device)
                 settings.size,
                 settings.steps,
                 settings.guidance,
-                model.base,
+                folder_name(model.base),  # wherever it lies
             ]
             wanted[settings.folder / f"{digest(made)}.png"] = prompt, number
-    for old in settings.folder.glob("*.png"):
-        if old not in wanted:  # of other prompts or settings
-            old.unlink()
-            old.with_suffix(".txt").unlink(missing_ok=True)
     missing = {path: each for path, each in wanted.items() if not path.exists()}
     if missing:
         pipeline = load_part(StableDiffusionXLPipeline, model.base, torch_dtype=DTYPES[model.precision])
@@ -47,6 +49,10 @@ def generate(model: BaseModel, settings: GenerateSettings, device: torch.device)
         pipeline.set_progress_bar_config(disable=True)
         for path, (prompt, number) in tqdm(missing.items(), desc="drawing", unit="picture", disable=None):
             _draw(pipeline, settings, path, prompt, number)
+    for old in settings.folder.glob("*.png"):
+        if old not in wanted and _OURS.fullmatch(old.stem):
+            old.unlink()
+            old.with_suffix(".txt").unlink(missing_ok=True)
     return SourceSettings(kind="folder", path=settings.folder)
 
 

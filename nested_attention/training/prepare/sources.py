@@ -7,7 +7,7 @@ the bytes of each when asked, in any order.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -141,16 +141,28 @@ def _parquet(root: Path) -> Iterator[Sample]:
             )
         told = [name for name in ("caption", "subject") if name in columns]
         for group in range(file.num_row_groups):
+            there = {extra: _filled(file, path, group, extra) for extra in _EXTRAS if extra in columns}
             for row, values in enumerate(file.read_row_group(group, columns=told).to_pylist()):
-                name = f"{path.name}:{group}:{row}"
-                more = [extra for extra in _EXTRAS if extra in columns]
+                name, subject = f"{path.name}:{group}:{row}", values.get("subject")
+                more = [extra for extra, rows in there.items() if rows[row]]
                 yield Sample(
                     name=name,
                     picture=partial(_cell, path, group, row, "picture"),
                     caption=partial(_same, values["caption"]),
-                    subject=str(values.get("subject") or name),
+                    subject=name if subject in (None, "") else str(subject),
                     more={extra: partial(_cell, path, group, row, extra) for extra in more},
                 )
+
+
+def _filled(file: Any, path: Path, group: int, column: str) -> Sequence[bool]:
+    """Which rows have something in a column of pictures, which is read only where the file does not say."""
+    rows = file.metadata.row_group(group)
+    leaves = map(rows.column, range(rows.num_columns))
+    told = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+    if any(one is not None and one.has_null_count and not one.null_count for one in told):
+        return [True] * rows.num_rows
+    found: list[bool] = _column(path, group, column).is_valid().to_pylist()
+    return found
 
 
 def _same(text: str | None) -> str | None:
