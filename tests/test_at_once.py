@@ -15,8 +15,7 @@ import pytest
 
 from nested_attention.errors import NestedAttentionError
 from nested_attention.training.at_once import at_once
-from nested_attention.training.stopping import asked_to_stop
-from nested_attention.training.trainer import Stopped
+from nested_attention.training.stopping import Stopped, asked_to_stop
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ from nested_attention.errors import NestedAttentionError
 from nested_attention.evaluation.charts import Point, drawing
 from nested_attention.evaluation.statistics import mcnemar
 from nested_attention.training.mechanisms import MECHANISMS, mechanism
-from nested_attention.training.trainer import Stopped
+from nested_attention.training.stopping import Stopped
 
 TINY = Size(steps=1, batch=2, reading=2, pictures=6, cases=4, sampling=Sampling(steps=1, batch=4))
 

@@ -170,9 +170,7 @@ def test_stopping_and_going_on_gives_the_same_file(
     assert read_card(whole).samples == 24
 
 
-def test_going_on_from_something_else_is_refused(
-    world_on_disk: Path, prepared: Path, tmp_path: Path
-) -> None:
+def test_going_on_from_something_else_is_refused(world_on_disk: Path, prepared: Path, tmp_path: Path) -> None:
     """Another start, another base model of the same shapes, and a first phase that has grown since."""
     phase = PhaseSettings(data=prepared, batch=4, steps=1, rate=1e-3, warmup=1)
     settings = training(world_on_disk, prepared, tmp_path / "a", phases=(phase, phase))

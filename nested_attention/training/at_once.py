@@ -11,8 +11,7 @@ from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import TypeVar
 
-from .stopping import asked_to_stop
-from .trainer import Stopped
+from .stopping import Stopped, asked_to_stop
 
 Result = TypeVar("Result")
 _POLL = 0.5

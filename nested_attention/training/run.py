@@ -166,7 +166,9 @@ class _Run:
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = self.objective(index)
-        _keep_description(folder, {**_decisive(settings, phase, index, self.unet), "examples before it": before})
+        _keep_description(
+            folder, {**_decisive(settings, phase, index, self.unet), "examples before it": before}
+        )
         processes = PartialState().num_processes
         options = TrainerOptions(
             batch=phase.batch // processes,

@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..errors import NestedAttentionError
+
+
+class Stopped(NestedAttentionError):
+    """A run was asked to stop before its end. It is saved, and goes on from there."""
+
 
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:

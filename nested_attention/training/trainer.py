@@ -29,7 +29,7 @@ from .data import Batch, Data, Examples, Noise, no_noise, resident
 from .precision import attention_to_learn_by
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
-from .stopping import asked_to_stop, leave_signals
+from .stopping import Stopped, asked_to_stop, leave_signals
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
@@ -39,10 +39,6 @@ Shown = tuple[Mapping[str, float], Mapping[str, np.ndarray]]
 
 LOG_EVERY = 50
 """Steps a line of the log. The host reads losses from the device then, and not at every step."""
-
-
-class Stopped(NestedAttentionError):
-    """A run was asked to stop before its end. It is saved, and goes on from there."""
 
 
 class _Losses(nn.Module):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ....paths import SMALL_WORLD
 from ....training.at_once import at_once
-from ....training.trainer import Stopped
+from ....training.stopping import Stopped
 from ...models.world import World, load_world
 from ..judges import Judges
 from .drawings import CASE_SEEDS, Bench, Figures
