@@ -166,9 +166,7 @@ class _Run:
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = self.objective(index)
-        _keep_description(
-            folder, {**_decisive(settings, phase, index, self.unet), "examples before it": before}
-        )
+        _keep_description(folder, _decisive(settings, phase, index, self.unet, before))
         processes = PartialState().num_processes
         options = TrainerOptions(
             batch=phase.batch // processes,
@@ -255,8 +253,11 @@ def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Te
             )
 
 
-def _decisive(settings: TrainSettings, phase: PhaseSettings, index: Index, unet: Any) -> dict[str, Any]:
-    """What a phase is trained on and begins with: other than this, nothing can be gone on with."""
+def _decisive(
+    settings: TrainSettings, phase: PhaseSettings, index: Index, unet: Any, before: int
+) -> dict[str, Any]:
+    """What a phase is trained on and begins with: other than this, nothing can be gone on with. before: how
+    many examples were read in earlier phases."""
     start = settings.start
     begun = None if start.path is None else sha256(start.path.read_bytes()).hexdigest()
     return {
@@ -268,6 +269,7 @@ def _decisive(settings: TrainSettings, phase: PhaseSettings, index: Index, unet:
         "whiten_keys": settings.whiten_keys,
         "start": [start.kind, start.projections, begun],
         "unet": _print(unet),
+        "examples before it": before,
     }
 
 
@@ -282,8 +284,7 @@ def _print(unet: Any) -> str:
 
 
 def _keep_description(folder: Path, ours: dict[str, Any]) -> None:
-    """Note what decides a phase, beside how many examples were read before it; refuse to go on with something
-    else."""
+    """Note what decides a phase; refuse to go on with something else."""
     ours = json.loads(json.dumps(ours))
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
