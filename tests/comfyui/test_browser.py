@@ -310,6 +310,21 @@ class TestMaps:
         assert "NestedAttentionViewMaps" in ran and "KSampler" not in ran and "VAEDecode" not in ran
 
 
+def test_the_maps_of_a_step_appear_in_a_subgraph_too(editor: Editor) -> None:
+    """A node in one has an id of two parts in what the server sends."""
+    load(editor, "avatar_inspect")
+    shown = editor.evaluate("""() => {
+        const observe = app.graph._nodes.find(node => node.type === "NestedAttentionObserve")
+        const { node } = app.graph.convertToSubgraph(new Set([observe]))
+        const [inner] = node.subgraph._nodes
+        const subjects = [{ title: "anna", colour: "#ff0000", grid: [1, 1], data: btoa("x") }]
+        const detail = { node: `${node.id}:${inner.id}`, step: 0, steps: 2, subjects }
+        window.comfyAPI.api.api.dispatchEvent(new CustomEvent("nested_attention.glimpse", { detail }))
+        return inner.nestedAttentionGlimpse?.textContent
+    }""")
+    assert shown == "anna: step 1 of 2"
+
+
 PERSON_OR_PET = "Person or Pet in Picture"
 FIRST = (
     *("face", "identity", "person", "pet", "IPAdapter", "consistent character", "reference image"),
