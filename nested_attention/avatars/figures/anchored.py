@@ -37,7 +37,7 @@ from .pairs import score_slots
 RESULTS = ADAPTERS / "anchored.json"
 """Where the committed figures are."""
 
-SAMPLING = Sampling(steps=12)
+SAMPLING = Sampling(steps=12, guidance=3.0)
 PAIR, PEOPLE, CHOICE = "person and pet", "two people", "choice"
 SEEDS = {("person",): 8100, ("pet",): 8200, SUBJECTS: 8300, ("person", "person"): 8400}
 DEVELOPMENT = 48
