@@ -150,9 +150,10 @@ def test_a_picture_from_comfyui_is_the_picture_from_diffusers(server: ComfyServe
     ):
         graph = adapt(load_workflow(workflow), row, case, strength=strength)
         drawn[name] = art_pixels(server.run(graph)[node_of(graph, "SaveImage")][0]).astype(int)
-        # Twenty steps of rounding apart; a subject forgotten or misplaced differs by tens.
+        # Twenty steps of rounding apart: a pixel that stands between two colours may end as the other one. A
+        # subject forgotten or misplaced differs by tens in hundreds of them.
         apart = np.abs(drawn[name] - getattr(expected, name).astype(int))
-        assert apart.max() <= 12 and apart.mean() <= 1, name
+        assert (apart.max(axis=-1) > 12).sum() <= 2 and apart.mean() <= 1, name
     assert np.abs(drawn["alone"] - drawn["base"]).max() > 40
 
 
