@@ -154,9 +154,11 @@ class SdxlDrawer:
 
 def told_of(settings: DrawSettings) -> dict[str, Any]:
     """What decides how the pictures look, beside their names."""
+    encoders = {s.name: s.encoder or settings.encoder for s in settings.subjects}
+    digests = {path: _digest(path) for path in set(encoders.values())}  # large files, of many subjects
     return {
         "model": [settings.model.base, settings.model.vision, settings.model.vae, settings.model.precision],
-        "encoder": {s.name: _digest(s.encoder or settings.encoder) for s in settings.subjects},
+        "encoder": {name: digests[path] for name, path in encoders.items()},
         "face": {s.name: s.face for s in settings.subjects},
         "references": {s.name: [_digest(path) for path in s.references] for s in settings.subjects},
         "prompts": {f"prompt {number}": text for number, text in enumerate(settings.prompts, start=1)},

@@ -133,9 +133,7 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
     subjects; verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`. What
     `unlike` names is left out.
     """
-    earlier = {picture["name"]: picture for picture in before["pictures"]}
-    earlier = {p["name"]: earlier[p["name"]] for p in now["pictures"] if alike(p, earlier.get(p["name"]))}
-    judges = {scorer["key"]: scorer["title"] for scorer in before["scorers"]}
+    both, judges = [pair for pair in of_one_name(now, before) if alike(*pair)], _titles(before)
     rows = []
     for scorer in now["scorers"]:
         if judges.get(scorer["key"]) != scorer["title"]:
@@ -144,12 +142,11 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
             value = _value(scorer["key"], measure["key"])
             for group in now["groups"]:
                 pairs = [
-                    (value(picture) - value(earlier[picture["name"]]), picture["subject"])
-                    for picture in now["pictures"]
+                    (value(picture) - value(earlier), picture["subject"])
+                    for picture, earlier in both
                     if picture["group"] == group["group"]
                     and value(picture) is not None
-                    and picture["name"] in earlier
-                    and value(earlier[picture["name"]]) is not None
+                    and value(earlier) is not None
                 ]
                 if not pairs:
                     continue
@@ -169,22 +166,28 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
 
 def unlike(now: Document, before: Document) -> list[str]:
     """What two runs call by one name and is not one: judges, and pictures of other prompts."""
-    judges = {scorer["key"]: scorer["title"] for scorer in before["scorers"]}
+    judges, pairs = _titles(before), of_one_name(now, before)
     told = [
         f"{judges[scorer['key']]} then, {scorer['title']} now"
         for scorer in now["scorers"]
         if judges.get(scorer["key"], scorer["title"]) != scorer["title"]
     ]
-    earlier = {picture["name"]: picture for picture in before["pictures"]}
-    pairs = [(picture, earlier[picture["name"]]) for picture in now["pictures"] if picture["name"] in earlier]
     others = sum(not alike(*pair) for pair in pairs)
     return [*told, f"{others} of {len(pairs)} pictures, whose prompts differ"] if others else told
 
 
-def alike(one: dict[str, Any], other: dict[str, Any] | None) -> bool:
+def of_one_name(first: Document, second: Document) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The pictures that two runs have by the same name, in the order of the first."""
+    others = {picture["name"]: picture for picture in second["pictures"]}
+    return [(one, others[one["name"]]) for one in first["pictures"] if one["name"] in others]
+
+
+def _titles(document: Document) -> dict[str, str]:
+    return {scorer["key"]: scorer["title"] for scorer in document["scorers"]}
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two pictures of one name are of one prompt, whatever words encoders have for their people."""
-    if other is None:
-        return False
     key = "text" if one.get("text") and other.get("text") else "prompt"
     return bool(one.get(key) == other.get(key))
 

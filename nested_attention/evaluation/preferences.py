@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from ..errors import NestedAttentionError
-from .figures import Document, alike
+from .figures import Document, alike, of_one_name
 from .page import environment, picture_data
 from .statistics import wilson
 
@@ -51,8 +51,7 @@ def pairs_of(first: Document, second: Document, number: int, seed: int) -> list[
 
     Raises NestedAttentionError if they have none in common.
     """
-    others = {picture["name"]: picture for picture in second["pictures"]}
-    common = [picture for picture in first["pictures"] if alike(picture, others.get(picture["name"]))]
+    common = [pair for pair in of_one_name(first, second) if alike(*pair)]
     if not common:
         raise NestedAttentionError(
             "the two evaluations have no picture of one name and prompt; expected the same prompts, "
@@ -64,9 +63,9 @@ def pairs_of(first: Document, second: Document, number: int, seed: int) -> list[
             name=picture["name"],
             prompt=picture["prompt"] or "",
             references=tuple(Path(path) for person in picture["references"] for path in person[:1]),
-            pictures=(Path(picture["picture"]), Path(others[picture["name"]]["picture"])),
+            pictures=(Path(picture["picture"]), Path(other["picture"])),
         )
-        for picture in chosen
+        for picture, other in chosen
     ]
 
 

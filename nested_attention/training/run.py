@@ -18,7 +18,7 @@ from ..checkpoint import read_card, save_subject_encoder
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
-from ..storage.files import replacing
+from ..storage.files import replacing, sha256_of
 from .fp8 import hold_in_fp8
 from .frozen import DTYPES, folder_name, load_schedule, load_unet
 from .keys import first_examples, plain, whiten_keys
@@ -131,6 +131,7 @@ class _Run:
         # The schedule's table belongs where steps read it, or the host would copy it at every step.
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         self.blank = {name: tensor.to(device) for name, tensor in sample.blank.items()}
+        self.beginning = _beginning(settings.start, self.unet)
         if settings.whiten_keys:
             examples = first_examples(
                 sample,
@@ -166,7 +167,7 @@ class _Run:
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = self.objective(index)
-        _keep_description(folder, _decisive(settings, phase, index, self.unet, before))
+        _keep_description(folder, _decisive(settings, phase, index, self.beginning, before))
         processes = PartialState().num_processes
         options = TrainerOptions(
             batch=phase.batch // processes,
@@ -253,13 +254,20 @@ def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Te
             )
 
 
+def _beginning(start: StartSettings, unet: Any) -> dict[str, Any]:
+    """What tells a run's start from another, and its UNet."""
+    begun = None
+    if start.path is not None:
+        with start.path.open("rb") as file:
+            begun = sha256_of(file)
+    return {"start": [start.kind, start.projections, begun], "unet": _print(unet)}
+
+
 def _decisive(
-    settings: TrainSettings, phase: PhaseSettings, index: Index, unet: Any, before: int
+    settings: TrainSettings, phase: PhaseSettings, index: Index, beginning: dict[str, Any], before: int
 ) -> dict[str, Any]:
-    """What a phase is trained on and begins with: other than this, nothing can be gone on with. before: how
-    many examples were read in earlier phases."""
-    start = settings.start
-    begun = None if start.path is None else sha256(start.path.read_bytes()).hexdigest()
+    """What a phase is trained on and begins with: other than this, nothing can be gone on with. beginning:
+    the run's. before: how many examples were read in earlier phases."""
     return {
         "data": index.digest,
         "batch": phase.batch,
@@ -267,8 +275,7 @@ def _decisive(
         "encoder": asdict(settings.encoder),
         "loss": asdict(settings.loss),
         "whiten_keys": settings.whiten_keys,
-        "start": [start.kind, start.projections, begun],
-        "unet": _print(unet),
+        **beginning,
         "examples before it": before,
     }
 

@@ -105,6 +105,7 @@ def test_grey_and_transparent_pictures(world: Any) -> None:
     assert torch.equal(seen[:, :20], colour[:, :20])
     assert bool((seen[:, 20:] == 1).all())
     assert torch.equal(check_pictures(colour), colour)
+    assert float(check_pictures(colour + 0.005).max()) <= 1
 
 
 def test_what_bicubic_resizing_overshoots_is_clamped(world: Any) -> None:
@@ -124,7 +125,7 @@ def test_what_bicubic_resizing_overshoots_is_clamped(world: Any) -> None:
         assert torch.equal(SubjectSettings(region=resized[:, 0]).region, resized[:, 0].clamp(0, 1))
 
 
-def test_more_pictures_than_a_computer_holds(world: Any, clip_vision: Any) -> None:
+def test_more_pictures_than_a_computer_holds(world: Any) -> None:
     """An animated picture, or a video, comes as a picture a frame."""
     from dataclasses import replace
     from types import SimpleNamespace

@@ -107,7 +107,12 @@ def measure(
     found = {part: made[part]() for part in wanted}
     return {
         **found,
-        "run": {"subjects": counts.subjects, "steps": SAMPLING.steps, **records.circumstances(started)},
+        "run": {
+            "subjects": counts.subjects,
+            "steps": SAMPLING.steps,
+            "guidance": SAMPLING.guidance,
+            **records.circumstances(started),
+        },
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .anchored import CHOICE, EVERYWHERE, PAIR, PEOPLE, SAMPLING
+from .anchored import CHOICE, EVERYWHERE, PAIR, PEOPLE
 from .judges import SUBJECTS
 from .report import share, table
 
@@ -25,8 +25,9 @@ def tables(document: dict[str, Any]) -> str:
         for gate in next(iter(choice.values()))
     ]
     ran = document["runs"].values()
-    guidance = f"guidance {SAMPLING.guidance:g}"
-    runs = {f"{run['date']}, {run['machine']}, {run['steps']} steps, {guidance}" for run in ran}
+    runs = {
+        f"{run['date']}, {run['machine']}, {run['steps']} steps, guidance {run['guidance']:g}" for run in ran
+    }
     trials = uses["anchored"]["identity"]["trials"]
     tried = next(iter(choice[PAIR].values()))["identity"]["trials"]
     leaks = [[use, _cell(found, "leak")] for use, found in uses.items() if "leak" in found]
