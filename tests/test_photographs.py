@@ -17,7 +17,7 @@ from synthetic_checkpoints import TINY_SITES, Sizes, plain_tensors, write
 from nested_attention.avatars.drawing.references import held_out, reference_crop, reference_picture
 from nested_attention.avatars.models.model import LATENT, LATENT_CHANNELS, time_ids
 from nested_attention.avatars.models.pipeline import WorldPipeline, world_pipeline
-from nested_attention.avatars.models.world import World, load_world
+from nested_attention.avatars.models.world import Sampling, World, load_world
 from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
@@ -52,9 +52,11 @@ def test_the_small_world_is_a_pipeline_like_any_other(world: World, encoder: Sub
     options = {
         "latents": torch.randn(shape, generator=torch.Generator().manual_seed(SEED)),
         "output_type": "np",
+        "num_inference_steps": Sampling().steps,
+        "guidance_scale": Sampling().guidance,
     }
     with personalize(pipeline, [AppliedSubject(subject=subject, encoder=encoder)]):
-        drawn = pipeline(PROMPT, num_inference_steps=20, guidance_scale=3.0, **options).images[0]
+        drawn = pipeline(PROMPT, **options).images[0]
     expected = world.generate([PROMPT], [SEED], [world.attach(encoder, crop, "person")])[0]
     np.testing.assert_array_equal((drawn * 255).round(), expected)
 

@@ -20,6 +20,7 @@ from host_reads import NoHostReads
 from torch import Tensor
 
 from nested_attention.errors import NestedAttentionError
+from nested_attention.paths import PACK
 from nested_attention.storage.tensors import read_tensors
 from nested_attention.training.data import Arrays, Batch, Data, Examples, Joined, no_noise
 from nested_attention.training.objective import denoising_losses
@@ -208,8 +209,8 @@ def test_a_reader_outlives_the_signal_to_its_whole_job() -> None:
         "print('alive', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "alive" and done.returncode == -signal.SIGTERM
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("alive", -signal.SIGTERM), done.stderr
 
 
 def test_what_a_configuration_changes_holds_from_there_on(tmp_path: Path) -> None:
