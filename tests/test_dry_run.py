@@ -10,8 +10,10 @@ import torch
 from small_training import SIZES, training
 from torch import Tensor, nn
 
+from nested_attention.paths import SMALL_WORLD
 from nested_attention.training import estimate as estimating
 from nested_attention.training.estimate import CARDS, META, estimate, report
+from nested_attention.training.settings import StartSettings
 from nested_attention.training.subjects import SubjectObjective
 
 pytestmark = pytest.mark.once
@@ -37,6 +39,11 @@ def test_what_a_step_takes_on_the_small_world(
     assert eight.frozen < 0.9 * found.frozen
     (larger,) = estimate(replace(settings, encoder=replace(SIZES, num_queries=64)))
     assert larger.more.activations > found.more.activations
+    start = StartSettings(kind="file", path=SMALL_WORLD / "person_encoder.safetensors")
+    phases = [replace(settings.phases[0], freeze_qformer=frozen) for frozen in (False, True)]
+    (free,), (kept,) = (estimate(replace(settings, start=start, phases=(each,))) for each in phases)
+    assert kept.trained < 0.8 * free.trained and kept.held < free.held
+    assert kept.more.operations < free.more.operations
     lines = report([found])
     assert "12 pictures (as prepared)" in lines[0] and "Assumed: 35%" in lines[-1]
     assert sum("GB: " in line and "pictures/s" in line for line in lines) == len(CARDS)

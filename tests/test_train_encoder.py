@@ -464,6 +464,29 @@ def test_it_begins_with_a_file_and_as_many_queries_as_are_asked_for(
         new_encoder(StartSettings(kind="file", path=path), other, unet, seed=0)
 
 
+def test_a_frozen_qformer_stays_as_the_file_has_it(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """To the last number of fp16; keys and values learn. A phase that frees it may follow."""
+    begun = training(world_on_disk, prepared, tmp_path / "begun", steps=1)
+    file = train(begun, say=quietly)
+    start = StartSettings(kind="file", path=file, projections=False)
+    frozen = replace(begun.phases[0], steps=2, freeze_qformer=True)
+    run = replace(begun, output=tmp_path / "frozen", start=start, phases=(frozen,))
+    before, after = (load_subject_encoder(path) for path in (file, train(run, say=quietly)))
+    assert all(map(torch.equal, before.qformer.parameters(), after.qformer.parameters()))
+    assert not any(map(torch.equal, before.projections.parameters(), after.projections.parameters()))
+
+    both = replace(run, output=tmp_path / "both", phases=(frozen, replace(frozen, freeze_qformer=False)))
+    freed = load_subject_encoder(train(both, say=quietly))
+    assert not torch.equal(freed.qformer.proj_out.weight, before.qformer.proj_out.weight)
+
+    with pytest.raises(NestedAttentionError, match="another freeze_qformer.*True then, False now"):
+        train(replace(run, phases=(replace(frozen, freeze_qformer=False),)), say=quietly)
+    with pytest.raises(NestedAttentionError, match="'scratch' and the first phase has freeze_qformer"):
+        replace(run, start=StartSettings())
+
+
 def test_it_begins_with_an_ip_adapter(unet: Any, prepared: Path, tmp_path: Path) -> None:
     source = SubjectEncoder(encoder_config(replace(SIZES, num_queries=16), unet, Index.read(prepared), 128))
     write(tmp_path / "ip.safetensors", as_ip_adapter(source))

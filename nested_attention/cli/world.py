@@ -311,26 +311,27 @@ def gallery(
 @world.command()
 def probe(
     encoder: Annotated[Path, typer.Argument(help="The file of an encoder of the small world.")],
-    number: Annotated[int, typer.Option(min=2, help="How many crops the probes learn from.")] = 8_000,
+    number: Annotated[int, typer.Option(min=2, help="How many subjects the probes learn from.")] = 8_000,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps of 64 they learn for.")] = 1_000,
 ) -> None:
-    """Read a subject's traits from an encoder's tokens and from what the vision encoder offers it.
+    """Redraw close-ups of held-out subjects from an encoder's tokens alone, and from the image features that
+    it reads.
 
-    Beside them stands how often one answer for everybody is right; of traits with many levels, also by how
-    many levels each of the three is off.
+    Says how much of their variance is told, of the whole and of each part, and how often the nearest close-up
+    is the subject's own: of 100 subjects, and of 20 near-twins.
     """
-    from ..avatars.figures.probe import TOKENS
     from ..avatars.figures.probe import probe as read
     from ..avatars.models.world import load_world
     from ..checkpoint import load_subject_encoder
 
     with stopping():
-        loaded = load_subject_encoder(encoder)
-        found = read(load_world(), loaded, trained=number, held=max(1, number // 4))
-    for name, answers in found[TOKENS].items():
-        told = [f"{source} {each[name].right['rate']:.3f}" for source, each in found.items()]
-        if answers.off is not None:
-            told.append("off by " + " / ".join(f"{each[name].off:.1f}" for each in found.values()))
-        typer.echo(f"{name:12} {'  '.join(told)}")
+        found = read(load_world(), load_subject_encoder(encoder), trained=number, steps=steps)
+    for source, legible in found.items():
+        parts = ", ".join(f"{part.name.lower()} {told:.0%}" for part, told in legible.parts.items())
+        known = (
+            f"{legible.top1['rate']:.0%} of {legible.top1['trials']}, {legible.twins['rate']:.0%} of twins"
+        )
+        typer.echo(f"{source}: {legible.told:.0%} told ({parts}); known: {known}")
 
 
 @world.command()

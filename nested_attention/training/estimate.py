@@ -140,7 +140,9 @@ def _phase(
     known = index or _unknown(side)
     batch = _assumed(side, unet) if index is None else _largest(phase.data, index)
     encoder = _encoder(settings, unet, known, batch["features"].shape[-1])
-    trained = sum(parameter.numel() for parameter in encoder.parameters())
+    encoder.qformer.requires_grad_(not phase.freeze_qformer)
+    trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    kept = sum(parameter.numel() for parameter in encoder.parameters()) - trained
     one, two = (_measured(settings, unet, encoder, batch, rows) for rows in (1, 2))
     examples = UNKNOWN_EXAMPLES
     if index is not None:
@@ -153,7 +155,7 @@ def _phase(
         prepared=index is not None,
         frozen=frozen,
         trained=trained,
-        held=frozen + trained * (4 + 4 + 8 + 4 + 2),
+        held=frozen + trained * (4 + 4 + 8 + 4 + 2) + kept * (4 + 2),
         example=sum(tensor.numel() * tensor.element_size() for tensor in batch.values()),
         one=one,
         more=Step(two.activations - one.activations, two.operations - one.operations),
@@ -239,7 +241,8 @@ def _measured(settings: TrainSettings, unet: Any, encoder: SubjectEncoder, examp
             loss = objective(batch, {"encoder": encoder}, noise)["denoise"].mean()
             loss.backward()
         for parameter in encoder.parameters():
-            assert parameter.grad is not None and parameter.grad.shape == parameter.shape
+            if parameter.requires_grad:
+                assert parameter.grad is not None and parameter.grad.shape == parameter.shape
             parameter.grad = None
     finally:
         slot.remove()

@@ -167,6 +167,7 @@ class _Run:
         steps = phase.steps_for(sum(len(shard.rows) for shard in index.shards if not shard.held_out))
         data = ShardData(phase.data, index, pair_share=Rising(*settings.loss.pairs, steps * phase.batch))
         objective = self.objective(index)
+        self.encoder.qformer.requires_grad_(not phase.freeze_qformer)
         _keep_description(folder, _decisive(settings, phase, index, self.beginning, before))
         processes = PartialState().num_processes
         options = TrainerOptions(
@@ -271,6 +272,7 @@ def _decisive(
     return {
         "data": index.digest,
         "batch": phase.batch,
+        "freeze_qformer": phase.freeze_qformer,
         "seed": settings.seed,
         "encoder": asdict(settings.encoder),
         "loss": asdict(settings.loss),
@@ -295,7 +297,11 @@ def _keep_description(folder: Path, ours: dict[str, Any]) -> None:
     ours = json.loads(json.dumps(ours))
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
-        before = {"whiten_keys": False, **json.loads(path.read_text(encoding="utf-8"))}
+        before = {
+            "whiten_keys": False,
+            "freeze_qformer": False,
+            **json.loads(path.read_text(encoding="utf-8")),
+        }
         # Runs of before noted less.
         changed = [name for name in ours if name in before and before[name] != ours[name]]
         if changed:

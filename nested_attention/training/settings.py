@@ -103,7 +103,8 @@ class LossSettings:
 class PhaseSettings:
     """A stretch of training on one prepared folder. batch: examples a step, of all processes together. steps
     or epochs: how long; minutes: how long at most, of one process. rate: the highest learning rate, reached
-    after `warmup` steps; in the last share `decay` of the phase it falls to zero."""
+    after `warmup` steps; in the last share `decay` of the phase it falls to zero. freeze_qformer: the
+    Q-Former stays as it begins, and keys and values alone are trained."""
 
     data: Path
     batch: int
@@ -113,6 +114,7 @@ class PhaseSettings:
     warmup: int = 1000
     decay: float = 0.3
     minutes: float | None = None
+    freeze_qformer: bool = False
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -188,6 +190,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not self.phases:
             raise NestedAttentionError("phases is empty; expected at least one")
+        if self.phases[0].freeze_qformer and self.start.kind != "file":
+            raise NestedAttentionError(
+                f"start.kind is {self.start.kind!r} and the first phase has freeze_qformer: a Q-Former of "
+                "random weights would stay random; begin with a file, or let it learn"
+            )
         if not self.name or "/" in self.name:
             raise NestedAttentionError(f"name is {self.name!r}; expected a file name without ending")
         _at_least(self, 1, "save_every", "keep")

@@ -1,115 +1,162 @@
-"""What an encoder's tokens hold: traits read by linear probes, beside what the vision encoder offers.
+"""What an encoder's tokens hold: close-ups of held-out subjects, redrawn from the tokens alone.
 
-Levels of a colour lie on a ramp, where the next one is nearly right: of traits with many levels it also says
-by how many levels an answer is off. Whoever always answers the same has some of them right too, and stands
-beside the others.
-
-An encoder can only hand over what its tokens hold, whatever is drawn from them. Where a probe reads a trait
-from the image features and not from the tokens, the encoder's training left it out. Nothing else learns from
-the levels of traits, and no probe takes part in a training.
+A head that is thrown away learns to redraw close-ups from frozen tokens, as a Q-Former learns to read
+(`train/reading.py`). What it cannot redraw, no layer of a denoiser can be expected to. The same head beside
+it reads the image features that the encoder is offered: what they hold and the tokens do not, the encoder's
+training has left out, or lost.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...encoder import SubjectEncoder
 from ...evaluation.statistics import Rate, rate
-from ..drawing.identity import KINDS, Person, Pet, levels, sample
-from ..drawing.references import sample_crop
+from ..drawing.canvas import Part
+from ..drawing.identity import KINDS, Identity, near_twins, sample
+from ..drawing.references import close_up, sample_crop
 from ..models.world import World
+from ..train.data import draw_close_ups, loss_weight_of
 from ..train.encoders import image_features
+from ..train.reading import Redraw, told_without
 
-LEVELS = 64
-"""Levels of the traits that are asked for; more are those of seeds, which no line of features can follow."""
+IMAGE, TOKENS = "image features", "subject tokens"
+"""What is read."""
 
+PARTS = (Part.HAIR, Part.FACE, Part.EYES, Part.MOUTH, Part.EARS)
+"""Parts of a close-up that a subject's identity decides, if it has them."""
 
-RAMP = 16
-"""From so many levels on, how far an answer is off says more than whether it is right."""
+BATCH, RATE = 64, 1e-3
 
-IMAGE, TOKENS, NOBODY = "image features", "subject tokens", "one answer"
-"""What is read, and what reads nothing: the level that most have, or, in distance, the one in the middle."""
-
-
-class Answers(NamedTuple):
-    """How often a trait's level is right, and the mean distance in levels, of traits with `RAMP` or more."""
-
-    right: Rate
-    off: float | None
+TWINS = 20
+"""The subject itself among them."""
 
 
-def traits(kind: type[Person] | type[Pet]) -> dict[str, int]:
-    """The traits that are asked for, and their levels."""
-    return {name: number for name, number in levels(kind).items() if number <= LEVELS and name != "places"}
+@dataclass(frozen=True)
+class Legible:
+    """What is redrawn of close-ups. told: the share of their variance that is, weighted as the denoising loss
+    is, and of each part that is there alone; below 0 where the mean close-up is nearer. top1: how often the subject's own
+    close-up, of all that are asked for, is the nearest to what is redrawn; twins: of its near-twins'."""
+
+    told: float
+    parts: dict[Part, float]
+    top1: Rate
+    twins: Rate
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Held-out subjects: features of a crop (n, patches, vision width), their close-ups (n, 28, 28, 3) in
+    [0, 1] with weights (n, 28, 28, 1) and parts (n, 28, 28), and near-twins' close-ups (n, TWINS − 1, …)."""
+
+    features: Tensor
+    close_ups: Tensor
+    weight: Tensor
+    part: np.ndarray
+    twins: Tensor
 
 
 def probe(
-    world: World, encoder: SubjectEncoder, *, trained: int = 8_000, held: int = 2_000, seed: int = 7000
-) -> dict[str, dict[str, Answers]]:
-    """How well each trait is read from the mean image token, from the mean subject token, and without either.
+    world: World,
+    encoder: SubjectEncoder,
+    *,
+    trained: int = 8_000,
+    held: int = 100,
+    steps: int = 1_000,
+    seed: int = 7000,
+    workers: int = 1,
+) -> dict[str, Legible]:
+    """How much is redrawn from image features, and from subject tokens.
 
-    The probes learn from crops of `trained` people or pets of the training split, and are asked about `held`
-    crops of held-out ones.
+    The heads learn from `trained` people or pets of the training split, for `steps`, and are asked about
+    `held` others, of the development half.
     """
     word = encoder.config.word
-    offered, labels = _crops(world, word, trained, seed, "train")
-    asked, answers = _crops(world, word, held, seed + 1, "development")
-    with torch.no_grad():
-        read = {
-            IMAGE: (offered[:, 1:].mean(1), asked[:, 1:].mean(1)),
-            TOKENS: (_mean_tokens(encoder, offered), _mean_tokens(encoder, asked)),
-        }
-    sizes = traits(KINDS[word])
-    found = {name: _read(*pair, labels, sizes) for name, pair in read.items()}
-    return {
-        **{name: _judged(said, said, answers, sizes) for name, said in found.items()},
-        NOBODY: _judged(labels.mode(0).values[None], labels.median(0).values[None], answers, sizes),
+    drawn = draw_close_ups(word, trained, seed, workers=workers)
+    asked = _asked(world, word, held, seed + 1)
+    offered = image_features(world, drawn.reference)
+    close_ups = torch.from_numpy(drawn.rgb)
+    weight = torch.from_numpy(drawn.loss_weight)[..., None]
+    mean, _ = told_without(close_ups, weight)
+    read = {
+        IMAGE: (offered, asked.features),
+        TOKENS: (_tokens(encoder, offered), _tokens(encoder, asked.features)),
     }
+    found = {}
+    for name, (learned, shown) in read.items():
+        head = _taught(learned, close_ups, weight, mean, steps)
+        with torch.no_grad():
+            found[name] = _judged(head(shown.float()), mean, asked)
+    return found
 
 
-def _mean_tokens(encoder: SubjectEncoder, features: Tensor) -> Tensor:
-    """(n, patches, vision width) → (n, token width)"""
-    return torch.cat([encoder(part.float()).mean(1) for part in features.split(256)])
+def _tokens(encoder: SubjectEncoder, features: Tensor) -> Tensor:
+    """(n, patches, vision width) → (n, queries, token width) float16"""
+    with torch.no_grad():
+        return torch.cat([encoder(part.float()).half() for part in features.split(256)])
 
 
-def _crops(world: World, word: str, number: int, seed: int, split: Any) -> tuple[Tensor, Tensor]:
-    """Image features of crops, one a subject, and the levels of the subjects' traits."""
+def _asked(world: World, word: str, number: int, seed: int) -> _Asked:
     rng = np.random.default_rng(seed)
-    identities = [sample(KINDS[word], rng, split) for _ in range(number)]  # type: ignore[type-var]
-    crops = np.stack([sample_crop(rng, identity) for identity in identities])
-    values = [[getattr(identity, name) for name in traits(KINDS[word])] for identity in identities]
-    return image_features(world, crops), torch.tensor(values)
+    people: list[Identity] = [sample(KINDS[word], rng, "development") for _ in range(number)]  # type: ignore[type-var]
+    features = image_features(world, np.stack([sample_crop(rng, each) for each in people]))
+    own = [close_up(each) for each in people]
+    part = np.stack([part for _, part in own])
+    twins = [[close_up(twin)[0] for twin in near_twins(each, rng, TWINS - 1)] for each in people]  # type: ignore[type-var]
+    return _Asked(
+        features=features,
+        close_ups=_in_unit(np.stack([rgb for rgb, _ in own])),
+        weight=torch.from_numpy(np.stack([loss_weight_of(each) for each in part]))[..., None],
+        part=part,
+        twins=_in_unit(np.asarray(twins)),
+    )
 
 
-def _judged(said: Tensor, near: Tensor, answers: Tensor, sizes: dict[str, int]) -> dict[str, Answers]:
-    """said: levels that are to be right, near: those that are to be near, (m or 1, traits); answers (m,
-    traits)"""
-    right, off = said == answers, (near - answers).abs().double().mean(0)
-    return {
-        name: Answers(rate(right[:, i]), float(off[i]) if number >= RAMP else None)
-        for i, (name, number) in enumerate(sizes.items())
-    }
+def _in_unit(rgb: np.ndarray) -> Tensor:
+    return torch.from_numpy(rgb).float() / 255
 
 
-def _read(seen: Tensor, asked: Tensor, labels: Tensor, sizes: dict[str, int], epochs: int = 15) -> Tensor:
-    """seen (n, width), asked (m, width), labels (n, traits) → levels (m, traits)"""
+def _taught(seen: Tensor, close_ups: Tensor, weight: Tensor, mean: Tensor, steps: int) -> Redraw:
+    """A head that has learned from `seen`, (n, tokens, width), to redraw."""
     torch.manual_seed(0)
-    mean, deviation = seen.float().mean(0), seen.float().std(0) + 1e-5
-    seen, asked = ((x.float() - mean) / deviation for x in (seen, asked))
-    heads = nn.Linear(seen.shape[1], sum(sizes.values()))
-    optimizer = torch.optim.Adam(heads.parameters(), lr=1e-2)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(seen)).split(250):
-            optimizer.zero_grad()
-            each = heads(seen[rows]).split(list(sizes.values()), dim=1)
-            losses = [functional.cross_entropy(said, labels[rows, i]) for i, said in enumerate(each)]
-            torch.stack(losses).sum().backward()
-            optimizer.step()
-    with torch.no_grad():
-        found = heads(asked).split(list(sizes.values()), dim=1)
-    return torch.stack([each.argmax(1) for each in found], dim=1)
+    head = Redraw(seen.shape[-1], mean)
+    optimizer = torch.optim.Adam(head.parameters(), lr=RATE)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 3 * (1 - step / steps)))
+    for _ in range(steps):
+        rows = torch.randint(len(seen), (BATCH,))
+        error = head(seen[rows].float()) - close_ups[rows].float() / 255
+        optimizer.zero_grad()
+        (error.square() * weight[rows].float()).mean().backward()
+        optimizer.step()
+        decay.step()
+    return head
+
+
+def _judged(redrawn: Tensor, mean: Tensor, asked: _Asked) -> Legible:
+    """redrawn (n, 28, 28, 3); mean: the close-up that tells nothing, (28, 28, 3)"""
+    error, without = (redrawn - asked.close_ups).square(), (mean - asked.close_ups).square()
+
+    def told(weight: Tensor) -> float:
+        return 1 - float((error * weight).sum() / (without * weight).sum())
+
+    where = {part: torch.from_numpy(asked.part == part)[..., None] for part in PARTS}
+    parts = {part: told(there) for part, there in where.items() if there.any()}
+    number = len(redrawn)
+    others = asked.close_ups.expand(number, *asked.close_ups.shape)
+    family = torch.cat([asked.close_ups[:, None], asked.twins], dim=1)
+    return Legible(
+        told=told(asked.weight),
+        parts=parts,
+        top1=rate(_nearest(redrawn, others, asked.weight) == torch.arange(number)),
+        twins=rate(_nearest(redrawn, family, asked.weight) == 0),
+    )
+
+
+def _nearest(redrawn: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
+    """(n, 28, 28, 3), (n, m, 28, 28, 3), (n, 28, 28, 1) → the nearest candidate of each, (n,)"""
+    each = zip(redrawn, candidates, weight, strict=True)
+    return torch.stack([((one - some).square() * w).sum((1, 2, 3)).argmin() for one, some, w in each])

@@ -38,7 +38,7 @@ PATCH = 2
 """A place is a patch of so many art pixels a side."""
 
 
-class _Redraw(nn.Module):
+class Redraw(nn.Module):
     """A close-up from a subject's tokens, by attention of a query at each place. It begins with the mean of
     all close-ups, of shape (height, width, 3) in [0, 1]."""
 
@@ -91,11 +91,11 @@ def train_reading(
     """
     colours = torch.from_numpy(drawn.rgb)  # (n, 28, 28, 3) uint8
     weight = torch.from_numpy(drawn.loss_weight)[..., None]  # (n, 28, 28, 1) float16
-    mean, variance = _told_without(colours, weight)
+    mean, variance = told_without(colours, weight)
     torch.manual_seed(options.seed)
     models: dict[str, nn.Module] = {
         "qformer": encoder.float().qformer.requires_grad_(True),
-        "redraw": _Redraw(encoder.config.token_dim, mean),
+        "redraw": Redraw(encoder.config.token_dim, mean),
     }
 
     def objective(batch: Batch, models: Any, noise: Batch) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def train_reading(
     return encoder
 
 
-def _told_without(colours: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+def told_without(colours: Tensor, weight: Tensor) -> tuple[Tensor, float]:
     """The mean close-up (28, 28, 3), and its weighted squared error."""
     mean = colours.float().mean(dim=0) / 255
     parts = zip(colours.split(512), weight.split(512), strict=True)
