@@ -64,6 +64,15 @@ def shares(pixels: int, cells: int, start: float = 0, length: float = 1) -> Tens
     return covered / covered.sum(dim=1, keepdim=True)
 
 
+def cells_of(part: Box, grid: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a grid of the whole picture that a part of it touches: one at least."""
+    rows, columns = grid
+    top, left, height, width, whole_height, whole_width = part
+    down = slice(top * rows // whole_height, -(-(top + height) * rows // whole_height))
+    across = slice(left * columns // whole_width, -(-(left + width) * columns // whole_width))
+    return down, across
+
+
 def word_attention(query: Tensor, key: Tensor, word: Tensor, *, heads: int) -> Tensor:
     """How much each query attends to a word: Σ P over its tokens, averaged over heads, in fp32.
 
@@ -167,6 +176,29 @@ class RegionFinder:
             return set(range(len(self._names)))
         return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
 
+    def without_region(self, called: Sequence[str], start: str) -> list[str]:
+        """What to tell of each of several subjects that is unseen. called: what users call them. start: what
+        the host calls the option."""
+        if len(called) < 2:  # one alone has the whole picture anyway
+            return []
+        return [
+            f"no region was found for {called[number]!r}, whose word nothing attended in the first third of "
+            "the steps, so it counts in the whole picture. Start it with the sampling "
+            f"({start}), or give it a mask"
+            for number in sorted(self.unseen)
+        ]
+
+    @staticmethod
+    def too_few_steps(called: Sequence[str], steps: int) -> list[str]:
+        """What to tell of several subjects if a sampling of so many steps ends before regions are held.
+        called: what users call them."""
+        if len(called) < 2 or not 0 < steps <= watched_steps(steps):
+            return []
+        return [
+            f"the sampling has too few steps ({steps}) to find regions in, so {', '.join(map(repr, called))} "
+            "count in the whole picture. Use more steps, or give them masks"
+        ]
+
     def watches(self, site: str) -> bool:
         return follows_layout(site)
 
@@ -185,13 +217,14 @@ class RegionFinder:
                 )
 
     def add(self, subject: int, picture: int, attention: Tensor, part: Box) -> None:
-        """attention: (h, w), what one layer attended to a subject's word in a part of one picture."""
-        top, left, height, width, *whole = part
+        """attention: (h, w), what one layer attended to a subject's word in a part of one picture. The grid
+        is that of the first latents; samplers may let them grow later."""
         if self._sum is None:
-            shape = (self._pictures, len(self._names), *whole)
+            shape = (self._pictures, len(self._names), *part[4:])
             self._sum = attention.new_zeros(shape, dtype=torch.float32)
-        place = self._sum[picture, subject, top : top + height, left : left + width]
-        place += area_mean(attention, (height, width)).to(self._sum.device)
+        down, across = cells_of(part, (self._sum.shape[2], self._sum.shape[3]))
+        place = self._sum[picture, subject, down, across]  # (rows, columns)
+        place += area_mean(attention, (place.shape[0], place.shape[1])).to(self._sum.device)
 
     def settle(self) -> Tensor | None:
         """(pictures, S, H, W) in [0, 1]; None if nothing was added."""

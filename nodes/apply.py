@@ -99,7 +99,10 @@ class ApplySubject(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When in the sampling the subject begins to count: 0 is the first step.",
+                    tooltip=(
+                        "When in the sampling the subject begins to count: 0 is the first step. A sampling "
+                        "with a denoise below 1 begins later."
+                    ),
                 ),
                 io.Float.Input(
                     "end_percent",

@@ -183,7 +183,8 @@ class Personalize(io.ComfyNode):
             settings = SubjectSettings(
                 word=chosen, name=None if is_blank(name) else name, **_choice(likeness)
             )
-            prepared = prepare_references(encoder, images, prepare, NAME, word=chosen)
+            kind = "pet" if preset == "pet" else chosen or ""
+            prepared = prepare_references(encoder, images, prepare, NAME, word=kind)
             subject = encode_subject(encoder, find_vision(encoder), prepared.pictures)
             model, clip = apply_subject(model, clip, encoder, subject, settings)
         state = [_said(prepared.taken), *applied_state(model, encoder, chosen is not None)]

@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy.notices import begin_notices, warn
+from ..nested_attention.hosts.comfy.notices import warn
 from ..nested_attention.paths import FACE_DETECTOR
 from ..nested_attention.pictures.align import align_faces
 from ..nested_attention.pictures.background import estimate_subjects
@@ -265,7 +265,6 @@ class IsolateSubject(io.ComfyNode):
         mask: Any = None,
     ) -> io.NodeOutput:
         node = "Isolate Subject"
-        begin_notices()
         pictures = check_pictures(image, node).cpu()
         with naming(node):
             if mask is None:

@@ -13,6 +13,7 @@ from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.pictures.check import check_pictures
 from ..nested_attention.pictures.sheet import Layout, labelled_sheet
 from ..nested_attention.prompt import short
+from ..nested_attention.subject_batch import SubjectBatch
 from ..nested_attention.typed import read_numbers
 from .common import SubjectEncoderType, SubjectType, naming, schema
 
@@ -149,6 +150,11 @@ class MakeSheet(io.ComfyNode):
             raise NestedAttentionError(
                 f"Subject Sheet: {len(texts)} prompts × {len(numbers)} seeds × {len(columns)} columns are "
                 f"{count} pictures; expected {MOST} at most. Take out prompts, seeds or values of λ"
+            )
+        if isinstance(subject, SubjectBatch):
+            raise NestedAttentionError(
+                f"Subject Sheet: the subject is a batch of {len(subject.subjects)}, one for each picture, "
+                "and a sheet shows one subject. Encode its pictures as one subject, or make a sheet of each"
             )
         labels = [f"{text} · seed {seed}" if len(numbers) > 1 else text for text in texts for seed in numbers]
         with naming("Subject Sheet"):  # before anything is drawn for it

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from explicit import explicit_nested_attention
 from tiny_sdxl import STEPS, TEXT_WIDTHS, make_encoder, make_pipeline, make_subject, make_unet
 from torch import Tensor
@@ -235,6 +235,33 @@ class TestSlot:
         assert torch.allclose(outputs[1], outputs[0] + 0.1 * hidden, atol=1e-5)
 
     @torch.no_grad()
+    def test_weights_of_another_processor_stay_the_unets(self, unet: UNet2DConditionModel) -> None:
+        """IP-Adapter's: they move with it, and are as they were when the slot is gone."""
+        layers: list[Any] = [unet.get_submodule(site.name) for site in diffusers_sites(unet)]
+        stock = [layer.processor for layer in layers]
+        theirs = [
+            IPAdapterAttnProcessor2_0(site.inner_dim, site.context_dim, num_tokens=(4,), scale=0.5)
+            for site in diffusers_sites(unet)
+        ]
+        try:
+            for layer, processor in zip(layers, theirs, strict=True):
+                layer.set_processor(processor)
+            number = len(list(unet.parameters()))
+            slot = SubjectSlot.install(unet)
+            assert len(list(unet.parameters())) == number
+            unet.to(torch.float64)
+            assert {p.dtype for processor in theirs for p in processor.parameters()} == {torch.float64}
+            with slot.previous_processors():
+                assert [layer.processor for layer in layers] == theirs
+            assert all(layer.processor.slot is slot for layer in layers)
+            slot.remove()
+            assert [layer.processor for layer in layers] == theirs
+        finally:
+            unet.to(torch.float32)
+            for layer, processor in zip(layers, stock, strict=True):
+                layer.set_processor(processor)
+
+    @torch.no_grad()
     def test_masks_are_read_once_for_all_layers_and_steps(
         self, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -369,6 +396,37 @@ class TestPersonalize:
             ):
                 draw(pipeline)
         assert torch.equal(draw(pipeline), base)
+
+    def test_sliced_attention_carries_subjects(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    ) -> None:
+        """diffusers' processor for little memory takes no time embedding."""
+        region = torch.ones(1, 4, 4)
+        subject = AppliedSubject(make_subject(encoder), encoder, region=region, bound_self_attention=True)
+        with personalize(pipeline, [subject]):
+            expected = draw(pipeline)
+        pipeline.enable_attention_slicing()
+        try:
+            with personalize(pipeline, [subject]):
+                found = draw(pipeline)
+        finally:
+            pipeline.disable_attention_slicing()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+    def test_the_scale_of_an_ip_adapter_may_change_within(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    ) -> None:
+        layers: list[Any] = [pipeline.unet.get_submodule(s.name) for s in diffusers_sites(pipeline.unet)]
+        stock = [layer.processor for layer in layers]
+        try:
+            for layer, site in zip(layers, diffusers_sites(pipeline.unet), strict=True):
+                layer.set_processor(IPAdapterAttnProcessor2_0(site.inner_dim, site.context_dim))
+            with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder)]):
+                pipeline.set_ip_adapter_scale(0.25)
+                assert all(layer.processor.previous.scale == [0.25] for layer in layers)
+        finally:
+            for layer, processor in zip(layers, stock, strict=True):
+                layer.set_processor(processor)
 
     def test_what_fails_on_entering_leaves_nothing_behind(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch

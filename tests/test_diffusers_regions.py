@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import HeunDiscreteScheduler, StableDiffusionXLPipeline
 from tiny_sdxl import STEPS, make_encoder, make_pipeline, make_subject
 from torch import Tensor
 
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import AppliedSubject, SubjectBinding, SubjectSlot, personalize
+from nested_attention.hosts.diffusers.regions import AutomaticRegions
 from nested_attention.hosts.diffusers.self_attention import RegionSelfAttentionProcessor
 from nested_attention.settings import SubjectSettings
 from nested_attention.subject_batch import SubjectBatch
@@ -95,6 +96,43 @@ def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEnco
     assert not differ(late[-1], late_plain[-1], 2e-5)
     early, early_plain = steps({**auto, "end": 0.6}), steps({"end": 0.6})
     assert differ(early[-1], early_plain[-1], 2e-5) and differ(early[-1], found[-1], 2e-5)
+
+
+def test_what_finds_no_region_is_told(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    auto = {"region_mode": "auto"}
+    draw(pipeline, two(encoder, auto, auto), num_inference_steps=8)
+    assert not caplog.messages
+    draw(pipeline, two(encoder, {**auto, "start": 0.6}, auto), num_inference_steps=8)
+    (told,) = caplog.messages
+    assert "no region was found for 'alice'" in told and "(start=0)" in told
+
+
+def test_schedulers_that_visit_a_timestep_twice_watch_as_many_steps(
+    pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    before_step = AutomaticRegions.at
+
+    def noted(self: AutomaticRegions, step: int, active: Any = None) -> Any:
+        found = before_step(self, step, active)
+        held.append(not self.watching)
+        return found
+
+    monkeypatch.setattr(AutomaticRegions, "at", noted)
+    auto = {"region_mode": "auto"}
+    usual, heun = pipeline.scheduler, HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    calls = []
+    try:
+        for scheduler in (usual, heun):
+            pipeline.scheduler = scheduler
+            held.clear()
+            draw(pipeline, two(encoder, auto, auto), num_inference_steps=10)
+            calls.append((held.index(True), len(held)))
+    finally:
+        pipeline.scheduler = usual
+    assert calls == [(3, 10), (5, 19)]  # the first timestep is visited once, the others twice
 
 
 def test_guidance_may_end_without_any_subject(pipeline: StableDiffusionXLPipeline) -> None:

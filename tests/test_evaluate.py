@@ -109,6 +109,22 @@ def test_multiid_benchs_layout_is_read(bench: Path) -> None:
     assert [path.name for path in cat.people[0].references] == ["ref_1.png", "ref_1_b.png"]
 
 
+def test_pets_are_left_out_by_recognisers_of_faces(tmp_path: Path) -> None:
+    """As meta.json says; what macOS leaves beside files is no picture, and a byte order mark no word."""
+    for name, said in {
+        "rex": '{"face": false}',
+        "both": '{"prompt": "a person and a pet", "pets": [2]}',
+    }.items():
+        for picture in ("ref_1.png", *(["ref_2.png"] if name == "both" else []), "out.png"):
+            save(tmp_path / name / picture, np.zeros((32, 32, 3), np.uint8))
+        (tmp_path / name / "meta.json").write_text(said, encoding="utf-8-sig")
+        (tmp_path / name / "._out.png").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "rex" / "out.txt").write_text("a pet", encoding="utf-8-sig")
+    both, rex = read_folder(tmp_path)
+    assert [person.face for person in both.people] == [True, False] and both.prompt == "a person and a pet"
+    assert [person.face for person in rex.people] == [False] and rex.prompt == "a pet"
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -117,6 +133,10 @@ def test_multiid_benchs_layout_is_read(bench: Path) -> None:
         ({"a/out.png": None}, r"a holds out.png and no reference; expected ref_1.jpg beside it"),
         ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": "{"}, "meta.json is not valid JSON"),
         ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": '{"prompt": 3}'}, "has the prompt 3"),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": "[]"}, "meta.json holds list"),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": '{"face": 0}'}, 'has "face": 0 and'),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/meta.json": '{"pets": [true]}'}, r'"pets": \[True\]'),
+        ({"a/out.png": None, "a/ref_1.png": None, "a/out.txt": "caf\xe9"}, "out.txt cannot be read .*UTF-8"),
     ],
 )
 def test_a_folder_that_cannot_be_scored_is_named(
@@ -128,7 +148,7 @@ def test_a_folder_that_cannot_be_scored_is_named(
         if text is None:
             save(path, np.zeros((32, 32, 3), np.uint8))
         else:
-            path.write_text(text)
+            path.write_text(text, encoding="latin-1")
     with pytest.raises(NestedAttentionError, match=said):
         read_folder(tmp_path)
     with pytest.raises(NestedAttentionError, match="there is no folder"):

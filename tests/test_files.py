@@ -147,6 +147,20 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_old_file(
     assert torch.equal(read_tensors(tmp_path / "x").tensors["a"], torch.zeros(3))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_whoever_may_read_new_files_may_read_ours(tmp_path: Path, umask: int) -> None:
+    """safetensors writes for the owner alone. A file that is there keeps its permissions."""
+    before = os.umask(umask)
+    try:
+        for mode in (0o666 & ~umask, 0o640):
+            write_tensors(tmp_path / "x", {"a": torch.ones(3)}, {})
+            assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+            (tmp_path / "x").chmod(0o640)
+    finally:
+        os.umask(before)
+
+
 def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
     script = (
         f"import os, pathlib, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

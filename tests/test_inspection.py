@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -26,11 +27,14 @@ from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import AppliedSubject, Recorder, personalize
 from nested_attention.inspection import recording as recording_module
+from nested_attention.inspection.document import document
+from nested_attention.inspection.draw import PALETTE, overlay, word_pictures
 from nested_attention.inspection.looks import looks, reference
 from nested_attention.inspection.maps import CHANGE, COLOURS, WORD, Selection
 from nested_attention.inspection.measure import Measured, token_colours
 from nested_attention.inspection.measure import measure as measured_in_chunks
 from nested_attention.inspection.observed import ObservedLayer, ObservedSubject
+from nested_attention.inspection.page import page
 from nested_attention.inspection.recording import WORK, Recorded, Recording, Tally, Watch
 from nested_attention.regions import area_mean
 from nested_attention.storage.tensors import read_tensors
@@ -188,6 +192,32 @@ def test_tiles_come_to_their_places_and_overlaps_are_averaged() -> None:
     tally.add(torch.full((1, 4, 4), 1.0), (0, 0, 8, 8, 8, 16))
     tally.add(torch.full((1, 2, 2), 3.0), (0, 4, 8, 8, 8, 16))
     assert torch.equal(tally.mean()[0, 0], torch.tensor([1.0, 1, 2, 2, 3, 3, 0, 0]))
+
+
+def test_a_layer_whose_grid_changes_has_maps_on_the_finest() -> None:
+    """As another node shrinks what is sampled in the first steps, or lets it grow."""
+    whole = (0, 0, 8, 12, 8, 12)
+    grids = [(2, 3), (4, 6), (4, 6), (3, 4)]
+    layers = [
+        observed(grid, {"alice": bound(tokens=2)}, step=step, places=[(0, whole)])
+        for step, grid in enumerate(grids)
+    ]
+    each = [
+        area_mean(measure(x.query, x.key, x.value, [bound(tokens=2)], 0).word.view(1, *x.grid), (4, 6))
+        for x in layers
+    ]
+    seen = record(layers, made(2)).finish()
+    (maps,) = seen.subjects
+    assert maps.grids == {SITE: (4, 6)} and len(seen.spans) == 4
+    for found, expected in zip(maps.maps[SITE], each, strict=True):
+        assert torch.allclose(found[WORD], expected, atol=1e-6)
+    room = 2 * Tally.bytes(6, (4, 6)) + 8  # for maps of two groups
+    tight = record(layers, made(2), megabytes=2 * room / (1 - WORK) / 1e6)
+    assert tight.group == 2 and tight.bytes == TestBound().held(tight)
+    (maps,) = tight.finish().subjects
+    expected = torch.stack([(each[0] + each[1]) / 2, (each[2] + each[3]) / 2])
+    assert maps.grids == {SITE: (4, 6)}
+    assert torch.allclose(maps.maps[SITE][:, WORD], expected, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -396,6 +426,20 @@ class TestInDiffusers:
             assert set(one.maps) == {site.name for site in encoder.config.sites}
             assert all(torch.equal(x, other.maps[site]) for site, x in one.maps.items())
         assert not pipeline.unet._forward_pre_hooks
+
+    def test_a_subject_that_starts_later_has_maps_of_nothing_until_then(
+        self, pipeline: Any, encoder: SubjectEncoder
+    ) -> None:
+        recorder = Recorder(Watch(layers="all"))
+        self.draw(pipeline, self.two(encoder, start=0.7), recorder)
+        seen, picture = recorder.observation(), np.full((8, 12, 3), 200, np.uint8)
+        late, first = seen.subjects[0], Selection(steps=(0, 0))
+        assert not late.mean(WORD, first, seen.spans).any() and late.mean(WORD, Selection(), seen.spans).any()
+        assert (late.coloured(first, seen.spans) == 0.5).all()
+        (shown,) = word_pictures(seen, [picture], first)
+        alone = overlay(picture, [(seen.subjects[1].mean(WORD, first, seen.spans)[0], PALETTE[1])])
+        assert np.array_equal(shown, alone)
+        assert "NaN" not in page(document(seen, [picture], []), "maps")
 
     def test_an_interrupted_call_leaves_nothing(self, pipeline: Any, encoder: SubjectEncoder) -> None:
         recorder = Recorder(Watch(layers="all"))

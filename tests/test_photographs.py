@@ -61,6 +61,15 @@ def test_the_small_world_is_a_pipeline_like_any_other(world: World, encoder: Sub
     np.testing.assert_array_equal((drawn * 255).round(), expected)
 
 
+def test_pictures_that_are_not_in_unit_range_are_refused(world: World, encoder: SubjectEncoder) -> None:
+    """All of them would be white, and everybody the same."""
+    picture = torch.from_numpy(reference_picture(held_out("person", 3)))[None]
+    with pytest.raises(NestedAttentionError, match="encode_subject: the picture's values are from .* 255; "):
+        encode_subject(encoder, world.vision, picture)
+    with pytest.raises(NestedAttentionError, match="expected an IMAGE .pictures, height, width, channels"):
+        encode_subject(encoder, world.vision, picture.movedim(-1, 1) / 255)
+
+
 def test_the_pipeline_tells_the_size_that_a_picture_is_shown_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four pixels an art pixel: two figures are in wider pictures, as in training."""
     monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", lambda self, *_, **options: options)

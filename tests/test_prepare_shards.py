@@ -585,28 +585,27 @@ def test_the_base_model_draws_what_the_paper_trains_pets_on(world_on_disk: Path,
 
 
 def test_only_what_was_drawn_here_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photographs in the folder stay, drawn pictures until others are there; a base model may move."""
+    """Photographs in the folder stay, whatever they are called, drawn pictures until others are there; a base
+    model may move."""
     from nested_attention.training.prepare import generate as module
 
-    def draw(pipeline: Any, settings: GenerateSettings, path: Path, prompt: str, number: int) -> None:
-        for each in (path, path.with_suffix(".txt")):
-            each.write_text(prompt)
-
-    monkeypatch.setattr(module, "_draw", draw)
+    monkeypatch.setattr(module, "_draw", lambda *given: Image.new("RGB", (8, 8)))
     monkeypatch.setattr(module, "load_part", lambda *given, **more: MagicMock())
     folder = tmp_path / "pets"
     folder.mkdir()
-    mine = {folder / "my_dog.png", folder / "my_dog.txt"}
+    mine = {folder / f"{name}.{end}" for name in ("my_dog", "0" * 32) for end in ("png", "txt")}
     for path in mine:
         path.write_text("mine")
+    Image.new("RGB", (8, 8)).save(folder / f"{'1' * 32}.png")
+    theirs = {folder / f"{'1' * 32}.png"}
     (tmp_path / "prompts.txt").write_text("a pet\na cat")
     drawing = GenerateSettings(prompts=tmp_path / "prompts.txt", folder=folder, each=2)
 
     def drawn(base: str, settings: GenerateSettings) -> set[Path]:
         module.generate(BaseModel(base=Place(base)), settings, torch.device("cpu"))
         found = set(folder.iterdir())
-        assert mine < found and all(path.read_text() == "mine" for path in mine)
-        return found - mine
+        assert mine | theirs < found and all(path.read_text() == "mine" for path in mine)
+        return found - mine - theirs
 
     for place in ("here", "there"):
         (tmp_path / place / "sdxl").mkdir(parents=True)
@@ -614,6 +613,21 @@ def test_only_what_was_drawn_here_is_deleted(tmp_path: Path, monkeypatch: pytest
     assert len(first) == 8 and drawn(str(tmp_path / "there" / "sdxl"), drawing) == first
     other = drawn(str(tmp_path / "here" / "sdxl"), replace(drawing, guidance=7.0))
     assert len(other) == 8 and not other & first
+
+
+def test_it_is_drawn_with_the_autoencoder_that_is_named(
+    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_attention.training.prepare import generate as module
+
+    given: list[Any] = []
+    monkeypatch.setattr(module, "_draw", lambda *given: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(module, "load_part", lambda *known, **more: given.append(more) or MagicMock())
+    (tmp_path / "prompts.txt").write_text("a pet")
+    settings = GenerateSettings(prompts=tmp_path / "prompts.txt", folder=tmp_path / "drawn", each=1)
+    model = replace(base_of(world_on_disk), vae=Place(str(world_on_disk / "vae")))
+    module.generate(model, settings, torch.device("cpu"))
+    assert type(given[0]["vae"]).__name__ == "AutoencoderKL"
 
 
 def test_settings_that_exclude_each_other_are_refused() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,12 +17,14 @@ from nested_attention.regions import (
     RegionFinder,
     area_mean,
     assign_regions,
+    cells_of,
     fine,
     self_attention_bias,
     self_attention_share,
     watched_steps,
     word_attention,
 )
+from nested_attention.settings import SubjectSettings
 
 SIZES = st.integers(1, 23)
 
@@ -119,6 +124,53 @@ class TestAssignment:
             found[0, 1], area_mean(right, (8, 8))
         )
         assert torch.equal(found[1], torch.ones(2, 8, 8))  # the one subject of the second picture
+
+    def test_pictures_that_grow_or_shrink_while_they_are_watched_are_added_up_in_place(self) -> None:
+        left = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+        finder, same = (RegionFinder(1, ["one", "other"]) for _ in range(2))
+        wholes = [(8, 8), (10, 12), (20, 20), (4, 6)]
+        for grown in wholes:
+            for subject, seen in ((0, left), (1, 1 - left)):
+                finder.add(subject, 0, seen, (0, 0, *grown, *grown))
+                same.add(subject, 0, seen, (0, 0, 8, 8, 8, 8))
+        finder.add(0, 0, torch.ones(1, 1), (5, 10, 5, 5, 20, 20))  # parts, too
+        same.add(0, 0, torch.ones(1, 1), (2, 4, 2, 2, 8, 8))
+        found, expected = finder.settle(), same.settle()
+        assert found is not None and expected is not None
+        assert torch.allclose(found, expected, atol=1e-6)
+
+    @given(rows=SIZES, whole=st.integers(1, 40), data=st.data())
+    def test_a_part_is_never_nothing_on_another_grid(
+        self, rows: int, whole: int, data: st.DataObject
+    ) -> None:
+        top = data.draw(st.integers(0, whole - 1))
+        height = data.draw(st.integers(1, whole - top))
+        down, across = cells_of((top, 0, height, 1, whole, 1), (rows, 3))
+        assert 0 <= down.start < down.stop <= rows and across == slice(0, 3)
+        assert down.start * whole <= top * rows and (top + height) * rows <= down.stop * whole
+        assert cells_of((top, 0, height, 1, whole, 1), (whole, 1))[0] == slice(top, top + height)
+
+    def test_a_sampling_too_short_to_find_regions_in_is_told_of(self) -> None:
+        (told,) = RegionFinder.too_few_steps(["alice", "bob"], 1)
+        assert "too few steps" in told and "'alice', 'bob'" in told and "the whole picture" in told
+        for names, steps in ((["alice", "bob"], 2), (["alice"], 1), (["alice", "bob"], 0)):
+            assert RegionFinder.too_few_steps(names, steps) == []
+
+    def test_diffusers_tells_of_a_short_sampling_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
+        from nested_attention.hosts.diffusers.regions import AutomaticRegions
+
+        mask, slot = torch.ones(1, 1, dtype=torch.bool), cast(SubjectSlot, SimpleNamespace())
+        bindings = [
+            SubjectBinding(projections={}, mask=mask, name=name, settings=SubjectSettings(region_mode="auto"))
+            for name in ("alice", "bob")
+        ]
+        AutomaticRegions(slot, bindings, steps=2)
+        assert not caplog.messages
+        regions = AutomaticRegions(slot, bindings, steps=1)
+        regions.at(0)
+        regions.moved(bindings, [0])
+        assert caplog.messages == RegionFinder.too_few_steps(["alice", "bob"], 1)
 
     def test_what_is_watched(self) -> None:
         whole = (0, 0, 128, 128, 128, 128)

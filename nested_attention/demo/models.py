@@ -76,11 +76,14 @@ def sampling(
     """What the pipeline is called with, beside the prompts: None is what suits the checkpoint. The small
     world's pictures are as wide as the figures that the prompt names need.
 
-    Raises NestedAttentionError for a size of the small world, whose pictures have their own.
+    Raises NestedAttentionError for a size of the small world, whose pictures have their own, and for one that
+    is no multiple of a latent's cell.
     """
     small = checkpoint is None
     if small and size is not None:
         raise NestedAttentionError("the small world's pictures have a size of their own; leave out --size")
+    if size is not None and size % 8:
+        raise NestedAttentionError(f"--size is {size}; expected a multiple of 8, such as {size // 8 * 8}")
     figures = sum(word in _NOUNS for word in re.findall(r"[a-z]+", prompt.lower()))
     shape = {"height": SIZE, "width": width_of(min(max(figures, 1), 2))}
     if not small:

@@ -8,12 +8,14 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import NestedAttentionError
 from ..hosts.diffusers import AppliedSubject, Recorder, encode_subject, personalize
 from ..paths import FACE_DETECTOR
 from ..pictures.blazeface import load_blazeface
 from ..pictures.files import read_picture
 from ..pictures.prepare import Prepare, Prepared, prepare_pictures
 from ..pictures.pyramid import TiledFaceDetector
+from ..pictures.suspect import means_animal
 from ..storage.files import replacing
 from .models import load_models, sampling
 
@@ -47,12 +49,17 @@ class Drawing:
 
 
 def draw_photograph(drawing: Drawing, out: Path) -> list[str]:
-    """Draws one picture, saves it, and returns what to print. Raises NestedAttentionError as `drawn`."""
+    """Draws one picture, saves it, and returns what to print. Raises NestedAttentionError for a file that it
+    cannot be saved as, before anything is loaded, and as `drawn`."""
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise NestedAttentionError(
+            f"--out is {out}; expected a picture's file name, with an ending such as .png, .jpg or .webp"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
     image, prepared = drawn(drawing)
     small = drawing.checkpoint is None
     if small:
         image = image.resize((image.width * ENLARGE, image.height * ENLARGE), Image.Resampling.NEAREST)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         image.save(temporary)
     lines = [f"{path.name}: {taken}" for path, taken in zip(drawing.photographs, prepared.taken, strict=True)]
@@ -85,7 +92,10 @@ def drawn(drawing: Drawing, recorder: Recorder | None = None) -> tuple[Image.Ima
     )
     word = drawing.word or models.encoder.config.word
     detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
-    prepared = prepare_pictures(photographs, drawing.prepare, detect, word=word, drawings=checkpoint is None)
+    prepared = prepare_pictures(
+        photographs, drawing.prepare, detect,
+        animal=means_animal(models.encoder.config.word, word), drawings=checkpoint is None,
+    )  # fmt: skip
     subject = encode_subject(models.encoder, models.vision, prepared.pictures)
     applied = AppliedSubject(
         subject=subject,

@@ -7,7 +7,7 @@ pictures/
     ref_1_b.jpg        another picture of the first person
     ori.jpg            the truth: a true picture of them all, if there is one
     out.jpg            the picture to be scored; every other picture is one, too
-    meta.json          {"prompt": "…"}, or …
+    meta.json          {"prompt": "…", "face": false}, or …
     out.txt            … the prompt of one picture
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import NestedAttentionError
@@ -36,7 +37,7 @@ def read_folder(folder: Path) -> list[Sample]:
         raise NestedAttentionError(f"there is no folder {folder}; check the path of --images")
     samples: list[Sample] = []
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
-        pictures = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
+        pictures = sorted(path for path in place.iterdir() if _is_picture(path))
         if pictures:
             samples += _of_one_folder(place, pictures, folder)
     if not samples:
@@ -45,6 +46,10 @@ def read_folder(folder: Path) -> list[Sample]:
             "subject with ref_1.jpg and the pictures of them, as docs/evaluation.md shows"
         )
     return samples
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")  # macOS leaves `._out.jpg`
 
 
 def _of_one_folder(place: Path, pictures: list[Path], root: Path) -> list[Sample]:
@@ -65,17 +70,21 @@ def _of_one_folder(place: Path, pictures: list[Path], root: Path) -> list[Sample
             f"{place} holds {scored[0].name} and no reference; expected ref_1.jpg beside it (ref_2.jpg for a "
             "second person, ref_1_b.jpg for another picture of the first)"
         )
+    said = _Said.read(place / "meta.json")
     people = tuple(
-        Person(name if len(numbered) == 1 else f"{name} {number}", tuple(paths))
+        Person(
+            name if len(numbered) == 1 else f"{name} {number}",
+            tuple(paths),
+            face=said.face and number not in said.pets,
+        )
         for number, paths in sorted(numbered.items())
     )
-    prompt = _prompt(place)
     return [
         Sample(
             name=_file_name(name, path.stem),
             picture=path,
             people=people,
-            prompt=_beside(path) or prompt,
+            prompt=_beside(path) or said.prompt,
             truth=truth,
         )
         for path in scored
@@ -88,20 +97,46 @@ def _file_name(folder: str, stem: str) -> str:
 
 def _beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() or None if text.is_file() else None
+    return _text(text).strip() or None if text.is_file() else None
 
 
-def _prompt(place: Path) -> str | None:
-    path = place / "meta.json"
-    if not path.is_file():
-        return None
+def _text(path: Path) -> str:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        found = next((meta[key] for key in _PROMPTS if key in meta), None)
-    except (ValueError, TypeError) as error:
-        raise NestedAttentionError(
-            f'{path} is not valid JSON ({error}); expected {{"prompt": "…"}}'
-        ) from error
-    if found is not None and not isinstance(found, str):
-        raise NestedAttentionError(f"{path} has the prompt {found!r}; expected text")
-    return found
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NestedAttentionError(f"{path} cannot be read ({error}); expected text in UTF-8") from error
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What meta.json says. face: False where recognisers of faces leave everybody out; pets: numbers of the
+    references whom they leave out."""
+
+    prompt: str | None = None
+    face: bool = True
+    pets: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> _Said:
+        """Raises NestedAttentionError for a file that is not as docs/evaluation.md shows it."""
+        if not path.is_file():
+            return cls()
+        try:
+            meta = json.loads(_text(path))
+        except ValueError as error:
+            raise NestedAttentionError(
+                f'{path} is not valid JSON ({error}); expected {{"prompt": "…"}}'
+            ) from error
+        if not isinstance(meta, dict):
+            raise NestedAttentionError(f'{path} holds {type(meta).__name__}; expected {{"prompt": "…"}}')
+        prompt = next((meta[key] for key in _PROMPTS if key in meta), None)
+        if prompt is not None and not isinstance(prompt, str):
+            raise NestedAttentionError(f"{path} has the prompt {prompt!r}; expected text")
+        face, pets = meta.get("face", True), meta.get("pets", [])
+        numbers = isinstance(pets, list) and all(type(number) is int for number in pets)
+        if not isinstance(face, bool) or not numbers:
+            raise NestedAttentionError(
+                f'{path} has "face": {face!r} and "pets": {pets!r}; expected false where all are pets, and a '
+                "list of the numbers of references where some are"
+            )
+        return cls(prompt, face, tuple(pets))

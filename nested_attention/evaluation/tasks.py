@@ -84,7 +84,7 @@ def faceless(samples: Sequence[Sample], find: FaceFinder) -> dict[str, str]:
                 found[sample.name] = (
                     f"{path}, a picture of {name}, shows no face that was found; expected one that shows "
                     "both eyes and the mouth. Take another photograph, crop this one closer, or say "
-                    "`face: false` for a pet"
+                    "`face: false` of a pet, among the subjects or in the folder's meta.json"
                 )
                 break
     return found

@@ -96,10 +96,21 @@ class SubjectMaps:
         spans: Sequence[tuple[int, int]],
         grid: Grid | None = None,
     ) -> Tensor:
-        """(channels, h, w): the mean over layers and steps, on the finest of the layers' grids, or on `grid`.
+        """(channels, h, w): the mean over layers and steps, on the finest of the layers' grids, or on `grid`;
+        0 where the subject was off in all of them.
 
         spans: first and last step of each group. Raises NestedAttentionError if nothing is selected.
         """
+        return self._mean(channels, selection, spans, grid).nan_to_num(nan=0.0)
+
+    def _mean(
+        self,
+        channels: slice,
+        selection: Selection,
+        spans: Sequence[tuple[int, int]],
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """`mean`, NaN where the subject was off."""
         first, last = selection.steps or (0, spans[-1][1])
         groups = [n for n, span in enumerate(spans) if span[0] <= last and first <= span[1]]
         chosen = (
@@ -120,12 +131,14 @@ class SubjectMaps:
         """The value's place among the subject's tokens as red, green and blue in [0, 1], (3, h, w).
 
         The same axes and the same scale whatever is selected: the mean over all layers, steps and places is
-        the middle grey, and 2.5 standard deviations either way are the ends.
+        the middle grey, and 2.5 standard deviations either way are the ends. Grey, too, where the subject was
+        off.
         """
         everything = torch.cat([x[:, COLOURS].movedim(1, 0).flatten(1) for x in self.maps.values()], dim=1)
         known = everything[:, ~everything.isnan().any(dim=0)]
         middle, spread = (x[:, None, None] for x in (known.mean(dim=1), known.std(dim=1).clamp_min(1e-6)))
-        return ((self.mean(COLOURS, selection, spans) - middle) / (3 * spread) + 0.5).clamp(0, 1)
+        shown = (self._mean(COLOURS, selection, spans) - middle) / (3 * spread) + 0.5
+        return shown.clamp(0, 1).nan_to_num(nan=0.5)
 
     def strongest(self, number: int, spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         """Places (x, y) in [0, 1] that attend to the word most, apart from one another."""

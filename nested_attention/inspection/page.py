@@ -28,6 +28,6 @@ showMaps(document.getElementById("view"), JSON.parse(document.getElementById("ma
 
 def page(maps: Mapping[str, Any], title: str) -> str:
     """maps: a `document`."""
-    text = json.dumps(maps).replace("</", "<\\/")  # nothing in it ends the script
+    text = json.dumps(maps, allow_nan=False).replace("</", "<\\/")  # nothing in it ends the script
     script = MAPS_VIEW.read_text(encoding="utf-8")
     return _PAGE.format(title=html.escape(title), maps=text, script=script)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NestedAttentionError
-from ..regions import area_mean, follows_layout, resampled, shares
+from ..regions import area_mean, cells_of, follows_layout, resampled, shares
 from ..subject import Subject
 from .maps import Observation, SubjectMaps
 from .measure import COLOURS, Measured, in_row, measure, token_colours
@@ -95,6 +95,10 @@ class Tally:
         self.sum = torch.zeros(channels, *grid, device=device)
         self.count = torch.zeros(grid, device=device)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.count.shape[0], self.count.shape[1]
+
     @staticmethod
     def bytes(channels: int, grid: tuple[int, int]) -> int:
         return 4 * (channels + 1) * grid[0] * grid[1]
@@ -103,32 +107,42 @@ class Tally:
         """maps: (C, h, w), of a part of the picture; brought to this grid's cells. at: which of the part's
         rows they are, if not all."""
         at, height_of_part = at or slice(0, maps.shape[1]), rows_of_part or maps.shape[1]
-        rows, columns = self.count.shape
-        top, left, height, width, whole_height, whole_width = part
-        first = top * rows // whole_height, left * columns // whole_width
-        last = -(-(top + height) * rows // whole_height), -(-(left + width) * columns // whole_width)
-        size = last[0] - first[0], last[1] - first[1]
+        rows, columns = cells_of(part, self.grid)
+        size = rows.stop - rows.start, columns.stop - columns.start
         if (height_of_part, maps.shape[2]) == size:
-            here = slice(first[0] + at.start, first[0] + at.stop), slice(first[1], last[1])
+            here = slice(rows.start + at.start, rows.start + at.stop), columns
             self.sum[:, here[0], here[1]] += maps
             self.count[here] += 1
             return
         down, across = shares(height_of_part, size[0])[:, at], shares(maps.shape[2], size[1])
         touched = down.any(dim=1).nonzero().flatten().tolist()
         down = down[touched[0] : touched[-1] + 1]
-        here = slice(first[0] + touched[0], first[0] + touched[-1] + 1), slice(first[1], last[1])
+        here = slice(rows.start + touched[0], rows.start + touched[-1] + 1), columns
         for channels in range(0, len(maps), CHANNELS_AT_ONCE):
             some = slice(channels, channels + CHANNELS_AT_ONCE)
             self.sum[some, here[0], here[1]] += resampled(maps[some], down, across)
         self.count[here] += down.sum(dim=1, keepdim=True).to(self.count)
 
     def merge(self, other: Tally) -> None:
-        self.sum += other.sum.to(self.sum.device)
-        self.count += other.count.to(self.count.device)
+        """Adds what another one of the same picture holds, on the finer of the two grids."""
+        grid, device = finest([self.grid, other.grid]), self.sum.device
+        if self.grid != grid:
+            self.sum, self.count = area_mean(self.sum, grid), area_mean(self.count, grid)
+        theirs = [other.sum, other.count]
+        if other.grid != grid:
+            theirs = [area_mean(x, grid) for x in theirs]
+        self.sum += theirs[0].to(device)
+        self.count += theirs[1].to(device)
 
     def mean(self) -> Tensor:
         """(C, H, W) on the CPU; 0 where nothing was added."""
         return (self.sum / self.count.clamp_min(1)).cpu()
+
+
+def finest(grids: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Of grids of one picture. A layer's changes where a node shrinks what is sampled for some steps, runs a
+    part of it, or lets it grow."""
+    return max(grids, key=lambda grid: grid[0] * grid[1])
 
 
 @dataclass(eq=False)
@@ -261,12 +275,11 @@ class Recording:
                     key = site, number // 2
                     if key in merged:
                         merged[key].merge(tally)
-                        self._bytes["maps"] -= Tally.bytes(
-                            CHANNELS, (tally.count.shape[0], tally.count.shape[1])
-                        )
                     else:
                         merged[key] = tally
                 kept.maps = merged
+            tallies = [tally for kept in self._kept.values() for tally in kept.maps.values()]
+            self._bytes["maps"] = sum(Tally.bytes(CHANNELS, tally.grid) for tally in tallies)
 
     def _refuse(self, half: float) -> None:
         needed = 2 * half / (1 - WORK)
@@ -285,8 +298,8 @@ class Recording:
                 continue
             last = max(number for _, number in kept.maps)
             maps = [tally.mean()[:1] for (_, number), tally in kept.maps.items() if number == last]
-            finest = max((m.shape[1:] for m in maps), key=lambda s: s[0] * s[1])
-            found[name] = torch.stack([area_mean(m, (finest[0], finest[1])) for m in maps]).mean(dim=0)[0]
+            grid = finest((m.shape[1], m.shape[2]) for m in maps)
+            found[name] = torch.stack([area_mean(m, grid) for m in maps]).mean(dim=0)[0]
         return [(self.subjects[name].title, attention) for name, attention in found.items()]
 
     def finish(self) -> Observation:
@@ -304,11 +317,13 @@ class Recording:
             sites = list(dict.fromkeys(site for site, _ in kept.maps))
             maps = {}
             for site in sites:
-                grid = next(t.count.shape for (s, _), t in kept.maps.items() if s == site)
-                empty = torch.full((CHANNELS, *grid), torch.nan)
-                maps[site] = torch.stack(
-                    [kept.maps[site, n].mean() if (site, n) in kept.maps else empty for n in groups]
-                )  # (groups, C, h, w)
+                means = {n: tally.mean() for (s, n), tally in kept.maps.items() if s == site}
+                grid = finest((x.shape[1], x.shape[2]) for x in means.values())
+                maps[site] = torch.full((len(groups), CHANNELS, *grid), torch.nan)  # (groups, C, h, w)
+                for at, n in enumerate(groups):
+                    if n in means:
+                        mean = means[n]
+                        maps[site][at] = mean if mean.shape[1:] == grid else area_mean(mean, grid)
             strongest, queries = self.watch.tokens, who.queries
             tokens = kept.tokens.mean()
             found.append(

@@ -73,6 +73,6 @@ def _check_values(values: Tensor, node: str, what: str) -> Tensor:
     if float(low) < -OVERSHOOT or float(high) > 1 + OVERSHOOT:
         raise NestedAttentionError(
             f"{node}: the {what}'s values are from {float(low):.3g} to {float(high):.3g}; expected "
-            "0 to 1. Check the node that made it"
+            "0 to 1, for bytes are divided by 255. Check the node that made it"
         )
     return values

@@ -14,7 +14,6 @@ from .background import Estimate, estimate_subject
 from .faces import Face, FaceDetector, ffhq_square
 from .isolate import Isolation, isolate_subjects
 from .square import Square, cut
-from .suspect import ANIMALS
 
 Prepare = Literal["none", "auto", "face", "isolate"]
 PREPARE: tuple[Prepare, ...] = get_args(Prepare)
@@ -36,16 +35,21 @@ class Prepared:
 
 
 def prepare_pictures(
-    pictures: Sequence[Tensor], how: Prepare, detect: FaceDetector, *, word: str, drawings: bool = False
+    pictures: Sequence[Tensor],
+    how: Prepare,
+    detect: FaceDetector,
+    *,
+    animal: bool = False,
+    drawings: bool = False,
 ) -> Prepared:
     """Pictures (height, width, 3) in [0, 1], each of its own size → pictures of one size.
 
     how: "face" cuts out the largest face, upright (FFHQ's square); "isolate" puts the subject on white, told
     from its background by the picture's border; "auto" takes the face if there is one, else isolates if that
-    is certain, else leaves the picture as it is; "none" leaves it. What is left is cut to a square around its
-    middle where the pictures would not be of one size. word: of the encoder; no faces are looked for where it
-    means an animal. drawings: the encoder was trained with close-ups of drawn subjects, background included,
-    so nothing is isolated unless that is asked for.
+    is certain, else leaves the picture as it is; "none" leaves it. What is left is cut to a square around
+    its middle where the pictures would not be of one size. animal: whether the subject is one, for whom
+    "auto" looks for no face. drawings: the encoder was trained with close-ups of drawn subjects, background
+    included, so nothing is isolated unless that is asked for.
 
     Raises NestedAttentionError, naming the picture, where a face is asked for and none is found, and where
     nothing can be isolated.
@@ -59,7 +63,7 @@ def prepare_pictures(
     doubts: list[str] = []
     for number, picture in enumerate(pictures, 1):
         name = f"picture {number} of {len(pictures)}"
-        faces = [] if how in ("none", "isolate") or (how == "auto" and word in ANIMALS) else detect(picture)
+        faces = [] if how in ("none", "isolate") or (how == "auto" and animal) else detect(picture)
         if faces:
             made.append(cut(picture, ffhq_square(_largest(faces)), SIZE))
             taken.append("face")
@@ -85,9 +89,9 @@ def prepare_pictures(
         taken.append(unchanged)
         if found is not None:
             doubts.append(
-                f"{name}: {'' if word in ANIMALS else 'no face was found, and '}the background could not be "
+                f"{name}: {'' if animal else 'no face was found, and '}the background could not be "
                 f"told from the subject ({found.doubt}), so the picture is used as it is. Crop it to the "
-                f"subject, or use {'' if word in ANIMALS else 'Align Face or '}Isolate Subject with a mask"
+                f"subject, or use {'' if animal else 'Align Face or '}Isolate Subject with a mask"
             )
     if one_size and set(taken) == {unchanged}:
         made = list(pictures)  # the vision model crops and shrinks them by itself

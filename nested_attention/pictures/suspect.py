@@ -13,6 +13,7 @@ PEOPLE = frozenset(("person", "man", "woman", "child", "girl", "boy", "face", "p
 ANIMALS = frozenset(("pet", "animal", "dog", "cat", "puppy", "kitten", "horse", "bird", "rabbit"))
 """Words of encoders, for whom a face has to be there, and for whom it tells of the wrong encoder."""
 
+
 BLANK = 0.995
 """Share of a picture's pixels in one colour from which it shows nothing else; a small subject on white takes
 more than the rest."""
@@ -23,6 +24,12 @@ SMALLEST_FACE = 0.25
 """Width of a face in sides of the square that the encoder sees; in an aligned crop it takes about half."""
 
 LONGEST = 256  # pixels a side in which faces are looked for
+
+
+def means_animal(*words: str) -> bool:
+    """Whether one of these words, of an encoder or a prompt, means an animal, for whom no face is looked
+    for."""
+    return any(word.casefold() in ANIMALS for word in words)
 
 
 def suspicions(pictures: Tensor, word: str, detect: FaceDetector | None) -> Iterator[str]:

@@ -103,9 +103,19 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # or a power failure could leave the name with an empty file
+            temporary.chmod(_mode(path, Path(folder)))  # safetensors gives its files to their owner alone
             os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, _reason(error)) from error
+
+
+def _mode(path: Path, folder: Path) -> int:
+    """Who may read and write a file: as before if it is there, else as the system has it for a new one of
+    this folder."""
+    if not path.exists():
+        path = folder / "new"
+        path.touch()
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def take(path: Path) -> bool:

@@ -32,6 +32,16 @@ def test_pictures_carry_subjects_in_order_and_from_the_first_again(world: Any) -
     torch.testing.assert_close(single, draw(*apply(world, world.alice)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("pictures", "told"), [(1, True), (2, False), (3, False)])
+def test_more_subjects_than_pictures_are_told(
+    world: Any, caplog: pytest.LogCaptureFixture, pictures: int, told: bool
+) -> None:
+    draw(*apply(world, batch_of(world.alice, world.bob)), batch=pictures)
+    assert ["2 subjects, and this sampling draws 1 picture, " in r.getMessage() for r in caplog.records] == [
+        True
+    ] * told
+
+
 def test_subjects_of_different_sizes_and_weights(world: Any) -> None:
     """Two pictures of one, one picture of the other: filled up, and what fills is not attended."""
     from tiny import make_subject

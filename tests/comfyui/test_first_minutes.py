@@ -210,7 +210,7 @@ def test_of_a_photograph_the_face_is_taken_and_the_small_world_says_it_cannot_dr
     assert canvas.says("node")[0] == "1 picture: face found"
     detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
     picture = torch.from_numpy(photograph).float() / 255
-    prepared = prepare_pictures([picture], "auto", detect, word="person")
+    prepared = prepare_pictures([picture], "auto", detect)
     assert prepared.taken == ("face",)
     expected = (prepared.pictures * 255).numpy()
     assert np.abs(canvas.pictures("node") - expected).max() <= 1.01

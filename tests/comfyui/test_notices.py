@@ -32,10 +32,12 @@ class Editor:
 
     def send_progress_text(self, text: str, node: str, sid: str) -> None:
         assert sid == self.client_id
-        self.texts.append((node, text))
+        if text and node:  # the editor drops the others
+            self.texts.append((node, text))
 
     def send_sync(self, event: str, data: dict[str, str], sid: str) -> None:
         assert (event, sid) == ("nested_attention.warning", self.client_id)
+        assert (data["node"], data["shown"]) == self.texts[-1]  # by which the editor takes it away again
         self.toasts.append((data["node"], data["text"]))
 
     @contextmanager
@@ -67,7 +69,7 @@ def anew(world: Any) -> None:
     warn_once.cache_clear()
 
 
-def test_a_warning_stands_on_the_node_in_each_run_and_goes_when_its_cause_has(
+def test_a_warning_is_shown_on_the_node_in_each_run_that_has_its_cause(
     world: Any, editor: Editor, caplog: pytest.LogCaptureFixture
 ) -> None:
     empty, half = torch.zeros(1, 8, 8), torch.ones(1, 8, 8)
@@ -79,7 +81,7 @@ def test_a_warning_stands_on_the_node_in_each_run_and_goes_when_its_cause_has(
         world.apply(world.model, world.clip, region=half)
     node, text = editor.texts[0]
     assert node == "2" and "the region of 'person' is empty" in text
-    assert editor.texts == [("2", text), ("2", ""), ("2", text), ("2", "")]
+    assert editor.texts == [("2", text), ("2", text)]
     assert editor.toasts == [("2", text), ("2", text)]
     said = [r.getMessage() for r in caplog.records if r.name == "nested_attention"]
     assert len(said) == 1 and said[0].endswith("(NestedAttentionApplySubject, node 2)")
@@ -95,6 +97,21 @@ def test_several_warnings_stand_one_below_the_other(world: Any, editor: Editor) 
     assert editor.texts == [("4", "one"), ("4", "one\n\ntwo")]
     warn("outside of a run")
     assert len(editor.texts) == 2
+
+
+def test_a_prompt_is_no_markup_on_the_node(
+    world: Any, editor: Editor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The editor makes HTML of the text on a node. The message beside it and the log are text."""
+    _, clip = world.apply(world.model, world.clip)
+    for written in ("<alice>", "<img src=x onerror=alert(1)>", "＜alice＞"):
+        with editor.running("3", written):
+            clip.tokenize(f"a person {written}")
+        node, shown = editor.texts[-1]
+        assert node == "3" and not {*"<>"} & {*shown}
+        assert shown == editor.toasts[-1][1].replace("<", "‹").replace(">", "›")
+        assert f"{written} in a prompt calls none of the subjects <person>" in editor.toasts[-1][1]
+        assert written in caplog.text
 
 
 def draw(model: Any, clip: Any, world: Any, text: str = "a person") -> Tensor:
@@ -178,12 +195,27 @@ def test_a_subject_that_a_merge_loses_is_named(world: Any, editor: Editor) -> No
             draw(ModelMergeSimple().merge(first, second, 0.5)[0], clip, world)
         assert editor.texts == [("4", editor.texts[0][1])]
         assert "the subject of Apply Subject (node 5) is lost where models are merged" in editor.texts[0][1]
+        alone = {
+            **merged,
+            "6": {"class_type": "ModelMergeSimple", "inputs": {"model1": ["1", 0], "model2": ["5", 0]}},
+        }
+        for when, text in (("error", None), ("warn", "is lost where models are merged")):
+            with editor.running("5", graph=alone):
+                second, lost = world.apply(world.model, world.clip, world.rex, when_missing=when)
+            with editor.running("4", run=when, graph=alone):
+                merge_of = ModelMergeSimple().merge(world.model, second, 0.5)[0]
+                if text is None:
+                    with pytest.raises(ValueError, match="lost where models are merged"):
+                        draw(merge_of, lost, world, "a photo of a pet")
+                else:
+                    draw(merge_of, lost, world, "a photo of a pet")
+                    assert text in editor.texts.pop()[1]
         in_a_row = {**merged, "5": {**merged["5"], "inputs": {"model": ["2", 0], "clip": ["2", 1]}}}
         in_a_row["4"] = {"class_type": "KSampler", "inputs": {"model": ["5", 0], "positive": ["3", 0]}}
         del in_a_row["6"]
         with editor.running("4", run="another", graph=in_a_row):
             draw(first, clip, world)
-        assert editor.texts[1:] == [("4", "")]
+        assert len(editor.texts) == 1
 
 
 def astronaut() -> Tensor:

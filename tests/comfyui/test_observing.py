@@ -146,6 +146,48 @@ def test_a_prompt_in_an_area_is_seen_there_alone(world: Any, observe: Callable[.
     assert not word[:, :4].any() and bool((word[:, 4:] > 0).all())
 
 
+@pytest.mark.parametrize("way", ["deep shrink", "area after the whole", "grows"])
+def test_layers_whose_grid_changes_while_sampling_are_seen(
+    world: Any, observe: Callable[..., Observed], way: str
+) -> None:
+    import comfy.samplers
+    import nodes
+    from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+    from tiny import encode
+
+    model, clip = chain(world)
+    positive, sampler, steps = encode(clip, TWO), comfy.samplers.sampler_object("euler"), 4
+    if way == "deep shrink":
+        model = PatchModelAddDownscale.execute(model, 2, 2.0, 0.0, 0.5, True, "bicubic", "bicubic")[0]
+    elif way == "area after the whole":
+        area = nodes.ConditioningSetArea().append(positive, 80, 64, 0, 0, 1.0)[0]
+        in_time = nodes.ConditioningSetTimestepRange().set_range
+        house = encode(clip, "a house")
+        positive = in_time(positive, 0.0, 0.5)[0] + in_time(area + house, 0.5, 1.0)[0]
+    else:
+        sampler = SamplerLCMUpscale.execute(1.5, -1, "bilinear")[0]
+
+    def run(model: Any) -> Tensor:
+        noise = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(0))
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, encode(clip, "bad"))
+        guider.set_cfg(4.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+        torch.manual_seed(0)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+
+    plain, (watched, recorder) = run(model), observe(model)
+    assert torch.equal(run(watched), plain)
+    seen = recorder.observation()
+    assert [one.title for one in seen.subjects] == ["alice", "bob"]
+    assert seen.spans == ((0, 0), (1, 1), (2, 2), (3, 3))
+    for one in seen.subjects:
+        assert all(len(x) == steps and not bool(x.isnan().any()) for x in one.maps.values())
+        if way == "deep shrink":  # the grids of the steps that are not shrunk
+            assert set(one.grids.values()) == {(6, 8), (3, 4)}
+
+
 def test_tiles_are_found_and_what_changes_them_is_refused(
     world: Any, observe: Callable[..., Observed]
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_photograph_shows_the_face_that_was_taken_and_a_drawing_world_says_it_
     ("prepare", "word", "taken"),
     [
         ("auto", "person", ("face", "isolated", "as it is")),
-        ("auto", "dog", ("as it is", "isolated", "as it is")),  # the flag behind the astronaut is a doubt
+        ("auto", "Dog", ("as it is", "isolated", "as it is")),  # the flag behind the astronaut is a doubt
         ("none", "person", ("as it is",) * 3),
         ("isolate", "dog", ("isolated",) * 3),
     ],
@@ -140,14 +140,22 @@ def test_a_photograph_shows_the_face_that_was_taken_and_a_drawing_world_says_it_
 def test_what_is_taken_of_photographs(comfyui: Path, prepare: Any, word: str, taken: tuple[str, ...]) -> None:
     from nested_attention.hosts.comfy.encoding.pictures import face_detector
     from nested_attention.pictures.prepare import prepare_pictures
+    from nested_attention.pictures.suspect import means_animal
 
     horse = torch.from_numpy(data.horse()).float()[..., None].expand(-1, -1, 3)
-    prepared = prepare_pictures([astronaut()[0], horse, cat()[0]], prepare, face_detector(), word=word)
+    animal = means_animal(word)
+    prepared = prepare_pictures([astronaut()[0], horse, cat()[0]], prepare, face_detector(), animal=animal)
     assert prepared.taken == taken
     assert prepared.pictures.shape == (3, 512, 512, 3)
     assert len(prepared.doubts) == {"none": 0, "isolate": 2}.get(prepare, taken.count("as it is"))
     if prepare == "auto" and word == "person":
         assert prepared.doubts[0].startswith("picture 3 of 3: no face was found, and the background")
+
+
+def test_a_pets_owner_is_not_taken_for_the_pet(nodes: dict[str, Any], small: SimpleNamespace) -> None:  # noqa: F811
+    """Whatever the pet is called in the prompt."""
+    result = personalized(nodes, small.model, small.clip, astronaut(), preset="pet", word="labrador")
+    assert result.ui["nested_attention_state"][0] == "1 picture: used as it is"
 
 
 def test_a_face_that_is_asked_for_and_not_there_is_an_error(

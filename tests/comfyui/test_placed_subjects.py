@@ -282,6 +282,39 @@ class TestFound:
         assert "Apply Subject: no region was found for 'bob'" in caplog.text
         assert "'alice'" not in caplog.text
 
+    def test_a_sampling_too_short_to_find_regions_in_is_told_of(
+        self, world: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from tiny import same
+
+        from nested_attention.hosts.comfy.notices import warn_once
+
+        warn_once.cache_clear()
+        two_auto = two(world, self.AUTO, self.AUTO)
+        for steps in (2, 1):
+            assert not caplog.messages
+            picture = draw(*two_auto, TWO, steps=steps)
+        draw(*two_auto, TWO, steps=1)
+        (told,) = caplog.messages
+        assert told.startswith("Apply Subject: ") and "too few steps" in told and "'alice', 'bob'" in told
+        assert same(picture, draw(*two(world, {}, {}), TWO, steps=1))
+
+    def test_pictures_that_grow_while_they_are_sampled(self, world: Any) -> None:
+        """SamplerLCMUpscale, while regions are looked for and after that."""
+        import comfy.samplers
+        from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+        from tiny import encode
+
+        model, clip = two(world, self.AUTO, self.AUTO)
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 7)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(encode(clip, TWO), encode(clip, "bad"))
+        guider.set_cfg(4.0)
+        sampler = SamplerLCMUpscale.execute(2.0, -1, "bilinear")[0]
+        grown = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+        assert grown.shape == (1, 4, 16, 16) and bool(grown.isfinite().all())
+
     def test_what_is_found_ends_with_the_sampling(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from nested_attention.hosts.comfy.sampling import chain as hosts_model
 

@@ -87,6 +87,55 @@ def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, A
     assert not same(early[3], full[3])
 
 
+@pytest.mark.parametrize(
+    ("settings", "options", "said"),
+    [
+        ({"start": 0.1}, {"steps": 1}, "no step of this sampling lies between its start_percent 0.1 and"),
+        ({"end": 0.5}, {"steps": 4, "denoise": 0.4}, "start_percent 0 and end_percent 0.5"),
+        ({"start": 0.1}, {"steps": 8}, None),
+        ({"strength": 0.0, "start": 0.1}, {"steps": 1}, None),
+    ],
+)
+def test_a_subject_that_no_step_counts_is_told(
+    world: Any,
+    base: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    said: str | None,
+) -> None:
+    from tiny import encode, same, sample
+
+    model, clip = world.apply(world.model, world.clip, **settings)
+    picture = sample(model, encode(clip, PROMPT), base["negative"], **options)
+    if said is not None:
+        assert same(picture, sample(world.model, base["positive"], base["negative"], **options))
+    assert [said in record.getMessage() for record in caplog.records if said] == [True] * (said is not None)
+    assert said is not None or not caplog.records
+
+
+def test_a_node_that_runs_the_model_past_the_subjects_is_told(
+    world: Any, base: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a pack does that caches layers: it takes the model's own method, and no wrapper runs."""
+    from tiny import encode, sample
+
+    def past(apply: Any, given: Any) -> torch.Tensor:
+        out: torch.Tensor = world.model.model._apply_model(
+            given["input"], given["timestep"], **own(given["c"])
+        )
+        return out
+
+    def own(c: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in c.items() if not name.startswith("nested_attention")}
+
+    model, clip = world.apply(world.model, world.clip)
+    model = model.clone()
+    model.set_model_unet_function_wrapper(past)
+    sample(model, encode(clip, PROMPT), base["negative"])
+    assert ["another node runs the model past" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_the_steps_at_start_and_at_end_themselves_count(world: Any) -> None:
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
 

@@ -173,6 +173,23 @@ def test_with_pag_sag_hypertile_and_perp_neg(world: Any, settings: dict[str, Any
 OPTIONS = {"n_heads": 4, "attn_precision": None, "activations_shape": [2, 64, 4, 4]}
 
 
+def test_where_an_attention_reads_no_mask_pytorchs_is_taken(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SageAttention's: a mask is one of the arguments that it leaves out."""
+    import comfy.ldm.modules.attention as attention
+
+    expected = layer(world)(*qkv(), OPTIONS)
+
+    def without_masks(*args: Any, mask: Any = None, **kwargs: Any) -> Tensor:
+        out: Tensor = attention.attention_pytorch(*args, **kwargs)
+        return out
+
+    monkeypatch.setattr(attention, "attention_sage", without_masks)
+    monkeypatch.setattr(attention, "optimized_attention", without_masks)
+    torch.testing.assert_close(layer(world)(*qkv(), OPTIONS), expected)
+
+
 def qkv() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(2, 16, 64, generator=generator) for _ in range(3)]

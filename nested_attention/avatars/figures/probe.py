@@ -39,8 +39,9 @@ TWINS = 20
 @dataclass(frozen=True)
 class Legible:
     """What is redrawn of close-ups. told: the share of their variance that is, weighted as the denoising loss
-    is, and of each part that is there alone; below 0 where the mean close-up is nearer. top1: how often the subject's own
-    close-up, of all that are asked for, is the nearest to what is redrawn; twins: of its near-twins'."""
+    is. parts: of each part that is there; below 0 where the mean close-up is nearer. top1: how often the
+    subject's own close-up, of all that are asked for, is the nearest to what is redrawn; twins: of its
+    near-twins'."""
 
     told: float
     parts: dict[Part, float]

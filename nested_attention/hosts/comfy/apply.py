@@ -11,7 +11,7 @@ from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
 from .encoding.memory import SubjectEncoderHandle, subject_values
-from .notices import begin_notices, running_node, warn_once
+from .notices import running_node, warn_once
 from .prompts.clip import SubjectCLIP, with_subject
 from .sampling.applied import AppliedSubject
 from .sampling.chain import SubjectChain
@@ -32,7 +32,6 @@ def apply_subject(
     Raises NestedAttentionError, naming Apply Subject, for a subject of another encoder, a model the encoder
     was not trained for, blocks that it does not have, and a name that a subject applied before has.
     """
-    begin_notices()
     settings = settings.trained_as(encoder.config)
     name = settings.called.name
     try:

@@ -29,7 +29,7 @@ from ...inspection.recording import Recording, Watch
 from ...pictures.check import check_pictures
 from ...prompt import short
 from ...typed import read_numbers
-from .notices import begin_notices, running_node, send
+from .notices import running_node, send
 from .sampling.recorder import Recorder, observe
 
 GLIMPSE = "nested_attention.glimpse"
@@ -54,7 +54,6 @@ def view_maps(
     Raises NestedAttentionError if nothing was observed, for a batch of another length, and for points, layers
     and steps that cannot be read.
     """
-    begin_notices()
     places, selection = read_points(points), Selection(layers, read_steps(steps))
     seen = recorder.observation()
     pictures = [
@@ -79,7 +78,7 @@ def view_maps(
 
 def maps_ui(maps: Mapping[str, Any]) -> dict[str, Any]:
     """What a node tells the editor: a temporary file with the document."""
-    text = json.dumps(maps)
+    text = json.dumps(maps, allow_nan=False)
     name = f"nested_attention_maps_{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,27 +15,28 @@ from typing import Any
 from comfy_execution.utils import get_executing_context
 
 EVENT = "nested_attention.warning"
-"""The message that web/nested_attention.js shows: `node`, the running node's id, and `text`."""
+"""The message that web/nested_attention.js shows: `node`, the running node's id, and `text`.
+
+`shown` is all that stands on the node now: web/notices.js takes that away when the node runs again.
+"""
+
+_UNMARKED = str.maketrans("<>", "‹›")
+"""The editor makes HTML of the text on a node: some front ends leave `<alice>` out, others run what a shared
+workflow's prompt says in `<img …>`."""
 
 logger = logging.getLogger("nested_attention")
 
 
 class _Notices:
-    """What stands on nodes of the editor: the warnings of the run in which each was last executed."""
+    """What has been said on nodes of the editor in the present run.
+
+    Nothing is taken off a node from here, because the editor drops an empty text; web/notices.js does that.
+    """
 
     def __init__(self) -> None:
         self._run: str | None = None
-        self._said: dict[str, list[str]] = {}  # by node, in the present run
-        self._standing: set[str] = set()  # nodes with a text on them, of any run
+        self._said: dict[str, list[str]] = {}  # by node
         self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        server, run, node = _running()
-        with self._lock:
-            stale = node in self._standing and (run != self._run or node not in self._said)
-        if server is not None and stale:
-            self._standing.discard(node)
-            server.send_progress_text("", node, server.client_id)
 
     def show(self, text: str) -> None:
         """Shows the text on the running node, once a run, below what it has been told before."""
@@ -49,10 +50,9 @@ class _Notices:
             if text in said:
                 return
             said.append(text)
-            self._standing.add(node)
-            together = "\n\n".join(said)
-        server.send_progress_text(together, node, server.client_id)
-        server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
+            shown = "\n\n".join(said).translate(_UNMARKED)
+        server.send_progress_text(shown, node, server.client_id)
+        server.send_sync(EVENT, {"node": node, "text": text, "shown": shown}, server.client_id)
 
 
 def _running() -> tuple[Any, str, str]:
@@ -98,11 +98,6 @@ def _here() -> str:
 
 
 _notices = _Notices()
-
-
-def begin_notices() -> None:
-    """At the start of a node's work: takes away what an earlier run has left on it."""
-    _notices.begin()
 
 
 def warn(message: str) -> None:

@@ -85,7 +85,13 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
             run.end()
             slot.set()
 
+    def set_ip_adapter_scale(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with slot.previous_processors():  # it looks for IP-Adapter's own
+            return kind.set_ip_adapter_scale(self, *args, **kwargs)
+
     body = {"__call__": functools.wraps(kind.__call__)(call), "__module__": kind.__module__}
+    if hasattr(kind, "set_ip_adapter_scale"):
+        body["set_ip_adapter_scale"] = set_ip_adapter_scale
     original = vars(pipeline).get("encode_prompt")  # an instance's own, where someone else replaced it
     pipeline.__class__ = type(kind.__name__, (kind,), body)
     pipeline.encode_prompt = run.encode_prompt
@@ -176,7 +182,7 @@ class _Run:
             number = len(self._masks[0][0]) if self._masks else batch
             pictures = [row % number for row in range(batch)]  # negative prompts stand before the others
             if self._regions is None:
-                steps = getattr(self._pipeline, "num_timesteps", 0) or len(self._pipeline.scheduler.timesteps)
+                steps = self._number_of_steps()
                 if self._recorder is not None:
                     self._observers = (self._recorder.begin(self._subjects, number, steps),)
                 regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures)
@@ -189,6 +195,11 @@ class _Run:
         if wanted != self._bound:
             slot.set(*bindings_now)
             self._bound = wanted
+
+    def _number_of_steps(self) -> int:
+        """As `_step` counts them: schedulers of a higher order visit a timestep more than once."""
+        times = self._pipeline.scheduler.timesteps.tolist()
+        return len(set(times[-(getattr(self._pipeline, "num_timesteps", 0) or len(times)) :]))
 
     def _step(self, timestep: Tensor | float) -> int:
         """Number of the step, where it matters."""

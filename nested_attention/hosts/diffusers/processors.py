@@ -146,13 +146,29 @@ class SubjectSlot:
 
     def remove(self) -> None:
         """Puts the previous processors back. Without effect the second time."""
-        for name in self.sites:
-            layer: Any = self.unet.get_submodule(name)
-            if isinstance(layer.processor, NestedAttentionProcessor) and layer.processor.slot is self:
-                layer.set_processor(layer.processor.previous)
+        for layer, ours in self._carrying():
+            layer.set_processor(ours.previous)
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    @contextmanager
+    def previous_processors(self) -> Iterator[None]:
+        """Within the context, the UNet's layers have the processors of before: for what looks for its own."""
+        carrying = self._carrying()
+        for layer, ours in carrying:
+            layer.set_processor(ours.previous)
+        try:
+            yield
+        finally:
+            for layer, ours in carrying:
+                layer.set_processor(ours)
+
+    def _carrying(self) -> list[tuple[Any, NestedAttentionProcessor]]:
+        """The layers that run a processor of this slot, with it."""
+        layers: list[Any] = [self.unet.get_submodule(name) for name in self._processors]
+        pairs = zip(layers, self._processors.values(), strict=True)
+        return [(layer, ours) for layer, ours in pairs if layer.processor is ours]
 
     @contextmanager
     def bind(self, *bindings: SubjectBinding) -> Iterator[None]:
@@ -226,8 +242,18 @@ class SubjectSlot:
         return self._regions[binding, grid]
 
     def grid(self, site: str, queries: int) -> tuple[int, int]:
-        """(h, w) of a layer's queries. Raises NestedAttentionError if the latent's size does not give it."""
-        return _grid(self._latent_size, queries, site)
+        """(h, w) of a layer's queries: the latent's, halved (rounding up) as often as it takes. Raises
+        NestedAttentionError if that does not give them."""
+        height, width = self._latent_size
+        while height * width > queries:
+            height, width = -(-height // 2), -(-width // 2)
+        if height * width != queries:
+            raise NestedAttentionError(
+                f"{site} has {queries} queries, which no halving of the "
+                f"{self._latent_size[0]}×{self._latent_size[1]} latent gives, so a region cannot be placed "
+                "there; apply the subject without a region"
+            )
+        return height, width
 
     def rows(self, site: str, device: torch.device) -> Rows:
         """What the masks of the subjects that count at a site say: read once, not in each layer."""
@@ -273,16 +299,18 @@ class SubjectSlot:
                 )
 
 
-class NestedAttentionProcessor:
+class NestedAttentionProcessor(nn.Module):
     """The processor of one cross-attention layer: nested where a subject is bound, else the previous one.
 
     What other processors add (IP-Adapter's image attention) is kept as it is, and the correction added to it.
+    A module, so that weights of the previous one stay the UNet's, and move with it.
     """
 
     def __init__(self, site: str, previous: Any, slot: SubjectSlot) -> None:
+        super().__init__()
         self.site, self.previous, self.slot = site, previous, slot
 
-    def __call__(
+    def forward(
         self,
         attn: Any,
         hidden_states: Tensor,
@@ -296,9 +324,11 @@ class NestedAttentionProcessor:
         subjects = self.slot.at(self.site, hidden_states.shape[1])
         if ip_adapter_masks is not None:
             kwargs["ip_adapter_masks"] = ip_adapter_masks
+        if temb is not None:  # SDXL passes none, and not every processor takes one
+            kwargs["temb"] = temb
         shown = bool(self.slot.observers) and bool(self.slot.bindings) and self.slot.watched(self.site)
         if not subjects and not shown:
-            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         is_pair = isinstance(encoder_hidden_states, tuple)  # IP-Adapter: (text, images)
         text = encoder_hidden_states[0] if is_pair else encoder_hidden_states
         self._check(subjects, hidden_states, text, attention_mask)
@@ -308,12 +338,12 @@ class NestedAttentionProcessor:
         if shown:
             self.slot.show(self.site, query, key, value, attn.heads)
         if not subjects:
-            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         layer = query, key, value, subjects
         if type(self.previous) in (AttnProcessor, AttnProcessor2_0):
             out = self._attention(*layer, heads=attn.heads)
             return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
-        theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+        theirs = self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         change = self._correction(*layer, heads=attn.heads)
         project = attn.to_out[0]  # affine, LoRA included: its bias is in `theirs` already
         added = project(change) - project(torch.zeros_like(change[:1, :1]))
@@ -365,16 +395,3 @@ def _check_layer(name: str, layer: Any) -> None:
         raise NestedAttentionError(
             f"{name} has {', '.join(odd)}, which SDXL's cross-attention has not; use a UNet of SDXL's kind"
         )
-
-
-def _grid(latent: tuple[int, int], queries: int, site: str) -> tuple[int, int]:
-    """(h, w) of a layer's queries: the latent's, halved (rounding up) as often as it takes."""
-    height, width = latent
-    while height * width > queries:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != queries:
-        raise NestedAttentionError(
-            f"{site} has {queries} queries, which no halving of the {latent[0]}×{latent[1]} latent gives, so "
-            "a region cannot be placed there; apply the subject without a region"
-        )
-    return height, width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ from torch import Tensor
 from ...inspection.observed import Observer
 from ...regions import RegionFinder, watched_steps
 from .processors import SubjectBinding, SubjectSlot
+
+logger = logging.getLogger("nested_attention")
 
 
 class AutomaticRegions:
@@ -43,6 +46,8 @@ class AutomaticRegions:
         self._watched = watched_steps(steps) if self._automatic else 0
         names = [self._bindings[i].name for i in self._automatic]
         self._finder = RegionFinder(1 + max(self._pictures), names) if names else None
+        for told in RegionFinder.too_few_steps(names, steps):
+            logger.warning(told)
         self._found: Tensor | None = None
 
     def moved(self, bindings: Sequence[SubjectBinding], pictures: Sequence[int]) -> AutomaticRegions:
@@ -73,6 +78,9 @@ class AutomaticRegions:
         active: numbers of the bindings in force at this step, in order; all if left out.
         """
         if self._finder is not None and step >= self._watched:
+            names = [self._bindings[i].name for i in self._automatic]
+            for told in self._finder.without_region(names, "start=0"):
+                logger.warning(told)
             found, self._finder = self._finder.settle(), None
             self._hold(found)
         self._slot.step, self._slot.pictures = step, self._pictures

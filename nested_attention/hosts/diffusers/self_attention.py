@@ -82,9 +82,11 @@ class RegionSelfAttentionProcessor:
         **kwargs: Any,
     ) -> Tensor:
         """(B, L, C) → (B, L, C)"""
+        if temb is not None:  # SDXL passes none, and not every processor takes one
+            kwargs["temb"] = temb
 
         def run(x: Tensor, mask: Tensor | None) -> Tensor:
-            return self.previous(attn, x, encoder_hidden_states, mask, temb, **kwargs)
+            return self.previous(attn, x, encoder_hidden_states, mask, **kwargs)
 
         found = None
         if encoder_hidden_states is None and attention_mask is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...encoder import FeatureLayer, SubjectEncoder
 from ...errors import NestedAttentionError
 from ...inspection.looks import looks, reference
+from ...pictures.check import check_pictures
 from ...storage.tensors import read_tensors
 from ...subject import Subject
 from .parts import load_part
@@ -63,8 +64,10 @@ def encode_subject(
     """A subject from several pictures of it, (n, height, width, 3) in [0, 1].
 
     vision: the CLIP vision model that the encoder was trained with. weights: one number ≥ 0 a picture, equal
-    if left out. Raises NestedAttentionError for a vision model of another width and as `Subject.from_images`.
+    if left out. Raises NestedAttentionError for a vision model of another width, and as `check_pictures` and
+    `Subject.from_images`.
     """
+    pictures = check_pictures(pictures, "encode_subject")
     config = encoder.config
     pooled = config.features == "image_embeds"
     width = vision.config.projection_dim if pooled else vision.config.hidden_size

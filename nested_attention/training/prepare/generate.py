@@ -4,23 +4,24 @@ captions."""
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
 from ...hosts.diffusers.parts import load_part
 from ...storage.files import replacing
-from ..frozen import DTYPES, BaseModel, folder_name
+from ..frozen import DTYPES, BaseModel, folder_name, load_vae
 from .plan import digest
 from .settings import GenerateSettings, SourceSettings
 
-_OURS = re.compile("[0-9a-f]{32}")
-"""Names of pictures that are drawn here."""
+_OURS = "Software", "nested-attention"
+"""What the files of pictures say that are drawn here."""
 
 
 def generate(model: BaseModel, settings: GenerateSettings, device: torch.device) -> SourceSettings:
@@ -44,16 +45,26 @@ def generate(model: BaseModel, settings: GenerateSettings, device: torch.device)
             wanted[settings.folder / f"{digest(made)}.png"] = prompt, number
     missing = {path: each for path, each in wanted.items() if not path.exists()}
     if missing:
-        pipeline = load_part(StableDiffusionXLPipeline, model.base, torch_dtype=DTYPES[model.precision])
-        pipeline = pipeline.to(device)
+        vae: dict[str, Any] = {"vae": load_vae(model)} if model.vae else {}
+        dtype = DTYPES[model.precision]
+        pipeline = load_part(StableDiffusionXLPipeline, model.base, torch_dtype=dtype, **vae).to(device)
         pipeline.set_progress_bar_config(disable=True)
         for path, (prompt, number) in tqdm(missing.items(), desc="drawing", unit="picture", disable=None):
-            _draw(pipeline, settings, path, prompt, number)
+            _save(_draw(pipeline, settings, prompt, number), path, prompt)
     for old in settings.folder.glob("*.png"):
-        if old not in wanted and _OURS.fullmatch(old.stem):
+        if old not in wanted and _is_ours(old):
             old.unlink()
             old.with_suffix(".txt").unlink(missing_ok=True)
     return SourceSettings(kind="folder", path=settings.folder)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a picture was drawn here, whatever it is called."""
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get(_OURS[0]) == _OURS[1])
+    except OSError:
+        return False
 
 
 def _prompts(path: Path) -> list[str]:
@@ -67,9 +78,9 @@ def _prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _draw(pipeline: Any, settings: GenerateSettings, path: Path, prompt: str, number: int) -> None:
+def _draw(pipeline: Any, settings: GenerateSettings, prompt: str, number: int) -> Image.Image:
     seed = int(digest([settings.seed, prompt, number])[:12], 16)
-    picture = pipeline(
+    picture: Image.Image = pipeline(
         prompt,
         height=settings.size,
         width=settings.size,
@@ -77,8 +88,14 @@ def _draw(pipeline: Any, settings: GenerateSettings, path: Path, prompt: str, nu
         guidance_scale=settings.guidance,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
-    content = io.BytesIO()
-    picture.save(content, "PNG")
+    return picture
+
+
+def _save(picture: Image.Image, path: Path, prompt: str) -> None:
+    """The caption first: a picture that is there has one."""
+    content, said = io.BytesIO(), PngInfo()
+    said.add_text(*_OURS)
+    picture.save(content, "PNG", pnginfo=said)
     path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
     with replacing(path) as temporary:
         temporary.write_bytes(content.getvalue())

@@ -79,7 +79,7 @@ def _folder(root: Path) -> Iterator[Sample]:
 
 
 def _text_beside(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    return path.read_text(encoding="utf-8-sig") if path.exists() else None
 
 
 def _files(root: Path, ending: str) -> list[Path]:
@@ -103,7 +103,7 @@ def _webdataset(root: Path) -> Iterator[Sample]:
             if picture is None:
                 continue
             read = {end: partial(_part, path, *place) for end, place in parts.items()}
-            subject = read["subject.txt"]().decode().strip() if "subject.txt" in read else key
+            subject = _subject(path, key, read.get("subject.txt"))
             yield Sample(
                 name=f"{path.name}:{key}",
                 picture=read[picture],
@@ -113,6 +113,15 @@ def _webdataset(root: Path) -> Iterator[Sample]:
             )
 
 
+def _subject(path: Path, key: str, read: Read | None) -> str:
+    if read is None:
+        return key
+    try:
+        return read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise NestedAttentionError(f"{path}: {key}.subject.txt is not text in UTF-8 ({error})") from error
+
+
 def _part(path: Path, offset: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
@@ -120,7 +129,7 @@ def _part(path: Path, offset: int, size: int) -> bytes:
 
 
 def _decoded(read: Read | None) -> str | None:
-    return None if read is None else read().decode("utf-8")
+    return None if read is None else read().decode("utf-8-sig")
 
 
 def _parquet(root: Path) -> Iterator[Sample]:

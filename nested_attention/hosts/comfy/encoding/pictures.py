@@ -21,7 +21,7 @@ from ....pictures.suspect import suspicions
 from ....prompt import short
 from ....subject import Reference, Subject
 from ....typed import read_numbers
-from ..notices import begin_notices, warn
+from ..notices import warn
 from .memory import SubjectEncoderHandle
 from .vision import vision_name
 
@@ -51,7 +51,6 @@ def encode_subject(
     read (`check_pictures`), weights that do not fit them and a vision model of another width than the
     encoder's; warns of pictures that show no subject of the encoder's kind (`suspicions`).
     """
-    begin_notices()
     pictures = check_pictures(image)
     if isinstance(weights, str):
         weights = read_weights(weights, len(pictures))

@@ -7,7 +7,8 @@ from typing import Any
 
 from ....pictures.check import check_pictures
 from ....pictures.prepare import Prepare, Prepared, prepare_pictures
-from ..notices import begin_notices, warn
+from ....pictures.suspect import means_animal
+from ..notices import warn
 from .memory import SubjectEncoderHandle
 from .pictures import PHOTOGRAPHS, face_detector
 
@@ -18,20 +19,18 @@ def prepare_references(
     how: Prepare,
     node: str,
     *,
-    word: str | None = None,
+    word: str = "",
 ) -> Prepared:
     """IMAGE batches, each of its own size → the pictures of one subject, prepared for its encoder.
 
-    how: see `prepare_pictures`. word: of the subject; None: the encoder's. Warns on the running node where it
-    is not certain that the right thing was taken. Raises NestedAttentionError, naming the node, for what is
-    no picture.
+    how: see `prepare_pictures`. word: of the subject, which may mean an animal where the encoder's does not.
+    Warns on the running node where it is not certain that the right thing was taken. Raises
+    NestedAttentionError, naming the node, for what is no picture.
     """
-    begin_notices()
     pictures = [picture.cpu() for image in images for picture in check_pictures(image, node)]
     drawings = handle.config.vision_dim < PHOTOGRAPHS
-    prepared = prepare_pictures(
-        pictures, how, face_detector(), word=word or handle.config.word, drawings=drawings
-    )
+    animal = means_animal(handle.config.word, word)
+    prepared = prepare_pictures(pictures, how, face_detector(), animal=animal, drawings=drawings)
     if drawings and "face" in prepared.taken:
         warn(
             f"{node}: the picture shows a real face, and {handle.source} was trained with drawings of the "

@@ -8,7 +8,7 @@ the text context, where ComfyUI batches, repeats and joins it like the context.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ....errors import NestedAttentionError
 from ....placeholders import name_key
-from ..graph import samples_personalised
-from ..notices import running_graph, warn_once
+from ..graph import merged_away, samples_personalised
+from ..notices import running_graph, running_node, warn_once
 
 KEY = "nested_attention"  # PromptMarks in a conditioning's dict, and as an attribute of its text context
 COND = "nested_attention_marks"  # the marks under `model_conds`, and the keyword that reaches the model
@@ -119,19 +119,33 @@ class UnclaimedMarks(comfy.conds.CONDCrossAttn):
         self.names, self.required = tuple(names), required
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> Any:
-        graph = running_graph() if self.required else None
-        if graph is not None and not samples_personalised(graph):
+        graph = running_graph() or {}
+        lost = merged_away(graph, running_node())
+        if lost and self.required:
+            raise NestedAttentionError(lost_in_merge(lost))
+        if graph and self.required and not samples_personalised(graph):
             raise NestedAttentionError(
                 f"Apply Subject: a prompt carries {_listed(self.required)}, and no sampler of this graph has "
                 "a MODEL that does, so no picture would show it. Connect the MODEL output of the last Apply "
                 "Subject to the sampler. If it is meant to go without, set 'when missing' to 'warn'"
             )
         warn_once(
-            f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
+            lost_in_merge(lost)
+            if lost
+            else f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
             "samples it carries no subject, so the picture will not show it. Connect the MODEL output of "
             "Apply Subject to the sampler"
         )
         return comfy.conds.CONDCrossAttn(self.cond).process_cond(batch_size, **kwargs)
+
+
+def lost_in_merge(nodes: Iterable[str]) -> str:
+    """What to tell of Apply Subject nodes that lead to a sampler through a node that merges models."""
+    return (
+        f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(nodes))}) is lost where "
+        "models are merged: of two, a merge keeps the subjects of the first. Put Apply Subject behind the "
+        "node that merges"
+    )
 
 
 def _listed(names: Sequence[str] | frozenset[str]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ....placeholders import name_key
 from ....sites import ComfyAddress
 from ..graph import merged_away
-from ..notices import begin_notices, running_graph, running_node, warn_once
+from ..notices import running_graph, running_node, warn_once
 from ..prompts.encoded import check_same, encoded_prompts, recognise
 from ..prompts.marks import (
     COND,
@@ -29,6 +29,7 @@ from ..prompts.marks import (
     PromptMarks,
     UnclaimedMarks,
     fit,
+    lost_in_merge,
     marks_in,
     stacked,
     warn_of_lost_words,
@@ -37,7 +38,7 @@ from .applied import AppliedSubject
 from .carried import carried_in
 from .copies import Shared
 from .coupled import CoupledRows, is_coupled
-from .missing import elsewhere_carried, reason_missing, tell_missing
+from .missing import elsewhere_carried, reason_missing, tell_missing, tell_uncounted, tell_unused
 from .observing import ObservedPass
 from .places import PLACES, Pass, Places
 from .recorder import Recorder
@@ -98,7 +99,6 @@ class SubjectChain(Shared):
         Which prompts are negative is told by the names under which a guider keeps them, never by their order.
         Raises NestedAttentionError if no prompt carries a subject, unless it is to warn only.
         """
-        begin_notices()
         guider = executor.class_obj
         # The guider's options are this sampling's own copy, so what is kept in them ends with it.
         options = guider.model_options.setdefault("transformer_options", {})
@@ -122,6 +122,7 @@ class SubjectChain(Shared):
             observers=[recording for _, recording in recordings],
         )
         self._check(read, run)
+        tell_unused(self.subjects, len(noise))
         for prompt in read:
             if not prompt.negative:
                 warn_of_lost_words(prompt.cond)
@@ -132,7 +133,11 @@ class SubjectChain(Shared):
         try:
             out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             for recorder, recording in recordings:
-                recorder.keep(recording)
+                try:
+                    recorder.keep(recording)
+                except Exception as error:  # whatever it is, maps are not worth the picture
+                    warn_once(f"Observe Subjects: maps could not be finished ({error}); the picture is whole")
+            tell_uncounted(self.subjects, run)
             return out
         finally:
             run.end()
@@ -159,6 +164,7 @@ class SubjectChain(Shared):
         marked = any(one is not None for prompt in codes for one in prompt)
         if run is not None:
             run.active = active
+            run.stepped.update(active)
             if run.needs_places and marked:
                 run.step(timestep)
                 places = run.place(x, options)
@@ -245,7 +251,10 @@ class SubjectChain(Shared):
         conflicts = [conflict for marks in positive for conflict in marks.conflicts]
         for subject in self.subjects:
             read = positive + negative if subject.settings.apply_to_negative else positive
-            if subject.strength == 0 or any(subject.key in marks.keys for marks in read):
+            if subject.strength == 0:
+                continue
+            if any(subject.key in marks.keys for marks in read):
+                run.expected.add(subject.key)
                 continue
             elsewhere = elsewhere_carried(subject.key, [*positive, *negative])
             reason = conflicts[0] if conflicts else reason_missing(subject.settings.called, read, elsewhere)
@@ -266,11 +275,7 @@ class SubjectChain(Shared):
             )
         lost = merged_away(running_graph() or {}, running_node()) - {s.node for s in self.subjects}
         if lost:
-            warn_once(
-                f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(lost))}) is lost "
-                "where models are merged: of two, a merge keeps the subjects of the first. Put Apply Subject "
-                "behind the node that merges"
-            )
+            warn_once(lost_in_merge(lost))
 
     def _check_awaited(self, run: SamplingRun, active: set[int]) -> None:
         """After a step: whether the subjects in force that were awaited have come."""

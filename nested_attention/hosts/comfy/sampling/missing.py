@@ -12,6 +12,7 @@ from ..prompts.encoded import encoded_prompts
 from ..prompts.marks import PromptMarks
 from ..prompts.missing import missing, not_in_text
 from .applied import AppliedSubject
+from .regions import SamplingRun
 
 
 def tell_missing(subject: AppliedSubject, reason: str) -> None:
@@ -20,6 +21,41 @@ def tell_missing(subject: AppliedSubject, reason: str) -> None:
     if subject.settings.when_missing == "error":
         raise NestedAttentionError(message)
     warn(f"Nested Attention: {message}")
+
+
+def tell_uncounted(subjects: Sequence[AppliedSubject], run: SamplingRun) -> None:
+    """After a sampling: warns of each subject that the prompts carry and no forward pass has carried."""
+    for number, subject in enumerate(subjects, 1):
+        if subject.key not in run.expected - run.carried:
+            continue
+        settings = subject.settings
+        name = settings.called.name
+        if number not in run.stepped:
+            warn(
+                f"Nested Attention: {name!r} does not show, for no step of this sampling lies between its "
+                f"start_percent {settings.start:g} and end_percent {settings.end:g}. They count on the "
+                "model's whole schedule, of which few steps, or a denoise below 1, may leave that part out. "
+                "Set them to 0 and 1"
+            )
+        elif settings.region is None:  # an empty one may be meant
+            warn(
+                f"Nested Attention: {name!r} does not show, for another node runs the model past ComfyUI's "
+                "own way of running it, as some that skip layers or steps do. Take it out"
+            )
+
+
+def tell_unused(subjects: Sequence[AppliedSubject], pictures: int) -> None:
+    """Warns of subjects that differ from picture to picture, where there are fewer pictures."""
+    drawn = f"{pictures} picture{'s' if pictures > 1 else ''}"
+    for subject in subjects:
+        mask, name = subject.settings.region, subject.settings.called.name
+        for number, what in ((len(subject.batch), "subjects"), (0 if mask is None else len(mask), "masks")):
+            if number > pictures:
+                warn(
+                    f"Nested Attention: {name!r} has {number} {what}, and this sampling draws {drawn}, for "
+                    "which the first of them are taken. A picture that was taken out of a batch counts as "
+                    "the first, too: give it its own"
+                )
 
 
 def elsewhere_carried(key: str, read: Sequence[PromptMarks]) -> PromptMarks | None:

@@ -35,9 +35,10 @@ class SamplingRun(Shared):
     batch, size: how many pictures are sampled, and their rows and columns of latent cells. sigmas: noise
     levels of its steps. rows_per_token: rows of a text context for each token that the layers see. coupled:
     whether another pack may bring in prompts that come past no sampler; `awaited` are the subjects that only
-    they can carry, with what to say if they do not, and `carried` those that some pass has carried. active:
-    numbers of the subjects in force at the present step. observers: see the layers of every step; those that
-    find regions come on top. number: of the present step.
+    they can carry, with what to say if they do not, `expected` those that the sampler's own prompts carry,
+    and `carried` those that some pass has carried. active: numbers of the subjects in force at the present
+    step; stepped: at any step so far. observers: see the layers of every step; those that find regions come
+    on top. number: of the present step.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class SamplingRun(Shared):
         self.awaited: dict[str, str] = {}
         self.carried: set[str] = set()
         self.active: set[int] = set()
+        self.expected: set[str] = set()
+        self.stepped: set[int] = set()
         self._latents: tuple[Tensor, list[int]] | None = None  # of this step, and which pictures they are
         active = [s for s in subjects if s.strength > 0]
         self._observers = tuple(observers)
@@ -70,6 +73,8 @@ class SamplingRun(Shared):
         self._numbers = {s.key: i for i, s in enumerate(automatic)}
         self._finder = RegionFinder(batch, list(self._numbers)) if self._numbers else None
         self._until = watched_steps(len(sigmas) - 1)
+        for told in RegionFinder.too_few_steps(self._names, len(sigmas) - 1):
+            warn_once(f"Apply Subject: {told}")
         self._sigmas = sigmas.tolist() if automatic or observers else []
         self._found: Tensor | None = None  # (pictures, automatic subjects, H, W) once it is settled
         self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
@@ -116,7 +121,8 @@ class SamplingRun(Shared):
         noise = float(timestep.flatten()[0])
         self.number = max(0, sum(noise <= sigma * (1 + 1e-4) for sigma in self._sigmas) - 1)
         if self._finder is not None and self.number >= self._until:
-            self._warn_of_unseen(self._finder)
+            for told in self._finder.without_region(self._names, "start_percent 0"):
+                warn_once(f"Apply Subject: {told}")
             self._found, self._finder = self._finder.settle(), None
 
     def place(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Places:
@@ -133,16 +139,6 @@ class SamplingRun(Shared):
         if not self._placed or self._latents is None:
             return where
         return on_tiles(where, x, *self._latents, self.purpose)
-
-    def _warn_of_unseen(self, finder: RegionFinder) -> None:
-        if len(self._names) < 2:  # one alone has the whole picture anyway
-            return
-        for number in sorted(finder.unseen):
-            warn_once(
-                f"Apply Subject: no region was found for {self._names[number]!r}, whose word nothing "
-                "attended in the first third of the steps, so it counts in the whole picture. Start it with "
-                "the sampling (start_percent 0), or give it a mask"
-            )
 
     def watches(self, subject: AppliedSubject) -> bool:
         return self.watching and subject.key in self._numbers

@@ -110,7 +110,10 @@ class RegionSelfAttention:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], mask: Tensor | None = None
 ) -> Tensor:
-    return comfy_attention.optimized_attention(
+    run = comfy_attention.optimized_attention
+    if mask is not None and run is comfy_attention.attention_sage:
+        run = comfy_attention.attention_pytorch  # SageAttention leaves a mask out, and does not say so
+    return run(
         q,
         k,
         v,
