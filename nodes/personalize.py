@@ -19,7 +19,7 @@ from ..nested_attention.pictures.prepare import PREPARE, Prepare, Taken
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectType, naming, schema
-from .presets import check_preset, find_encoder, find_vision, preset_options, preset_state, word_of
+from .presets import check_preset, find_encoder, find_vision, loaded, preset_options, preset_state, word_of
 
 NAME = "Person or Pet in Picture"
 
@@ -34,6 +34,10 @@ LIKENESS: dict[str, dict[str, Any]] = {
 
 class Personalize(io.ComfyNode):
     """NestedAttentionPersonalize"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded = loaded()  # kept for as long as ComfyUI keeps the node
 
     @classmethod
     def define_schema(cls) -> io.Schema:

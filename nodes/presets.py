@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import folder_paths
 
@@ -15,6 +16,7 @@ from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import SubjectEncoderHandle, load_encoder_for_comfy, load_vision
 from ..nested_attention.hosts.comfy.apply import fits_model
 from ..nested_attention.hosts.comfy.encoding.vision import vision_name, vision_width
+from ..nested_attention.hosts.comfy.sampling.kept import Kept
 from ..nested_attention.paths import SMALL_WORLD
 from ..nested_attention.pictures.suspect import ANIMALS, PEOPLE
 from ..nested_attention.storage.files import file_state
@@ -28,7 +30,25 @@ ADVICE = "`nested-attention download` lists what is known, with licences and siz
 
 FileState = tuple[int, ...]
 
-_visions: dict[tuple[Path, FileState], Any] = {}
+
+class Loaded:
+    """What presets have read, for the next run and the next node: two encoders, and one vision model."""
+
+    def __init__(self) -> None:
+        self.encoders: Kept[SubjectEncoderHandle] = Kept(2)
+        self.visions: dict[tuple[Path, FileState], Any] = {}
+
+
+_living: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
+
+
+def loaded() -> Loaded:
+    """The one that somebody holds, or a new one. Nodes hold it, and ComfyUI holds nodes: until they leave the
+    graph, or *Free model and node cache* drops them."""
+    found = _living.get("")
+    if found is None:
+        found = _living[""] = Loaded()
+    return found
 
 
 def encoder_names() -> list[str]:
@@ -56,13 +76,13 @@ def preset_state(preset: str) -> Any:
 
 
 def find_encoder(preset: str, model: Any) -> SubjectEncoderHandle:
-    """The encoder that a preset means for a MODEL. Two stay in memory, for the next run and the next node.
+    """The encoder that a preset means for a MODEL.
 
     Raises NestedAttentionError that lists what was looked at if none fits.
     """
     name = _fitting(preset, model) if preset in KINDS else preset
     path = encoder_path(name)
-    return _encoder(path, _state(path))
+    return loaded().encoders.get((path, _state(path)), lambda: load_encoder_for_comfy(path))
 
 
 def find_vision(encoder: SubjectEncoderHandle) -> Any:
@@ -121,11 +141,6 @@ def _config(path: Path, state: FileState) -> SubjectEncoderConfig:
     return read_encoder_config(path)
 
 
-@lru_cache(maxsize=2)
-def _encoder(path: Path, state: FileState) -> SubjectEncoderHandle:
-    return load_encoder_for_comfy(path)
-
-
 @lru_cache(maxsize=64)
 def _width(path: Path, state: FileState, features: FeatureLayer) -> int | None:
     try:
@@ -135,12 +150,12 @@ def _width(path: Path, state: FileState, features: FeatureLayer) -> int | None:
 
 
 def _vision(path: Path, encoder: SubjectEncoderHandle) -> Any:
-    """Of a file of the width that the encoder reads: the last one stays in memory, for whichever encoder."""
-    key = path, _state(path)
-    if key not in _visions:
-        _visions.clear()  # before the next is read
-        _visions[key] = load_vision(path, encoder)
-    return _visions[key]
+    """Of a file of the width that the encoder reads: the last one is kept, for whichever encoder."""
+    key, visions = (path, _state(path)), loaded().visions
+    if key not in visions:
+        visions.clear()  # before the next is read
+        visions[key] = load_vision(path, encoder)
+    return visions[key]
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,13 +317,32 @@ def test_two_encoders_share_a_vision_model(
     presets = sys.modules[f"{nodes['Personalize'].__module__.rpartition('.')[0]}.presets"]
     loaded: list[str] = []
     monkeypatch.setattr(presets, "load_vision", lambda path, encoder: loaded.append(path.name) or object())
+    held = presets.loaded()
     width, place = world.person.config.vision_dim, folders / "clip_vision"
     tensors = {"vision_model.embeddings.class_embedding": torch.zeros(width)}
     save_file(tensors, place / "one.safetensors")
     assert len({id(presets.find_vision(one)) for one in (world.person, world.pet, world.person)}) == 1
     (place / "one.safetensors").rename(place / "other.safetensors")
     presets.find_vision(world.person)
-    assert loaded == ["one.safetensors", "other.safetensors"] and len(presets._visions) == 1
+    assert loaded == ["one.safetensors", "other.safetensors"] and len(held.visions) == 1
+
+
+def test_what_it_has_read_is_kept_as_long_as_comfyui_keeps_the_node(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+) -> None:
+    """Across runs, and until *Free model and node cache* drops nodes and outputs."""
+    presets = sys.modules[f"{nodes['Personalize'].__module__.rpartition('.')[0]}.presets"]
+    one, other = nodes["Personalize"](), nodes["Personalize"]()
+    found = presets.find_encoder("person", small.model)
+    assert presets.find_encoder("person", small.model) is found
+    alive = weakref.ref(found)
+    del found, one
+    gc.collect()
+    assert presets.find_encoder("person", small.model) is alive()
+    del other
+    gc.collect()
+    assert alive() is None
 
 
 def test_it_says_whether_its_model_reaches_a_sampler(

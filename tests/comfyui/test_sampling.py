@@ -90,9 +90,10 @@ def test_steps_outside_start_and_end_are_untouched(world: Any, base: dict[str, A
 @pytest.mark.parametrize(
     ("settings", "options", "said"),
     [
-        ({"start": 0.1}, {"steps": 1}, "no step of this sampling lies between its start_percent 0.1 and"),
+        ({"start": 0.1}, {"steps": 1}, "no step of it lies between start_percent 0.1 and end_percent 1."),
         ({"end": 0.5}, {"steps": 4, "denoise": 0.4}, "start_percent 0 and end_percent 0.5"),
         ({"start": 0.1}, {"steps": 8}, None),
+        ({"start": 0.6}, {"steps": 8, "last_step": 4}, None),  # another sampler goes on from there
         ({"strength": 0.0, "start": 0.1}, {"steps": 1}, None),
     ],
 )

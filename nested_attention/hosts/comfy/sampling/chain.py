@@ -137,7 +137,7 @@ class SubjectChain(Shared):
                     recorder.keep(recording)
                 except Exception as error:  # whatever it is, maps are not worth the picture
                     warn_once(f"Observe Subjects: maps could not be finished ({error}); the picture is whole")
-            tell_uncounted(self.subjects, run)
+            tell_uncounted(self.subjects, run, finished=float(sigmas[-1]) == 0)
             return out
         finally:
             run.end()

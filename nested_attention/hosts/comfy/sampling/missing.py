@@ -23,20 +23,25 @@ def tell_missing(subject: AppliedSubject, reason: str) -> None:
     warn(f"Nested Attention: {message}")
 
 
-def tell_uncounted(subjects: Sequence[AppliedSubject], run: SamplingRun) -> None:
-    """After a sampling: warns of each subject that the prompts carry and no forward pass has carried."""
+def tell_uncounted(subjects: Sequence[AppliedSubject], run: SamplingRun, *, finished: bool) -> None:
+    """After a sampling: warns of each subject that the prompts carry and no forward pass has carried.
+
+    finished: whether it has taken all noise away. Where it has not, another sampler goes on, in which a
+    subject may count.
+    """
     for number, subject in enumerate(subjects, 1):
         if subject.key not in run.expected - run.carried:
             continue
         settings = subject.settings
         name = settings.called.name
         if number not in run.stepped:
-            warn(
-                f"Nested Attention: {name!r} does not show, for no step of this sampling lies between its "
-                f"start_percent {settings.start:g} and end_percent {settings.end:g}. They count on the "
-                "model's whole schedule, of which few steps, or a denoise below 1, may leave that part out. "
-                "Set them to 0 and 1"
-            )
+            if finished:
+                warn(
+                    f"Nested Attention: {name!r} does not count in this sampling, for no step of it lies "
+                    f"between start_percent {settings.start:g} and end_percent {settings.end:g}. These are "
+                    "parts of the model's whole schedule, and few steps, or a denoise below 1, may leave "
+                    "them out. Set 0 and 1 to have it in every sampling"
+                )
         elif settings.region is None:  # an empty one may be meant
             warn(
                 f"Nested Attention: {name!r} does not show, for another node runs the model past ComfyUI's "
