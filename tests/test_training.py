@@ -492,8 +492,7 @@ def test_the_stage_of_an_encoder_reads_first_unless_it_goes_on(
         name: float((value.float() - read.state_dict()[name].half().float()).abs().max())
         for name, value in trained.state_dict().items()
     }
-    assert max(value for name, value in moved.items() if name.startswith("qformer")) == 0  # frozen
-    assert 0 < max(value for name, value in moved.items() if "to_value" in name) < 0.01
+    assert 0 < max(value for name, value in moved.items() if "to_key" not in name) < 0.01
     assert min(value for name, value in moved.items() if "to_key" in name) > 0.01  # whitened
     assert (tmp_path / "runs" / "pet-reading" / "log.jsonl").exists()
 

@@ -1,10 +1,9 @@
 """A subject encoder for people or pets, trained as anybody trains one: from the files in `configs`.
 
-The world is frozen, and so is the Q-Former, which can read already (`reading.py`). The loss is that of
-denoising alone (Sec. 3.3), weighted by what a cell shows, at timesteps that are denser at high noise. A crop
-of the subject is the input, the full picture the target, and the prompt says `person` or `pet` without
-anything that identity fixes. Crop and picture differ in pose, expression, scene and clothing, so that copying
-does not pay.
+The world is frozen. The loss is that of denoising alone (Sec. 3.3), weighted by what a cell shows, at
+timesteps that are denser at high noise. A crop of the subject is the input, the full picture the target, and
+the prompt says `person` or `pet` without anything that identity fixes. Crop and picture differ in pose,
+expression, scene and clothing, so that copying does not pay.
 """
 
 from __future__ import annotations

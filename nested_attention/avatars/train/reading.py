@@ -6,9 +6,9 @@ for a value (Eq. 2). No label of a trait is seen. BLIP-2 teaches its Q-Former to
 too (Li et al., 2023).
 
 The denoising loss alone gets there slowly in this world. Tokens that do not hold a shape teach the layers
-nothing about drawing it, and layers that cannot draw one teach the tokens nothing. It even undoes what a
-Q-Former has learned to read (`figures/probe.py` measures it), so that the small world's are frozen from there
-on. Features of a CLIP model that has seen the web hold more, and more openly.
+nothing about drawing it, and layers that cannot draw one teach the tokens nothing. It even undoes much of
+what a Q-Former has learned to read (`figures/probe.py` measures it). Features of a CLIP model that has seen
+the web hold more, and more openly.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ SUBJECTS = (Person.WORD, Pet.WORD)
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
 
 
-READING = 0.25
-"""Share of an encoder's steps and minutes in which its Q-Former learns to read, before it meets the UNet: it
-is kept then."""
+READING = 0.1
+"""Share of an encoder's steps and minutes in which its Q-Former learns to read, before it meets the UNet."""
 
 
 @dataclass(frozen=True)
