@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from nested_attention.avatars.drawing.references import held_out, reference_picture
 from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
+from nested_attention.demo import photograph
 from nested_attention.demo.models import sampling
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
@@ -142,6 +143,17 @@ def test_what_is_wrong_is_said_in_a_line(
     assert said.startswith("nested-attention: ")
     assert re.search(message, said), said
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("name", ["me", "me.foo", "me.psd"])
+def test_a_picture_that_cannot_be_saved_is_refused_before_anything_is_loaded(
+    tmp_path: Path, portrait: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photograph, "load_models", lambda *given, **more: pytest.fail("loaded"))
+    done = draw(tmp_path / name, "--photo", portrait)
+    assert done.exit_code == 1 and "expected a picture's file name" in done.stderr
+    odd = draw(tmp_path / "me.png", "--photo", portrait, "--checkpoint", "sdxl", "--size", "100")
+    assert odd.exit_code == 1 and "expected a multiple of 8, such as 96" in odd.stderr
 
 
 def test_photographs_are_turned_and_lie_on_white(tmp_path: Path) -> None:
