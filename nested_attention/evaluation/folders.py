@@ -7,8 +7,11 @@ pictures/
     ref_1_b.jpg        another picture of the first person
     ori.jpg            the truth: a true picture of them all, if there is one
     out.jpg            the picture to be scored; every other picture is one, too
-    meta.json          {"prompt": "…", "face": false}, or …
+    meta.json          {"prompt": "…"}, or …
     out.txt            … the prompt of one picture
+
+Recognisers of faces leave pets out: meta.json says "face": false where all are pets, and "pets": [2] where
+the second is one.
 """
 
 from __future__ import annotations

@@ -18,6 +18,12 @@ WORD, CHANGE, PLACE, COLOURS = slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 6
 Grid = tuple[int, int]
 
 
+def finest(grids: Iterable[Grid]) -> Grid:
+    """Of grids of one picture. A layer's changes where a node shrinks what is sampled for some steps, runs a
+    part of it, or lets it grow."""
+    return max(grids, key=lambda grid: grid[0] * grid[1])
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which maps are averaged. layers: a part of their names, or a grid such as 32x32; empty: all. steps:
@@ -95,22 +101,14 @@ class SubjectMaps:
         selection: Selection,
         spans: Sequence[tuple[int, int]],
         grid: Grid | None = None,
+        *,
+        off: float = 0.0,
     ) -> Tensor:
-        """(channels, h, w): the mean over layers and steps, on the finest of the layers' grids, or on `grid`;
-        0 where the subject was off in all of them.
+        """(channels, h, w): the mean over layers and steps, on the finest of the layers' grids, or on `grid`.
 
-        spans: first and last step of each group. Raises NestedAttentionError if nothing is selected.
+        spans: first and last step of each group. off: what stands where the subject was off in all of them.
+        Raises NestedAttentionError if nothing is selected.
         """
-        return self._mean(channels, selection, spans, grid).nan_to_num(nan=0.0)
-
-    def _mean(
-        self,
-        channels: slice,
-        selection: Selection,
-        spans: Sequence[tuple[int, int]],
-        grid: Grid | None = None,
-    ) -> Tensor:
-        """`mean`, NaN where the subject was off."""
         first, last = selection.steps or (0, spans[-1][1])
         groups = [n for n, span in enumerate(spans) if span[0] <= last and first <= span[1]]
         chosen = (
@@ -123,9 +121,9 @@ class SubjectMaps:
                 f"{', '.join(sorted(self.maps))}, grids {', '.join(shapes)} and steps {spans[0][0]} to "
                 f"{spans[-1][1]}"
             )
-        grid = grid or max(((x.shape[-2], x.shape[-1]) for x in chosen), key=lambda g: g[0] * g[1])
+        grid = grid or finest((x.shape[-2], x.shape[-1]) for x in chosen)
         parts = [x[:, channels].nanmean(dim=0) for x in chosen]  # each (channels, h, w)
-        return torch.stack([area_mean(part, grid) for part in parts]).nanmean(dim=0)
+        return torch.stack([area_mean(part, grid) for part in parts]).nanmean(dim=0).nan_to_num(nan=off)
 
     def coloured(self, selection: Selection, spans: Sequence[tuple[int, int]]) -> Tensor:
         """The value's place among the subject's tokens as red, green and blue in [0, 1], (3, h, w).
@@ -137,7 +135,7 @@ class SubjectMaps:
         everything = torch.cat([x[:, COLOURS].movedim(1, 0).flatten(1) for x in self.maps.values()], dim=1)
         known = everything[:, ~everything.isnan().any(dim=0)]
         middle, spread = (x[:, None, None] for x in (known.mean(dim=1), known.std(dim=1).clamp_min(1e-6)))
-        shown = (self._mean(COLOURS, selection, spans) - middle) / (3 * spread) + 0.5
+        shown = (self.mean(COLOURS, selection, spans, off=torch.nan) - middle) / (3 * spread) + 0.5
         return shown.clamp(0, 1).nan_to_num(nan=0.5)
 
     def strongest(self, number: int, spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import NestedAttentionError
 from ..regions import area_mean, cells_of, follows_layout, resampled, shares
 from ..subject import Subject
-from .maps import Observation, SubjectMaps
+from .maps import Observation, SubjectMaps, finest
 from .measure import COLOURS, Measured, in_row, measure, token_colours
 from .observed import Box, ObservedLayer, ObservedSubject
 
@@ -137,12 +137,6 @@ class Tally:
     def mean(self) -> Tensor:
         """(C, H, W) on the CPU; 0 where nothing was added."""
         return (self.sum / self.count.clamp_min(1)).cpu()
-
-
-def finest(grids: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Of grids of one picture. A layer's changes where a node shrinks what is sampled for some steps, runs a
-    part of it, or lets it grow."""
-    return max(grids, key=lambda grid: grid[0] * grid[1])
 
 
 @dataclass(eq=False)

@@ -13,7 +13,6 @@ PEOPLE = frozenset(("person", "man", "woman", "child", "girl", "boy", "face", "p
 ANIMALS = frozenset(("pet", "animal", "dog", "cat", "puppy", "kitten", "horse", "bird", "rabbit"))
 """Words of encoders, for whom a face has to be there, and for whom it tells of the wrong encoder."""
 
-
 BLANK = 0.995
 """Share of a picture's pixels in one colour from which it shows nothing else; a small subject on white takes
 more than the rest."""

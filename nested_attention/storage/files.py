@@ -113,7 +113,7 @@ def _mode(path: Path, folder: Path) -> int:
     """Who may read and write a file: as before if it is there, else as the system has it for a new one of
     this folder."""
     if not path.exists():
-        path = folder / "new"
+        path = folder / f"{path.name}.new"  # beside what is being written
         path.touch()
     return stat.S_IMODE(path.stat().st_mode)
 

@@ -69,7 +69,6 @@ def probe(
     held: int = 100,
     steps: int = 1_000,
     seed: int = 7000,
-    workers: int = 1,
 ) -> dict[str, Legible]:
     """How much is redrawn from image features, and from subject tokens.
 
@@ -77,7 +76,7 @@ def probe(
     `held` others, of the development half.
     """
     word = encoder.config.word
-    drawn = draw_close_ups(word, trained, seed, workers=workers)
+    drawn = draw_close_ups(word, trained, seed, workers=1)
     asked = _asked(world, word, held, seed + 1)
     offered = image_features(world, drawn.reference)
     close_ups = torch.from_numpy(drawn.rgb)

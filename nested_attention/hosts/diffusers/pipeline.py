@@ -113,6 +113,8 @@ class _Run:
     ) -> None:
         self._pipeline, self._subjects, self._recorder = pipeline, subjects, recorder
         self._observers: tuple[Recording, ...] = ()
+        self._counting = recorder is not None or any(s.auto_region for s in subjects)
+        """Whether steps are counted, for which a device is waited for."""
         self._encode: Callable[..., Any] = pipeline.encode_prompt
         self._check_names()
         for subject in subjects:
@@ -182,7 +184,7 @@ class _Run:
             number = len(self._masks[0][0]) if self._masks else batch
             pictures = [row % number for row in range(batch)]  # negative prompts stand before the others
             if self._regions is None:
-                steps = self._number_of_steps()
+                steps = self._number_of_steps() if self._counting else 0
                 if self._recorder is not None:
                     self._observers = (self._recorder.begin(self._subjects, number, steps),)
                 regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures)
@@ -203,7 +205,7 @@ class _Run:
 
     def _step(self, timestep: Tensor | float) -> int:
         """Number of the step, where it matters."""
-        if not self._observers and not any(s.auto_region for s in self._subjects):
+        if not self._counting:
             return 0
         now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
         if now not in self._times:

@@ -44,9 +44,9 @@ class AutomaticRegions:
             i for i, b in enumerate(self._bindings) if b.settings.region_mode == "auto" and b.region is None
         ]
         self._watched = watched_steps(steps) if self._automatic else 0
-        names = [self._bindings[i].name for i in self._automatic]
-        self._finder = RegionFinder(1 + max(self._pictures), names) if names else None
-        for told in RegionFinder.too_few_steps(names, steps):
+        self._names = [self._bindings[i].name for i in self._automatic]
+        self._finder = RegionFinder(1 + max(self._pictures), self._names) if self._names else None
+        for told in RegionFinder.too_few_steps(self._names, steps):
             logger.warning(told)
         self._found: Tensor | None = None
 
@@ -78,8 +78,7 @@ class AutomaticRegions:
         active: numbers of the bindings in force at this step, in order; all if left out.
         """
         if self._finder is not None and step >= self._watched:
-            names = [self._bindings[i].name for i in self._automatic]
-            for told in self._finder.without_region(names, "start=0"):
+            for told in self._finder.without_region(self._names, "start=0"):
                 logger.warning(told)
             found, self._finder = self._finder.settle(), None
             self._hold(found)

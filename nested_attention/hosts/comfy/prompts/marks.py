@@ -8,7 +8,7 @@ the text context, where ComfyUI batches, repeats and joins it like the context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,30 +119,33 @@ class UnclaimedMarks(comfy.conds.CONDCrossAttn):
         self.names, self.required = tuple(names), required
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> Any:
-        graph = running_graph() or {}
-        lost = merged_away(graph, running_node())
+        lost = lost_in_merge()
         if lost and self.required:
-            raise NestedAttentionError(lost_in_merge(lost))
-        if graph and self.required and not samples_personalised(graph):
+            raise NestedAttentionError(lost)
+        graph = running_graph() if self.required else None
+        if graph is not None and not samples_personalised(graph):
             raise NestedAttentionError(
                 f"Apply Subject: a prompt carries {_listed(self.required)}, and no sampler of this graph has "
                 "a MODEL that does, so no picture would show it. Connect the MODEL output of the last Apply "
                 "Subject to the sampler. If it is meant to go without, set 'when missing' to 'warn'"
             )
         warn_once(
-            lost_in_merge(lost)
-            if lost
-            else f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
+            lost
+            or f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
             "samples it carries no subject, so the picture will not show it. Connect the MODEL output of "
             "Apply Subject to the sampler"
         )
         return comfy.conds.CONDCrossAttn(self.cond).process_cond(batch_size, **kwargs)
 
 
-def lost_in_merge(nodes: Iterable[str]) -> str:
-    """What to tell of Apply Subject nodes that lead to a sampler through a node that merges models."""
+def lost_in_merge(kept: Collection[str] = ()) -> str | None:
+    """What to tell of Apply Subject nodes that lead to the running one through a node that merges models, and
+    are not among those `kept`; None if there are none."""
+    lost = merged_away(running_graph() or {}, running_node()).difference(kept)
+    if not lost:
+        return None
     return (
-        f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(nodes))}) is lost where "
+        f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(lost))}) is lost where "
         "models are merged: of two, a merge keeps the subjects of the first. Put Apply Subject behind the "
         "node that merges"
     )

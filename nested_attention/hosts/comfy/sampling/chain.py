@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ....placeholders import name_key
 from ....sites import ComfyAddress
-from ..graph import merged_away
-from ..notices import running_graph, running_node, warn_once
+from ..notices import warn_once
 from ..prompts.encoded import check_same, encoded_prompts, recognise
 from ..prompts.marks import (
     COND,
@@ -273,9 +272,9 @@ class SubjectChain(Shared):
                 f"Nested Attention: a prompt carries {', '.join(map(repr, strangers))}, which this MODEL "
                 "does not have; connect the MODEL output of the last Apply Subject to the sampler"
             )
-        lost = merged_away(running_graph() or {}, running_node()) - {s.node for s in self.subjects}
-        if lost:
-            warn_once(lost_in_merge(lost))
+        lost = lost_in_merge(kept={s.node for s in self.subjects})
+        if lost is not None:
+            warn_once(lost)
 
     def _check_awaited(self, run: SamplingRun, active: set[int]) -> None:
         """After a step: whether the subjects in force that were awaited have come."""
