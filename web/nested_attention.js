@@ -6,7 +6,7 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
-import { takeAwayNotices } from "./notices.js"
+import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
@@ -68,7 +68,7 @@ app.registerExtension({
     })
 
     api.addEventListener("nested_attention.warning", ({ detail }) => show("warning", detail.text))
-    takeAwayNotices()
+    keepNotices()
 
     const words = await api.fetchApi("/nested_attention/search_words")
     if (words.ok) searchByWords(await words.json())
