@@ -37,7 +37,7 @@ from nested_attention.training.sdxl import UNET, write_random  # noqa: E402
 from nested_attention.training.settings import EncoderSettings, LossSettings, StartSettings  # noqa: E402
 from nested_attention.training.shards import ShardData  # noqa: E402
 from nested_attention.training.start import encoder_config, new_encoder  # noqa: E402
-from nested_attention.training.subjects import ON_HOST, SubjectObjective, subject_noise  # noqa: E402
+from nested_attention.training.subjects import ON_HOST, SubjectNoise, SubjectObjective  # noqa: E402
 
 SHORT = {**UNET, "layers_per_block": 1, "transformer_layers_per_block": [1, 1, 1]}
 
@@ -97,7 +97,7 @@ class Side:
             {name: value.to(self.device) for name, value in self.data.blank.items()},
             index.latents, LossSettings(drop_caption=0, drop_picture=0), torch.bfloat16,
         )  # fmt: skip
-        noise = subject_noise(self.objective.settings, 4, 64, 1000)
+        noise = SubjectNoise(self.objective.settings, 4, 64, 1000)
         self.examples = Examples(self.data, noise, batch=batch, seed=0)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=1e-4, fused=True)
         self.encoding = 0.0

@@ -62,7 +62,7 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
     missing = (
         ""
         if there == wanted
-        else f"{len(trainings)} of {wanted} runs are trained yet; of {there}, all that is asked is drawn. "
+        else f"So far {len(trainings)} of {wanted} runs are trained, and {there} are drawn in full. "
     )
     machines = sorted({each["machine"] for each in trainings})
     return (
@@ -106,7 +106,7 @@ def _short(findings: Sequence[Finding]) -> list[str]:
         [each.claim.figure, each.claim.says, _difference(each), _smallest(each), f"**{each.verdict}**"]
         for each in paper
     ]
-    header = ["paper", "what it says", "difference here", "smallest", "verdict"]
+    header = ["paper", "its statement, as measured here", "difference here", "smallest", "verdict"]
     return [text, table(header, rows)]
 
 
