@@ -28,7 +28,7 @@ _FAMILIES = {
     (70, _SDXL_CONTEXT): "SDXL",
     (16, SD15_CONTEXT): "SD 1.5",
     (16, 1024): "SD 2",
-    (7, 256): "the small demo world",
+    (7, 256): "the small world",
 }
 """(cross-attention layers, width of their context) → what a user calls such a base model."""
 

@@ -49,7 +49,7 @@ class ApplySubject(io.ComfyNode):
                     "clip", tooltip="The CLIP of the same checkpoint, with LoRAs and CLIP skip or without."
                 ),
                 SubjectEncoderType.Input("encoder", tooltip="The encoder that made the subject."),
-                SubjectType.Input("subject", tooltip="From Encode, Mix or Load Subject."),
+                SubjectType.Input("subject", tooltip="From Encode Subject, Mix Subjects or Load Subject."),
                 io.String.Input(
                     "word",
                     default="",

@@ -30,7 +30,7 @@ BUNDLED = {
 }
 """The encoders that come with the pack."""
 
-BUNDLED_CARD = EncoderCard(licence="Apache-2.0", base_model="the small demo world")
+BUNDLED_CARD = EncoderCard(licence="Apache-2.0", base_model="the small world")
 
 ORIGIN = "nested_attention_origin"
 """What the editor keeps with the node, for those who open the workflow without the file."""
@@ -115,7 +115,7 @@ class LoadEncoder(io.ComfyNode):
             "Load Subject Encoder",
             description=(
                 "Loads a subject encoder: the model that turns a reference picture into a subject. Files "
-                "belong in ComfyUI/models/nested_attention (.safetensors or .bin); those of the small demo "
+                "belong in ComfyUI/models/nested_attention (.safetensors or .bin); those of the small "
                 "world come with the pack. The layout is recognised from the tensors in the file."
             ),
             search_aliases=[
@@ -132,7 +132,7 @@ class LoadEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "encoder_name",
                     options=[*BUNDLED, *folder_paths.get_filename_list(FOLDER)],
-                    tooltip="A file in ComfyUI/models/nested_attention, or the demo world's (avatars/…).",
+                    tooltip="A file in ComfyUI/models/nested_attention, or the small world's (avatars/…).",
                 ),
                 io.Combo.Input(
                     "features",

@@ -48,9 +48,9 @@ class Personalize(io.ComfyNode):
             description=(
                 "Puts this person or this pet into the picture: photographs in, MODEL and CLIP out. It "
                 "finds the encoder, takes the face or the pet out of each photograph, and attaches the "
-                "subject to a word of the prompt. Encode the prompt with the CLIP that comes out. Chain it, "
-                "once a subject. It does what Load Subject Encoder, Encode Subject and Apply Subject do one "
-                "by one."
+                "subject to a word of the prompt. Encode the prompt with the CLIP that comes out. For several "
+                "subjects, chain one node for each. It does what Load Subject Encoder, Encode Subject and Apply "
+                "Subject do one by one."
             ),
             search_aliases=[
                 "face",
@@ -90,8 +90,8 @@ class Personalize(io.ComfyNode):
                     default="person",
                     tooltip=(
                         "Which encoder reads the photographs. Person and pet take the first that fits the "
-                        "MODEL: yours in ComfyUI/models/nested_attention, or the small world's. Its CLIP "
-                        "vision model is found in ComfyUI/models/clip_vision."
+                        "MODEL: yours in ComfyUI/models/nested_attention, the small world's, or else an "
+                        "IP-Adapter file. Its CLIP vision model is found in ComfyUI/models/clip_vision."
                     ),
                 ),
                 io.String.Input(
@@ -121,8 +121,9 @@ class Personalize(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "What is taken of each photograph. Auto: the largest face, upright, if there is one, "
-                        "else the subject on white if it can be told from the background. Face or isolate: "
-                        "that, or an error. None: the square around the middle."
+                        "else the subject on white if it can be told from the background. Face: "
+                        "that, or an error. Isolate: the subject on white, with a warning where that is not "
+                        "certain. None: the square around the middle."
                     ),
                 ),
                 io.String.Input(

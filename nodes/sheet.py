@@ -42,7 +42,7 @@ class MakeSheet(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
                 SubjectEncoderType.Input("encoder", tooltip="The encoder that made the subject."),
-                SubjectType.Input("subject", tooltip="From Encode, Mix or Load Subject."),
+                SubjectType.Input("subject", tooltip="From Encode Subject, Mix Subjects or Load Subject."),
                 io.String.Input(
                     "prompts",
                     multiline=True,

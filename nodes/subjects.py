@@ -45,7 +45,9 @@ class MixSubjects(io.ComfyNode):
             ),
             search_aliases=["blend faces", "merge subjects", "combine embeds", "nested attention"],
             inputs=[
-                SubjectType.Input("subject_1", tooltip="A subject, from Encode, Load or Mix Subject."),
+                SubjectType.Input(
+                    "subject_1", tooltip="A subject, from Encode Subject, Mix Subjects or Load Subject."
+                ),
                 SubjectType.Input(
                     "subject_2", tooltip="Another subject, made with the same encoder as the first."
                 ),
@@ -141,7 +143,7 @@ class LoadSubject(io.ComfyNode):
                     "subject_name",
                     options=[*BUNDLED, *list_subjects(stores())],
                     tooltip=(
-                        "A saved subject, or the demo world's (avatars/…). Press R in the editor after "
+                        "A saved subject, or the small world's (avatars/…). Press R in the editor after "
                         "saving or copying one."
                     ),
                 )

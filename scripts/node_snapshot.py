@@ -6,6 +6,7 @@ python scripts/node_snapshot.py    adds what is new; refuses if anything saved w
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,9 @@ def added(before: Snapshot, now: Snapshot) -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     now = snapshot(load_definitions())
     before = json.loads(SNAPSHOT.read_text(encoding="utf-8")) if SNAPSHOT.is_file() else {}
     problems = list(broken(before, now))

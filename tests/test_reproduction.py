@@ -357,7 +357,7 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
     assert path == place.drawn / "reproduction.md"  # a trial is not put into the documentation
     text = path.read_text()
     assert "A trial of the command at a small size: nothing here is a result" in text
-    assert f"2 of {len(plan())} runs are trained yet; of 1, all that is asked is drawn" in text
+    assert f"So far 2 of {len(plan())} runs are trained; drawn in full: 1." in text
     assert "| Figure 12 | A person and a pet are both recognised" in text and "**not measured**" in text
     assert "| Nested Attention, pet | person and pet, λ = 2 | 1 |" in text
     figures = path.parent / page.PICTURES / FIGURES

@@ -148,7 +148,7 @@ def small_world_sites() -> tuple[Site, ...]:
 
 
 def test_base_models_are_named_as_their_users_know_them() -> None:
-    families = {"SDXL": sdxl_sites(), "SD 1.5": SD_15.sites, "the small demo world": small_world_sites()}
+    families = {"SDXL": sdxl_sites(), "SD 1.5": SD_15.sites, "the small world": small_world_sites()}
     for trained, sites in families.items():
         for found, others in families.items():
             if trained == found:

@@ -22,16 +22,24 @@ class Prepare(str, Enum):
 
 def draw(
     prompt: Annotated[str, typer.Argument(help="With the subject's word, as 'a person on the beach'.")],
-    photo: Annotated[list[Path], typer.Option(help="A photograph; several of one subject, one option each.")],
+    photo: Annotated[
+        list[Path],
+        typer.Option("--photo", "--reference", help="A photograph; several of one subject, one option each."),
+    ],
     checkpoint: Annotated[
         str | None,
         typer.Option(
+            "--checkpoint",
+            "--base",
             help="SDXL: a file, a folder in diffusers' layout, or a name on the hub. Without it the small "
-            "world draws, which comes with the pack and knows no photographs."
+            "world draws, which comes with the pack and knows no photographs.",
         ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="A name of `download`, or a file; the first installed one without it.")
+        str | None,
+        typer.Option(
+            help="A name of `download`, or a file. Without it, the first of `download`'s list that is installed."
+        ),
     ] = None,
     vision: Annotated[
         str | None, typer.Option(help="The encoder's vision model, where `download` does not know it.")

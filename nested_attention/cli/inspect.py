@@ -24,7 +24,12 @@ def inspect(
     ),
     reference: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture of the subject; several times for several. Without one, drawn people."),
+        typer.Option(
+            "--photo",
+            "--reference",
+            help="A photograph; several of one subject, one option each. Without one, a drawn person and a "
+            "drawn pet.",
+        ),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -33,8 +38,9 @@ def inspect(
     base: Annotated[
         str | None,
         typer.Option(
-            help="SDXL: a file, a folder in diffusers' layout, or a name on the hub; the small world if left "
-            "out."
+            "--checkpoint",
+            "--base",
+            help="SDXL: a file, a folder in diffusers' layout, or a name on the hub. Without it, the small world.",
         ),
     ] = None,
     vision: Annotated[
@@ -60,7 +66,7 @@ def inspect(
 ) -> None:
     """Draw a picture, and write one HTML page to point at: what each place took of the subjects."""
     if base is not None and not reference:
-        stop("with --base, say whose picture it is: --reference PICTURE, and --encoder if none is installed")
+        stop("with --checkpoint, say whose picture it is: --photo FILE, and --encoder if none is installed")
     with stopping():
         with busy("Loading"):
             import numpy as np

@@ -143,7 +143,7 @@ def person_and_pet(context: Context) -> Draft:
         "- **injection** `everywhere` is what IP-Adapter does: watch the person take the pet's colours, and "
         "the background change.\n"
         "- **weight** is how much is added, 1 as the adapter was trained.\n"
-        + on_sdxl("both references", BROAD, steps=True),
+        + on_sdxl("both references", BROAD, steps=True, pet=True),
     )
     world, group = demo_world(draft, figures=2)
     group.add("PreviewImage", "The pet", images=world["pet"])

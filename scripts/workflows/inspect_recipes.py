@@ -19,7 +19,8 @@ def inspect(context: Context) -> Draft:
         "- The lists above the picture choose the subject, what is shown, and one layer or step.\n"
         "- **observe** switches the maps off; **layers** set to all observes every layer; **preview** shows "
         "on Observe Subjects where the words land while the picture is sampled.\n"
-        "- The pictures are the same with and without.\n" + on_sdxl("the references", BROAD, steps=True),
+        "- The pictures are the same with and without.\n"
+        + on_sdxl("the references", BROAD, steps=True, pet=True),
     )
     group = draft.group("1. A world and two references")
     world = group.add("NestedAttentionDemoWorld", person=7, pet=3, figures=2)

@@ -34,8 +34,13 @@ LICENCE = (
 )
 
 
-def files_table() -> str:
-    """The files of a note, with where they are from and where they go."""
+def files_table(*, preset: bool = False) -> str:
+    """The files of a note, with where they are from and where they go. preset: whether the workflow has
+    Person or Pet in Picture, which takes IP-Adapter's files too."""
+    other = (
+        " Or, for commercial use too, take `ip-adapter-plus-face_sdxl_vit-h.safetensors` of "
+        f"[IP-Adapter]({HUB}/h94/IP-Adapter/tree/main/sdxl_models) in place of the last file."
+    )
     return (
         "Three files, each in its folder of `ComfyUI/models`:\n\n"
         "| file | folder |\n|---|---|\n"
@@ -43,7 +48,7 @@ def files_table() -> str:
         f"| [CLIP ViT-H]({HUB}/h94/IP-Adapter/tree/main/models/image_encoder) as "
         f"`{VISION['name']}` | `clip_vision` |\n"
         f"| [the paper's person encoder]({HUB}/orpatashnik/NestedAttentionEncoder) as "
-        f"`{ENCODER['name']}` | `nested_attention` |\n\n{LICENCE}\n"
+        f"`{ENCODER['name']}` | `nested_attention` |\n\n{LICENCE}{other if preset else ''}\n"
     )
 
 
@@ -80,7 +85,7 @@ def start(context: Context) -> Draft:
         "sdxl_start",
         "Your photo, on SDXL",
         "Choose a photograph in *Load Image*; the face is found in it, and it need not be cropped. The word "
-        "**person** in the prompt is the person.\n\n" + files_table() + "\n"
+        "**person** in the prompt is the person.\n\n" + files_table(preset=True) + "\n"
         "- Several photographs of one person: connect them to `image_2` and so on.\n"
         "- A pet: set `preset` to *pet*. No encoder for pets has been published for SDXL; an adapter in "
         "IP-Adapter's way is taken where you have one.",
@@ -165,7 +170,9 @@ def small_face(context: Context) -> Draft:
         "In a wide shot a face has too few pixels to look like anybody. **Align Face** finds it in the "
         "picture, and its `x`, `y` and `side` say where; that square is cut out, enlarged to 1024 pixels, "
         "sampled again "
-        "with the subject (`denoise` below 1), and laid back with a soft edge.\n\n" + files_table() + "\n"
+        "with the subject (`denoise` below 1), and laid back with a soft edge.\n\n"
+        + files_table(preset=True)
+        + "\n"
         "- Put the picture that has the small face into *The picture*, and a photograph of the person into "
         "*The person*.\n- `denoise` of the sampler: 0.3 keeps more of what is there, 0.6 gives more of the "
         "person.\n- The soft edge is a sixteenth of the square: `left`, `top`, `right` and `bottom` of "
@@ -225,7 +232,7 @@ def hires_fix(context: Context) -> Draft:
         "The first pass fixes the composition at the size the model knows; the latent is then enlarged "
         "(**Upscale Latent By**) and sampled again with `denoise` below 1. The same MODEL and prompts serve "
         "both passes, and "
-        "so the same subject does.\n\n" + files_table() + "\n"
+        "so the same subject does.\n\n" + files_table(preset=True) + "\n"
         "- If a later pass is meant to go without the subject, give it a prompt without the word and the "
         "MODEL from before the subject's node.\n- The small world knows no larger pictures, so this is for "
         "SDXL.",

@@ -126,7 +126,7 @@ def step_by_step_two(context: Context) -> Draft:
         "A person and a pet, step by step",
         "Two **Apply Subject** nodes in a chain, each with its encoder and its word, and a wider picture for "
         "two figures. Nothing else differs from one subject.\n\n"
-        + on_sdxl("the references", BROAD, steps=True),
+        + on_sdxl("the references", BROAD, steps=True, pet=True),
     )
     world, group = demo_world(draft, "1. A world and two references", figures=2)
     group = draft.group("2. They become subjects")

@@ -203,7 +203,7 @@ def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: 
     loader = "app.graph._nodes.find(node => node.type === 'NestedAttentionLoadEncoder')"
     said = f"{loader}.widgets.find(widget => widget.name === 'nested_attention_state')?.element.textContent"
     editor.page.wait_for_function(f"() => {said}", timeout=120_000)
-    assert "licence: Apache-2.0\nthe small demo world; reads" in editor.evaluate(f"() => {said}")
+    assert "licence: Apache-2.0\nthe small world; reads" in editor.evaluate(f"() => {said}")
     assert editor.evaluate(f"() => {loader}.properties.nested_attention_origin.licence") == "Apache-2.0"
     nodes, _ = editor.boxes()
     assert not [(a, b) for a, b in combinations(nodes, 2) if a.overlaps(b)], "with what the nodes say"

@@ -62,7 +62,7 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
     missing = (
         ""
         if there == wanted
-        else f"So far {len(trainings)} of {wanted} runs are trained, and {there} are drawn in full. "
+        else f"So far {len(trainings)} of {wanted} runs are trained; drawn in full: {there}. "
     )
     machines = sorted({each["machine"] for each in trainings})
     return (

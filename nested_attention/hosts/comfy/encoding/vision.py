@@ -22,7 +22,7 @@ _MODELS = {
     1024: "CLIP ViT-L/14",
     1280: "CLIP ViT-H/14, which SDXL's encoders read (`nested-attention download clip-vit-h` fetches it)",
     1664: "CLIP ViT-bigG/14",
-    128: "the small demo world's, the CLIP_VISION output of Demo World",
+    128: "the small world's, the CLIP_VISION output of Demo World",
 }
 """Width → what a user calls the vision model of that width."""
 
