@@ -38,7 +38,8 @@ def draw(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="A name of `download`, or a file. Without it, the first of `download`'s list that is installed."
+            help="A name of `download`, or a file. Without it, the first of `download`'s list that is "
+            "installed."
         ),
     ] = None,
     vision: Annotated[

@@ -40,7 +40,8 @@ def inspect(
         typer.Option(
             "--checkpoint",
             "--base",
-            help="SDXL: a file, a folder in diffusers' layout, or a name on the hub. Without it, the small world.",
+            help="SDXL: a file, a folder in diffusers' layout, or a name on the hub. Without it, the small "
+            "world.",
         ),
     ] = None,
     vision: Annotated[

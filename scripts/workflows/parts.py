@@ -39,8 +39,8 @@ def on_sdxl(picture: str = "the reference", size: str = "", *, steps: bool = Fal
         "Subject, and"
     )
     word = (
-        " With IP-Adapter's files, type `pet` into `word` of the pet's Apply Subject: without it their word is "
-        "`person`."
+        " With IP-Adapter's files, type `pet` into `word` of the pet's Apply Subject: without it their "
+        "word is `person`."
     )
     return (
         "- **On SDXL**: choose your checkpoint in `base` of Demo World, and "

@@ -209,8 +209,8 @@ QUESTIONS: tuple[Question, ...] = (
         key="queries",
         title="How many queries",
         text="Nested attention with another number of learned queries in the Q-Former, retrained. Everywhere "
-        f"else there are {QUERIES}. The paper compares 16, 64, 256 and 1024 (ID scores of 0.299, 0.318, 0.302 "
-        "and 0.363), of which 1024 are its own.",
+        f"else there are {QUERIES}. The paper compares 16, 64, 256 and 1024 (ID scores of 0.299, 0.318, "
+        "0.302 and 0.363), of which 1024 are its own.",
         asked=tuple((Run(queries=number), PLAIN) for number in COUNTS),
     ),
     Question(
