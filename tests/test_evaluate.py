@@ -390,6 +390,14 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
         evaluated(tmp_path, Painter(), Brightness(), told=2)
 
 
+def test_two_pictures_of_one_name_are_both_named(tmp_path: Path) -> None:
+    for picture in ("ref_1.png", "out.png", "out.jpg"):
+        save(tmp_path / "anna" / picture, np.zeros((32, 32, 3), np.uint8))
+    said = r"anna/out.jpg and .*anna/out.png have one name, anna__out; expected a name for each picture"
+    with pytest.raises(NestedAttentionError, match=said):
+        run.score(read_folder(tmp_path), [Brightness()], run.Output(tmp_path))
+
+
 def test_more_prompts_and_subjects_go_into_the_same_folder(tmp_path: Path) -> None:
     output = run.Output(tmp_path)
     run.draw([], Painter(), {"steps": 2, "prompts": {"prompt 1": "a {1}"}}, output)

@@ -88,12 +88,18 @@ def score(
     samples: Sequence[Sample], scorers: Sequence[Scorer], output: Output, track: Track[Any] = silently
 ) -> dict[str, dict[str, Scores]]:
     """Sample → scorer → measure → value. What an earlier run scored is taken from its file, unless the
-    pictures or the scorer have changed since."""
+    pictures or the scorer have changed since. Raises NestedAttentionError for two pictures of one name."""
     check_keys(scorers)
     kept = _read_scores(output.scores)
-    found: dict[str, dict[str, Scores]] = {sample.name: {} for sample in samples}
-    if len(found) < len(samples):
-        raise NestedAttentionError("two pictures have one name; expected different ones")
+    pictures: dict[str, Path] = {}
+    for sample in samples:
+        if sample.name in pictures:
+            raise NestedAttentionError(
+                f"{pictures[sample.name]} and {sample.picture} have one name, {sample.name}; expected a name "
+                "for each picture. Rename one of them or its subject, or take it out"
+            )
+        pictures[sample.name] = sample.picture
+    found: dict[str, dict[str, Scores]] = {name: {} for name in pictures}
     hashes: dict[Path, str] = {}
     with output.scores.open("a", encoding="utf-8") as file:
         if file.tell():
