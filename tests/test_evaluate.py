@@ -355,9 +355,11 @@ def drawings(folder: Path, subjects: str = "ab") -> list[Drawing]:
     ]
 
 
-def evaluated(folder: Path, painter: Painter, judge: Brightness, told: int = 1) -> dict[str, Any]:
+def evaluated(
+    folder: Path, painter: Painter, judge: Brightness, told: int = 1, subjects: str = "ab"
+) -> dict[str, Any]:
     output = run.Output(folder)
-    planned = drawings(folder)
+    planned = drawings(folder, subjects)
     run.draw(planned, painter, {"steps": told}, output)
     samples = [drawing.sample for drawing in planned]
     scores = run.score(samples, [judge], output)
@@ -428,7 +430,7 @@ def test_figures_are_means_over_subjects_and_shares(tmp_path: Path) -> None:
 
 
 def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
-    document = evaluated(tmp_path, Painter(), Brightness())
+    document = evaluated(tmp_path, Painter(), Brightness(), subjects="abc")
     before = json.loads(json.dumps(document))
     for picture in before["pictures"]:
         picture["scores"]["brightness"]["mean"] -= 0.1 if picture["group"] == "λ = 1" else 0
@@ -438,6 +440,9 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     assert rows["mean", "λ = 1"]["difference"]["mean"] == pytest.approx(0.1)
     assert rows["mean", "λ = 1"]["verdict"] == "better"
     assert rows["mean", "λ = 4"]["verdict"] == "no difference shown"
+    two = {**document, "pictures": [each for each in document["pictures"] if each["subject"] != "c"]}
+    told = {row["verdict"] for row in compare(two, before)}
+    assert told == {"too few subjects"}, "whatever the difference"
     assert unlike(document, before) == []
     others = json.loads(json.dumps(before))
     others["pictures"][0]["prompt"] = "an oil painting"
@@ -453,7 +458,7 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     assert worse["mean", "λ = 1"] == "worse"
     path = tmp_path / "before.json"
     path.write_text(json.dumps(before))
-    output, samples = run.Output(tmp_path), [drawing.sample for drawing in drawings(tmp_path)]
+    output, samples = run.Output(tmp_path), [drawing.sample for drawing in drawings(tmp_path, "abc")]
     scores = run.score(samples, [Brightness()], output)
     found = run.conclude(samples, [Brightness()], scores, output, "A test", path)
     assert found["against"]["title"] == "A test" and len(found["against"]["rows"]) == 4
@@ -472,7 +477,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str, said: str) 
 
 
 def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path: Path) -> None:
-    document = evaluated(tmp_path, Painter(), Brightness())
+    document = evaluated(tmp_path, Painter(), Brightness(), subjects="abc")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(addresses) >= 9 and all(address.startswith("data:image/jpeg;base64,") for address in addresses)
@@ -480,8 +485,8 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path: Path) 
     assert "a &lt;photo&gt; &amp; more" in page and "<photo>" not in page
     assert page.count("<svg") == 2  # each measure over λ
     assert "0 independent recognisers:" in page
-    assert "100 % (51–100)" in page and "0.176 (" in page
-    samples = [replace(drawing.sample, scale=None) for drawing in drawings(tmp_path)]
+    assert "100 % (61–100)" in page and "0.176 (" in page
+    samples = [replace(drawing.sample, scale=None) for drawing in drawings(tmp_path, "abc")]
     document = summarise(
         samples, [Brightness()], {s.name: {"brightness": Brightness()(s)} for s in samples}, "", tmp_path
     )
@@ -499,7 +504,7 @@ def test_two_independent_recognisers_make_a_headline(tmp_path: Path) -> None:
     )
     for judge in (own, other, seen):
         judge.measures = similarity
-    samples = [drawing.sample for drawing in drawings(tmp_path)]
+    samples = [drawing.sample for drawing in drawings(tmp_path, "abc")]
     scores: dict[str, dict[str, Scores]] = {
         sample.name: {
             judge.key: {"sim_ref": 0.25, "sim_truth": 0.5 if judge is own else None}

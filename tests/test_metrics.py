@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -99,22 +100,37 @@ def test_pictures_are_compared_with_every_reference() -> None:
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.sampled_from("abcd")), min_size=1, max_size=30))
 def test_a_mean_lies_in_its_interval_over_subjects(values: list[tuple[float, str]]) -> None:
-    found = clustered_mean([value for value, _ in values], [subject for _, subject in values], 200)
-    assert found["mean"] == pytest.approx(sum(value for value, _ in values) / len(values), abs=1e-9)
-    assert found["pictures"] == len(values)
-    if len({subject for _, subject in values}) == 1:
+    """Each subject counts alike, however many pictures it has; of fewer than three there is no interval."""
+    found = clustered_mean([value for value, _ in values], [subject for _, subject in values])
+    groups = [[v for v, s in values if s == subject] for subject in {subject for _, subject in values}]
+    assert found["mean"] == pytest.approx(sum(sum(g) / len(g) for g in groups) / len(groups), abs=1e-9)
+    assert (found["pictures"], found["subjects"]) == (len(values), len(groups))
+    if len(groups) < 3:
         assert found["low"] is None and found["high"] is None
     else:
         assert found["low"] is not None and found["high"] is not None
-        assert min(v for v, _ in values) - 1e-9 <= found["low"] <= found["high"]
-        assert found["high"] <= max(v for v, _ in values) + 1e-9
+        assert found["low"] <= found["mean"] <= found["high"]
 
 
 def test_many_pictures_of_few_subjects_do_not_make_an_interval_narrow() -> None:
-    few = clustered_mean([0.0] * 100 + [1.0] * 100, ["a"] * 100 + ["b"] * 100)
+    few = clustered_mean([0.0] * 100 + [1.0] * 200, ["a"] * 100 + ["b"] * 100 + ["c"] * 100)
     many = clustered_mean([0.0] * 100 + [1.0] * 100, [str(n) for n in range(200)])
-    assert few["low"] == 0 and few["high"] == 1  # either subject may be drawn alone
+    half = 4.3027 / 3  # t of two degrees of freedom, times a standard error of 1/3
+    assert (few["low"], few["high"]) == pytest.approx((2 / 3 - half, 2 / 3 + half), abs=1e-4)
     assert many["low"] is not None and many["high"] is not None
     assert 0.4 < many["low"] < 0.5 < many["high"] < 0.6
     with pytest.raises(ValueError, match="found 0, 0"):
         clustered_mean([], [])
+
+
+@pytest.mark.parametrize("pictures", [(4, 4, 4), (16, 2, 2), (30, 10, 5, 5, 2), (4,) * 8])
+def test_a_difference_that_is_not_there_is_shown_once_in_twenty(pictures: tuple[int, ...]) -> None:
+    """Few subjects, also of many pictures and of few, whose own differences are as large as the noise."""
+    rng, trials, wrong = np.random.default_rng(0), 2000, 0
+    clusters = [str(subject) for subject, number in enumerate(pictures) for _ in range(number)]
+    for _ in range(trials):
+        own = rng.normal(size=len(pictures)).repeat(pictures)
+        found = clustered_mean((own + rng.normal(size=len(own))).tolist(), clusters)
+        assert found["low"] is not None and found["high"] is not None
+        wrong += not found["low"] <= 0 <= found["high"]
+    assert 0.03 < wrong / trials < 0.065

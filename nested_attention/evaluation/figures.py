@@ -129,9 +129,9 @@ def read_figures(path: Path) -> Document:
 def compare(now: Document, before: Document) -> list[dict[str, Any]]:
     """What has changed since an earlier run: a row for each figure that both have.
 
-    The difference is the mean over the pictures that both runs have scored, by name, with its interval over
-    subjects; verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`. What
-    `unlike` names is left out.
+    The difference is between the pictures that both runs have scored, by name: the mean over subjects, with
+    its interval. verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`; `too
+    few subjects` where there is no interval. What `unlike` names is left out.
     """
     both, judges = [pair for pair in of_one_name(now, before) if alike(*pair)], _titles(before)
     rows = []
@@ -198,7 +198,8 @@ def _value(scorer: str, measure: str) -> Callable[[dict[str, Any]], Any]:
 
 def _verdict(difference: Mean, better: str) -> str:
     low, high = difference["low"], difference["high"]
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None:
+        return "too few subjects"
+    if low <= 0 <= high:
         return "no difference shown"
-
     return "better" if (low > 0) == (better == "higher") else "worse"

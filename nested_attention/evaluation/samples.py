@@ -42,7 +42,7 @@ class Sample:
 
     @property
     def subject(self) -> str:
-        """Who is in it: what intervals are resampled by."""
+        """Who is in it: pictures of one subject make one observation."""
         return " + ".join(person.name for person in self.people)
 
     @property

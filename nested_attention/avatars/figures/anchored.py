@@ -24,7 +24,7 @@ from ...attention import BoundSubject
 from ...checkpoint import load_subject_encoder
 from ...encoder import SubjectEncoder
 from ...errors import NestedAttentionError
-from ...evaluation.statistics import paired, rate
+from ...evaluation.statistics import clustered_mean, rate
 from ...paths import ADAPTERS
 from ...settings import SubjectSettings
 from ..drawing.picture import render
@@ -273,7 +273,9 @@ def _figures(
     return {
         "expression": prompt["attributes"]["expression"],
         "identity": rate(hits),
-        "against_everywhere": paired(hits.float() - reference.float()),
+        "against_everywhere": clustered_mean(
+            (hits.float() - reference.float()).tolist(), [str(case) for case in range(len(hits))]
+        ),
         "prompt": prompt["all"],
         "outside": change(rgb, base, ~anyone(cases)),
     }

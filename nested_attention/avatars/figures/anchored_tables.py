@@ -63,5 +63,7 @@ def _cell(found: dict[str, Any] | None, name: str) -> str:
         return f"{value:.1f}"
     if "rate" in value:
         return share(value["rate"])
+    if value["low"] is None:
+        return f"{100 * value['mean']:+.0f}"
     mean, low, high = (100 * value[key] for key in ("mean", "low", "high"))
     return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"

@@ -307,8 +307,8 @@ def figures(document: dict[str, Any]) -> str:
             f"{ran['sampling']['guidance']}; λ and α at the nodes' defaults). Run {ran['number']} of "
             f"{document['runs']} begun on the sealed set: held-out subjects that no choice was made on, in "
             "combinations of prompt attributes that no model learned to draw, but where *Pose and style* "
-            "says otherwise. Every picture counts. 95 % intervals in brackets: Wilson's for rates, a "
-            "bootstrap within each expression for *expression, balanced*. Intervals of *all*, and of "
+            "says otherwise. Every picture counts. 95 % intervals in brackets: Wilson's for rates; the "
+            "fewer cases an expression has, the wider for *expression, balanced*. Intervals of *all*, and of "
             "attributes and places of two figures, take what is asked of one picture as independent, and "
             "are too narrow.",
             f"*{RECOGNISER.capitalize()}*: a network trained on drawings. *{NEAREST.capitalize()}*: whose "
