@@ -383,6 +383,33 @@ def test_a_parquet_file_may_count_subjects_from_0_and_lack_what_is_optional(tmp_
     assert found[1].more["weight"]() == b"w"
 
 
+def test_files_of_one_name_in_two_folders_show_different_subjects(tmp_path: Path) -> None:
+    """A reference is another picture of the subject: two people who are taken for one would be paired."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        table = arrow.table({"picture": [b"1", b"2"], "caption": ["a person"] * 2})
+        parquet.write_table(table, tmp_path / folder / "0000.parquet")
+        with tarfile.open(tmp_path / folder / "0000.tar", "w") as archive:
+            for name, content in {
+                "000000.png": b"1",
+                "000001.png": b"2",
+                "000001.subject.txt": b" \n",
+            }.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    for kind, rows in (("parquet", ("0:0", "0:1")), ("webdataset", ("000000", "000001"))):
+        ending = {"parquet": "parquet", "webdataset": "tar"}[kind]
+        whole = samples_of(SourceSettings(kind=kind, path=tmp_path))  # type: ignore[arg-type]
+        named = [f"{folder}/0000.{ending}:{row}" for folder in "ab" for row in rows]
+        assert [sample.subject for sample in whole] == [sample.name for sample in whole] == named
+        alone = SourceSettings(kind=kind, path=tmp_path / "a" / f"0000.{ending}")  # type: ignore[arg-type]
+        assert [sample.subject for sample in samples_of(alone)] == [f"0000.{ending}:{row}" for row in rows]
+
+
 def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet

@@ -26,7 +26,8 @@ Read = Callable[[], bytes]
 class Sample:
     """One picture of a source, not read yet. more: its own `reference`, `mask` and `weight`, where they are.
 
-    caption: None where there is none. subject: whom it shows.
+    name: no other's of the source. caption: None where there is none. subject: whom it shows; the name where
+    the source does not say.
     """
 
     name: str
@@ -82,12 +83,16 @@ def _text_beside(path: Path) -> str | None:
     return path.read_text(encoding="utf-8-sig") if path.exists() else None
 
 
-def _files(root: Path, ending: str) -> list[Path]:
-    return [root] if root.is_file() else sorted(root.rglob(f"*{ending}"))
+def _files(root: Path, ending: str) -> list[tuple[Path, str]]:
+    """The files of a source, each with its path below the source's folder: files in two folders may have one
+    name, and what one holds is not what the other does."""
+    if root.is_file():
+        return [(root, root.name)]
+    return [(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob(f"*{ending}"))]
 
 
 def _webdataset(root: Path) -> Iterator[Sample]:
-    for path in _files(root, ".tar"):
+    for path, place in _files(root, ".tar"):
         members: dict[str, dict[str, tuple[int, int]]] = {}
         try:
             with tarfile.open(path, "r:") as archive:  # not packed: members are read where they lie
@@ -102,20 +107,21 @@ def _webdataset(root: Path) -> Iterator[Sample]:
             picture = next((end for end in parts if f".{end}" in PICTURES), None)
             if picture is None:
                 continue
-            read = {end: partial(_part, path, *place) for end, place in parts.items()}
-            subject = _subject(path, key, read.get("subject.txt"))
+            read = {end: partial(_part, path, *part) for end, part in parts.items()}
+            name = f"{place}:{key}"
             yield Sample(
-                name=f"{path.name}:{key}",
+                name=name,
                 picture=read[picture],
                 caption=partial(_decoded, read.get("txt")),
-                subject=subject,
+                subject=_subject(path, key, read.get("subject.txt")) or name,
                 more={name: read[f"{name}.png"] for name in _EXTRAS if f"{name}.png" in read},
             )
 
 
 def _subject(path: Path, key: str, read: Read | None) -> str:
+    """What a `.subject.txt` says; "" without one."""
     if read is None:
-        return key
+        return ""
     try:
         return read().decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -137,7 +143,7 @@ def _parquet(root: Path) -> Iterator[Sample]:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise NestedAttentionError("parquet files need pyarrow: pip install pyarrow") from error
-    for path in _files(root, ".parquet"):
+    for path, place in _files(root, ".parquet"):
         try:
             file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
@@ -152,7 +158,7 @@ def _parquet(root: Path) -> Iterator[Sample]:
         for group in range(file.num_row_groups):
             there = {extra: _filled(file, path, group, extra) for extra in _EXTRAS if extra in columns}
             for row, values in enumerate(file.read_row_group(group, columns=told).to_pylist()):
-                name, subject = f"{path.name}:{group}:{row}", values.get("subject")
+                name, subject = f"{place}:{group}:{row}", values.get("subject")
                 more = [extra for extra, rows in there.items() if rows[row]]
                 yield Sample(
                     name=name,
