@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -40,7 +41,7 @@ from nested_attention.training.prepare.settings import GenerateSettings, SourceS
 from nested_attention.training.prepare.sources import samples_of
 from nested_attention.training.reading import Place
 from nested_attention.training.run import train
-from nested_attention.training.shards import PARTS, Index, ShardData, verify
+from nested_attention.training.shards import PARTS, Index, ShardData, mean_weight, verify
 
 pytestmark = pytest.mark.once
 
@@ -194,6 +195,44 @@ def test_a_changed_caption_picture_or_setting_invalidates_what_it_went_into(
     assert {shard.size for shard in index.shards} == {(64, 64)}
     files = {path.name for path in (people / "prepared" / "shards").iterdir()}
     assert files == {Path(f).name for f in [index.blank, *(shard.file for shard in index.shards)]}
+
+
+def test_a_mask_that_becomes_a_reference_is_not_taken_for_what_it_was(
+    world_on_disk: Path, people: Path
+) -> None:
+    picture = people / "pictures" / "person-00003.reference.png"
+    picture.rename(picture.with_name("person-00003.mask.png"))
+    with counting() as counts:
+        prepare(preparing(world_on_disk, people), quietly)
+    assert counts == more(pictures=1, references=1)
+
+
+def test_the_mean_weight_reads_the_weights_alone(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nested_attention.training.shards.read_shard", pytest.fail)
+    index = Index.read(prepared)
+    assert mean_weight(prepared, index.shards) == pytest.approx(index.mean_weight)
+
+
+def test_other_pairs_are_other_data(prepared: Path) -> None:
+    """What subjects are called is the same data, and where each has one picture, so is what an older version
+    noted of it: the files alone."""
+    index = Index.read(prepared)
+
+    def called(name: Callable[[int], str]) -> Index:
+        shards = tuple(
+            replace(
+                shard, rows=tuple(replace(row, subject=name(i + 6 * s)) for i, row in enumerate(shard.rows))
+            )
+            for s, shard in enumerate(index.shards)
+        )
+        return replace(index, shards=shards)
+
+    files = [shard.file for shard in index.shards if not shard.held_out]
+    alone = hashlib.blake2b(json.dumps([files, index.blank]).encode(), digest_size=16).hexdigest()
+    assert called(str).digest == called(lambda i: f"person {i}").digest == alone
+    pairs, others = called(lambda i: f"a{i // 2}"), called(lambda i: f"a{i % 2}")
+    assert len({alone, pairs.digest, others.digest}) == 3
+    assert called(lambda i: f"b{i // 2}").digest == pairs.digest
 
 
 def test_weights_are_read_anew_and_nothing_else_is_encoded(world_on_disk: Path, people: Path) -> None:

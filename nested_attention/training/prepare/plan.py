@@ -130,7 +130,8 @@ def _seen(
     def see(sample: Sample) -> _Seen | Rejected:
         try:
             weight, extras = _weight_and_others(sample)
-            content = digest(_bytes(sample.picture), *extras)
+            named = (part for extra in extras.items() for part in extra)
+            content = digest(_bytes(sample.picture), *named)
             return _Seen(content, weight, known.look(digest(content, made, *weight), recipe, sample))
         except Rejected as error:
             return error
@@ -152,11 +153,11 @@ def _text(sample: Sample) -> str | None:
         raise Rejected("no caption", f"it cannot be read ({error})") from error
 
 
-def _weight_and_others(sample: Sample) -> tuple[list[bytes], list[bytes]]:
-    """The picture of weights, if there is one, and what else a sample has beside its picture. No encoder
-    reads the weights, so that other ones make none of them run again."""
+def _weight_and_others(sample: Sample) -> tuple[list[bytes], dict[str, bytes]]:
+    """The picture of weights, if there is one, and what else a sample has beside its picture, by name. No
+    encoder reads the weights, so that other ones make none of them run again."""
     more = {name: _bytes(read) for name, read in sorted(sample.more.items())}
-    return [more.pop("weight")] if "weight" in more else [], list(more.values())
+    return [more.pop("weight")] if "weight" in more else [], more
 
 
 def _bytes(read: Any) -> bytes:
