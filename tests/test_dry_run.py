@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_what_a_step_takes_on_the_small_world(
     assert kept.trained < 0.8 * free.trained and kept.held < free.held
     assert kept.more.operations < free.more.operations
     lines = report([found])
+    parts = re.findall(r"(\d+\.\d+) GB", report([replace(found, frozen=5.1e9, held=14.4e9)])[1])
+    assert parts == ["5.10", "9.30"], "which add up to what is held"
     assert "12 pictures (as prepared)" in lines[0] and "Assumed: 35%" in lines[-1]
     assert sum("GB: " in line and "pictures/s" in line for line in lines) == len(CARDS)
     assert not list(tmp_path.iterdir()), "it writes nothing"

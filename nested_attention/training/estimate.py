@@ -332,8 +332,9 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
         where = "as prepared" if each.prepared else "not prepared yet: the sizes and count are assumed"
         lines += [
             f"Phase {number}: {each.side} × {each.side} pixels, {each.examples:,} pictures ({where})",
-            f"  frozen weights {each.frozen / 1e9:.2f} GB; {each.trained / 1e6:.1f} million trained "
-            f"parameters, with gradients, AdamW and averages {each.held / 1e9:.1f} GB",
+            f"  frozen weights of the base model {each.frozen / 1e9:.2f} GB; besides, the encoder, with "
+            f"gradients, AdamW and averages of its {each.trained / 1e6:.1f} million trained parameters, "
+            f"{(each.held - each.frozen) / 1e9:.2f} GB",
             f"  shards: {each.example / 1e6:.2f} MB a picture, {each.example * each.examples / 1e9:.1f} GB",
             f"  {each.more.operations / 1e12:.1f} × 10¹² operations a picture",
             "  pictures on a GPU    " + "".join(f"{batch:>10}" for batch in BATCHES),
