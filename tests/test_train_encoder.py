@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from small_training import SIZES, base_of, preparing, training
 from synthetic_checkpoints import write
@@ -40,6 +41,7 @@ from nested_attention.training.prepare.run import prepare
 from nested_attention.training.prepare.settings import PrepareSettings, SourceSettings
 from nested_attention.training.reading import read_config
 from nested_attention.training.run import train
+from nested_attention.training.sdxl import SCHEDULER
 from nested_attention.training.settings import (
     LossSettings,
     PhaseSettings,
@@ -714,6 +716,23 @@ def test_validation_tells_a_trained_encoder_from_a_random_one(
     pixels = validation.save_sheet(tmp_path, 7)
     assert pixels.shape == (5 * 256, 4 * 256, 3) and (tmp_path / "step-00000007.jpg").exists()
     assert not np.array_equal(pixels[:256, 512:768], pixels[:256, 768:]), "without, and with the subject"
+
+
+def test_a_schedule_that_says_nothing_of_clipping_does_not_clip_latents(
+    unet: Any, world_on_disk: Path, prepared: Path
+) -> None:
+    objective, data = objective_on(unet, world_on_disk, prepared)
+    config = dict(objective.scheduler.config)
+    assert config.pop("clip_sample") is False
+    drawn = []
+    for scheduler in (objective.scheduler, DDPMScheduler.from_config(config)):
+        each = replace(objective, scheduler=scheduler)
+        shown = ValidationSettings(subjects=2, sheet_steps=2)
+        encoder = encoder_for(unet, prepared).eval()
+        validation = Validation(data, each, encoder, shown, base_of(world_on_disk), torch.device("cpu"))
+        drawn.append(validation._draw(None))
+    assert np.array_equal(*drawn)
+    assert SCHEDULER["clip_sample"] is False, "as SDXL's own configuration has it"
 
 
 def test_a_run_validates_and_stays_as_it_would_have_been(

@@ -46,6 +46,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "prediction_type": "epsilon",
+    "clip_sample": False,
 }
 TEXT_L = {
     "hidden_size": 768,
@@ -92,9 +93,9 @@ def random_parts(tokenizer: Path, unet: dict[str, Any] = UNET) -> dict[str, Any]
     }
 
 
-def write_random(folder: Path, tokenizer: Path, unet: dict[str, Any] = UNET, *, seed: int = 0) -> None:
+def write_random(folder: Path, tokenizer: Path, unet: dict[str, Any] = UNET) -> None:
     """`random_parts` in bf16 as a folder in diffusers' layout: SDXL's shapes, and its time and memory."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

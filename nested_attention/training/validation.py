@@ -19,6 +19,7 @@ from torch import Tensor
 from ..encoder import SubjectEncoder
 from .data import Batch
 from .frozen import BaseModel, load_vae
+from .objective import denoising_losses
 from .settings import ValidationSettings
 from .shards import ShardData
 from .subjects import SubjectObjective
@@ -94,16 +95,17 @@ class Validation:
         batch, objective = self._batch, self._objective
         mean = batch["latent_mean"]
         latents = objective.scaled(mean, batch["latent_deviation"], torch.zeros_like(mean))
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(self._device)
-        timesteps = torch.full((len(latents),), timestep, device=self._device)
-        scheduler = objective.scheduler
-        velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         text = {"context": batch["context"], "pooled": batch["pooled"]}
-        noisy = scheduler.add_noise(latents, noise, timesteps)
         self._bind(projections)
-        out = objective.predict(noisy, timesteps, batch["sizes"], **text)
-        return (out - target).square().mean(dim=(1, 2, 3))
+        losses = denoising_losses(
+            lambda noisy, timesteps: objective.predict(noisy, timesteps, batch["sizes"], **text),
+            objective.scheduler,
+            latents,
+            torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(self._device),
+            torch.full((len(latents),), timestep, device=self._device),
+            torch.ones(1, 1, 1, device=self._device),
+        )
+        return losses["plain"]
 
     def _bind(self, projections: Mapping[str, tuple[Tensor, Tensor]] | None) -> None:
         if projections is None:
@@ -130,7 +132,8 @@ class Validation:
     def _draw(self, projections: Mapping[str, tuple[Tensor, Tensor]] | None) -> np.ndarray:
         """(n, H, W, 3) uint8"""
         objective, batch = self._objective, self._batch
-        scheduler = DDIMScheduler.from_config(objective.scheduler.config)
+        # Schedules that say nothing of it would be taken to clip pixels at ±1, which latents exceed.
+        scheduler = DDIMScheduler.from_config(objective.scheduler.config, clip_sample=False)
         scheduler.set_timesteps(self._settings.sheet_steps, device=self._device)
         shape = batch["latent_mean"].shape
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self._device)
