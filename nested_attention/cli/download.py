@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import NestedAttentionError
+from .stopping import stopping
 
 
 def download(
@@ -28,11 +29,8 @@ def download(
     ] = False,
 ) -> None:
     """Fetch known weights into ComfyUI's folders, after showing their licence."""
-    try:
+    with stopping():
         _download(name, comfyui, accept_licence, accept_unverified)
-    except NestedAttentionError as error:
-        typer.echo(f"nested-attention: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _download(name: str | None, comfyui: Path | None, accepted: bool, unverified: bool) -> None:

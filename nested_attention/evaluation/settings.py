@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..errors import NestedAttentionError
 from ..training.frozen import BaseModel
-from ..training.reading import Place
+from ..training.reading import Place, at_least
 from .recognisers import Pixels
 
 LAMBDAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -132,9 +132,7 @@ class SmallWorldSettings:
 
     def __post_init__(self) -> None:
         check_grid(self.attention_scales, self.seeds)
-        for name in ("subjects", "prompts", "steps"):
-            if getattr(self, name) < 1:
-                raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
+        at_least(self, 1, "subjects", "prompts", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)

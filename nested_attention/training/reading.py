@@ -105,6 +105,14 @@ def _converted(hint: Any, value: Any, where: str, folder: Path) -> Any:
     raise NestedAttentionError(f"{where} is {_found(value)}; expected {_wanted(hint)}")
 
 
+def at_least(settings: object, least: float, *names: str) -> None:
+    """Raises NestedAttentionError for a field of a configuration, of those named, that is below `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise NestedAttentionError(f"{name} is {value}; expected at least {least}")
+
+
 def _found(value: Any) -> str:
     return "nothing" if value is None else repr(value)[:80]
 

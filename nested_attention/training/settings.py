@@ -9,14 +9,8 @@ from typing import Literal
 from ..encoder import Injection
 from ..errors import NestedAttentionError
 from .frozen import BaseModel
+from .reading import at_least
 from .records import TrackerName
-
-
-def _at_least(settings: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value < least:
-            raise NestedAttentionError(f"{name} is {value}; expected at least {least}")
 
 
 def _share(settings: object, *names: str) -> None:
@@ -121,7 +115,7 @@ class PhaseSettings:
             raise NestedAttentionError(
                 f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them"
             )
-        _at_least(self, 1, "batch", "warmup")
+        at_least(self, 1, "batch", "warmup")
         for name in ("steps", "epochs", "minutes"):
             length = getattr(self, name)
             if length is not None and length <= 0:
@@ -150,8 +144,8 @@ class ValidationSettings:
     guidance: float = 5.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "every", "sheet_steps")
-        _at_least(self, 1, "subjects")
+        at_least(self, 0, "every", "sheet_steps")
+        at_least(self, 1, "subjects")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +191,8 @@ class TrainSettings:
             )
         if not self.name or "/" in self.name:
             raise NestedAttentionError(f"name is {self.name!r}; expected a file name without ending")
-        _at_least(self, 1, "save_every", "keep")
-        _at_least(self, 0, "workers", "seed", "weight_decay")
+        at_least(self, 1, "save_every", "keep")
+        at_least(self, 0, "workers", "seed", "weight_decay")
         _share(self, "ema")
 
     @property

@@ -10,6 +10,7 @@ from ...encoder import FeatureLayer
 from ...errors import NestedAttentionError
 from ...prompt import check_word
 from ..frozen import BaseModel
+from ..reading import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,7 @@ class GenerateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("each", "size", "steps"):
-            if getattr(self, name) < 1:
-                raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
+        at_least(self, 1, "each", "size", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +107,8 @@ class PrepareSettings:
                 f"recipe is {self.recipe!r} and source is {'missing' if self.source is None else 'given'}; "
                 "expected `source`, but with the recipe `synthetic`, which draws its pictures"
             )
-        for name in ("resolution", "step", "enlarged", "shard", "batch", "workers", "smallest"):
-            if getattr(self, name) < 1:
-                raise NestedAttentionError(f"{name} is {getattr(self, name)}; expected at least 1")
+        at_least(self, 1, "resolution", "step", "enlarged", "shard", "batch", "workers", "smallest")
+        at_least(self, 0, "held_out")
         if self.sizes is None and self.resolution % self.step:
             raise NestedAttentionError(
                 f"resolution is {self.resolution}, which is no multiple of step, {self.step}"
@@ -120,7 +118,5 @@ class PrepareSettings:
                 f"sizes is {[list(each) for each in self.sizes]}; expected heights and widths of at least 1, "
                 "as in [[1024, 1024], [832, 1216]], or null"
             )
-        if self.held_out < 0:
-            raise NestedAttentionError(f"held_out is {self.held_out}; expected 0 or more")
         for word in (self.word, *self.replaces):
             check_word(word, "a word for the subject")
