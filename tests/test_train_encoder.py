@@ -137,6 +137,30 @@ def test_a_run_leaves_a_file_that_says_what_it_is(
     assert any("16 pictures seen at 32 px" in line for line in describe(encoder.config, card))
 
 
+def test_the_file_names_the_vision_model_that_made_the_features(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """The one that `prepare` was told of, whatever training's configuration says; that, of older folders."""
+    known, older = tmp_path / "known", tmp_path / "older"
+    for folder, name in ((known, "clip-h"), (older, "")):
+        shutil.copytree(prepared, folder)
+        replace(Index.read(folder), vision=name).write(folder)
+    said: list[str] = []
+    settings = training(world_on_disk, known, tmp_path / "a", steps=1)
+    assert read_card(train(settings, say=said.append)).vision_model == "clip-h"
+    assert not any("model.vision" in line for line in said), "nothing is said of what is not named"
+    named = replace(settings, output=tmp_path / "b", model=replace(settings.model, vision="open-clip"))
+    assert read_card(train(named, say=said.append)).vision_model == "clip-h"
+    told = f"model.vision is open-clip, and {known} was prepared with clip-h"
+    assert sum(line.startswith(told) for line in said) == 1
+    content = json.loads((older / "index.json").read_text())
+    del content["vision"]
+    (older / "index.json").write_text(json.dumps(content))
+    phases = tuple(replace(phase, data=older) for phase in named.phases)
+    last = replace(named, output=tmp_path / "c", phases=phases)
+    assert read_card(train(last, say=quietly)).vision_model == "open-clip"
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: int) -> None:
     update = Trainer._update
 

@@ -159,6 +159,11 @@ def _fingerprint(module: nn.Module) -> str:
     return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
+def vision_name(model: BaseModel) -> str:
+    """What a person calls the vision model."""
+    return folder_name(model.vision) if model.vision else f"{folder_name(model.base)}'s image encoder"
+
+
 def folder_name(where: str) -> str:
     """What a person calls a base model by its folder or repository."""
     return where.rstrip("/") if "/" in where and not Path(where).exists() else Path(where).name

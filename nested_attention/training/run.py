@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
 from ..storage.files import replacing, sha256_of
 from .fp8 import hold_in_fp8
-from .frozen import DTYPES, folder_name, load_schedule, load_unet
+from .frozen import DTYPES, load_schedule, load_unet, vision_name
 from .keys import first_examples, plain, whiten_keys
-from .reading import read_config
+from .reading import Place, read_config
 from .schedule import Schedule
 from .settings import PhaseSettings, StartSettings, TrainSettings
 from .shards import Index, Rising, ShardData, verify
@@ -63,16 +63,18 @@ def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = prin
         )
     indices = [_data(phase, state) for phase in settings.phases]
     _check_alike(settings, indices)
+    tell: Say = say if state.is_main_process else lambda line: None
+    _tell_of_vision(settings, indices[-1], tell)
     run = _Run(settings, indices, state.device)
     try:
         samples = _seen(settings.start)
         for number in range(len(settings.phases)):
-            samples = run.phase(number, samples, say if state.is_main_process else lambda line: None)
+            samples = run.phase(number, samples, tell)
     finally:
         run.slot.remove()
     if state.is_main_process:
         run.export(settings.file, samples, indices[-1])
-        say(f"The encoder: {settings.file.resolve()}")
+        tell(f"The encoder: {settings.file.resolve()}")
     state.wait_for_everyone()
     return settings.file
 
@@ -107,6 +109,17 @@ def _check_alike(settings: TrainSettings, indices: list[Index]) -> None:
                     f"{phase.data} was prepared with another {name} ({theirs}) than "
                     f"{settings.phases[0].data} ({ours}); prepare both with the same model, word and features"
                 )
+
+
+def _tell_of_vision(settings: TrainSettings, index: Index, say: Say) -> None:
+    """Say so where a configuration names another vision model than the one that made the features."""
+    ours = vision_name(settings.model)
+    if settings.model.vision and index.vision and ours != index.vision:
+        say(
+            f"model.vision is {ours}, and {settings.phases[-1].data} was prepared with {index.vision}, which "
+            "the encoder's file will name: training reads features that are there. If they are not one model, "
+            "prepare the data again with the one that is meant"
+        )
 
 
 class _Run:
@@ -223,13 +236,13 @@ class _Run:
 
     def export(self, path: Path, samples: int, index: Index) -> None:
         """Write the encoder as nodes load it: in fp16, with all that it says of itself."""
-        vision = self.settings.model.vision
+        model = replace(self.settings.model, base=Place(index.base))
         card = EncoderCard(
             domain=index.domain,
             licence=self.settings.licence,
             source=self.settings.source,
             base_model=index.base,
-            vision_model=folder_name(vision) if vision else f"{index.base}'s image encoder",
+            vision_model=index.vision or vision_name(model),
             samples=samples,
             resolution=index.resolution,
         )

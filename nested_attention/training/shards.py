@@ -72,9 +72,10 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """A prepared folder. frozen: fingerprints of the encoders. base: what the base model is called. latents:
-    how the autoencoder's are scaled: `scaling_factor`, and `shift_factor` if it has one. mean_weight: of
-    `loss_weight`, over the pictures to train on."""
+    """A prepared folder. frozen: fingerprints of the encoders. base, vision: what the base model and the
+    vision model are called; "": not known, as in folders of an older version. latents: how the autoencoder's
+    are scaled: `scaling_factor`, and `shift_factor` if it has one. mean_weight: of `loss_weight`, over the
+    pictures to train on."""
 
     word: str
     domain: str
@@ -86,6 +87,7 @@ class Index:
     blank: str
     shards: tuple[Shard, ...]
     mean_weight: float = 1.0
+    vision: str = ""
 
     def write(self, folder: Path) -> None:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
-from ..frozen import FrozenEncoders, default_device, folder_name
+from ..frozen import FrozenEncoders, default_device, folder_name, vision_name
 from ..reading import read_config
 from ..shards import Index, Shard, mean_weight, write_shard
 from .encode import Encoding, Journal
@@ -73,6 +73,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
         blank=_blank(folder, frozen, settings),
         shards=shards,
         mean_weight=_mean_weight(folder, shards),
+        vision=vision_name(settings.model),
     )
     index.write(folder)
     write_held_out(folder / "held_out", recipe, plan)
