@@ -49,8 +49,8 @@ class Personalize(io.ComfyNode):
                 "Puts this person or this pet into the picture: photographs in, MODEL and CLIP out. It "
                 "finds the encoder, takes the face or the pet out of each photograph, and attaches the "
                 "subject to a word of the prompt. Encode the prompt with the CLIP that comes out. For "
-                "several subjects, chain one node for each. It does what Load Subject Encoder, Encode Subject "
-                "and Apply Subject do one by one."
+                "several subjects, chain one node for each. It does what Load Subject Encoder, Encode "
+                "Subject and Apply Subject do one by one."
             ),
             search_aliases=[
                 "face",

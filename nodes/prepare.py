@@ -177,8 +177,8 @@ class IsolateSubject(io.ComfyNode):
             description=(
                 "Puts a subject on a plain background, in the middle of a square. For pets and objects: the "
                 "paper finds that a pet goes better with a person when it is cut out on white. Without a "
-                "mask, what differs from the picture's border is the subject, and the node says if that is not "
-                "certain."
+                "mask, what differs from the picture's border is the subject, and the node says if that is "
+                "not certain."
             ),
             search_aliases=[
                 "remove background",
