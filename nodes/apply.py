@@ -28,10 +28,8 @@ class ApplySubject(io.ComfyNode):
                 "out, with any text node: wherever the word stands, the subject appears."
             ),
             search_aliases=[
-                "identity",
                 "instantid",
                 "pulid",
-                "face id",
                 "ip-adapter",
                 "photomaker",
                 "personalization",

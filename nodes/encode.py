@@ -28,7 +28,7 @@ class EncodeSubject(io.ComfyNode):
                 "subject first, or let prepare do it: the encoder sees a square around the middle of each "
                 "picture."
             ),
-            search_aliases=["reference image", "photo", "face id", "nested attention"],
+            search_aliases=["reference image", "nested attention"],
             inputs=[
                 SubjectEncoderType.Input("encoder", tooltip="From Load Subject Encoder."),
                 io.ClipVision.Input(

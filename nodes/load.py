@@ -121,9 +121,6 @@ class LoadEncoder(io.ComfyNode):
             search_aliases=[
                 "ipadapter",
                 "ip-adapter",
-                "face model",
-                "identity",
-                "face",
                 "personalization",
                 "nested attention",
             ],

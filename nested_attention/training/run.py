@@ -117,8 +117,8 @@ def _tell_of_vision(settings: TrainSettings, index: Index, say: Say) -> None:
     if settings.model.vision and index.vision and ours != index.vision:
         say(
             f"model.vision is {ours}, and {settings.phases[-1].data} was prepared with {index.vision}, which "
-            "the encoder's file will name: training reads features that are there. If they are not one model, "
-            "prepare the data again with the one that is meant"
+            "the encoder's file will name: training reads features that are there. If they are not one "
+            "model, prepare the data again with the one that is meant"
         )
 
 
