@@ -5,6 +5,8 @@ This is where a workflow starts. From then on the file is what counts, and is ed
 
 from __future__ import annotations
 
+import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,9 @@ TITLE, GAP, COLUMN_GAP, GROUP_GAP, MARGIN, HEADER = 30, 30, 30, 20, 20, 80
 
 COLORS = ("#3f789e", "#8A8", "#b58b2a", "#A88", "#88A", "#a1309b")
 NOTE = {"color": "#432", "bgcolor": "#653"}
+NOTE_WIDTH, NOTE_LETTERS = 760, 145
+"""Of a note, and how many letters a line of it takes."""
+
 WIDTH, WIDE = 280, {"SaveImage": 340, "CLIPTextEncode": 300, "NestedAttentionViewMaps": 680}
 FREE = (75, 100, 1225, 590)
 """Of a page of 1366 × 768 pixels, what the editor's bars leave free in every front end: left, top, size."""
@@ -35,6 +40,23 @@ LETTER = 0.58
 
 LEGIBLE, LARGE = 0.6, 0.85
 """Scales of the canvas: below the first, the editor draws no texts."""
+
+
+def _height(markdown: str) -> int:
+    """Pixels that a note's text takes in Nodes 2.0, where it takes most. A higher note makes everything smaller:
+    the editor opens templates so that all of them is seen."""
+    height = 10
+    for block in markdown.split("\n\n"):
+        for line in block.splitlines():
+            letters = re.sub(r"\]\([^)]*\)|[*`]", "", line)  # links show their names alone
+            if line.startswith("## "):
+                height += 30
+            elif line.startswith("|"):
+                height += 0 if set(line) <= set("|-") else 24
+            else:
+                height += 16 * max(1, math.ceil(len(letters) / NOTE_LETTERS))
+        height += 10
+    return height
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,7 @@ class Draft:
     version: str
     core_version: str
     nodes: list[Node] = field(default_factory=list)
-    rows: list[list[Group]] = field(default_factory=lambda: [[]])
+    groups: list[Group] = field(default_factory=list)
     numbers: int = 0
     models: list[dict[str, str]] = field(default_factory=list)
     """Files the user has to fetch: name, url, directory. The nodes that load them tell the editor."""
@@ -137,12 +159,8 @@ class Draft:
 
     def group(self, title: str) -> Group:
         """A group to the right of the last one."""
-        self.rows[-1].append(Group(title, self))
-        return self.rows[-1][-1]
-
-    def row(self) -> None:
-        """Groups from now on stand below."""
-        self.rows.append([])
+        self.groups.append(Group(title, self))
+        return self.groups[-1]
 
     def editor(self) -> Graph:
         """As the editor saves it."""
@@ -167,31 +185,28 @@ class Draft:
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"nested-attention/{self.name}/{part}"))
 
     def _layout(self) -> tuple[dict[Node, tuple[int, int]], list[Graph], int]:
-        positions, groups, top = {}, [], 0
-        for row in self.rows:
-            left = 0
-            for group in row:
-                width, height = group.size
-                groups.append(
-                    {
-                        "id": len(groups) + 1,
-                        "title": group.title,
-                        "bounding": [left, top, width, height],
-                        "color": COLORS[len(groups) % len(COLORS)],
-                        "font_size": min(24, int((width - 12) / (LETTER * len(group.title)))),
-                        "flags": {},
-                    }
-                )
-                x = left + MARGIN
-                for column in group.columns:
-                    y = top + HEADER
-                    for node in column:
-                        positions[node] = (x, y)
-                        y += node.height + TITLE + GAP
-                    x += max((node.width for node in column), default=0) + COLUMN_GAP
-                left += width + GROUP_GAP
-            top += max(group.size[1] for group in row) + GROUP_GAP
-        return positions, groups, top
+        positions, groups, left = {}, [], 0
+        for group in self.groups:
+            width, height = group.size
+            groups.append(
+                {
+                    "id": len(groups) + 1,
+                    "title": group.title,
+                    "bounding": [left, 0, width, height],
+                    "color": COLORS[len(groups) % len(COLORS)],
+                    "font_size": min(24, int((width - 12) / (LETTER * len(group.title)))),
+                    "flags": {},
+                }
+            )
+            x = left + MARGIN
+            for column in group.columns:
+                y = HEADER
+                for node in column:
+                    positions[node] = (x, y)
+                    y += node.height + TITLE + GAP
+                x += max((node.width for node in column), default=0) + COLUMN_GAP
+            left += width + GROUP_GAP
+        return positions, groups, max(group.size[1] for group in self.groups) + GROUP_GAP
 
     def _view(self, positions: Mapping[Node, tuple[int, int]], groups: list[Graph]) -> Graph:
         """How the editor shows the workflow at first: all of it where that is legible, else the last groups,
@@ -206,8 +221,8 @@ class Draft:
             for node, (_, y) in positions.items()
             if node.type in ("KSampler", "SaveImage")
         ] or [(0, 0)]
-        upper = max(y for _, y, _, _ in boxes if y <= min(last)[0])  # of the row they begin in
-        if (max(end for _, end in last) - upper) * scale > height:
+        upper = 0
+        if max(end for _, end in last) * scale > height:
             upper = min(last)[0] - HEADER
         across = left / scale if right * scale <= width else (left + width) / scale - right
         down = top / scale if bottom * scale <= height else top / scale - upper
@@ -215,12 +230,12 @@ class Draft:
 
     def _note(self, bottom: int, left: float) -> Graph:
         """Below the groups, where the view begins."""
-        lines = self.note.count("\n") + len(self.note) // 90 + 4
+        text = f"## {self.heading}\n\n{self.note}"
         return {
             "id": self.numbers + 1,
             "type": "MarkdownNote",
             "pos": [max(0, round(left)), bottom + TITLE + 10],
-            "size": [760, max(160, 24 * lines)],
+            "size": [NOTE_WIDTH, 40 + _height(text)],
             "flags": {},
             "order": 0,
             "mode": 0,
@@ -228,7 +243,7 @@ class Draft:
             "outputs": [],
             "title": "About this workflow",
             "properties": {},
-            "widgets_values": [f"## {self.heading}\n\n{self.note}"],
+            "widgets_values": [text],
             **NOTE,
         }
 

@@ -48,12 +48,10 @@ def inspect(context: Context) -> Draft:
         **SAMPLING,
     )
     picture = group.add("VAEDecode", samples=latent.out, vae=world["VAE"])
-    picture_group = draft.group("5. Where the words land")
-    draft.row()
     group = draft.group("4. Point at a place of the picture")
     view = group.add("NestedAttentionViewMaps", maps=observed["maps"], image=picture.out)
     group.column()
     group.add("PreviewImage", "The marked places", images=view["tokens"])
     group.add("PreviewImage", "The values as colours", images=view["values"])
-    show(picture_group, view["word"], world["scale"], "inspect")
+    show(draft.group("5. Where the words land"), view["word"], world["scale"], "inspect")
     return draft
