@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nested_attention.paths import SMALL_WORLD
 from nested_attention.training import estimate as estimating
 from nested_attention.training.estimate import CARDS, META, estimate, report
-from nested_attention.training.settings import StartSettings
+from nested_attention.training.settings import LossSettings, StartSettings
 from nested_attention.training.subjects import SubjectObjective
 
 pytestmark = pytest.mark.once
@@ -40,6 +40,9 @@ def test_what_a_step_takes_on_the_small_world(
     assert eight.frozen < 0.9 * found.frozen
     (larger,) = estimate(replace(settings, encoder=replace(SIZES, num_queries=64)))
     assert larger.more.activations > found.more.activations
+    (several,) = estimate(replace(settings, loss=LossSettings(references=3)))
+    assert several.more.operations > 1.02 * found.more.operations
+    assert several.more.activations > found.more.activations and several.example == found.example
     start = StartSettings(kind="file", path=SMALL_WORLD / "person_encoder.safetensors")
     phases = [replace(settings.phases[0], freeze_qformer=frozen) for frozen in (False, True)]
     (free,), (kept,) = (estimate(replace(settings, start=start, phases=(each,))) for each in phases)

@@ -29,14 +29,14 @@ from nested_attention.card import EncoderCard, describe
 from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, site_key
 from nested_attention.errors import NestedAttentionError
-from nested_attention.hosts.diffusers.processors import SubjectSlot
+from nested_attention.hosts.diffusers.processors import SubjectBinding, SubjectSlot
 from nested_attention.paths import PACK, SMALL_WORLD
 from nested_attention.storage.tensors import read_tensors
 from nested_attention.training import run as running
 from nested_attention.training.data import Batch, Examples, Order
 from nested_attention.training.fp8 import LinearInFp8, hold_in_fp8
 from nested_attention.training.frozen import load_schedule, load_unet
-from nested_attention.training.objective import min_snr_weight
+from nested_attention.training.objective import denoising_losses, min_snr_weight
 from nested_attention.training.prepare.run import prepare
 from nested_attention.training.prepare.settings import PrepareSettings, SourceSettings
 from nested_attention.training.reading import read_config
@@ -347,6 +347,10 @@ def test_going_on_with_other_data_or_another_loss_is_refused(
     changed = replace(longer, loss=LossSettings(noise_offset=0.1))
     with pytest.raises(NestedAttentionError, match="trained with another loss than"):
         train(changed, say=quietly)
+    noted = changed.output / "phase-1" / "run.json"
+    before = json.loads(noted.read_text())
+    del before["loss"]["references"]  # a run of before there was such a setting goes on
+    noted.write_text(json.dumps(before))
     with pytest.raises(NestedAttentionError, match="has checkpoints of a run"):
         train(longer, resume="never", say=quietly)
 
@@ -653,6 +657,7 @@ def test_a_run_in_8_bits_with_checkpointing_trains(
 ) -> None:
     settings = training(
         world_on_disk, prepared, tmp_path / "run", steps=2, fp8=True, precision="bf16",
+        loss=LossSettings(references=2),
         gradient_checkpointing=True, trackers=("tensorboard",),
         validation=ValidationSettings(every=2, subjects=2, sheet_steps=1),
     )  # fmt: skip
@@ -676,13 +681,18 @@ def test_what_examples_are_read_with_goes_to_processes_that_are_started_anew(pre
     assert [Rising(0.5, 0.9, 10)(position) for position in (0, 5, 20)] == pytest.approx([0.5, 0.7, 0.9])
 
 
-def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: Path, tmp_path: Path) -> None:
-    index = Index.read(prepared)
+def albums(prepared: Path, index: Index, **more: Any) -> ShardData:
+    """The prepared pictures as those of a few people, three in a row of each."""
     shards = tuple(
         replace(shard, rows=tuple(replace(row, subject=f"s{i // 3}") for i, row in enumerate(shard.rows)))
         for shard in index.shards
     )
-    data = ShardData(prepared, replace(index, shards=shards), pair_share=lambda position: position / 10)
+    return ShardData(prepared, replace(index, shards=shards), **more)
+
+
+def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: Path, tmp_path: Path) -> None:
+    index = Index.read(prepared)
+    data = albums(prepared, index, pair_share=lambda position: position / 10)
     own = torch.stack([data.read(torch.tensor([row]), {})["features"][0] for row in range(12)])
     rows = torch.arange(12)
     always = {"pair": torch.full((12,), 0.5), "mate": torch.rand(12), "position": torch.full((12,), 6)}
@@ -694,6 +704,65 @@ def test_references_are_the_subjects_other_pictures_as_often_as_asked(prepared: 
     assert torch.equal(never, own)
     alone = ShardData(prepared, index)
     assert torch.equal(alone.read(rows, always)["features"], own), "who has one picture is shown by it"
+
+
+def test_an_example_shows_up_to_so_many_pictures_of_its_subject(prepared: Path) -> None:
+    data = albums(prepared, Index.read(prepared))
+    rows = torch.arange(12)
+    own = torch.stack([data.read(rows[row : row + 1], {})["features"][0] for row in range(12)])
+    chance = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+    chance[:, 0] = torch.arange(12) % 3 / 3 + 0.01  # one, two, three and again
+    read = data.read(rows, {"more": chance})
+    assert read["shown"].sum(dim=1).tolist() == [1, 2, 3] * 4
+    for row in range(12):
+        album = [other for other in range(12) if same(data, row, other)]
+        of = [next(m for m in album if torch.equal(one, own[m])) for one in read["features"][row]]
+        seen = of[: int(read["shown"][row].sum())]
+        assert seen[0] == row and len(set(seen)) == len(seen), "the example's own, and others of its subject"
+    alone = ShardData(prepared, Index.read(prepared)).read(rows, {"more": chance})
+    assert alone["shown"].sum(dim=1).tolist() == [1] * 12, "nobody has more than there are"
+    draw = SubjectNoise(LossSettings(references=3), 12, 16, 1000)
+    noise, one = (
+        each(np.random.default_rng(5)) for each in (draw, SubjectNoise(LossSettings(), 12, 16, 1000))
+    )
+    assert noise.pop("more").shape == (3,), "what else is drawn stays as it was"
+    assert all(np.array_equal(noise[name], one[name]) for name in one) and noise.keys() == one.keys()
+
+
+def test_several_pictures_of_a_subject_are_read_together(
+    unet: Any, world_on_disk: Path, prepared: Path
+) -> None:
+    """As `Subject` joins them; those that are not shown count for nothing, in the loss and in gradients."""
+    objective, data = objective_on(unet, world_on_disk, prepared, drop_caption=0.0, drop_picture=0.0)
+    encoder = encoder_for(unet, prepared)
+    batch, noise = example(data, objective)
+    features = batch["features"]
+    both = torch.stack([features, features.roll(1, 0)], dim=1)
+    shown = torch.tensor([[True, True], [True, False], [True, True], [True, False]])
+
+    def losses(**given: Tensor) -> Tensor:
+        return objective({**batch, **given}, {"encoder": encoder}, noise)["denoise"]
+
+    plain, found = losses(), losses(features=both, shown=shown)
+    torch.testing.assert_close(found[1::2], plain[1::2])
+    assert (found[::2] != plain[::2]).all()
+    tokens = encoder(both.flatten(0, 1).float()).reshape(4, -1, encoder.config.token_dim)
+    everything = losses(features=both, shown=torch.ones_like(shown))
+    with objective.slot.bind(SubjectBinding(projections=encoder.project(tokens), mask=batch["mask"])):
+        text = {name: batch[name] for name in ("context", "pooled")}
+        joined = denoising_losses(
+            lambda noisy, timesteps: objective.predict(noisy, timesteps, batch["sizes"], **text),
+            objective.scheduler,
+            objective.scaled(batch["latent_mean"], batch["latent_deviation"], noise["sampled"]),
+            noise["latent"],
+            noise["timestep"],
+            batch["loss_weight"],
+        )
+    torch.testing.assert_close(everything, joined["denoise"])
+    unseen = both.clone().requires_grad_(True)
+    losses(features=unseen, shown=shown).sum().backward()
+    reached = unseen.grad.flatten(2).abs().sum(dim=-1) > 0
+    assert torch.equal(reached, shown)
 
 
 def same(data: ShardData, one: int, other: int) -> bool:

@@ -222,6 +222,9 @@ def _measured(settings: TrainSettings, unet: Any, encoder: SubjectEncoder, examp
     scheduler = DDPMScheduler(**sdxl.SCHEDULER)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(META)
     batch = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in example.items()}
+    if (pictures := settings.loss.references) > 1:
+        batch["features"] = batch["features"][:, None].expand(-1, pictures, -1, -1)
+        batch["shown"] = torch.empty(rows, pictures, dtype=torch.bool, device=META)
     latent = example["latent_mean"].shape[1:]
     flags = torch.zeros(rows, dtype=torch.bool, device="cpu")
     noise = {

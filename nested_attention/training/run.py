@@ -24,7 +24,7 @@ from .frozen import DTYPES, load_schedule, load_unet, vision_name
 from .keys import first_examples, plain, whiten_keys
 from .reading import Place, read_config
 from .schedule import Schedule
-from .settings import PhaseSettings, StartSettings, TrainSettings
+from .settings import LossSettings, PhaseSettings, StartSettings, TrainSettings
 from .shards import Index, Rising, ShardData, verify
 from .start import encoder_config, new_encoder
 from .subjects import ON_HOST, SubjectNoise, SubjectObjective
@@ -310,12 +310,10 @@ def _keep_description(folder: Path, ours: dict[str, Any]) -> None:
     ours = json.loads(json.dumps(ours))
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
-        before = {
-            "whiten_keys": False,
-            "freeze_qformer": False,
-            **json.loads(path.read_text(encoding="utf-8")),
-        }
+        before = json.loads(path.read_text(encoding="utf-8"))
         # Runs of before noted less.
+        before = {"whiten_keys": False, "freeze_qformer": False, **before}
+        before["loss"] = {**asdict(LossSettings()), **before.get("loss", ours["loss"])}
         changed = [name for name in ours if name in before and before[name] != ours[name]]
         if changed:
             raise NestedAttentionError(

@@ -74,6 +74,8 @@ class LossSettings:
     drop_caption, drop_picture: shares of examples without a caption (and subject), and with a blank picture.
     timestep_power: below 1, timesteps are denser at high noise. pairs: the share of examples whose reference
     is another picture of the subject, at the beginning and at the end of a phase, where there is one.
+    references: how many pictures of its subject an example shows at most, every number from 1 alike; their
+    tokens are read together, as those of several references are when a picture is drawn.
     """
 
     min_snr: float | None = None
@@ -82,9 +84,11 @@ class LossSettings:
     drop_picture: float = 0.05
     timestep_power: float = 1.0
     pairs: tuple[float, float] = (0.5, 0.9)
+    references: int = 1
 
     def __post_init__(self) -> None:
         _share(self, "drop_caption", "drop_picture")
+        at_least(self, 1, "references")
         if self.min_snr is not None and self.min_snr <= 0:
             raise NestedAttentionError(f"min_snr is {self.min_snr}; expected a number above 0, or null")
         if not all(0 <= share <= 1 for share in self.pairs):

@@ -277,14 +277,31 @@ class ShardData:
         return read_shard(self.folder / self.index.blank, Path(self.index.blank).stem).tensors
 
     def read(self, rows: Tensor, noise: Batch) -> Batch:
-        """The tensors of PARTS, with loss weights that average 1. noise: `pair` and `mate` (B,) in [0, 1)
-        choose the references, where they are there; without them each has its own."""
+        """The tensors of PARTS, with loss weights that average 1.
+
+        noise: `pair` and `mate` (B,) in [0, 1) choose the references, where they are there; without them each
+        has its own. With `more` (B, K) in [0, 1), each has up to K references: `features` is (B, K, patches,
+        width) then, and `shown` (B, K) bool says which of them count.
+        """
         numbers = rows.tolist()
         own = [name for part in ("picture", "caption") for name in PARTS[part]]
         batch = {name: torch.stack([self._tensor(number, name) for number in numbers]) for name in own}
         batch["loss_weight"] = torch.stack([self._weight(number) for number in numbers])
-        shown = [self._reference(i, number, noise) for i, number in enumerate(numbers)]
-        batch["features"] = torch.stack([self._tensor(number, "features") for number in shown])
+        first = [self._reference(i, number, noise) for i, number in enumerate(numbers)]
+        if "more" not in noise:
+            batch["features"] = torch.stack([self._tensor(number, "features") for number in first])
+            return batch
+        all_of = [self._references(*each) for each in zip(first, noise["more"].tolist(), strict=True)]
+        most = noise["more"].shape[1]
+        batch["shown"] = torch.tensor([[place < len(rows) for place in range(most)] for rows in all_of])
+        batch["features"] = torch.stack(
+            [
+                torch.stack(
+                    [self._tensor(rows[min(place, len(rows) - 1)], "features") for place in range(most)]
+                )
+                for rows in all_of
+            ]
+        )
         return batch
 
     def _reference(self, place: int, row: int, noise: Batch) -> int:
@@ -295,6 +312,16 @@ class ShardData:
         if float(noise["pair"][place]) >= self._pair_share(int(noise["position"][place])):
             return row
         return others[int(float(noise["mate"][place]) * len(others))]
+
+    def _references(self, first: int, chance: list[float]) -> list[int]:
+        """Rows whose reference pictures an example is given, the first one's among them: of the subject's
+        own, and no more of them than there are. chance: in [0, 1); how many, then which."""
+        others = [other for other in self._of_subject[self.row(first).subject] if other != first]
+        rows = [first]
+        for each in chance[1 : 1 + int(chance[0] * len(chance))]:
+            if others:
+                rows.append(others.pop(int(each * len(others))))
+        return rows
 
     def _weight(self, number: int) -> Tensor:
         if "weight" in self.row(number).keys:

@@ -3,6 +3,7 @@ noised."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class SubjectNoise:
     def __call__(self, rng: np.random.Generator) -> dict[str, Any]:
         settings, timesteps = self.settings, self.timesteps
         shape = (self.channels, self.size, self.size)
-        return {
+        drawn = {
             "latent": rng.standard_normal(shape, dtype=np.float32),
             "sampled": rng.standard_normal(shape, dtype=np.float32),
             "offset": rng.standard_normal((self.channels, 1, 1), dtype=np.float32),
@@ -48,6 +49,9 @@ class SubjectNoise:
             "pair": rng.random(),
             "mate": rng.random(),
         }
+        if settings.references > 1:  # drawn last, and only then, so that other runs keep their noise
+            drawn["more"] = rng.random(settings.references, dtype=np.float32)
+        return drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,9 @@ class SubjectObjective:
         latents = self.scaled(batch["latent_mean"], batch["latent_deviation"], noise["sampled"])
         height, width = latents.shape[-2:]
         eps = noise["latent"][..., :height, :width] + self.settings.noise_offset * noise["offset"]
-        features = choose(noise["drop_picture"], self.blank["features"], batch["features"])
+        blank, features = self.blank["features"], batch["features"]
+        several = features.dim() == 4
+        features = choose(noise["drop_picture"], blank[:, None] if several else blank, features)
         on_device = onto(dropped, features.device)
         text = {name: choose(on_device, self.blank[name], batch[name]) for name in ("context", "pooled")}
         mask = batch["mask"] & ~dropped[:, None]
@@ -81,7 +87,7 @@ class SubjectObjective:
             weight = weight * snr[:, None, None]
         encoder: SubjectEncoder = models["encoder"]
         projections = self.project(encoder, features)
-        self.bind(encoder, projections, mask)
+        self.bind(encoder, projections, mask, batch.get("shown"))
         losses = denoising_losses(
             lambda noisy, timesteps: self.predict(noisy, timesteps, batch["sizes"], **text),
             self.scheduler,
@@ -97,16 +103,31 @@ class SubjectObjective:
         return losses
 
     def project(self, encoder: SubjectEncoder, features: Tensor) -> Projections:
-        """Features (B, patches, width) as keys and values of every layer, by the encoder's mechanism."""
+        """Features (B, patches, width) as keys and values of every layer, by its mechanism; those of
+        several pictures of each subject, (B, pictures, patches, width), as keys and values of all of their
+        tokens, one picture's after another's."""
         with arithmetic(features.device, self.precision):
-            return mechanism_of(encoder.config).project(encoder, self.unet, encoder(features.float()))
+            tokens = encoder(features.float().flatten(0, -3))  # (B · pictures, N, token_dim)
+            tokens = tokens.reshape(len(features), -1, tokens.shape[-1])
+            return mechanism_of(encoder.config).project(encoder, self.unet, tokens)
 
     def bind(
-        self, encoder: SubjectEncoder, projections: Mapping[str, tuple[Tensor, Tensor]], mask: Tensor
+        self,
+        encoder: SubjectEncoder,
+        projections: Mapping[str, tuple[Tensor, Tensor]],
+        mask: Tensor,
+        shown: Tensor | None = None,
     ) -> None:
-        """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again."""
+        """Attach subjects to the rows of the passes to come, and to those that checkpointing runs again.
+        shown: which of several pictures count, (B, pictures) bool; None: all."""
+        bias = None
+        if shown is not None:
+            bias = torch.zeros(shown.shape, device=shown.device).masked_fill(~shown, -math.inf)
+            bias = bias.repeat_interleave(encoder.config.num_queries, dim=1)  # (B, pictures · N)
         settings = mechanism_of(encoder.config).settings(encoder.config)
-        self.slot.set(SubjectBinding(projections=dict(projections), mask=mask, settings=settings))
+        binding = SubjectBinding(projections=dict(projections), mask=mask, settings=settings, token_bias=bias)
+        # An example shows one picture at least: its bias needs no look, for which a step would wait.
+        self.slot.set(binding, check=bias is None)
 
     def scaled(self, mean: Tensor, deviation: Tensor, sampled: Tensor) -> Tensor:
         """Latents (B, C, h, w) as the UNet knows them, from the autoencoder's and standard noise that is at

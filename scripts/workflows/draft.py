@@ -43,8 +43,8 @@ LEGIBLE, LARGE = 0.6, 0.85
 
 
 def _height(markdown: str) -> int:
-    """Pixels that a note's text takes in Nodes 2.0, where it takes most. A higher note makes everything smaller:
-    the editor opens templates so that all of them is seen."""
+    """Pixels that a note's text takes in Nodes 2.0, where it takes most. A higher note makes everything
+    smaller: the editor opens templates so that all of them is seen."""
     height = 10
     for block in markdown.split("\n\n"):
         for line in block.splitlines():

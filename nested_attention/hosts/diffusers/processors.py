@@ -184,11 +184,12 @@ class SubjectSlot:
         finally:
             self.set(*before)
 
-    def set(self, *bindings: SubjectBinding) -> None:
-        """`bind` without an end: until the next call. `set()` binds nothing."""
+    def set(self, *bindings: SubjectBinding, check: bool = True) -> None:
+        """`bind` without an end: until the next call. `set()` binds nothing. check: whether tensors are
+        looked into, which waits for the device where a token_bias is on it."""
         for binding in bindings:
             self._check_projections(binding)
-        if bindings:
+        if bindings and check:
             first = next(iter(self.sites))
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
         self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
