@@ -486,7 +486,8 @@ def test_the_stage_of_an_encoder_reads_first_unless_it_goes_on(
     more: dict[str, Any] = {"encoder_pictures": 8, "threads": 1, "workers": 1}
     recipe = Recipe(runs=tmp_path / "runs", weights=weights, **more)
     train({"pet": None}, recipe, say=lambda line: None)
-    read = load_subject_encoder(tmp_path / "runs" / "pet" / "reading.safetensors")
+    (run,) = (tmp_path / "runs").glob("pet-*")
+    read = load_subject_encoder(run / "reading.safetensors")
     trained = load_subject_encoder(weights / "pet_encoder.safetensors")
     moved = {
         name: float((value.float() - read.state_dict()[name].half().float()).abs().max())
@@ -494,7 +495,7 @@ def test_the_stage_of_an_encoder_reads_first_unless_it_goes_on(
     }
     assert 0 < max(value for name, value in moved.items() if "to_key" not in name) < 0.01
     assert min(value for name, value in moved.items() if "to_key" in name) > 0.01  # whitened
-    assert (tmp_path / "runs" / "pet-reading" / "log.jsonl").exists()
+    assert (run / "reading" / "log.jsonl").exists()
 
 
 def test_an_unknown_stage_is_refused_by_name(tmp_path: Path) -> None:
@@ -578,7 +579,7 @@ def test_stages_that_cannot_go_on_are_refused_and_files_are_copied_out(
     with pytest.raises(NestedAttentionError, match="text, style cannot go on from weights that are there"):
         train({"text": 1.0, "vae": 1.0, "style": 1.0}, onward)
 
-    def wrote(recipe: Recipe, drawn: Any, schedule: Schedule) -> tuple[Path, ...]:
+    def wrote(recipe: Recipe, folder: Path, drawn: Any, schedule: Schedule) -> tuple[Path, ...]:
         files = recipe.weights / "controlnet" / "a.safetensors", recipe.adapters / "pet.safetensors"
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,12 @@ def sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def digest_of(path: Path) -> str:
+    """`sha256_of` a file that is ours."""
+    with path.open("rb") as file:
+        return sha256_of(file)
+
+
 def file_state(found: os.stat_result) -> tuple[int, ...]:
     """What changes when a file or a folder is replaced or written to, its size and time restored or not."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,11 +1,14 @@
 """The whole recipe: which stage runs on what, for how long, and where its weights go.
 
 Every stage reads the weights of those before it from the weights folder, so that each can be run again,
-longer, or continued from the last checkpoint in the runs folder.
+longer, or continued from the last checkpoint in the runs folder. A run that begins with something else has
+another folder there: it neither goes on from another's checkpoints nor ends with another's weights.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +22,8 @@ import torch
 
 from ...checkpoint import load_subject_encoder, save_subject_encoder
 from ...errors import NestedAttentionError
-from ...paths import ADAPTERS, SMALL_WORLD
+from ...paths import ADAPTERS, CONFIGS, SMALL_WORLD
+from ...storage.files import digest_of, replacing
 from ...training.schedule import Schedule
 from ...training.settings import StartSettings
 from ...training.trainer import TrainerOptions
@@ -40,7 +44,7 @@ Written = tuple[Path, ...]
 
 SUBJECTS = (Person.WORD, Pet.WORD)
 POSE_FILE, STYLE_FILE = "controlnet/avatars_pose.safetensors", "loras/avatars_ink.safetensors"
-
+_NOTE, _ADAPTERS = "written.json", "adapters"
 
 READING = 0.1
 """Share of an encoder's steps and minutes in which its Q-Former learns to read, before it meets the UNet."""
@@ -77,18 +81,22 @@ class Recipe:
 
     def seed(self, file: str) -> int:
         """Of a run that goes on from `file`."""
-        return int.from_bytes(sha256((self.weights / file).read_bytes()).digest()[:4], "big")
+        return int(digest_of(self.weights / file)[:8], 16)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """draw: makes what the stage learns from, or reads it back. run: (recipe, drawn, schedule), trains and
-    writes. minutes: of the recipe, on a CPU. onward: whether it can begin with the weights that are there."""
+    """draw: makes what the stage learns from, or reads it back. run: (recipe, folder of the run, drawn,
+    schedule), trains and writes. minutes: of the recipe, on a CPU. reads: the files beneath the weights that
+    decide what it learns. onward: the file that it can begin with, if it can. size: the field of the recipe
+    that says how much is drawn."""
 
     draw: Callable[[Recipe], Any]
-    run: Callable[[Recipe, Any, Schedule], Written]
+    run: Callable[[Recipe, Path, Any, Schedule], Written]
     minutes: float
-    onward: bool = False
+    reads: tuple[str | Path, ...] = ()
+    onward: str = ""
+    size: str = ""
 
 
 def _for_base(recipe: Recipe) -> tuple[Pictures, Pictures]:
@@ -99,49 +107,49 @@ def _saved(recipe: Recipe, **parts: Any) -> Written:
     return tuple(file for name, module in parts.items() for file in save_part(recipe.weights, name, module))
 
 
-def _text(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
-    modules = text.train_text(recipe.runs / "text", drawn, schedule, for_device(text.OPTIONS))
+def _text(recipe: Recipe, folder: Path, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
+    modules = text.train_text(folder, drawn, schedule, for_device(text.OPTIONS))
     return _saved(recipe, text_encoder=modules["text_l"], text_encoder_2=modules["text_g"])
 
 
-def _vae(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
+def _vae(recipe: Recipe, folder: Path, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
     start: Any = load_part(recipe.weights, "vae") if recipe.onward else None
     options = recipe.options(vae.OPTIONS, "vae.safetensors")
-    return _saved(recipe, vae=vae.train_vae(recipe.runs / "vae", drawn, schedule, options, start=start))
+    return _saved(recipe, vae=vae.train_vae(folder, drawn, schedule, options, start=start))
 
 
-def _vision(recipe: Recipe, drawn: Crops, schedule: Schedule) -> Written:
+def _vision(recipe: Recipe, folder: Path, drawn: Crops, schedule: Schedule) -> Written:
     start = load_part(recipe.weights, "vision") if recipe.onward else None
     options = recipe.options(clip.OPTIONS, "vision.safetensors")
-    vision = clip.train_clip(recipe.runs / "clip", drawn, schedule, options, start=start)
+    vision = clip.train_clip(folder, drawn, schedule, options, start=start)
     return _saved(recipe, vision=vision)
 
 
-def _base(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
+def _base(recipe: Recipe, folder: Path, drawn: tuple[Pictures, ...], schedule: Schedule) -> Written:
     readers = load_part(recipe.weights, "text_encoder"), load_part(recipe.weights, "text_encoder_2")
     start = load_part(recipe.weights, "unet") if recipe.onward else None
     options = recipe.options(base.OPTIONS, "unet.safetensors")
-    unet = base.train_base(recipe.runs / "base", drawn, readers, schedule, options, start=start)
+    unet = base.train_base(folder, drawn, readers, schedule, options, start=start)
     return _saved(recipe, unet=unet)
 
 
 def _encoder(
-    recipe: Recipe, drawn: tuple[CloseUps | None, Path], schedule: Schedule, *, word: str
+    recipe: Recipe, folder: Path, drawn: tuple[CloseUps | None, Path], schedule: Schedule, *, word: str
 ) -> Written:
     """Its Q-Former learns to read first, unless it has: onward."""
     file, (close_ups, pictures) = f"{word}_encoder.safetensors", drawn
     if close_ups is None:
         start = StartSettings(kind="file", path=recipe.weights / file)
     else:
-        path = recipe.runs / word / "reading.safetensors"
+        path = folder / "reading.safetensors"
         start = StartSettings(kind="file", path=path, projections=False)
         first, schedule = schedule.split(READING)
         world = load_world(recipe.weights)
         reader, options = encoders.new_encoder(world, word), for_device(reading.OPTIONS)
-        reading.train_reading(recipe.runs / f"{word}-reading", reader, world, close_ups, first, options)
+        reading.train_reading(folder / "reading", reader, world, close_ups, first, options)
         save_subject_encoder(reader, path)
     trained = train_from_configuration(
-        recipe.runs / word,
+        folder,
         recipe.weights,
         word,
         pictures,
@@ -153,13 +161,14 @@ def _encoder(
     return (recipe.weights / file,)
 
 
-def _adapter(recipe: Recipe, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str) -> Written:
+def _adapter(
+    recipe: Recipe, folder: Path, drawn: tuple[Pictures, ...], schedule: Schedule, *, word: str
+) -> Written:
     """From the shipped encoder's Q-Former: as adapters are trained that are not ours."""
     world = load_world(recipe.weights)
     start = encoders.new_adapter(load_subject_encoder(recipe.weights / f"{word}_encoder.safetensors"))
     data, options = encoders.encode_data(world, drawn), for_device(encoders.OPTIONS)
-    run = recipe.runs / f"{word}-adapter"
-    trained = encoders.train_encoder(run, world, data, schedule, options, start=start)
+    trained = encoders.train_encoder(folder, world, data, schedule, options, start=start)
     file = recipe.adapters / f"{word}.safetensors"
     save_subject_encoder(trained.half(), file)
     return (file,)
@@ -172,35 +181,35 @@ def _posed(recipe: Recipe, *, seed: int, inked: bool = False) -> tuple[PoseData,
     return alone, draw_pose_data(half, seed, inked=inked, together=True, **recipe.drawing)
 
 
-def _pose(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
+def _pose(recipe: Recipe, folder: Path, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
     world, path = load_world(recipe.weights), recipe.weights / POSE_FILE
     start = load_control(path) if recipe.onward else None
     options = recipe.options(pose_and_style.POSE_OPTIONS, POSE_FILE)
-    control = pose_and_style.train_pose(recipe.runs / "pose", world, drawn, schedule, options, start=start)
+    control = pose_and_style.train_pose(folder, world, drawn, schedule, options, start=start)
     save_control(control, path)
     return (path,)
 
 
-def _style(recipe: Recipe, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
+def _style(recipe: Recipe, folder: Path, drawn: tuple[PoseData, ...], schedule: Schedule) -> Written:
     world, options = load_world(recipe.weights), for_device(pose_and_style.STYLE_OPTIONS)
-    lora = pose_and_style.train_style(recipe.runs / "style", world, drawn, schedule, options)
+    lora = pose_and_style.train_style(folder, world, drawn, schedule, options)
     save_lora(lora, recipe.weights / STYLE_FILE)
     return (recipe.weights / STYLE_FILE,)
 
 
-def _recogniser(recipe: Recipe, drawn: scorers.Families, schedule: Schedule, *, word: str) -> Written:
+def _recogniser(
+    recipe: Recipe, folder: Path, drawn: scorers.Families, schedule: Schedule, *, word: str
+) -> Written:
     autoencoder: Any = load_part(recipe.weights, "vae")
     options = for_device(scorers.RECOGNISER_OPTIONS)
-    network = scorers.train_recogniser(recipe.runs / f"scorer_{word}", drawn, autoencoder, schedule, options)
+    network = scorers.train_recogniser(folder, drawn, autoencoder, schedule, options)
     return (save_scorer(recipe.weights, f"scorer_{word}", network),)
 
 
-def _prompt_scorer(recipe: Recipe, drawn: scorers.Prompted, schedule: Schedule) -> Written:
+def _prompt_scorer(recipe: Recipe, folder: Path, drawn: scorers.Prompted, schedule: Schedule) -> Written:
     autoencoder: Any = load_part(recipe.weights, "vae")
     options = for_device(scorers.PROMPT_OPTIONS)
-    network = scorers.train_prompt_scorer(
-        recipe.runs / "scorer_prompt", drawn, autoencoder, schedule, options
-    )
+    network = scorers.train_prompt_scorer(folder, drawn, autoencoder, schedule, options)
     return (save_scorer(recipe.weights, "scorer_prompt", network),)
 
 
@@ -239,25 +248,55 @@ def _of_subjects(word: str) -> Callable[[Recipe], tuple[Pictures, Pictures]]:
     return lambda recipe: draw_both(word, recipe.encoder_pictures, seed, **recipe.drawing)
 
 
+_VAE, _VISION, _UNET = "vae.safetensors", "vision.safetensors", "unet.safetensors"
+_TEXT = "text_encoder.safetensors", "text_encoder_2.safetensors"
+_DRAWS = *_TEXT, _UNET
+
+
+def _encoder_stage(word: str) -> Stage:
+    return Stage(
+        partial(_for_encoder, word=word),
+        partial(_encoder, word=word),
+        minutes=240,
+        reads=(*_DRAWS, _VISION, _VAE, *(CONFIGS / of / f"small-{word}.yaml" for of in ("prepare", "train"))),
+        onward=f"{word}_encoder.safetensors",
+        size="encoder_pictures",
+    )
+
+
+def _adapter_stage(word: str) -> Stage:
+    reads = (*_DRAWS, _VISION, f"{word}_encoder.safetensors")
+    return Stage(
+        _of_subjects(word), partial(_adapter, word=word), minutes=40, reads=reads, size="encoder_pictures"
+    )
+
+
+def _recogniser_stage(word: str) -> Stage:
+    run = partial(_recogniser, word=word)
+    return Stage(partial(_families, word=word), run, minutes=15, reads=(_VAE,), size="judged")
+
+
 STAGES: dict[str, Stage] = {
-    "text": Stage(_for_base, _text, 7),
-    "vae": Stage(lambda recipe: draw_both("base", 8_000, 1, **recipe.drawing), _vae, 15, onward=True),
+    "text": Stage(_for_base, _text, minutes=7, size="pictures"),
+    "vae": Stage(lambda recipe: draw_both("base", 8_000, 1, **recipe.drawing), _vae, minutes=15, onward=_VAE),
     "vision": Stage(
-        lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing), _vision, 60, onward=True
+        lambda recipe: draw_crops(recipe.pictures, 11, **recipe.drawing),
+        _vision,
+        minutes=60,
+        onward=_VISION,
+        size="pictures",
     ),
-    "base": Stage(_for_base, _base, 600, onward=True),
-    **{
-        word: Stage(partial(_for_encoder, word=word), partial(_encoder, word=word), 240, onward=True)
-        for word in SUBJECTS
-    },
-    **{f"{word}-adapter": Stage(_of_subjects(word), partial(_adapter, word=word), 40) for word in SUBJECTS},
-    "pose": Stage(partial(_posed, seed=5), _pose, 10, onward=True),
-    "style": Stage(partial(_posed, seed=6, inked=True), _style, 5),
-    **{
-        f"scorer-{word}": Stage(partial(_families, word=word), partial(_recogniser, word=word), 15)
-        for word in SUBJECTS
-    },
-    "scorer-prompt": Stage(_prompted, _prompt_scorer, 10),
+    "base": Stage(_for_base, _base, minutes=600, reads=_TEXT, onward=_UNET, size="pictures"),
+    **{word: _encoder_stage(word) for word in SUBJECTS},
+    **{f"{word}-adapter": _adapter_stage(word) for word in SUBJECTS},
+    "pose": Stage(
+        partial(_posed, seed=5), _pose, minutes=10, reads=_DRAWS, onward=POSE_FILE, size="pose_pictures"
+    ),
+    "style": Stage(
+        partial(_posed, seed=6, inked=True), _style, minutes=5, reads=_DRAWS, size="pose_pictures"
+    ),
+    **{f"scorer-{word}": _recogniser_stage(word) for word in SUBJECTS},
+    "scorer-prompt": Stage(_prompted, _prompt_scorer, minutes=10, reads=(_VAE,), size="judged"),
 }
 """In order."""
 
@@ -267,12 +306,18 @@ def train(names: Mapping[str, float | None], recipe: Recipe, *, say: Callable[[s
 
     Everything is drawn before anything is trained: drawing forks, which a process that uses a GPU must not. A
     stage that was interrupted continues from its last checkpoint under `recipe.runs`; one that is complete
-    there does nothing but export. Raises NestedAttentionError for a stage that does not exist, and, of a
-    recipe that goes onward, for one that cannot.
+    there does nothing but export. Raises NestedAttentionError for a stage that does not exist, for minutes
+    that are not above 0, of a recipe that goes onward, for one that cannot, and where the weights of a
+    complete run would replace others.
     """
     unknown = sorted(set(names) - set(STAGES))
     if unknown:
         raise NestedAttentionError(f"no such stage: {', '.join(unknown)}. The stages are {', '.join(STAGES)}")
+    for name, minutes in names.items():
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise NestedAttentionError(
+                f"{name} has {minutes:g} minutes; expected a number above 0, for example {name}=4.5"
+            )
     fresh = [name for name in names if not STAGES[name].onward]
     if recipe.onward and fresh:
         raise NestedAttentionError(
@@ -286,15 +331,50 @@ def train(names: Mapping[str, float | None], recipe: Recipe, *, say: Callable[[s
     say(f"drawn: {(time.monotonic() - started) / 60:.1f} minutes")
     prepare_device()
     for name, stage in chosen.items():
-        started, minutes = time.monotonic(), names[name]
-        schedule = Schedule(steps=10**9, minutes=stage.minutes if minutes is None else minutes)
-        for file in stage.run(recipe, stage.draw(recipe), schedule):
-            if recipe.out is not None:
-                ours = file.is_relative_to(recipe.weights)
-                _copy(
-                    file, recipe.out / (file.relative_to(recipe.weights) if ours else f"adapters/{file.name}")
-                )
-        say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes")
+        started, given, folder = time.monotonic(), names[name], _folder(recipe, name, stage)
+        _check_written(recipe, folder)
+        schedule = Schedule(steps=10**9, minutes=stage.minutes if given is None else given)
+        files = stage.run(recipe, folder, stage.draw(recipe), schedule)
+        _note_written(recipe, folder, files)
+        if recipe.out is not None:
+            for file in files:
+                _copy(file, recipe.out / _name(recipe, file))
+        say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes, in {folder}")
+
+
+def _folder(recipe: Recipe, name: str, stage: Stage) -> Path:
+    """Of the run of a stage that begins with the weights that are there now, and learns from this much."""
+    files = [*stage.reads, *([stage.onward] if recipe.onward else [])]
+    read = [digest_of(path) if (path := recipe.weights / file).exists() else "" for file in files]
+    size = getattr(recipe, stage.size) if stage.size else 0
+    begins = json.dumps([drawing_version(), size, recipe.onward, read])
+    return recipe.runs / f"{name}-{sha256(begins.encode()).hexdigest()[:8]}"
+
+
+def _name(recipe: Recipe, file: Path) -> str:
+    """Of a file that a stage has written, beneath the weights; adapters stand there in a folder of theirs."""
+    ours = file.is_relative_to(recipe.weights)
+    return file.relative_to(recipe.weights).as_posix() if ours else f"{_ADAPTERS}/{file.name}"
+
+
+def _check_written(recipe: Recipe, folder: Path) -> None:
+    """Refuse to write a complete run's weights over others, which may be newer."""
+    note = folder / _NOTE
+    for name, digest in (json.loads(note.read_text()) if note.exists() else {}).items():
+        place, _, adapter = name.partition("/")
+        file = recipe.adapters / adapter if place == _ADAPTERS else recipe.weights / name
+        if file.exists() and digest_of(file) != digest:
+            raise NestedAttentionError(
+                f"{file} is not what the complete run in {folder} wrote, and would be replaced by it. Name "
+                "another folder with --runs to train anew, go on from the file with --onward if the stage "
+                "can, or move the file away to have that run's again"
+            )
+
+
+def _note_written(recipe: Recipe, folder: Path, files: Written) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / _NOTE) as temporary:
+        temporary.write_text(json.dumps({_name(recipe, file): digest_of(file) for file in files}) + "\n")
 
 
 def _copy(file: Path, target: Path) -> None:
