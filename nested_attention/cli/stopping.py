@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..errors import NestedAttentionError
+from .extras import command
 
 
 @contextmanager
@@ -19,6 +20,16 @@ def stopping() -> Iterator[None]:
         yield
     except (NestedAttentionError, FileNotFoundError) as error:
         stop(str(error))
+
+
+@contextmanager
+def needing_training() -> Iterator[None]:
+    """`stopping`, and what is not installed is named, with the command that installs it."""
+    try:
+        with stopping():
+            yield
+    except ImportError as error:
+        stop(f"{error.name} is not installed, which this needs: {command('training')}")
 
 
 def stop(message: str) -> NoReturn:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .extras import command
-from .stopping import stop, stopping
-
-
-@contextmanager
-def _needing_training() -> Iterator[None]:
-    """What is not installed is named, with the command that installs it."""
-    try:
-        with stopping():
-            yield
-    except ImportError as error:
-        stop(f"{error.name} is not installed, which this needs: {command('training')}")
+from .stopping import needing_training
 
 
 class Resume(str, Enum):
@@ -37,7 +24,7 @@ def prepare(
     ],
 ) -> None:
     """Encode photographs and captions once, into the shards that training reads."""
-    with _needing_training():
+    with needing_training():
         from ..training.prepare.run import prepare_from
 
         prepare_from(config, typer.echo)
@@ -56,7 +43,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a subject encoder on prepared shards, in one process (docs/training.md: several)."""
-    with _needing_training():
+    with needing_training():
         from ..training.run import dry_run_from, train_from
 
         if dry_run:

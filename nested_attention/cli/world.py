@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import NestedAttentionError
-from .stopping import stopping
+from .stopping import needing_training
 
 world = typer.Typer(help="The small world: train it, measure it, report its figures.", no_args_is_help=True)
 
@@ -55,21 +55,21 @@ def train(
     ] = None,
 ) -> None:
     """Train the small world from scratch, stage by stage, or go on where a run was interrupted."""
-    from ..avatars.train.stages import STAGES, Recipe
-    from ..avatars.train.stages import train as run_stages
-    from ..paths import SMALL_WORLD
+    with needing_training():
+        from ..avatars.train.stages import STAGES, Recipe
+        from ..avatars.train.stages import train as run_stages
+        from ..paths import SMALL_WORLD
 
-    recipe = Recipe(
-        runs=runs,
-        weights=weights or SMALL_WORLD,
-        pictures=pictures,
-        encoder_pictures=max(1, pictures // 2),
-        threads=threads,
-        workers=workers,
-        onward=onward,
-        out=out,
-    )
-    with stopping():
+        recipe = Recipe(
+            runs=runs,
+            weights=weights or SMALL_WORLD,
+            pictures=pictures,
+            encoder_pictures=max(1, pictures // 2),
+            threads=threads,
+            workers=workers,
+            onward=onward,
+            out=out,
+        )
         chosen = dict(_stage(name, minutes) for name in stages or STAGES)
         run_stages(chosen, recipe, say=typer.echo)
 
@@ -105,16 +105,16 @@ def acceptance(
 
     Each run on the sealed set is counted in the committed figures, before it begins, wherever it writes.
     """
-    import torch
+    with needing_training():
+        import torch
 
-    from ..avatars.figures import acceptance as measured
-    from ..avatars.figures import records
-    from ..avatars.figures.judges import Counts
+        from ..avatars.figures import acceptance as measured
+        from ..avatars.figures import records
+        from ..avatars.figures.judges import Counts
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    path = out or (Path("runs/world/development.json") if development else measured.RESULTS)
-    counts = Counts(half="development" if development else "sealed")
-    with stopping():
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        path = out or (Path("runs/world/development.json") if development else measured.RESULTS)
+        counts = Counts(half="development" if development else "sealed")
         if parts and not development:
             raise NestedAttentionError(
                 "--part goes with --development: the sealed set is measured as a whole"
@@ -126,11 +126,11 @@ def acceptance(
         chosen = {name: part for name, part in measured.PARTS.items() if not parts or name in parts}
         number = None if development else measured.count_run(measured.RESULTS)
         document = measured.run(counts, typer.echo, workers=workers, parts=chosen)
-    if number is not None:
-        document["run"]["number"] = number
-        document["runs"] = measured.runs_begun(measured.RESULTS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write(document, path, records.hashes())
+        if number is not None:
+            document["run"]["number"] = number
+            document["runs"] = measured.runs_begun(measured.RESULTS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write(document, path, records.hashes())
     typer.echo(f"The figures: {path.resolve()}")
 
 
@@ -192,14 +192,14 @@ def compare(
     """Train the paper's injection mechanisms alike, compare what they draw, and write a page about it."""
     if device is Device.CPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for one
-    import dataclasses
+    with needing_training():
+        import dataclasses
 
-    import torch
+        import torch
 
-    from ..avatars.figures.reproduction import command
-    from ..avatars.figures.reproduction.matrix import Selection, Size
+        from ..avatars.figures.reproduction import command
+        from ..avatars.figures.reproduction.matrix import Selection, Size
 
-    with stopping():
         gpu = torch.cuda.is_available()
         if device is Device.CUDA and not gpu:
             raise NestedAttentionError("there is no GPU that torch can use; leave --device out")
@@ -249,32 +249,20 @@ def anchored(
     ] = None,
 ) -> None:
     """Measure decoupled adapters: added everywhere, within a true mask, anchored; beside nested encoders."""
-    import dataclasses
+    with needing_training():
+        import dataclasses
 
-    from ..avatars.figures import anchored as measured
-    from ..avatars.figures.judges import Counts, Judges
-    from ..paths import ADAPTERS
+        from ..avatars.figures import anchored as measured
+        from ..avatars.figures.judges import Counts, Judges
+        from ..paths import ADAPTERS
 
-    folder, path = adapters or ADAPTERS, out or measured.RESULTS
-    counts = dataclasses.replace(Counts(), subjects=number, pairs=number)
-    with stopping():
+        folder, path = adapters or ADAPTERS, out or measured.RESULTS
+        counts = dataclasses.replace(Counts(), subjects=number, pairs=number)
         for part in parts or measured.PARTS:  # each is written when it is there
             own = measured.adapters(folder)
             document = measured.measure(Judges.load(), own, counts, [part], typer.echo, use or ())
             measured.write(document, path)
     typer.echo(f"The figures: {path.resolve()}")
-
-
-@world.command()
-def extras(
-    number: Annotated[int, typer.Option(min=2, help="How many held-out people.")] = 64,
-) -> None:
-    """Measure the pose ControlNet and the ink LoRA: with and without, on held-out people."""
-    from ..avatars.figures.acceptance import pose_and_style
-    from ..avatars.figures.judges import Counts, Judges
-
-    with stopping():
-        pose_and_style(Judges.load(), Counts(pose_and_style=number), typer.echo)
 
 
 @world.command()
@@ -286,13 +274,13 @@ def maps(
     ] = None,
 ) -> None:
     """Measure whether the maps of what subjects do show it: where a subject stands, and its parts."""
-    from ..avatars.figures import maps as measured
-    from ..avatars.figures import records
-    from ..avatars.figures.judges import Judges
+    with needing_training():
+        from ..avatars.figures import maps as measured
+        from ..avatars.figures import records
+        from ..avatars.figures.judges import Judges
 
-    with stopping():
         document = measured.measure(Judges.load(), number, training, typer.echo)
-    records.write(document, out or measured.RESULTS, records.hashes())
+        records.write(document, out or measured.RESULTS, records.hashes())
     typer.echo(f"The figures: {(out or measured.RESULTS).resolve()}")
 
 
@@ -301,10 +289,10 @@ def gallery(
     out: Annotated[Path, typer.Option(help="The pictures' folder.")] = Path("docs/gallery"),
 ) -> None:
     """Draw the pictures of docs/gallery.md: what subjects do, and what settings do."""
-    from ..avatars.figures.gallery import make
-    from ..avatars.figures.judges import Judges
+    with needing_training():
+        from ..avatars.figures.gallery import make
+        from ..avatars.figures.judges import Judges
 
-    with stopping():
         make(Judges.load(), out, typer.echo)
 
 
@@ -320,11 +308,11 @@ def probe(
     Says how much of their variance is told, of the whole and of each part, and how often the nearest close-up
     is the subject's own: of 100 subjects, and of 20 near-twins.
     """
-    from ..avatars.figures.probe import probe as read
-    from ..avatars.models.world import load_world
-    from ..checkpoint import load_subject_encoder
+    with needing_training():
+        from ..avatars.figures.probe import probe as read
+        from ..avatars.models.world import load_world
+        from ..checkpoint import load_subject_encoder
 
-    with stopping():
         found = read(load_world(), load_subject_encoder(encoder), trained=number, steps=steps)
     for source, legible in found.items():
         parts = ", ".join(f"{part.name.lower()} {told:.0%}" for part, told in legible.parts.items())
@@ -337,9 +325,9 @@ def probe(
 @world.command()
 def export(folder: Annotated[Path, typer.Argument(help="Where it is written.")]) -> None:
     """Write the small world as any SDXL on disk, in diffusers' layout: a base model for `train`."""
-    from ..avatars.models.pipeline import export_world
+    with needing_training():
+        from ..avatars.models.pipeline import export_world
 
-    with stopping():
         export_world(folder)
     typer.echo(f"The small world: {folder.resolve()}")
 
@@ -353,10 +341,10 @@ def pictures(
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:
     """Draw pictures of people or pets with captions and reference pictures: a source for `prepare`."""
-    from ..avatars.drawing.identity import KINDS
-    from ..avatars.train.folder import write_pictures
+    with needing_training():
+        from ..avatars.drawing.identity import KINDS
+        from ..avatars.train.folder import write_pictures
 
-    with stopping():
         if word not in KINDS:
             raise NestedAttentionError(f"the small world has no {word!r}; expected {' or '.join(KINDS)}")
         write_pictures(folder, word, number, seed=seed, workers=workers)
@@ -366,10 +354,11 @@ def pictures(
 @world.command()
 def report() -> None:
     """Put the committed figures into the small world's card, the README and the gallery."""
-    from ..avatars.figures.pages import PAGES, PICTURES, insert
+    with needing_training():
+        from ..avatars.figures.pages import PAGES, PICTURES, insert
 
-    for path, picture in PICTURES.items():
-        path.write_text(picture(), encoding="utf-8")
-    for path, figures in PAGES.items():
-        path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
-        typer.echo(f"The figures are in {path}")
+        for path, picture in PICTURES.items():
+            path.write_text(picture(), encoding="utf-8")
+        for path, figures in PAGES.items():
+            path.write_text(insert(path.read_text(encoding="utf-8"), figures()), encoding="utf-8")
+            typer.echo(f"The figures are in {path}")
