@@ -12,7 +12,7 @@ import pytest
 import torch
 from random_world import random_judges
 
-from nested_attention.avatars.figures import anchored, anchored_tables
+from nested_attention.avatars.figures import anchored, anchored_tables, records
 from nested_attention.avatars.figures.anchored import CHOICE, PAIR, PARTS, PEOPLE, USES
 from nested_attention.avatars.figures.cases import anyone, draw_cases
 from nested_attention.avatars.figures.judges import SUBJECTS, Counts, Judges
@@ -51,7 +51,9 @@ def test_every_part_is_measured_and_shown(
         assert list(document) == [part, "run"]
         anchored.write(document, path)
     found = json.loads(path.read_text())
-    assert list(found) == [*PARTS, "runs", "hashes"] and set(found["runs"]) == set(PARTS)
+    assert list(found) == [*PARTS, "runs", "hashes"]
+    for part in PARTS:
+        assert list(found["runs"][part]) == list(found["hashes"][part]) == list(found[part])
     for part in ("person", "pet", PAIR, PEOPLE):
         ways = found[part]
         expected = [name for name in USES if part in (PAIR, PEOPLE) or name not in anchored.TOGETHER]
@@ -60,11 +62,7 @@ def test_every_part_is_measured_and_shown(
         assert all(change > 0 for change in changes) and len(set(changes)) > 2
         assert all(way["identity"]["trials"] == 2 for way in ways.values())
     again = anchored.measure(judges, own, short, ["pet"], uses=["anchored"])
-    assert list(again["pet"]) == ["everywhere", "anchored"]  # the first is what others are compared with
-    assert again["pet"]["anchored"] == found["pet"]["anchored"]
-    anchored.write({"pet": {"anchored": {"outside": 7.0}}, "run": {}}, path)
-    kept = json.loads(path.read_text())["pet"]
-    assert list(kept) == list(found["pet"]) and kept["anchored"] == {**found["pet"]["anchored"], "outside": 7}
+    assert again["pet"] == {"anchored": found["pet"]["anchored"]}  # what it is compared with is drawn too
     assert [name for name, way in found[PAIR].items() if "leak" in way] == list(anchored.EXCHANGED)
     shown = anchored_tables.tables(found)
     assert all(f"| {name} |" in shown for name in [*USES, *found[CHOICE]["person"]])
@@ -88,15 +86,56 @@ def test_the_shipped_adapters_say_how_they_were_trained_and_the_figures_are_thei
         SUBJECTS, "decoupled"
     )
     document = json.loads(anchored.RESULTS.read_text())
-    stale = "weights changed since `nested-attention world anchored` ran: run it again"
-    assert of_weights(document["hashes"]) == of_weights(anchored.belongs()), stale
+    stale = "weights changed since `nested-attention world anchored` measured these: measure them again"
+    for part in PARTS:
+        now = {row: anchored.belongs(part, row) for row in document[part]}
+        assert document["hashes"][part] == now, stale
+        assert document["runs"][part].keys() == now.keys()
     for part in (*SUBJECTS, PAIR, PEOPLE):
         assert {way["identity"]["trials"] for way in document[part].values()} == {100}
 
 
-def of_weights(hashes: dict[str, str]) -> dict[str, str]:
-    """Without the code's hash, which is on record and changes with every comment."""
-    return {name: value for name, value in hashes.items() if name != "code"}
+def test_a_row_that_was_not_measured_again_keeps_its_run_and_what_it_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "anchored.json", tmp_path
+    hashes = {"unet.safetensors": "old", "pet_encoder.safetensors": "old", "controlnet/a.safetensors": "old"}
+    monkeypatch.setattr(records, "hashes", lambda: hashes)
+
+    def of_adapters(told: str) -> None:
+        for word in SUBJECTS:
+            (folder / f"{word}.safetensors").write_text(told)
+
+    of_adapters("old")
+    row = {"outside": 1.0, "leak": 1.0}
+    gates = {CHOICE: {"person": {"a gate": row}}}
+    ways = ("everywhere", "anchored", "nested")
+    anchored.write({PAIR: dict.fromkeys(ways, row), **gates, "run": {"date": "old"}}, path, folder)
+    before = json.loads(path.read_text())
+    assert before["hashes"][PAIR]["anchored"] == before["hashes"][PAIR]["everywhere"]
+
+    def now(part: str, way: str) -> bool:
+        return before["hashes"][part][way] == anchored.belongs(part, way, folder)
+
+    hashes["controlnet/a.safetensors"] = "new"
+    assert all(now(PAIR, way) for way in ways)
+    hashes["pet_encoder.safetensors"] = "new"
+    assert [now(PAIR, way) for way in ways] == [True, True, False] and now(CHOICE, "person")
+    of_adapters("new")
+    assert not any(now(PAIR, way) for way in ways) and not now(CHOICE, "person")
+    anchored.write({PAIR: {"anchored": {"outside": 7.0}}, "run": {"date": "new"}}, path, folder)
+    found = json.loads(path.read_text())
+    assert found[PAIR] == {"everywhere": row, "anchored": {"outside": 7.0}, "nested": row}
+    assert {way: run["date"] for way, run in found["runs"][PAIR].items()} == {
+        "everywhere": "old",
+        "anchored": "new",
+        "nested": "old",
+    }
+    changed = {way for way in ways if found["hashes"][PAIR][way] != before["hashes"][PAIR][way]}
+    assert changed == {"anchored"} and found["hashes"][PAIR]["anchored"] == anchored.belongs(
+        PAIR, "anchored", folder
+    )
+    assert (found[CHOICE], found["hashes"][CHOICE]) == (before[CHOICE], before["hashes"][CHOICE])
 
 
 def test_a_mask_is_where_the_figure_is_and_a_part_that_does_not_exist_is_refused(

@@ -408,8 +408,8 @@ def test_percentages_carry_their_interval() -> None:
 
 def test_results_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "acceptance.json"
-    records.write({"person": {}}, path)
-    assert json.loads(path.read_text())["hashes"]["code"]
+    records.write({"person": {}}, path, {"unet": "1"})
+    assert json.loads(path.read_text()) == {"person": {}, "hashes": {"unet": "1"}}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -242,7 +242,7 @@ def anchored(
         list[str] | None, typer.Option(help="Which rows, one option each; the others stay. All without it.")
     ] = None,
     adapters: Annotated[
-        Path | None, typer.Option(help="The folder of the adapters, instead of the pack's.")
+        Path | None, typer.Option(help="The folder of the adapters, instead of the pack's; with --out.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the figures go, instead of the committed ones.")
@@ -256,12 +256,17 @@ def anchored(
         from ..avatars.figures.judges import Counts, Judges
         from ..paths import ADAPTERS
 
+        if adapters is not None and out is None:
+            raise NestedAttentionError(
+                "--adapters goes with --out: the committed figures are of the pack's own adapters"
+            )
+        measured.check(parts or (), use or ())
         folder, path = adapters or ADAPTERS, out or measured.RESULTS
+        own, judges = measured.adapters(folder), Judges.load()
         counts = dataclasses.replace(Counts(), subjects=number, pairs=number)
         for part in parts or measured.PARTS:  # each is written when it is there
-            own = measured.adapters(folder)
-            document = measured.measure(Judges.load(), own, counts, [part], typer.echo, use or ())
-            measured.write(document, path)
+            document = measured.measure(judges, own, counts, [part], typer.echo, use or ())
+            measured.write(document, path, folder)
     typer.echo(f"The figures: {path.resolve()}")
 
 

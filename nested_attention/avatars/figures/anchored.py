@@ -8,6 +8,7 @@ outside the subjects against the base model's picture, and what a pet's photo ch
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from ...errors import NestedAttentionError
 from ...evaluation.statistics import clustered_mean, rate
 from ...paths import ADAPTERS
 from ...settings import SubjectSettings
+from ...storage.files import digest_of
 from ..drawing.picture import render
 from ..models.world import Attached, Sampling
 from . import records
@@ -72,9 +74,25 @@ TOGETHER = ("anchored, region found",)
 
 
 def adapters(folder: Path = ADAPTERS) -> dict[str, SubjectEncoder]:
-    """The adapters of a folder by their word."""
+    """The adapters of a folder by their word. Raises NestedAttentionError where one is missing."""
     paths = {word: folder / f"{word}.safetensors" for word in SUBJECTS}
-    return {word: load_subject_encoder(path) for word, path in paths.items() if path.is_file()}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise NestedAttentionError(
+            f"{folder} has no {' and no '.join(missing)}; expected a folder with an adapter for each of "
+            f"{', '.join(SUBJECTS)}, as `nested-attention world train` writes them"
+        )
+    return {word: load_subject_encoder(path) for word, path in paths.items()}
+
+
+def check(parts: Sequence[str], uses: Sequence[str]) -> None:
+    """Raises NestedAttentionError for a part or a use that does not exist."""
+    for given, known, what in ((parts, PARTS, "part"), (uses, USES, "use")):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise NestedAttentionError(
+                f"no such {what}: {', '.join(unknown)}. The {what}s are {', '.join(known)}"
+            )
 
 
 def measure(
@@ -91,12 +109,7 @@ def measure(
     Raises NestedAttentionError for a part or a use that does not exist.
     """
     started, wanted = time.monotonic(), tuple(parts) or PARTS
-    for given, known, what in ((wanted, PARTS, "part"), (uses, USES, "use")):
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise NestedAttentionError(
-                f"no such {what}: {', '.join(unknown)}. The {what}s are {', '.join(known)}"
-            )
+    check(wanted, uses)
     chosen = {name: use for name, use in USES.items() if not uses or name in uses}
     made: dict[str, Callable[[], dict[str, Any]]] = {
         **{word: lambda word=word: _alone(judges, own, (word,), counts, say, chosen) for word in SUBJECTS},  # type: ignore[misc]
@@ -136,6 +149,8 @@ def _alone(
         rgb = _draw(judges, cases, [_attached(judges, own, cases, words[0], use)])
         hits = identity_hits(judges, rgb, cases, words[0])
         reference = hits if reference is None else reference
+        if name not in uses:  # it was drawn for the others to be compared with
+            continue
         result[name] = _figures(judges, rgb, base, cases, hits, reference)
         _tell(say, words[0], name, result[name])
     return result
@@ -157,9 +172,11 @@ def _pair(
         each = {word: identity_hits(judges, rgb, cases, word) for word in SUBJECTS}
         both = each["person"] & each["pet"]
         reference = both if reference is None else reference
+        if name not in uses:  # it was drawn for the others to be compared with
+            continue
         result[name] = _figures(judges, rgb, base, cases, both, reference)
         result[name] |= {word: rate(hit) for word, hit in each.items()}
-        if name in EXCHANGED and name in uses:
+        if name in EXCHANGED:
             exchanged = replace(pet, tokens=_attached(judges, own, others, "pet", use).tokens)
             other = _draw(judges, cases, [person, exchanged])
             result[name]["leak"] = change(other, rgb, _masks(cases, "person"))
@@ -287,26 +304,43 @@ def _tell(say: Say, part: str, name: str, figures: dict[str, Any]) -> None:
     say(f"{part:16} {name:24} {numbers}")
 
 
-def write(document: dict[str, Any], path: Path = RESULTS) -> None:
-    """Write the rows that were measured over those in the file, with the hashes of what they belong to."""
+def write(document: dict[str, Any], path: Path = RESULTS, folder: Path = ADAPTERS) -> None:
+    """Write the rows that were measured over those in the file, each with its run and the hash of what it
+    belongs to. folder: of the adapters."""
     before = json.loads(path.read_text()) if path.exists() else {}
-    runs = {
-        **before.get("runs", {}),
-        **dict.fromkeys((p for p in PARTS if p in document), document.pop("run")),
-    }
-    both = {**before, **document}
-    kept = {part: _merged(before.get(part, {}), both[part]) for part in PARTS if part in both}
-    if CHOICE in both:
-        kept[CHOICE] = both[CHOICE]  # whose rows were measured together
-    records.write({**kept, "runs": runs}, path, belongs())
+    run = document.pop("run")
+    parts = [part for part in PARTS if part in before or part in document]
+    rows = {part: _merged(part, before.get(part, {}), document.get(part, {})) for part in parts}
+
+    def of_rows(kept: dict[str, Any], now: Callable[[str, str], Any]) -> dict[str, dict[str, Any]]:
+        """Of each row of a part: what is kept of one that stays, and what holds now of a measured one."""
+        return {
+            part: {
+                row: now(part, row) if row in document.get(part, {}) else kept.get(part, {}).get(row)
+                for row in rows[part]
+            }
+            for part in parts
+        }
+
+    runs = of_rows(before.get("runs", {}), lambda part, row: run)
+    hashes = of_rows(before.get("hashes", {}), lambda part, row: belongs(part, row, folder))
+    records.write({**rows, "runs": runs}, path, hashes)
 
 
-def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """A part's rows, the new ones over the old ones, in the order of USES."""
-    return {name: {**before.get(name, {}), **now.get(name, {})} for name in USES if name in {**before, **now}}
+def _merged(part: str, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A part's rows, the new ones in place of the old ones, in the order of USES."""
+    if part == CHOICE:
+        return now or before  # whose rows were measured together
+    both = {**before, **now}
+    return {name: both[name] for name in USES if name in both}
 
 
-def belongs(folder: Path = ADAPTERS) -> dict[str, str]:
-    """Hashes of the world, its judges and encoders, and of the adapters."""
-    own = {f"adapters/{name}": value for name, value in records.hashes(folder).items() if name != "code"}
-    return {**records.hashes(), **own}
+def belongs(part: str, row: str, folder: Path = ADAPTERS) -> str:
+    """A hash of the weights that decide a row's figures: of the world, its judges and the adapters, which all
+    rows are compared with; and of the nested encoders for their row."""
+    nested = part != CHOICE and not USES[row].adapter
+    encoders = {f"{word}_encoder.safetensors" for word in SUBJECTS}
+    own = {name: value for name, value in records.hashes().items() if nested or name not in encoders}
+    read = {name: value for name, value in own.items() if "/" not in name}  # no ControlNet and no LoRA
+    added = {f"adapters/{word}": digest_of(folder / f"{word}.safetensors") for word in SUBJECTS}
+    return hashlib.sha256(json.dumps({**read, **added}, sort_keys=True).encode()).hexdigest()

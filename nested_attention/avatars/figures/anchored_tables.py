@@ -24,7 +24,7 @@ def tables(document: dict[str, Any]) -> str:
         [gate, *(_cell(part[gate], name) for part in choice.values() for name in ("identity", "outside"))]
         for gate in next(iter(choice.values()))
     ]
-    ran = document["runs"].values()
+    ran = [run for rows in document["runs"].values() for run in rows.values()]
     runs = {
         f"{run['date']}, {run['machine']}, {run['steps']} steps, guidance {run['guidance']:g}" for run in ran
     }

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...paths import PACKAGE, SMALL_WORLD
-from ...storage.files import replacing
-
-_CODE = (
-    *("attention.py", "regions.py", "qformer.py", "encoder.py", "settings.py"),
-    *("kernels", "avatars", "hosts/diffusers"),
-)
-"""What a figure depends on beside the weights, relative to the library."""
+from ...paths import SMALL_WORLD
+from ...storage.files import digest_of, replacing
 
 
 def circumstances(started: float) -> dict[str, Any]:
@@ -32,23 +26,12 @@ def circumstances(started: float) -> dict[str, Any]:
 
 
 def hashes(folder: Path = SMALL_WORLD) -> dict[str, str]:
-    """What the figures belong to: a hash of each weight file, by its path under `folder`, and one of the code
-    they depend on."""
+    """What the figures belong to: a hash of each weight file, by its path under `folder`."""
     files = sorted(folder.rglob("*.safetensors"))
-    found = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
-    code = hashlib.sha256()
-    for entry in _CODE:
-        path = PACKAGE / entry
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            code.update(source.relative_to(PACKAGE).as_posix().encode() + b"\0" + source.read_bytes())
-    found["code"] = code.hexdigest()
-    return found
+    return {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
 
 
-def write(document: dict[str, Any], path: Path, belongs: dict[str, str] | None = None) -> None:
-    """Write figures in one piece, with the hashes of what they belong to: all of the folder's by default."""
-    found = hashes(path.parent) if belongs is None else belongs
+def write(document: dict[str, Any], path: Path, belongs: Mapping[str, Any]) -> None:
+    """Write figures in one piece, with the hashes of what they belong to."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**document, "hashes": found}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**document, "hashes": belongs}, indent=1) + "\n")
