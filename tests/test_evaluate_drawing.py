@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tiny_sdxl import make_encoder, make_pipeline
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
+from nested_attention.avatars.figures import evaluate
 from nested_attention.avatars.figures.evaluate import WorldPromptScorer, WorldRecogniser, plan_world
 from nested_attention.avatars.models.scorers import load_prompt_scorer, load_recogniser
 from nested_attention.checkpoint import save_subject_encoder
@@ -39,6 +41,8 @@ from nested_attention.evaluation.settings import (
 )
 from nested_attention.evaluation.tasks import sdxl_task
 from nested_attention.hosts.diffusers.vision import load_vision
+from nested_attention.paths import SMALL_WORLD
+from nested_attention.storage.files import digest_of
 from nested_attention.training.frozen import BaseModel
 from nested_attention.training.reading import read_config
 from nested_attention.training.run import train
@@ -299,10 +303,32 @@ def test_the_small_worlds_judges_know_the_true_drawings(tmp_path: Path, word: An
     )
     truths = [replace(drawing.sample, picture=drawing.sample.truth) for drawing in planned.drawings]
     assert len(truths) == 15 and len({sample.prompt for sample in truths}) == 3
-    judge = IdentityScorer(WorldRecogniser(load_recogniser(word), planned.corners), everybody(truths))
+    recogniser = WorldRecogniser(load_recogniser(word), planned.corners, "")
+    judge = IdentityScorer(recogniser, everybody(truths))
     found = [judge(sample) for sample in truths]
     assert sum(scores["top1"] or 0 for scores in found) >= 14
     assert all(scores["sim_truth"] == pytest.approx(1) for scores in found)
     assert all(scores["copy_paste"] == pytest.approx(-1, abs=1e-3) for scores in found)
-    prompt = WorldPromptScorer(load_prompt_scorer(), planned.asked)
+    prompt = WorldPromptScorer(load_prompt_scorer(), planned.asked, "")
     assert sum(prompt(sample)["prompt"] or 0 for sample in truths) / 15 >= 0.95
+
+
+def test_what_was_drawn_or_judged_with_other_weights_of_the_small_world_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = SmallWorldSettings(word="pet", subjects=2, prompts=1), tmp_path / "weights"
+    monkeypatch.setattr(evaluate, "SMALL_WORLD", folder)
+    shutil.copytree(SMALL_WORLD, folder)
+    for file in ("unet", "vae", "text_encoder", "text_encoder_2", "vision", "pet_encoder"):
+        before = evaluate.told(settings)
+        with (folder / f"{file}.safetensors").open("ab") as opened:
+            opened.write(b" ")
+        after = evaluate.told(settings)
+        changed = [name for name in before if before[name] != after[name]]
+        assert changed == [file.replace("pet_", "")]
+    scorers = evaluate.world_task(settings, Output(tmp_path / "out")).scorers[1:]
+    for scorer, file in zip(scorers, ("scorer_prompt", "vision"), strict=True):
+        assert scorer.state == f"world 2 {digest_of(folder / f'{file}.safetensors')}"
+    state = evaluate.state_of("scorer_pet")
+    (folder / "scorer_pet.safetensors").write_bytes(b"")
+    assert evaluate.state_of("scorer_pet") != state

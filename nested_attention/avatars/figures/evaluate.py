@@ -3,7 +3,6 @@ interface."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,14 +23,14 @@ from ...evaluation.settings import SmallWorldSettings
 from ...evaluation.tasks import Task
 from ...paths import SMALL_WORLD
 from ...pictures.files import open_picture
-from ...storage.files import replacing
+from ...storage.files import digest_of, replacing
 from ..drawing.picture import ENLARGE, Picture, crop, enlarge, render
 from ..drawing.pose import window
 from ..drawing.prompts import prompt, sample_picture
 from ..drawing.references import held_out, sample_crop
 from ..models.scorers import PromptScorer as PromptJudge
 from ..models.scorers import Recogniser, load_prompt_scorer, load_recogniser, prompt_labels
-from ..models.world import Sampling, World, load_world
+from ..models.world import PARTS, Sampling, World, load_world
 
 PROMPT = Measure("prompt", "prompt followed", "share of scene, style, clothes, accessory, place and mood")
 VISION = Measure("clip_i", "CLIP-I, to the references", "DreamBooth: mean cosine with the references")
@@ -92,6 +91,17 @@ def art_pixels(path: Path) -> np.ndarray:
     return np.array(open_picture(path))[::ENLARGE, ::ENLARGE]
 
 
+def _seen(path: Path, corners: dict[Path, tuple[int, int]]) -> np.ndarray:
+    """What a judge looks at: the subject's window, or all of a reference (28, 28, 3) uint8."""
+    art = art_pixels(path)
+    return crop(art, corners[path]) if path in corners else art
+
+
+def state_of(name: str) -> str:
+    """Of a judge, by the name of its file: with other weights it answers otherwise."""
+    return f"world 2 {digest_of(SMALL_WORLD / f'{name}.safetensors')}"
+
+
 @dataclass
 class WorldDrawer:
     """The small world with an encoder attached."""
@@ -123,16 +133,14 @@ class WorldRecogniser:
 
     judge: Recogniser
     corners: dict[Path, tuple[int, int]]
+    state: str
     key: str = "world"
     title: str = "the small world's recogniser"
     independent: bool = True
     decides: bool = False
-    state: str = "world 2"
 
     def __call__(self, path: Path) -> Tensor:
-        art = art_pixels(path)
-        seen = crop(art, self.corners[path]) if path in self.corners else art
-        return self.judge.embed(seen[None])
+        return self.judge.embed(_seen(path, self.corners)[None])
 
     def same(self, references: Tensor, face: Tensor) -> bool:
         return False
@@ -144,10 +152,10 @@ class WorldPromptScorer:
 
     judge: PromptJudge
     asked: dict[Path, Picture]
+    state: str
     key: str = "prompt"
     title: str = "the small world's judge of prompts"
     independent: bool = True
-    state: str = "world 2"
     measures: tuple[Measure, ...] = (PROMPT,)
 
     def __call__(self, sample: Sample) -> Scores:
@@ -162,20 +170,16 @@ class WorldVisionScorer:
 
     world: World
     corners: dict[Path, tuple[int, int]]
+    state: str
     key: str = "vision"
     title: str = "the small world's vision model"
     independent: bool = False
-    state: str = "world 2"
     measures: tuple[Measure, ...] = (VISION,)
 
     def __call__(self, sample: Sample) -> Scores:
         paths = [sample.picture, *sample.people[0].references]
-        arts = [art_pixels(path) for path in paths]
-        crops = [
-            crop(art, self.corners[path]) if path in self.corners else art
-            for path, art in zip(paths, arts, strict=True)
-        ]
-        found = self.world.features(np.stack(crops))[:, 0]  # class tokens
+        crops = np.stack([_seen(path, self.corners) for path in paths])
+        found = self.world.features(crops)[:, 0]  # class tokens
         return {"clip_i": picture_similarity(found[0], found[1:])}
 
 
@@ -184,16 +188,21 @@ def world_task(settings: SmallWorldSettings, output: Output) -> Task:
     drawings."""
     world, planned = load_world(), plan_world(settings, output.folder)
     samples = [drawing.sample for drawing in planned.drawings]
+    judge = f"scorer_{settings.word}"
+    recogniser = WorldRecogniser(load_recogniser(settings.word), planned.corners, state_of(judge))
     scorers: list[Scorer] = [
-        IdentityScorer(WorldRecogniser(load_recogniser(settings.word), planned.corners), everybody(samples)),
-        WorldPromptScorer(load_prompt_scorer(), planned.asked),
-        WorldVisionScorer(world, planned.corners),
+        IdentityScorer(recogniser, everybody(samples)),
+        WorldPromptScorer(load_prompt_scorer(), planned.asked, state_of("scorer_prompt")),
+        WorldVisionScorer(world, planned.corners, state_of("vision")),
     ]
     return Task(samples, scorers, told(settings), planned.drawings, WorldDrawer(settings, world))
 
 
 def told(settings: SmallWorldSettings) -> dict[str, Any]:
     """What decides how the pictures look, beside their names."""
-    files = {"encoder": encoder_file(settings), "unet": SMALL_WORLD / "unet.safetensors"}
-    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    files = {
+        "encoder": encoder_file(settings),
+        **{part: SMALL_WORLD / f"{part}.safetensors" for part in PARTS},
+    }
+    digests = {name: digest_of(path) for name, path in files.items()}
     return {"steps": settings.steps, "guidance": Sampling.guidance, **digests}
