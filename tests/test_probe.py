@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nested_attention.avatars.drawing.canvas import Part
-from nested_attention.avatars.figures.probe import IMAGE, PARTS, TOKENS, probe
+from nested_attention.avatars.figures.probe import IMAGE, PARTS, TOKENS, TWINS, _asked, _nearest, probe
 from nested_attention.avatars.models.world import World, load_world
 from nested_attention.avatars.train.encoders import new_encoder
 from nested_attention.checkpoint import load_subject_encoder
@@ -40,6 +40,18 @@ def test_tokens_that_are_the_same_for_everybody_hold_nothing(world: World) -> No
     found = probe(world, encoder.eval(), trained=200, held=40, steps=60)
     assert abs(found[TOKENS].told) < 0.1 < found[IMAGE].told
     assert found[TOKENS].top1["rate"] <= 0.1
+
+
+def test_a_tie_is_a_miss_and_no_near_twin_looks_like_the_subject(world: World) -> None:
+    """Of twenty people, five have a near-twin whose close-up is their own."""
+    asked = _asked(world, "person", 20, 7001)
+    assert asked.twins.shape == (20, TWINS - 1, 28, 28, 3)
+    assert not (asked.twins == asked.close_ups[:, None]).all(dim=(2, 3, 4)).any()
+    alike = torch.stack([asked.close_ups, asked.close_ups], dim=1)
+    first = torch.zeros(20, dtype=torch.int64)
+    assert not _nearest(asked.close_ups, alike, asked.weight, first).any()
+    told = torch.stack([asked.close_ups, asked.twins[:, 0]], dim=1)
+    assert _nearest(asked.close_ups, told, asked.weight, first).all()
 
 
 def test_the_command_names_every_part(tmp_path: Path) -> None:

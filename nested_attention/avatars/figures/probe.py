@@ -9,15 +9,16 @@ training has left out, or lost.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...encoder import SubjectEncoder
-from ...evaluation.statistics import Rate, rate
+from ...evaluation.statistics import Rate, rate, top1
 from ..drawing.canvas import Part
-from ..drawing.identity import KINDS, Identity, near_twins, sample
+from ..drawing.identity import KINDS, Identity, all_near_twins, sample
 from ..drawing.references import close_up, sample_crop
 from ..models.world import World
 from ..train.data import draw_close_ups, loss_weight_of
@@ -106,7 +107,7 @@ def _asked(world: World, word: str, number: int, seed: int) -> _Asked:
     features = image_features(world, np.stack([sample_crop(rng, each) for each in people]))
     own = [close_up(each) for each in people]
     part = np.stack([part for _, part in own])
-    twins = [[close_up(twin)[0] for twin in near_twins(each, rng, TWINS - 1)] for each in people]  # type: ignore[type-var]
+    twins = [_twins(each, rgb, rng) for each, (rgb, _) in zip(people, own, strict=True)]
     return _Asked(
         features=features,
         close_ups=_in_unit(np.stack([rgb for rgb, _ in own])),
@@ -114,6 +115,12 @@ def _asked(world: World, word: str, number: int, seed: int) -> _Asked:
         part=part,
         twins=_in_unit(np.asarray(twins)),
     )
+
+
+def _twins(identity: Identity, own: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Close-ups (28, 28, 3) of near-twins; one whose close-up is the subject's `own` tells nothing."""
+    drawn = (close_up(twin)[0] for twin in all_near_twins(identity, rng))  # type: ignore[type-var]
+    return list(islice((rgb for rgb in drawn if not np.array_equal(rgb, own)), TWINS - 1))
 
 
 def _in_unit(rgb: np.ndarray) -> Tensor:
@@ -151,12 +158,14 @@ def _judged(redrawn: Tensor, mean: Tensor, asked: _Asked) -> Legible:
     return Legible(
         told=told(asked.weight),
         parts=parts,
-        top1=rate(_nearest(redrawn, others, asked.weight) == torch.arange(number)),
-        twins=rate(_nearest(redrawn, family, asked.weight) == 0),
+        top1=rate(_nearest(redrawn, others, asked.weight, torch.arange(number))),
+        twins=rate(_nearest(redrawn, family, asked.weight, torch.zeros(number, dtype=torch.int64))),
     )
 
 
-def _nearest(redrawn: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
-    """(n, 28, 28, 3), (n, m, 28, 28, 3), (n, 28, 28, 1) → the nearest candidate of each, (n,)"""
+def _nearest(redrawn: Tensor, candidates: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+    """(n, 28, 28, 3), (n, m, 28, 28, 3), (n, 28, 28, 1), (n,) → whether the own candidate is nearer than any
+    other, (n,) bool"""
     each = zip(redrawn, candidates, weight, strict=True)
-    return torch.stack([((one - some).square() * w).sum((1, 2, 3)).argmin() for one, some, w in each])
+    errors = torch.stack([((one - some).square() * w).sum((1, 2, 3)) for one, some, w in each])
+    return top1(-errors, own)
