@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from nested_attention.avatars.figures.cases import true_drawings
 from nested_attention.avatars.figures.judges import Judges
-from nested_attention.avatars.figures.reproduction import command, page, runs
+from nested_attention.avatars.figures.reproduction import command, estimate, page, runs
 from nested_attention.avatars.figures.reproduction.claims import CLAIMS, Claim, Shown
 from nested_attention.avatars.figures.reproduction.drawings import KINDS, Bench
 from nested_attention.avatars.figures.reproduction.estimate import Left
@@ -46,6 +46,7 @@ from nested_attention.avatars.figures.reproduction.published import (
     take_over,
 )
 from nested_attention.avatars.figures.reproduction.runs import Place, new_encoder, train
+from nested_attention.avatars.models.nearest import NearestDrawing
 from nested_attention.avatars.models.world import Attached, Sampling, World, attention_of
 from nested_attention.avatars.train import encoders
 from nested_attention.avatars.train.data import draw_both
@@ -367,6 +368,20 @@ def test_compare_makes_what_is_missing_and_says_what_is_left(
         assert sheet.height > 6 * 128 and sheet.width > 3 * 128
 
 
+def test_the_time_of_a_picture_holds_that_of_its_scores(place: Place, judges: Judges) -> None:
+    compared: list[tuple[int, int]] = []
+
+    class Slow(NearestDrawing):
+        def similarity(self, rgb: np.ndarray, shown: Any, candidates: Any) -> Tensor:
+            compared.append((len(rgb), len(candidates)))
+            time.sleep(0.4)
+            return torch.zeros(len(rgb), len(candidates))
+
+    few = replace(place, size=replace(TINY, sampling=Sampling(steps=1, batch=2)))
+    assert estimate.picture_seconds(Bench(replace(judges, nearest=Slow()), few)) >= 0.2  # two in 0.4 s
+    assert set(compared) == {(2, TINY.cases)}  # with all that they are compared with
+
+
 def test_published_figures_spare_their_runs(
     tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +418,8 @@ def test_published_figures_spare_their_runs(
     (out / FIGURES).write_text(json.dumps(document))
     third = asked("third")
     states = [each.state for each in command.what_is_left(third)]
-    assert states == ["complete", "1 steps, 1 drawings left"]
+    # The partner is trained again: its figures were taken over, its weights were not.
+    assert states == ["1 steps, 0 drawings left", "1 steps, 1 drawings left"]
     assert command.compare(third, heard.append)
     assert sum("steps 0 to 1" in line for line in heard) == 2  # its partner is trained for the pair
     assert [line for line in heard if "pair" in line] == [line for line in heard if "pair pet 2" in line]

@@ -19,7 +19,7 @@ from ....training.stopping import Stopped
 from ...models.world import World, load_world
 from ..judges import Judges
 from .drawings import CASE_SEEDS, Bench, Figures
-from .estimate import Left, complete, drawings_left, left
+from .estimate import Left, complete, drawings_left, left, unfinished
 from .findings import Summary
 from .matrix import QUESTIONS, Drawing, Run, Selection, Size, plan
 from .page import charts, written
@@ -74,10 +74,10 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
     _arithmetic(request.threads * request.workers)
     place, wanted = request.place, request.plan
     take_over(place, request.published)
-    unfinished = _unfinished(place, wanted)
-    if not unfinished:
+    missing = unfinished(place, wanted)
+    if not missing:
         return True
-    untrained = [run for run in unfinished if not place.weights(run).exists()]
+    untrained = [run for run in missing if not place.weights(run).exists()]
     # Drawn in as many processes as there are threads; before any GPU is in use, for these are forked.
     processes = max(2, request.workers * request.threads)
     bench = Bench(Judges.load(request.weights), place) if request.draws else None
@@ -90,12 +90,12 @@ def compare(request: Request, say: Say = lambda line: None) -> bool:
     if bench is not None:
         measure(bench)
     _read_all(request, world, untrained, deadline, say)
-    if request.workers > 1 and len(unfinished) > 1:
-        _at_once(request, unfinished, deadline, say)
+    if request.workers > 1 and len(missing) > 1:
+        _at_once(request, missing, deadline, say)
     # In this process: all of it, or the pairs that waited for a partner.
     _arithmetic(request.threads)
     made = _Made(place, world, wanted, bench)
-    for run in unfinished:
+    for run in missing:
         if time.monotonic() < deadline:
             made.make(run, deadline, say)
     return all(complete(place, run, asked) for run, asked in wanted.items())
@@ -106,19 +106,6 @@ def _arithmetic(threads: int) -> None:
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-
-
-def _unfinished(place: Place, wanted: Mapping[Run, tuple[Drawing, ...]]) -> list[Run]:
-    """Runs that something is left of, and the partners that they are drawn with: of one whose figures were
-    taken over, the weights are not here."""
-    found = {run for run, asked in wanted.items() if not complete(place, run, asked)}
-    partners = {
-        run.partner
-        for run in found
-        if any(each.kind == "pair" for each in drawings_left(place, run, wanted[run]))
-        and not place.weights(run.partner).exists()
-    }
-    return [run for run in wanted if run in found | partners]
 
 
 class _Made:

@@ -15,8 +15,11 @@ from ...models.world import World
 from ...train import reading
 from ...train.data import draw_both, draw_close_ups
 from ...train.encoders import OPTIONS, EncoderData, encode_data, train_encoder
-from .drawings import Bench
-from .matrix import Drawing, Run
+from ..cases import true_drawings
+from ..judges import subjects_of
+from ..likeness import among_twins, identity_of
+from .drawings import TWINS, Bench
+from .matrix import PERSON, Drawing, Run
 from .runs import Place, joined, new_encoder, with_losses
 
 REPEATED = 2
@@ -54,6 +57,19 @@ def complete(place: Place, run: Run, asked: tuple[Drawing, ...]) -> bool:
     return place.trained(run) and not drawings_left(place, run, asked)
 
 
+def unfinished(place: Place, wanted: Mapping[Run, tuple[Drawing, ...]]) -> list[Run]:
+    """Runs that something is left of, and the partners that they are drawn with: of one whose figures were
+    taken over, the weights are not here."""
+    found = {run for run, asked in wanted.items() if not complete(place, run, asked)}
+    partners = {
+        run.partner
+        for run in found
+        if any(each.kind == "pair" for each in drawings_left(place, run, wanted[run]))
+        and not place.weights(run.partner).exists()
+    }
+    return [run for run in wanted if run in found | partners]
+
+
 def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
     """What is left of each run, with times measured here: of a step of each kind of training, and of
     drawing."""
@@ -61,6 +77,7 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
     steps: dict[tuple[str, int, tuple[str, ...]], float] = {}
     picture = reading_step = 0.0
     readers: set[str] = set()
+    trains = unfinished(place, plan)
 
     @cache
     def data(word: str) -> list[EncoderData]:
@@ -69,7 +86,7 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
     found = []
     for run, asked in plan.items():
         drawings = drawings_left(place, run, asked)
-        missing = 0 if complete(place, run, asked) else place.size.steps - place.steps(run)
+        missing = place.size.steps - place.steps(run) if run in trains else 0
         kind = run.mechanism, run.queries, run.departures
         if missing and kind not in steps:
             steps[kind] = step_seconds(place, world, run, data)
@@ -130,17 +147,31 @@ def _each(train: Callable[[Path, Schedule], object]) -> float:
 
 
 def picture_seconds(bench: Bench) -> float:
-    """Of one picture of one subject, at the size's sampling."""
-    size, world = bench.place.size, bench.judges.world
-    number = min(size.sampling.batch, size.cases)
-    short = replace(size.sampling, steps=1)
-    prompts, seeds = ["a photo of a person"] * number, list(range(number))
+    """Of one picture of one subject, at the size's sampling, and of its scores."""
+    judges, size, word = bench.judges, bench.place.size, PERSON
+    everybody = bench.cases((word,))
+    cases = everybody[: size.sampling.batch]
+    subjects, shown = subjects_of(cases, word), [case.shown(word) for case in cases]
+    candidates = [identity_of(subject) for subject in subjects_of(everybody, word)]
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    short, rgb = replace(size.sampling, steps=1), true_drawings(cases)
 
-    def seconds() -> float:
-        started = time.monotonic()
+    def draw() -> None:
         with bench.on_device([]):
-            world.generate(prompts, seeds, [], short)
-        return time.monotonic() - started
+            judges.world.generate(prompts, seeds, [], short)
 
-    seconds()
-    return seconds() * size.sampling.steps / number
+    def score() -> None:
+        """What takes the time of `Bench.scored`."""
+        judges.nearest.similarity(rgb, shown, candidates)
+        among_twins(judges.recognisers[word], rgb, subjects, TWINS)
+
+    return (_second(draw) * size.sampling.steps + _second(score)) / len(cases)
+
+
+def _second(work: Callable[[], object]) -> float:
+    """Seconds of the second time: in the first, candidates are drawn that all later pictures are compared
+    with."""
+    work()
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
