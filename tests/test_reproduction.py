@@ -600,6 +600,32 @@ def test_who_loses_the_prompt_at_every_value_is_behind() -> None:
     assert find(found, replace(claim, first=claim.second, second=claim.first)).verdict == "disagrees"
 
 
+def test_who_seems_to_lose_the_prompt_on_few_cases_is_not_behind() -> None:
+    """The prompt on the cases that chose the value is none of those that figures are of."""
+    identity = {"nested": 0.5, "decoupled": 0.9}
+    found = summary(identity, {"nested": 0.9, "decoupled": 0.9})
+    claim = claims("mechanisms", "identity")[0]
+    assert claim.second is not None and find(found, claim).verdict == "disagrees"
+    first = found.size.development
+    for seed in SEEDS:
+        for each in found.runs[Run(mechanism="decoupled", seed=seed).name]["drawn"].values():
+            scene = each["prompt"]["scene"]
+            each["prompt"]["scene"] = "0" * 5 + scene[5:]
+    found.references["person"]["base"]["prompt"]["scene"] = "1" * 200
+    finding = find(found, claim)
+    assert finding.values[1].endswith("costs more of the prompt)") and first > 5
+    assert finding.verdict == "no difference shown"
+    # Nor is one that keeps less of it there.
+    for seed in SEEDS:
+        for each in found.runs[Run(seed=seed).name]["drawn"].values():
+            each["prompt"]["scene"] = "1" * first + "01" * ((200 - first) // 2)
+    assert find(found, claim).verdict == "no difference shown"
+    for seed in SEEDS:
+        for each in found.runs[Run(seed=seed).name]["drawn"].values():
+            each["prompt"]["scene"] = "1" * 200
+    assert find(found, claim).verdict == "agrees"
+
+
 def test_a_claim_against_chance_needs_more_than_half() -> None:
     (claim, *_) = claims("nouns", "moved")
     assert claim.second is None and MEASURES["moved"].hits

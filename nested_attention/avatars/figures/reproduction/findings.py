@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from .drawings import EXPRESSION, Figures
 from .matrix import Drawing, Run, Size, curve
 
 Verdict = Literal["agrees", "disagrees", "no difference shown", "shown", "not measured"]
+NOT_SHOWN: Verdict = "no difference shown"
 PROMPT_LOSS = 0.02
 """How much of the prompt a value of the control may cost against the base model, to be chosen."""
 
@@ -142,27 +143,29 @@ def find(summary: Summary, claim: Claim) -> Finding:
     pairs = _pairs(summary, claim)
     if pairs is None:
         return Finding(claim, "not measured")
-    choices, first, second = pairs
-    change = [a - b for a, b in zip(first, second, strict=True)]
-    numbers = np.concatenate(change).tolist()
-    cases = [str(i) for each in change for i in range(len(each))]
-    mean = clustered_mean(numbers, cases)
+    choices, seeds, first, second = pairs
+    change = _differences(first, second)
+    mean = _over_cases(change)
     tests = []
     if claim.second is None:  # a rate beside one half
-        rate = wilson(int(np.concatenate(first).sum()), len(numbers))
+        hits = np.concatenate(first)
+        rate = wilson(int(hits.sum()), len(hits))
         mean = {**mean, "low": rate["low"] - 0.5, "high": rate["high"] - 0.5}
     elif MEASURES[claim.measure].hits:
         tests = [
             mcnemar(torch.from_numpy(a > 0.5), torch.from_numpy(b > 0.5))
             for a, b in zip(first, second, strict=True)
         ]
-    low, high = (mean["mean"] if x is None else x for x in (mean["low"], mean["high"]))
+    low, high = _ends(mean)
     least = tests[0]["smallest"] if len(tests) == 1 else 0.0
-    shown = [claim.first, *([claim.second] if claim.second else [])]
+    if len({choice.keeps for choice in choices}) > 1:
+        verdict = _by_prompt(summary, claim, choices, seeds)
+    else:
+        verdict = _verdict(claim, mean["mean"] > 0) if _is_shown(mean, change, tests) else NOT_SHOWN
     return Finding(
         claim,
-        _verdict(claim, choices, mean["mean"], low, high, change, tests),
-        tuple(_label(each, choice) for each, choice in zip(shown, choices, strict=True)),
+        verdict,
+        tuple(_label(each, choice) for each, choice in zip(_looked_at(claim), choices, strict=True)),
         (float(np.mean(first)), float(np.mean(second))),
         mean,
         tuple(float(each.mean()) for each in change),
@@ -175,9 +178,15 @@ def find_all(summary: Summary) -> list[Finding]:
     return [find(summary, claim) for claim in CLAIMS]
 
 
-def _pairs(summary: Summary, claim: Claim) -> tuple[list[Choice], list[np.ndarray], list[np.ndarray]] | None:
-    """What is looked at, and both measures of each seed's cases; of the same seeds and cases."""
-    shown = [claim.first, *([claim.second] if claim.second else [])]
+def _looked_at(claim: Claim) -> list[Shown]:
+    return [claim.first, *([claim.second] if claim.second else [])]
+
+
+def _pairs(
+    summary: Summary, claim: Claim
+) -> tuple[list[Choice], tuple[int, ...], list[np.ndarray], list[np.ndarray]] | None:
+    """What is looked at, of which seeds, and both measures of each seed's cases; of the same cases."""
+    shown = _looked_at(claim)
     seeds = tuple(
         seed
         for seed in seeds_of(claim)
@@ -191,15 +200,24 @@ def _pairs(summary: Summary, claim: Claim) -> tuple[list[Choice], list[np.ndarra
         if choice is None:
             return None
         choices.append(choice)
+    values = _values(summary, claim, choices, seeds, claim.measure)
+    if len(values) == 1:
+        return choices, seeds, values[0], [np.full(len(value), 0.5) for value in values[0]]
+    return choices, seeds, values[0], values[1]
+
+
+def _values(
+    summary: Summary, claim: Claim, choices: list[Choice], seeds: tuple[int, ...], measure: str
+) -> list[list[np.ndarray]]:
+    """A measure of each that is looked at and of each seed, without the cases that chose a value: (n,)"""
+    shown = _looked_at(claim)
     tested = any(each.drawing is None for each in shown)
     cases = slice(summary.size.development if tested else 0, None)
-    values: list[list[np.ndarray]] = []
+    found = []
     for each, choice in zip(shown, choices, strict=True):
-        found = [summary.values(replace(each.run, seed=s), choice.drawing, claim.measure) for s in seeds]
-        values.append([value[cases] for value in found if value is not None])
-    if len(values) == 1:
-        return choices, values[0], [np.full(len(value), 0.5) for value in values[0]]
-    return choices, values[0], values[1]
+        read = [summary.values(replace(each.run, seed=s), choice.drawing, measure) for s in seeds]
+        found.append([value[cases] for value in read if value is not None])
+    return found
 
 
 def _measured(summary: Summary, shown: Shown, seed: int, measure: str) -> bool:
@@ -218,27 +236,44 @@ def _label(shown: Shown, choice: Choice) -> str:
     return f"{shown.label} ({', '.join(told)})" if told else shown.label
 
 
-def _verdict(
-    claim: Claim,
-    choices: list[Choice],
-    mean: float,
-    low: float,
-    high: float,
-    change: list[np.ndarray],
-    tests: list[Discordance],
-) -> Verdict:
-    """A difference is shown where its interval excludes 0, every seed has its sign, and, with a single seed
-    of hits, McNemar's test says so too. Of two at their chosen values of which one keeps the prompt, that one
-    is ahead."""
-    keeps = [choice.keeps for choice in choices]
-    if len(set(keeps)) > 1:
-        return "agrees" if keeps[0] == (claim.expected == "higher") else "disagrees"
-    alike = all(np.sign(each.mean()) == np.sign(mean) for each in change)
+def _differences(first: list[np.ndarray], second: list[np.ndarray]) -> list[np.ndarray]:
+    """Of each seed: (n,)"""
+    return [a - b for a, b in zip(first, second, strict=True)]
+
+
+def _over_cases(change: list[np.ndarray]) -> Mean:
+    """With an interval over cases, which seeds share."""
+    return clustered_mean(
+        np.concatenate(change).tolist(), [str(i) for each in change for i in range(len(each))]
+    )
+
+
+def _ends(mean: Mean) -> tuple[float, float]:
+    low, high = (mean["mean"] if end is None else end for end in (mean["low"], mean["high"]))
+    return low, high
+
+
+def _is_shown(mean: Mean, change: list[np.ndarray], tests: Sequence[Discordance] = ()) -> bool:
+    """Whether the interval excludes 0, every seed has the mean's sign, and, with a single seed of hits,
+    McNemar's test says so too."""
+    low, high = _ends(mean)
+    alike = all(np.sign(each.mean()) == np.sign(mean["mean"]) for each in change)
     shown = (low > 0 or high < 0) and alike
-    if len(tests) == 1:
-        shown = shown and tests[0]["p"] < LEVEL
-    if not shown:
-        return "no difference shown"
+    return shown and (len(tests) != 1 or tests[0]["p"] < LEVEL)
+
+
+def _by_prompt(summary: Summary, claim: Claim, choices: list[Choice], seeds: tuple[int, ...]) -> Verdict:
+    """Of two at their chosen values of which one keeps the prompt, that one is ahead, where it is shown to
+    keep more of the prompt than the other: which keeps it was told by few cases."""
+    first, second = _values(summary, claim, choices, seeds, "prompt")
+    change = _differences(first, second)
+    mean = _over_cases(change)
+    keeps = choices[0].keeps
+    return _verdict(claim, keeps) if _is_shown(mean, change) and (mean["mean"] > 0) == keeps else NOT_SHOWN
+
+
+def _verdict(claim: Claim, ahead: bool) -> Verdict:
+    """Where a difference is shown. ahead: whether the first is."""
     if claim.expected is None:
         return "shown"
-    return "agrees" if (mean > 0) == (claim.expected == "higher") else "disagrees"
+    return "agrees" if ahead == (claim.expected == "higher") else "disagrees"
