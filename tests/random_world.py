@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nested_attention.avatars.drawing.prompts import caption, sample_identities, sample_picture
 from nested_attention.avatars.figures.judges import SUBJECTS, Judges
 from nested_attention.avatars.models import model
+from nested_attention.avatars.models.cells import MEAN, SPREAD, cell_map
 from nested_attention.avatars.models.scorers import (
     PromptScorer,
     Recogniser,
@@ -21,8 +23,9 @@ from nested_attention.avatars.models.scorers import (
 from nested_attention.avatars.models.tokenizer import load_tokenizer
 from nested_attention.avatars.models.vocabulary import compact, used_tokens
 from nested_attention.avatars.models.world import PARTS, World, save_part
-from nested_attention.avatars.train.encoders import new_encoder
+from nested_attention.avatars.train.encoders import encoder_config
 from nested_attention.checkpoint import save_subject_encoder
+from nested_attention.encoder import SubjectEncoder
 
 
 def random_world(seed: int = 0) -> World:
@@ -38,9 +41,22 @@ def random_world(seed: int = 0) -> World:
     return World(*(part.eval().requires_grad_(False) for part in parts))  # type: ignore[arg-type]
 
 
+def small_encoder(world: World, word: str, queries: int) -> SubjectEncoder:
+    """With random weights and fewer queries than those that ship."""
+    torch.manual_seed(0)
+    return SubjectEncoder(encoder_config(world, word, queries))
+
+
+def from_cells(latents: Tensor) -> Tensor:
+    """The inverse of `to_cells`: (B, 12, h, w) → (B, 3, 2·h, 2·w)"""
+    numbers = latents * SPREAD.view(-1, 1, 1) + MEAN.view(-1, 1, 1)
+    blocks = torch.einsum("nk,bnhw->bkhw", cell_map(), numbers)
+    return torch.nn.functional.pixel_shuffle(blocks, 2)
+
+
 def random_judges(seed: int = 0) -> Judges:
     world = random_world(seed)
-    encoders = {word: new_encoder(world, word, queries=4).eval() for word in SUBJECTS}
+    encoders = {word: small_encoder(world, word, 4).eval() for word in SUBJECTS}
     recognisers = {word: Recogniser(new_recogniser_network().eval()) for word in SUBJECTS}
     return Judges(world, encoders, recognisers, PromptScorer(new_prompt_network().eval()))
 

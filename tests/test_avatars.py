@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_world import from_cells
 
 from nested_attention.avatars.drawing.canvas import SIZE, WIDE, Part
 from nested_attention.avatars.drawing.identity import (
@@ -41,7 +42,7 @@ from nested_attention.avatars.drawing.references import held_out, reference_crop
 from nested_attention.avatars.drawing.scenes import SCENES
 from nested_attention.avatars.drawing.shown import Shown, windows
 from nested_attention.avatars.drawing.wardrobe import ACCESSORIES, CLOTHES
-from nested_attention.avatars.models.cells import from_cells, to_cells
+from nested_attention.avatars.models.cells import to_cells
 
 BOTH = [Person, Pet]
 seeds = st.integers(0, 2**31 - 1)

@@ -35,6 +35,7 @@ from nested_attention.avatars.figures.pose_and_style import (
     patch_distance,
     posed_pictures,
 )
+from nested_attention.avatars.models import lora
 from nested_attention.avatars.models.control import (
     Control,
     control_from,
@@ -211,7 +212,9 @@ def test_a_hint_is_the_map_enlarged() -> None:
     assert np.array_equal(hint[0].permute(1, 2, 0).numpy(), pose_picture([Pose(16, 8, 0, "calm")]))
 
 
-def test_a_lora_file_does_what_its_layers_did(tmp_path: Path, world: World) -> None:
+def test_a_lora_file_does_what_its_layers_did(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unet = copy.deepcopy(world.unet)
     x = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(0))
     context, pooled, _ = world.text(["a person"])
@@ -231,19 +234,21 @@ def test_a_lora_file_does_what_its_layers_did(tmp_path: Path, world: World) -> N
     save_lora(lora_state(unet), tmp_path / "lora.safetensors")
     unet.unload_lora()
     assert torch.equal(out(), plain)
-    with lora_applied(unet, tmp_path / "lora.safetensors"):
+    monkeypatch.setattr(lora, "PATH", tmp_path / "lora.safetensors")
+    with lora_applied(unet):
         torch.testing.assert_close(out(), trained, atol=5e-3, rtol=5e-3)
         assert (out() - plain).abs().max() > 0.05
     assert torch.equal(out(), plain)
-    with lora_applied(unet, tmp_path / "lora.safetensors", strength=0.0):
-        assert torch.equal(out(), plain)
 
 
-def test_a_lora_of_another_model_is_refused(tmp_path: Path, world: World) -> None:
+def test_a_lora_of_another_model_is_refused(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tensors(tmp_path / "other.safetensors", {"lora_te_x.alpha": torch.ones(())}, {})
+    monkeypatch.setattr(lora, "PATH", tmp_path / "other.safetensors")
     with (
         pytest.raises(NestedAttentionError, match=r"other.safetensors: 1 .* lora_te_x"),
-        lora_applied(world.unet, tmp_path / "other.safetensors"),
+        lora_applied(world.unet),
     ):
         pass
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_world import random_judges
+from random_world import from_cells, random_judges
 
 from nested_attention.avatars.drawing.canvas import SIZE
 from nested_attention.avatars.drawing.identity import Person, Pet, levels, near_twins, sample, split_of
@@ -23,7 +23,6 @@ from nested_attention.avatars.figures.cases import draw_cases, true_drawings
 from nested_attention.avatars.figures.judges import Counts, score_prompt, subjects_of
 from nested_attention.avatars.figures.likeness import among_twins, identity_of, twins
 from nested_attention.avatars.models import nearest
-from nested_attention.avatars.models.cells import from_cells
 from nested_attention.avatars.models.model import new_vae
 from nested_attention.avatars.models.nearest import NearestDrawing
 from nested_attention.avatars.models.pixels import encode_pictures, to_rgb

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_world import small_encoder
 
 from nested_attention.avatars.drawing.canvas import Part
 from nested_attention.avatars.figures.probe import IMAGE, PARTS, TOKENS, TWINS, _asked, _nearest, probe
 from nested_attention.avatars.models.world import World, load_world
-from nested_attention.avatars.train.encoders import new_encoder
 from nested_attention.checkpoint import load_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.paths import SMALL_WORLD
@@ -34,7 +34,7 @@ def test_the_shipped_tokens_can_be_read(world: World) -> None:
 
 
 def test_tokens_that_are_the_same_for_everybody_hold_nothing(world: World) -> None:
-    encoder = new_encoder(world, "pet", queries=4)
+    encoder = small_encoder(world, "pet", 4)
     with torch.no_grad():
         encoder.qformer.proj_out.weight.zero_()
     found = probe(world, encoder.eval(), trained=200, held=40, steps=60)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_world import random_judges, random_world, save_judges
+from random_world import random_judges, random_world, save_judges, small_encoder
 
 from nested_attention.avatars.drawing.canvas import SIZE, WIDE, Part
 from nested_attention.avatars.drawing.identity import Person, Pet, sample
@@ -40,7 +40,6 @@ from nested_attention.avatars.train.encoders import (
     encode_data,
     encoder_config,
     encoder_noise,
-    new_encoder,
     train_encoder,
 )
 from nested_attention.avatars.train.labels import FIGURE_LABELS, SETTING_LABELS
@@ -335,7 +334,7 @@ def test_an_encoder_trains_and_the_world_stays_frozen(tmp_path: Path, world: Wor
     assert all(each.mask.any(dim=1).all() for each in data)
     before = {name: value.clone() for name, value in world.unet.state_dict().items()}
     processors = dict(world.unet.attn_processors)
-    start = new_encoder(world, word, queries=16)
+    start = small_encoder(world, word, 16)
     first = train_encoder(tmp_path, world, data, Schedule(steps=3, warmup=1), FOUR, start=start)
     assert first.config.word == word and first.config.num_queries == 16
     assert all(torch.equal(value, before[name]) for name, value in world.unet.state_dict().items())
@@ -352,7 +351,7 @@ def test_a_global_value_is_the_same_for_every_query(tmp_path: Path, world: World
             data,
             schedule,
             FOUR,
-            start=new_encoder(world, "person", queries=16),
+            start=small_encoder(world, "person", 16),
             mechanism=MECHANISMS[name],
         )
         for name in ("nested", "global")
@@ -452,7 +451,7 @@ def test_a_q_former_learns_to_read_and_nothing_else_of_an_encoder_changes(
     tmp_path: Path, world: World
 ) -> None:
     drawn = draw_close_ups("pet", 24, 1, workers=1)
-    encoder = new_encoder(world, "pet", queries=4)
+    encoder = small_encoder(world, "pet", 4)
     before = copy.deepcopy(encoder.state_dict())
     reading.train_reading(tmp_path, encoder, world, drawn, Schedule(steps=200, warmup=10), FOUR)
     told = [line["unread"] for line in log_of(tmp_path)]

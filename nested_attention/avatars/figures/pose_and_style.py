@@ -32,6 +32,8 @@ from .judges import Counts, Judges
 WORD = Person.WORD
 PLACES = tuple(product(COLUMNS, TOPS))
 """Where a figure is looked for that no word has placed."""
+SEED = 0
+"""Of the pictures that are asked for, and of their noise."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,25 @@ def _posed(rng: np.random.Generator, half: Half) -> Picture:
     return replace(picture, figures=(replace(picture.figures[0], identity=identity),))
 
 
-def measure_pose(
-    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling | None = None
-) -> dict[str, PoseScore]:
+def measure_pose(judges: Judges, counts: Counts, sampling: Sampling | None = None) -> dict[str, PoseScore]:
     """With and without the shipped ControlNet, by `"with"` and `"without"`."""
-    pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
+    pictures = posed_pictures(counts.pose_and_style, SEED, counts.half)
     maps = np.stack([pose_map([picture.figures[0].pose]) for picture in pictures])
     control = Control(load_control(), maps)
     return {
-        name: _pose_score(judges, _drawn(judges, pictures, seed, sampling, shown), pictures)
+        name: _pose_score(judges, _drawn(judges, pictures, sampling, shown), pictures)
         for name, shown in (("without", None), ("with", control))
     }
 
 
-def measure_style(
-    judges: Judges, counts: Counts, seed: int = 0, sampling: Sampling | None = None
-) -> dict[str, StyleScore]:
+def measure_style(judges: Judges, counts: Counts, sampling: Sampling | None = None) -> dict[str, StyleScore]:
     """With and without the shipped LoRA, by `"with"` and `"without"`."""
-    pictures = posed_pictures(counts.pose_and_style, seed, counts.half)
-    true = [ink(render(replace(picture, style="photo"))) for picture in posed_pictures(500, seed + 1)]
+    pictures = posed_pictures(counts.pose_and_style, SEED, counts.half)
+    true = [ink(render(replace(picture, style="photo"))) for picture in posed_pictures(500, SEED + 1)]
     scores = {}
     for name, style in (("without", nullcontext()), ("with", lora_applied(judges.world.unet))):
         with style:
-            drawn = _drawn(judges, pictures, seed, sampling, None, placed=True)
+            drawn = _drawn(judges, pictures, sampling, None, placed=True)
         distance = patch_distance(drawn, np.stack(true))
         scores[name] = StyleScore(distance, _recognised(judges, drawn, pictures, _found(drawn, pictures)))
     return scores
@@ -117,20 +115,19 @@ def patch_distance(one: np.ndarray, other: np.ndarray, size: int = 4) -> float:
 def _drawn(
     judges: Judges,
     pictures: list[Picture],
-    seed: int,
     sampling: Sampling | None,
     control: Control | None,
     *,
     placed: bool = False,
 ) -> np.ndarray:
     """The pictures as the world draws them with their people attached. (n, 32, 32, 3) uint8"""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     texts = [prompt(picture, rng) for picture in pictures]
     crops = np.stack([sample_crop(rng, picture.figures[0].identity) for picture in pictures])
     attached = [judges.world.attach(judges.encoders[WORD], crops, WORD)]
     return judges.world.generate(
         texts if placed else [without_place(text) for text in texts],
-        list(range(seed, seed + len(pictures))),
+        list(range(SEED, SEED + len(pictures))),
         attached,
         sampling or Sampling(),
         control,

@@ -34,10 +34,3 @@ def to_cells(pixels: Tensor) -> Tensor:
     blocks = torch.nn.functional.pixel_unshuffle(pixels, 2)  # (B, 3·4, H/2, W/2)
     numbers = torch.einsum("nk,bkhw->bnhw", cell_map().to(pixels), blocks)
     return (numbers - MEAN.view(-1, 1, 1).to(pixels)) / SPREAD.view(-1, 1, 1).to(pixels)
-
-
-def from_cells(latents: Tensor) -> Tensor:
-    """(B, 12, h, w) → (B, 3, 2·h, 2·w)"""
-    numbers = latents * SPREAD.view(-1, 1, 1).to(latents) + MEAN.view(-1, 1, 1).to(latents)
-    blocks = torch.einsum("nk,bnhw->bkhw", cell_map().to(latents), numbers)
-    return torch.nn.functional.pixel_shuffle(blocks, 2)

@@ -31,13 +31,13 @@ PATH = SMALL_WORLD / "controlnet" / "avatars_pose.safetensors"
 """In a folder of its own: ComfyUI lists everything in a folder of ControlNets."""
 
 
-def new_control(config: dict[str, Any] = model.UNET) -> ControlNetModel:
-    """A randomly initialised ControlNet that fits a UNet of the small world."""
+def new_control() -> ControlNetModel:
+    """A randomly initialised ControlNet that fits the UNet of the small world."""
     shared = ("in_channels", "down_block_types", "block_out_channels", "layers_per_block")
     more = ("cross_attention_dim", "use_linear_projection", "norm_num_groups")
     return ControlNetModel(
-        **{name: config[name] for name in (*shared, *more)},
-        attention_head_dim=[max(1, width // HEAD) for width in config["block_out_channels"]],
+        **{name: model.UNET[name] for name in (*shared, *more)},
+        attention_head_dim=[max(1, width // HEAD) for width in model.UNET["block_out_channels"]],
     )
 
 
@@ -56,7 +56,6 @@ class Control:
 
     network: ControlNetModel
     maps: np.ndarray  # (B, 32, W, 3) uint8
-    strength: float = 1.0
 
     def rows(self, rows: slice) -> Control:
         """The same for some of the prompts."""
@@ -64,14 +63,14 @@ class Control:
 
     def residuals(self, x: Tensor, t: Tensor, context: Tensor) -> dict[str, Any]:
         """What the UNet is called with beside its inputs, for x (B, 12, 16, w) and context (B, 77, 256)."""
-        return residuals(self.network, x, t, context, to_hint(self.maps), self.strength)
+        return residuals(self.network, x, t, context, to_hint(self.maps))
 
 
 def residuals(
-    network: ControlNetModel, x: Tensor, t: Tensor, context: Tensor, hint: Tensor, strength: float = 1.0
+    network: ControlNetModel, x: Tensor, t: Tensor, context: Tensor, hint: Tensor
 ) -> dict[str, Any]:
     """A ControlNet's outputs under the names by which diffusers' UNet takes them. hint (B, 3, 128, 8·w)"""
-    down, middle = network(x, t, context, hint, conditioning_scale=strength, return_dict=False)
+    down, middle = network(x, t, context, hint, return_dict=False)
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 

@@ -73,24 +73,23 @@ def save_lora(state: dict[str, Tensor], path: Path) -> None:
 
 
 @contextmanager
-def lora_applied(unet: UNet2DConditionModel, path: Path = PATH, strength: float = 1.0) -> Iterator[None]:
-    """The UNet with a LoRA file at its layers, for as long as the block runs.
+def lora_applied(unet: UNet2DConditionModel) -> Iterator[None]:
+    """The UNet with the LoRA of `PATH` at its layers, for as long as the block runs.
 
     Raises NestedAttentionError, naming the file, if it is missing or damaged, or changes a layer that the
     UNet does not have.
     """
-    state = read_float(path)
+    state = read_float(PATH)
     sites = {"lora_unet_" + name.replace(".", "_") for name in lora_sites(unet)}
     unknown = sorted({key.split(".", 1)[0] for key in state} - sites)
     if unknown:
         raise NestedAttentionError(
-            f"{path.name}: {len(unknown)} of its layers are not in the small world's UNet, the first is "
+            f"{PATH.name}: {len(unknown)} of its layers are not in the small world's UNet, the first is "
             f"{unknown[0]}; expected a LoRA of the small world"
         )
     weights, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(state)
     unet.load_lora_adapter(weights, network_alphas=alphas, prefix="unet", adapter_name=ADAPTER)
     try:
-        unet.set_adapters([ADAPTER], [strength])
         yield
     finally:
         unet.unload_lora()

@@ -51,6 +51,9 @@ OPTIONS = TrainerOptions(ema=0.998)
 POWER = 0.5
 """Timesteps are 1000·u^POWER, as `configs/train/small-person.yaml` says too."""
 
+QUERIES = 32
+"""Of the shipped encoders."""
+
 ON_HOST = ("mask",)
 """What a step reads on the host: where words are."""
 
@@ -89,10 +92,10 @@ def encoder_config(world: World, word: str, queries: int) -> SubjectEncoderConfi
     )
 
 
-def new_encoder(world: World, word: str, *, queries: int = 32, seed: int = 0) -> SubjectEncoder:
-    """An encoder with random weights."""
-    torch.manual_seed(seed)
-    return SubjectEncoder(encoder_config(world, word, queries))
+def new_encoder(world: World, word: str) -> SubjectEncoder:
+    """An encoder with random weights, always the same."""
+    torch.manual_seed(0)
+    return SubjectEncoder(encoder_config(world, word, QUERIES))
 
 
 def new_adapter(encoder: SubjectEncoder) -> SubjectEncoder:
