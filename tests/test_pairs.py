@@ -11,7 +11,7 @@ from random_world import random_judges
 
 from nested_attention.avatars.figures.cases import draw_cases, true_drawings
 from nested_attention.avatars.figures.judges import NEAREST, SCORERS, Counts, Judges, generate
-from nested_attention.avatars.figures.pairs import MEASURES, Measure, halves, people, place, score_slots
+from nested_attention.avatars.figures.pairs import SEPARATIONS, Separation, halves, people, place, score_slots
 from nested_attention.avatars.models.world import Sampling
 
 QUICK = Sampling(steps=2, batch=16)
@@ -42,7 +42,7 @@ def test_each_person_has_its_occurrence_and_its_half(judges: Judges) -> None:
     cases = draw_cases(("person", "person"), 3, seed=6)
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders["person"], crop, "person") for crop in crops]
-    placed = place(subjects, cases, Measure(masks=True, bounded=True))
+    placed = place(subjects, cases, Separation(masks=True, bounded=True))
     assert [one.occurrence for one in placed] == [0, 1] and all(one.settings.bounded for one in placed)
     assert torch.equal(halves(cases, 0) + halves(cases, 1), torch.ones(3, 2, 2))
     for case, half in zip(cases, halves(cases, 0), strict=True):
@@ -53,7 +53,7 @@ def test_each_person_has_its_occurrence_and_its_half(judges: Judges) -> None:
 def test_every_measure_is_drawn_and_differs(judges: Judges) -> None:
     lines: list[str] = []
     found = people(judges, Counts(pairs=2, twins=2), lines.append, QUICK)
-    assert list(found) == [*MEASURES, "floor", "described", "ceiling"] and len(lines) == len(found)
+    assert list(found) == [*SEPARATIONS, "floor", "described", "ceiling"] and len(lines) == len(found)
     for row in found.values():
         assert list(row["identity"]) == list(SCORERS)
         for by in row["identity"].values():
@@ -69,11 +69,11 @@ def test_measures_change_the_picture_and_repeat(judges: Judges) -> None:
     crops = [np.stack([case.references[slot] for case in cases]) for slot in range(2)]
     subjects = [judges.world.attach(judges.encoders["person"], crop, "person") for crop in crops]
 
-    def draw(measure: Measure) -> np.ndarray:
+    def draw(measure: Separation) -> np.ndarray:
         return generate(judges, cases, place(subjects, cases, measure), QUICK)
 
-    pictures = {name: draw(measure) for name, measure in MEASURES.items()}
-    for name, measure in MEASURES.items():
+    pictures = {name: draw(measure) for name, measure in SEPARATIONS.items()}
+    for name, measure in SEPARATIONS.items():
         assert np.array_equal(draw(measure), pictures[name]), name
         assert all(name == n or not np.array_equal(p, pictures[name]) for n, p in pictures.items()), name
     before = judges.world.unet.attn_processors

@@ -27,7 +27,7 @@ WORD = "person"
 
 
 @dataclass(frozen=True)
-class Measure:
+class Separation:
     """What keeps two people apart: fields are SubjectBinding's, masks are the picture's halves."""
 
     masks: bool = False
@@ -36,16 +36,16 @@ class Measure:
     bound_self_attention: bool = False
 
 
-MEASURES = {
-    "nothing": Measure(),
-    "masks": Measure(masks=True),
-    "masks, bounded": Measure(masks=True, bounded=True),
-    "masks, self-attention": Measure(masks=True, bound_self_attention=True),
-    "masks, bounded, self-attention": Measure(masks=True, bounded=True, bound_self_attention=True),
-    "auto": Measure(auto_region=True),
-    "auto, bounded": Measure(auto_region=True, bounded=True),
-    "auto, self-attention": Measure(auto_region=True, bound_self_attention=True),
-    "auto, bounded, self-attention": Measure(auto_region=True, bounded=True, bound_self_attention=True),
+SEPARATIONS = {
+    "nothing": Separation(),
+    "masks": Separation(masks=True),
+    "masks, bounded": Separation(masks=True, bounded=True),
+    "masks, self-attention": Separation(masks=True, bound_self_attention=True),
+    "masks, bounded, self-attention": Separation(masks=True, bounded=True, bound_self_attention=True),
+    "auto": Separation(auto_region=True),
+    "auto, bounded": Separation(auto_region=True, bounded=True),
+    "auto, self-attention": Separation(auto_region=True, bound_self_attention=True),
+    "auto, bounded, self-attention": Separation(auto_region=True, bounded=True, bound_self_attention=True),
 }
 
 
@@ -62,7 +62,7 @@ def people(
             name: lambda measure=measure: generate(  # type: ignore[misc]
                 judges, cases, place(subjects, cases, measure), sampling
             )
-            for name, measure in MEASURES.items()
+            for name, measure in SEPARATIONS.items()
         },
         "floor": lambda: generate(judges, cases, [], sampling),
         "described": lambda: generate(judges, cases, [], sampling, described=True),
@@ -80,7 +80,7 @@ def people(
     return result
 
 
-def place(subjects: Sequence[Attached], cases: list[Case], measure: Measure) -> list[Attached]:
+def place(subjects: Sequence[Attached], cases: list[Case], measure: Separation) -> list[Attached]:
     """The subjects on the word's first and second occurrence, under a measure."""
     return [
         replace(

@@ -23,8 +23,8 @@ from .judges import Counts, Judges, attach, generate
 from .pose_and_style import PLACES
 
 WORD = Person.WORD
-SUBJECTS = 4
-"""Subjects, and noises, of a prompt."""
+PICTURES = 4
+"""Of a prompt: with as many subjects, and from as many noises."""
 
 
 def steady(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def steady(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[s
     cases = draw_cases((WORD,), counts.steady, seed=6500, split=counts.half)
     others = [_others(case, counts, number) for number, case in enumerate(cases)]
     noises = [
-        [replace(case, seed=(case.seed + 7919 * step) % 2**31) for step in range(SUBJECTS)] for case in cases
+        [replace(case, seed=(case.seed + 7919 * step) % 2**31) for step in range(PICTURES)] for case in cases
     ]
     result = {}
     for name, groups in (("subjects", others), ("noises", noises)):
@@ -54,7 +54,7 @@ def steady(judges: Judges, counts: Counts, say: Callable[[str], None]) -> dict[s
 def _others(case: Case, counts: Counts, number: int) -> list[Case]:
     """The same words and noise with other subjects, the case's own first."""
     rng, cases = np.random.default_rng([6500, number]), [case]
-    while len(cases) < SUBJECTS:
+    while len(cases) < PICTURES:
         identity = sample(Person, rng, counts.half)
         figures = (replace(case.picture.figures[0], identity=identity),)
         picture = replace(case.picture, figures=figures)
@@ -63,11 +63,11 @@ def _others(case: Case, counts: Counts, number: int) -> list[Case]:
 
 
 def _agreement(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, Any]:
-    """Over all pairs of pictures of one prompt; `SUBJECTS` pictures of a prompt follow each other."""
+    """Over all pairs of pictures of one prompt; `PICTURES` pictures of a prompt follow each other."""
     shown = [case.shown(WORD) for case in cases]
     poses = judges.nearest.poses(rgb, shown, [case.figure(WORD).identity for case in cases], PLACES)
     outside = background(cases)
-    groups = [range(start, start + SUBJECTS) for start in range(0, len(cases), SUBJECTS)]
+    groups = [range(start, start + PICTURES) for start in range(0, len(cases), PICTURES)]
     pairs = [pair for group in groups for pair in combinations(group, 2)]
     place = {(a, b): (poses[a].x, poses[a].y) == (poses[b].x, poses[b].y) for a, b in pairs}
     awake = [(a, b) for a, b in pairs if shown[a].expression != "laughing"]
@@ -83,4 +83,4 @@ def _agreement(judges: Judges, rgb: np.ndarray, cases: list[Case]) -> dict[str, 
 def _share(agree: Mapping[tuple[int, int], bool]) -> Mean:
     """With an interval over prompts: the pairs of a prompt share their pictures."""
     values = [float(each) for each in agree.values()]
-    return clustered_mean(values, [str(first // SUBJECTS) for first, _ in agree])
+    return clustered_mean(values, [str(first // PICTURES) for first, _ in agree])
