@@ -153,8 +153,8 @@ def _chosen(summary: Summary) -> str:
         "Where the paper speaks of a trade-off, each mechanism is taken at one value of its control: the one "
         f"that keeps most of the identity on the first {summary.size.development} cases while it costs at "
         f"most {share(PROMPT_LOSS)} of the prompt against the base model there. The figures at it are of the "
-        "other cases. One that costs more at every value is taken where it costs least, and is behind any "
-        "that does not."
+        "other cases. One that costs more at every value is taken where it costs least, and is behind one "
+        "that does not if these cases show that it costs more of the prompt."
     )
 
 
