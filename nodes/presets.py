@@ -14,7 +14,7 @@ from ..nested_attention.checkpoint import read_encoder_config
 from ..nested_attention.encoder import FeatureLayer, SubjectEncoderConfig
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import SubjectEncoderHandle, load_encoder_for_comfy, load_vision
-from ..nested_attention.hosts.comfy.apply import fits_model
+from ..nested_attention.hosts.comfy.apply import check_fits, fits_model
 from ..nested_attention.hosts.comfy.encoding.vision import vision_name, vision_width
 from ..nested_attention.hosts.comfy.sampling.kept import Kept
 from ..nested_attention.paths import SMALL_WORLD
@@ -78,10 +78,19 @@ def preset_state(preset: str) -> Any:
 def find_encoder(preset: str, model: Any) -> SubjectEncoderHandle:
     """The encoder that a preset means for a MODEL.
 
-    Raises NestedAttentionError that lists what was looked at if none fits.
+    Raises NestedAttentionError that lists what was looked at if none fits, and one that names the file if
+    that was chosen and does not fit: before its vision model is looked for, which would not help.
     """
     name = _fitting(preset, model) if preset in KINDS else preset
     path = encoder_path(name)
+    if preset not in KINDS:
+        try:
+            check_fits(model, _config(path, _state(path)))
+        except NestedAttentionError as error:
+            raise NestedAttentionError(
+                f"{error}. The encoder is {name}: set preset to {' or '.join(KINDS)}, which take one that "
+                "fits the MODEL, or connect a checkpoint of the encoder's kind"
+            ) from error
     return loaded().encoders.get((path, _state(path)), lambda: load_encoder_for_comfy(path))
 
 

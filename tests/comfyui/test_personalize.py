@@ -260,6 +260,23 @@ def test_without_a_fitting_encoder_it_says_what_it_looked_at_and_what_to_fetch(
     assert "`nested-attention download` lists" in said and "Demo World" in said
 
 
+def test_an_encoder_of_another_model_is_refused_before_its_vision_model_is_looked_for(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+    world: Any,
+    folders: Path,
+) -> None:
+    from nested_attention.checkpoint import save_subject_encoder
+
+    save_subject_encoder(world.person.encoder, folders / "nested_attention" / "tiny.safetensors")
+    with pytest.raises(ValueError, match="^Person or Pet in Picture: .*is the small world .7") as caught:
+        personalized(nodes, small.model, small.clip, small.person, preset="tiny.safetensors")
+    assert "The encoder is tiny.safetensors: set preset to person or pet" in str(caught.value)
+    encoder, _ = run(nodes["LoadEncoder"], encoder_name="tiny.safetensors").args
+    with pytest.raises(ValueError, match="^Encode Subject: .*Or take an encoder of the small world"):
+        run(nodes["EncodeSubject"], encoder=encoder, clip_vision=small.vision, image=small.person)
+
+
 def test_an_adapter_serves_any_subject_and_one_for_faces_is_for_people(
     nodes: dict[str, Any],  # noqa: F811
     world: Any,

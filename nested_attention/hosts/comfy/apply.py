@@ -91,10 +91,15 @@ def apply_subject(
     return model, clip
 
 
+def check_fits(model: Any, config: SubjectEncoderConfig) -> None:
+    """Raises NestedAttentionError if an encoder of this configuration was not trained for the MODEL."""
+    check_sites(config.sites, _layout(model).sites)
+
+
 def fits_model(model: Any, config: SubjectEncoderConfig) -> bool:
     """Whether an encoder of this configuration was trained for the MODEL."""
     try:
-        check_sites(config.sites, _layout(model).sites)
+        check_fits(model, config)
     except NestedAttentionError:
         return False
     return True

@@ -23,7 +23,7 @@ from ....subject import Reference, Subject
 from ....typed import read_numbers
 from ..notices import warn
 from .memory import SubjectEncoderHandle
-from .vision import vision_name
+from .vision import SMALL_WORLD_WIDTH, vision_name
 
 PHOTOGRAPHS = 512
 """Width of the vision models that have seen photographs, at least."""
@@ -171,8 +171,10 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
     if config.features == "image_embeds":
         features = features[:, None]  # one vector a picture
     if features.dim() != 3 or features.shape[-1] != config.vision_dim:
+        drawings = features.shape[-1] == SMALL_WORLD_WIDTH
         raise NestedAttentionError(
             f"Encode Subject: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "
             f"{needed}"
+            + (". Or take an encoder of the small world, whose vision model this is: avatars/…" * drawings)
         )
     return features

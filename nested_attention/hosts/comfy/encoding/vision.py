@@ -18,11 +18,13 @@ _WIDTHS = ("class_embedding", "position_embedding.weight", "positional_embedding
 """How the names end, in Hugging Face's and OpenCLIP's files, of tensors whose last dimension is the width."""
 
 
+SMALL_WORLD_WIDTH = 128
+
 _MODELS = {
     1024: "CLIP ViT-L/14",
     1280: "CLIP ViT-H/14, which SDXL's encoders read (`nested-attention download clip-vit-h` fetches it)",
     1664: "CLIP ViT-bigG/14",
-    128: "the small world's, the CLIP_VISION output of Demo World",
+    SMALL_WORLD_WIDTH: "the small world's, the CLIP_VISION output of Demo World",
 }
 """Width → what a user calls the vision model of that width."""
 
