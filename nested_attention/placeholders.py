@@ -152,15 +152,17 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
     return ParsedPrompt(result, free, tuple(lookalikes), conflicts)
 
 
-def why_missing(called: SubjectWord, words: Sequence[str]) -> str:
+def why_missing(called: SubjectWord, words: Sequence[str], node: str | None = None) -> str:
     """Why no prompt carries a subject, for messages, without the last full stop: what the prompts say
-    (`prompt.words_in`), and what to write."""
-    told = f"{describe_words(words, called.word)}. Write {called.wanted} where the subject should appear"
+    (`prompt.words_in`), and what to write. node: the one that has the subject's word, if a node has."""
+    said = describe_words(words, called.word)
+    told = f"{said}. Write {called.wanted} where the subject should appear"
     for word in words:
         if ANGLED.fullmatch(word):
             name = " ".join(_COLON.split(word[1:-1])[0].split())
             return f"{told}; {word} calls nobody unless the subject's name is {name!r}"
-    return told
+    unrelated = bool(words) and said == describe_words(words)  # nothing else is said of the word
+    return told if node is None or not unrelated else f"{told}, or set word of {node} to one of these words"
 
 
 class _Bound:
@@ -238,8 +240,7 @@ def _conflicts(
                 messages[pair] = (
                     f"the word {text[other.start : other.end]!r} in the prompt {short(text)!r} would carry "
                     f"two subjects, {one.subject.name!r} and {other.subject.name!r}, and a word can carry "
-                    f"one. Write {names} where they should appear, or give them different words in Apply "
-                    "Subject"
+                    f"one. Write {names} where they should appear, or give them different words"
                 )
         if one is None or other.end > one.end:
             one = other

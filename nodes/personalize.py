@@ -15,13 +15,14 @@ from ..nested_attention.hosts.comfy import (
     encode_subject,
     prepare_references,
 )
+from ..nested_attention.hosts.comfy.graph import PERSONALIZE
 from ..nested_attention.pictures.prepare import PREPARE, Prepare, Taken
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectType, naming, schema
 from .presets import check_preset, find_encoder, find_vision, loaded, preset_options, preset_state, word_of
 
-NAME = "Person or Pet in Picture"
+NAME = PERSONALIZE.title
 
 LIKENESS: dict[str, dict[str, Any]] = {
     "subtle": {"attention_scale": 0.6, "start": 0.1},
@@ -191,7 +192,7 @@ class Personalize(io.ComfyNode):
             kind = "pet" if preset == "pet" else chosen or ""
             prepared = prepare_references(encoder, images, prepare, NAME, word=kind)
             subject = encode_subject(encoder, find_vision(encoder), prepared.pictures)
-            model, clip = apply_subject(model, clip, encoder, subject, settings)
+            model, clip = apply_subject(model, clip, encoder, subject, settings, PERSONALIZE)
         state = [_said(prepared.taken), *applied_state(model, encoder, chosen is not None)]
         preview = ui.PreviewImage(prepared.pictures, cls=cls).as_dict()
         return io.NodeOutput(model, clip, subject, prepared.pictures, ui={**preview, STATE: state})

@@ -191,3 +191,5 @@ def test_three_subjects_on_one_place_carry_neither() -> None:
 )
 def test_why_a_subject_is_missing(called: SubjectWord, prompt: str, told: str) -> None:
     assert why_missing(called, words_in(prompt)) == told
+    other = ", or set word of Apply Subject to one of these words" if prompt == "a dog" else ""
+    assert why_missing(called, words_in(prompt), "Apply Subject") == told + other

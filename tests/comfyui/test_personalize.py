@@ -15,6 +15,7 @@ import torch
 from skimage import data
 from test_notices import Editor, editor  # noqa: F401  a fixture
 from test_prepare import astronaut, cat, nodes, run, temporary  # noqa: F401  fixtures
+from test_small_world_composed import sampled
 from torch import Tensor
 
 PROMPT = "a photo of a person on the left and a pet on the right in a forest"
@@ -30,7 +31,6 @@ def small(nodes: dict[str, Any]) -> SimpleNamespace:  # noqa: F811
 
 
 def drawn(model: Any, clip: Any, text: str = PROMPT) -> Tensor:
-    from test_small_world_composed import sampled
     from tiny import encode
 
     wide = " and " in text  # two figures
@@ -390,3 +390,47 @@ def test_it_says_whether_its_model_reaches_a_sampler(
     from nested_attention.hosts.comfy.graph import encoded_texts
 
     assert encoded_texts(graph) == ["a person and a pet"]
+
+
+def test_messages_name_the_node_that_is_there(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+    editor: Editor,  # noqa: F811
+) -> None:
+    """And no input that it lacks, wherever the subject is missed later."""
+    from tiny import encode
+
+    model, clip, *_ = personalized(nodes, small.model, small.clip, small.pet, preset="pet").args
+    plain = encode(small.clip, "")
+    forgotten = {"4": {"class_type": "KSampler", "inputs": {"model": ["1", 0]}}}
+    for sampled_by, text, by, graph in (
+        (model, "a photo of a cat", clip, None),
+        (model, "a pet", small.clip, None),
+        (small.model, "a pet", clip, forgotten),
+    ):
+        with editor.running("4", graph=graph), pytest.raises(ValueError) as caught:
+            sampled(sampled_by, encode(by, text), plain)
+        said = str(caught.value)
+        assert said.startswith("Person or Pet in Picture: ") and "Apply Subject" not in said
+        assert "when missing" not in said
+        assert ("set word of Person or Pet in Picture to one of these words" in said) == (text != "a pet")
+    with pytest.raises(ValueError, match="^Person or Pet in Picture: two subjects are called 'pet'"):
+        personalized(nodes, model, clip, small.pet, preset="pet")
+    with pytest.raises(ValueError, match="^Person or Pet in Picture: the MODEL already carries"):
+        personalized(nodes, model, small.clip, small.pet, preset="pet")
+    with pytest.raises(ValueError, match="^Person or Pet in Picture: .*<pat>"):
+        encode(clip, "a photo of <pat>")
+    assert "Person or Pet in Picture to the sampler" in warned(
+        small.model, encode(clip, "a pet"), plain, editor
+    )
+
+
+def warned(model: Any, positive: Any, negative: Any, editor: Editor) -> str:  # noqa: F811
+    """By a pass that goes without its subject, beside one that does not."""
+    beside = {
+        "2": {"class_type": "NestedAttentionPersonalize", "inputs": {}},
+        "3": {"class_type": "KSampler", "inputs": {"model": ["2", 0]}},
+    }
+    with editor.running("4", graph=beside):
+        sampled(model, positive, negative)
+    return editor.texts[-1][1]

@@ -11,6 +11,7 @@ from ...sites import ComfyAddress, UNetLayout, check_sites
 from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
 from .encoding.memory import SubjectEncoderHandle, subject_values
+from .graph import APPLY_SUBJECT, Applier
 from .notices import running_node, warn_once
 from .prompts.clip import SubjectCLIP, with_subject
 from .sampling.applied import AppliedSubject
@@ -23,13 +24,14 @@ def apply_subject(
     encoder: SubjectEncoderHandle,
     subject: Subject | SubjectBatch,
     settings: SubjectSettings,
+    by: Applier = APPLY_SUBJECT,
 ) -> tuple[Any, SubjectCLIP]:
     """MODEL and CLIP → clones of them that carry one more subject; chain it once a subject.
 
     subject: a SubjectBatch gives each picture of the latent batch its own, in order, from the first again
-        where there are more pictures.
+        where there are more pictures. by: the node that does it, which messages name.
 
-    Raises NestedAttentionError, naming Apply Subject, for a subject of another encoder, a model the encoder
+    Raises NestedAttentionError, naming the node, for a subject of another encoder, a model the encoder
     was not trained for, blocks that it does not have, and a name that a subject applied before has.
     """
     settings = settings.trained_as(encoder.config)
@@ -38,26 +40,26 @@ def apply_subject(
         subject.check_encoder(encoder)
         addresses = _addresses(model, encoder)
     except NestedAttentionError as error:
-        raise NestedAttentionError(f"Apply Subject: {error}. The encoder is {encoder.source}") from error
+        raise NestedAttentionError(f"{by.title}: {error}. The encoder is {encoder.source}") from error
     try:
         factors = settings.factors(site for _, site in addresses)
     except NestedAttentionError as error:
-        raise NestedAttentionError(f"Apply Subject: {error}") from error
+        raise NestedAttentionError(f"{by.title}: {error}") from error
     trained = encoder.config.alpha
     nested = settings.injection == "nested"
     if nested and settings.alpha == SubjectEncoderConfig.alpha != trained:  # nobody chose it
         warn_once(
-            f"Apply Subject: {name!r} is applied with α = {settings.alpha}, and {encoder.source} was trained "
+            f"{by.title}: {name!r} is applied with α = {settings.alpha}, and {encoder.source} was trained "
             f"with {trained or 0}; set alpha to that"
         )
     if settings.region is not None and not settings.region.any():
         warn_once(
-            f"Apply Subject: the region of {name!r} is empty (0 everywhere), so the subject is attached "
+            f"{by.title}: the region of {name!r} is empty (0 everywhere), so the subject is attached "
             "nowhere. Load Image gives such a mask for a picture without transparency: paint the region in "
             "its mask editor, invert the mask, or disconnect region"
         )
     on = settings.strength > 0 and any(factors.values())
-    clip = with_subject(clip, settings.called, required=on and settings.when_missing == "error")
+    clip = with_subject(clip, settings.called, required=on and settings.when_missing == "error", by=by)
     subjects = subjects_of(subject)
     managed: list[Any] = [None]
     if on:  # off takes no memory either
@@ -79,6 +81,7 @@ def apply_subject(
         token_bias=biases[0] if alone and bool(biases[0].any()) else None,
         factors=factors,
         node=running_node(),
+        by=by,
         subjects=tuple(subjects),
         queries=encoder.config.num_queries,
         batch=() if alone else tuple(zip(managed, biases, strict=True)),
@@ -129,7 +132,7 @@ def _check_name(applied: AppliedSubject, earlier: SubjectChain | None) -> None:
     for other in earlier.subjects if earlier else ():
         if other.key == applied.key:
             raise NestedAttentionError(
-                "Apply Subject: the MODEL already carries a subject called "
+                f"{applied.by.title}: the MODEL already carries a subject called "
                 f"{other.settings.called.name!r}, so no prompt could tell it from this one. Give one of "
                 "them another name, or connect MODEL and CLIP of one chain"
             )

@@ -5,9 +5,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-APPLY = {"NestedAttentionApplySubject", "NestedAttentionPersonalize"}
+
+@dataclass(frozen=True)
+class Applier:
+    """A node that attaches subjects, for messages. title: as the editor shows it. may_warn: whether it has
+    an input `when_missing`."""
+
+    title: str
+    may_warn: bool = False
+
+
+APPLY_SUBJECT = Applier("Apply Subject", may_warn=True)
+PERSONALIZE = Applier("Person or Pet in Picture")
+SHEET = Applier("Subject Sheet")
+
+APPLY = {"NestedAttentionApplySubject": APPLY_SUBJECT, "NestedAttentionPersonalize": PERSONALIZE}
 """Nodes that attach a subject. The first output of each is the MODEL."""
 
 CARRIED_ON = {"MODEL", "CLIP", "VAE"}

@@ -20,10 +20,11 @@ from torch import Tensor
 from ....errors import NestedAttentionError
 from ....placeholders import ParsedPrompt, SubjectWord, parse_prompt
 from ....prompt import describe_words, short, words_in
+from ..graph import APPLY_SUBJECT, Applier
 from ..notices import warn_once
 from .encoded import encoded_prompts
 from .marks import KEY, NotedToken, PromptMarks, PromptNote, SubjectNote, fit, noted
-from .missing import check_graph
+from .missing import AppliedWord, check_graph
 
 TOWERS = ("l", "g")
 """The two CLIP text models of SDXL, as their token lists are called; SD 1.5 has the first. Other text models
@@ -36,8 +37,13 @@ class SubjectCLIP(comfy.sd.CLIP):
     """Mixed in front of a CLIP's own class by `with_subject`; immutable apart from what CLIP itself
     changes."""
 
-    subjects: tuple[SubjectWord, ...] = ()
+    subjects: tuple[AppliedWord, ...] = ()
     required: frozenset[str] = frozenset()  # names of those without whom no picture is to be drawn
+
+    @property
+    def by(self) -> Applier:
+        """The node that this CLIP comes out of."""
+        return self.subjects[-1].by if self.subjects else APPLY_SUBJECT
 
     def clone(self, *args: Any, **kwargs: Any) -> SubjectCLIP:
         return _dress(super().clone(*args, **kwargs), self.subjects, self.required)
@@ -51,7 +57,7 @@ class SubjectCLIP(comfy.sd.CLIP):
         try:
             parsed = parse_prompt(text, self.subjects)
         except NestedAttentionError as error:
-            raise NestedAttentionError(f"Apply Subject: {error}") from error
+            raise NestedAttentionError(f"{self.by.title}: {error}") from error
         if parsed.lookalikes:
             few = [*map(short, parsed.lookalikes[:8]), *(["…"] if len(parsed.lookalikes) > 8 else [])]
             warn_once(
@@ -126,6 +132,7 @@ class SubjectCLIP(comfy.sd.CLIP):
             tuple(words),
             tuple(dict.fromkeys(conflicts)),
             self.required & set(numbers),
+            by=self.by,
         )
 
     def _width(self, tower: str) -> int | None:
@@ -134,10 +141,12 @@ class SubjectCLIP(comfy.sd.CLIP):
         return None if model is None else model.transformer.get_input_embeddings().weight.shape[-1]
 
 
-def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord, required: bool = False) -> SubjectCLIP:
+def with_subject(
+    clip: comfy.sd.CLIP, subject: SubjectWord, required: bool = False, by: Applier = APPLY_SUBJECT
+) -> SubjectCLIP:
     """A clone of `clip` whose prompts can carry one more subject.
 
-    required: whether a prompt that carries it may not be drawn without it.
+    required: whether a prompt that carries it may not be drawn without it. by: the node that attaches it.
     Raises NestedAttentionError if a subject bound before has the same name, or if `clip` is not one of SDXL
     or SD 1.5, which has the first of SDXL's two text models.
     """
@@ -145,18 +154,18 @@ def with_subject(clip: comfy.sd.CLIP, subject: SubjectWord, required: bool = Fal
     both = all(hasattr(model, f"clip_{tower}") for tower in TOWERS)
     if not both and getattr(model, "clip_name", None) != TOWERS[0]:
         raise NestedAttentionError(
-            f"Apply Subject: the CLIP is {type(getattr(clip, 'cond_stage_model', clip)).__name__}; expected "
+            f"{by.title}: the CLIP is {type(getattr(clip, 'cond_stage_model', clip)).__name__}; expected "
             "the two text models of SDXL, or that of SD 1.5. Connect the CLIP output of such a checkpoint"
         )
     bound = tuple(getattr(clip, "subjects", ()))
     for other in bound:
         if subject.shares_name(other):
             raise NestedAttentionError(
-                f"Apply Subject: two subjects are called {subject.name!r}, so no prompt could tell them "
+                f"{by.title}: two subjects are called {subject.name!r}, so no prompt could tell them "
                 "apart. Give one of them another name (or another word) and write <name> in the prompt"
             )
     names = getattr(clip, "required", frozenset()) | ({subject.name} if required else set())
-    return _dress(clip.clone(), (*bound, subject), names)
+    return _dress(clip.clone(), (*bound, AppliedWord(subject.name, subject.word, by)), names)
 
 
 def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
@@ -201,7 +210,7 @@ def mark_prompt(conditioning: list[Any], clip: Any, text: str) -> list[Any]:
     return marked
 
 
-def _dress(clip: comfy.sd.CLIP, subjects: tuple[SubjectWord, ...], required: frozenset[str]) -> SubjectCLIP:
+def _dress(clip: comfy.sd.CLIP, subjects: tuple[AppliedWord, ...], required: frozenset[str]) -> SubjectCLIP:
     """`clip` itself, a fresh clone, made into a SubjectCLIP with all its attributes."""
     if not isinstance(clip, SubjectCLIP):
         clip.__class__ = _subject_class(type(clip))

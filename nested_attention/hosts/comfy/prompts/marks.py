@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....errors import NestedAttentionError
 from ....placeholders import name_key
-from ..graph import merged_away, samples_personalised
+from ..graph import APPLY, APPLY_SUBJECT, Applier, merged_away, samples_personalised
 from ..notices import running_graph, running_node, warn_once
 
 KEY = "nested_attention"  # PromptMarks in a conditioning's dict, and as an attribute of its text context
@@ -60,7 +60,8 @@ class PromptMarks:
     codes: (1, T) int64 on the CPU: 0, or twice the number of a subject in `names`, counted from 1, plus one
     on tokens of a word before its last. required: those of them without whom no picture is to be drawn.
     words: what the prompt says. conflicts: why a word that two subjects claim carries neither.
-    rows: of the text context that was encoded from the tokens; 0 if that is not known.
+    rows: of the text context that was encoded from the tokens; 0 if that is not known. by: the node that the
+    CLIP came out of.
     """
 
     codes: Tensor
@@ -69,6 +70,7 @@ class PromptMarks:
     conflicts: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()
     rows: int = 0
+    by: Applier = APPLY_SUBJECT
 
     @property
     def rows_per_token(self) -> int:
@@ -98,7 +100,7 @@ class PromptMarks:
         kept = dict((other or {}).get("model_conds", {}))
         kept.pop(COND, None)
         if self.names:
-            kept[COND] = UnclaimedMarks(self.codes[..., None], self.names, self.required)
+            kept[COND] = UnclaimedMarks(self.codes[..., None], self.names, self.required, self.by)
         if kept or (other or {}).get("model_conds") is not None:
             entries["model_conds"] = kept
         return entries
@@ -113,10 +115,14 @@ class UnclaimedMarks(comfy.conds.CONDCrossAttn):
     """
 
     def __init__(
-        self, cond: Tensor, names: Sequence[str] = (), required: frozenset[str] = frozenset()
+        self,
+        cond: Tensor,
+        names: Sequence[str] = (),
+        required: frozenset[str] = frozenset(),
+        by: Applier = APPLY_SUBJECT,
     ) -> None:
         super().__init__(cond)
-        self.names, self.required = tuple(names), required
+        self.names, self.required, self.by = tuple(names), required, by
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> Any:
         lost = lost_in_merge()
@@ -125,29 +131,31 @@ class UnclaimedMarks(comfy.conds.CONDCrossAttn):
         graph = running_graph() if self.required else None
         if graph is not None and not samples_personalised(graph):
             raise NestedAttentionError(
-                f"Apply Subject: a prompt carries {_listed(self.required)}, and no sampler of this graph has "
-                "a MODEL that does, so no picture would show it. Connect the MODEL output of the last Apply "
-                "Subject to the sampler. If it is meant to go without, set 'when missing' to 'warn'"
+                f"{self.by.title}: a prompt carries {_listed(self.required)}, and no sampler of this graph "
+                "has a MODEL that does, so no picture would show it. Connect the MODEL output of the last "
+                f"{self.by.title} to the sampler"
+                + (". If it is meant to go without, set 'when missing' to 'warn'" * self.by.may_warn)
             )
         warn_once(
             lost
             or f"Nested Attention: a prompt carries {_listed(self.names)}, and the model that "
             "samples it carries no subject, so the picture will not show it. Connect the MODEL output of "
-            "Apply Subject to the sampler"
+            f"{self.by.title} to the sampler"
         )
         return comfy.conds.CONDCrossAttn(self.cond).process_cond(batch_size, **kwargs)
 
 
 def lost_in_merge(kept: Collection[str] = ()) -> str | None:
-    """What to tell of Apply Subject nodes that lead to the running one through a node that merges models, and
-    are not among those `kept`; None if there are none."""
-    lost = merged_away(running_graph() or {}, running_node()).difference(kept)
+    """What to tell of nodes that attach subjects, lead to the running one through a node that merges models,
+    and are not among those `kept`; None if there are none."""
+    graph = running_graph() or {}
+    lost = sorted(merged_away(graph, running_node()).difference(kept))
     if not lost:
         return None
+    title = APPLY[graph[lost[0]]["class_type"]].title
     return (
-        f"Nested Attention: the subject of Apply Subject (node {', '.join(sorted(lost))}) is lost where "
-        "models are merged: of two, a merge keeps the subjects of the first. Put Apply Subject behind the "
-        "node that merges"
+        f"Nested Attention: the subject of {title} (node {', '.join(lost)}) is lost where models are merged: "
+        f"of two, a merge keeps the subjects of the first. Put {title} behind the node that merges"
     )
 
 

@@ -4,29 +4,39 @@ sampled, so that the prompt is what the editor outlines."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ....errors import NestedAttentionError
 from ....placeholders import SubjectWord, parse_prompt, why_missing
 from ....prompt import words_in
-from ..graph import encoded_texts, is_negative, samples_personalised
+from ..graph import APPLY_SUBJECT, Applier, encoded_texts, is_negative, samples_personalised
 from ..notices import running_graph, running_node
 
 
-def missing(called: SubjectWord, reason: str) -> str:
+@dataclass(frozen=True)
+class AppliedWord(SubjectWord):
+    """by: the node that attached the subject."""
+
+    by: Applier = field(default=APPLY_SUBJECT, compare=False)
+
+
+def missing(called: SubjectWord, by: Applier, reason: str) -> str:
     """The message for a subject that no prompt carries."""
-    return f"Apply Subject: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
+    return f"{by.title}: no prompt carries the subject {called.name!r} (word {called.word!r}): {reason}"
 
 
-def not_in_text(called: SubjectWord, words: Iterable[str]) -> str:
+def not_in_text(called: SubjectWord, by: Applier, words: Iterable[str]) -> str:
     """The reason where prompts were encoded that do not carry it. words: of all of them (`words_in`)."""
-    return (
-        f"of the text that Apply Subject's CLIP encoded, {why_missing(called, tuple(dict.fromkeys(words)))}. "
-        "If this pass is meant to go without it, as a face detailer's may be, set 'when missing' of Apply "
-        "Subject to 'warn'"
+    why = why_missing(called, tuple(dict.fromkeys(words)), by.title)
+    return f"of the text that the CLIP of {by.title} encoded, {why}" + (
+        f". If this pass is meant to go without it, as a face detailer's may be, set 'when missing' of "
+        f"{by.title} to 'warn'"
+        if by.may_warn
+        else ""
     )
 
 
-def check_graph(subjects: Sequence[SubjectWord], required: Collection[str]) -> None:
+def check_graph(subjects: Sequence[AppliedWord], required: Collection[str]) -> None:
     """Raises NestedAttentionError where a prompt is encoded, if no text of the running graph carries one of
     the required subjects. Leaves it to the sampler where that cannot be told for sure.
 
@@ -47,6 +57,5 @@ def check_graph(subjects: Sequence[SubjectWord], required: Collection[str]) -> N
     for called in subjects:
         if called.name in required and called.name not in carried:
             words = [word for prompt in prompts for word in words_in(prompt.text)]
-            raise NestedAttentionError(
-                missing(called, conflicts[0] if conflicts else not_in_text(called, words))
-            )
+            reason = conflicts[0] if conflicts else not_in_text(called, called.by, words)
+            raise NestedAttentionError(missing(called, called.by, reason))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ....placeholders import name_key
 from ....settings import SubjectSettings
 from ....subject import Subject
+from ..graph import APPLY_SUBJECT, Applier
 from .copies import Shared
 
 
@@ -19,8 +20,8 @@ class AppliedSubject(Shared):
     """How a subject counts, and what it needs for that.
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
-    subject instead, where they have different ones. factors: on its strength, at each site. node:
-    the id of the node that applied it, if one did. subjects: who it is, or who it is in each
+    subject instead, where they have different ones. factors: on its strength, at each site. node: the id of
+    the node that applied it, if one did; by: which node that is. subjects: who it is, or who it is in each
     picture; queries: how many tokens the encoder makes of a picture.
     """
 
@@ -30,6 +31,7 @@ class AppliedSubject(Shared):
     factors: Mapping[str, float]
     batch: tuple[tuple[Any, Tensor], ...] = ()
     node: str = ""
+    by: Applier = APPLY_SUBJECT
     subjects: tuple[Subject, ...] = ()
     queries: int = 1
 

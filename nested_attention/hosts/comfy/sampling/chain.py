@@ -256,7 +256,7 @@ class SubjectChain(Shared):
                 run.expected.add(subject.key)
                 continue
             elsewhere = elsewhere_carried(subject.key, [*positive, *negative])
-            reason = conflicts[0] if conflicts else reason_missing(subject.settings.called, read, elsewhere)
+            reason = conflicts[0] if conflicts else reason_missing(subject, read, elsewhere)
             if elsewhere is not None and run.coupled:
                 run.awaited[subject.key] = reason
             else:
@@ -268,9 +268,10 @@ class SubjectChain(Shared):
             {name for marks in positive for name in marks.names if name_key(name) not in known}
         )
         if strangers:
+            last = next(marks.by.title for marks in positive if strangers[0] in marks.names)
             warn_once(
                 f"Nested Attention: a prompt carries {', '.join(map(repr, strangers))}, which this MODEL "
-                "does not have; connect the MODEL output of the last Apply Subject to the sampler"
+                f"does not have; connect the MODEL output of the last {last} to the sampler"
             )
         lost = lost_in_merge(kept={s.node for s in self.subjects})
         if lost is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....errors import NestedAttentionError
-from ....placeholders import SubjectWord
 from ....prompt import describe_words
 from ..notices import warn
 from ..prompts.encoded import encoded_prompts
@@ -16,8 +15,8 @@ from .regions import SamplingRun
 
 
 def tell_missing(subject: AppliedSubject, reason: str) -> None:
-    """Raises NestedAttentionError, or warns, as Apply Subject was told."""
-    message = missing(subject.settings.called, reason)
+    """Raises NestedAttentionError, or warns, as the node that applied it was told."""
+    message = missing(subject.settings.called, subject.by, reason)
     if subject.settings.when_missing == "error":
         raise NestedAttentionError(message)
     warn(f"Nested Attention: {message}")
@@ -71,16 +70,19 @@ def elsewhere_carried(key: str, read: Sequence[PromptMarks]) -> PromptMarks | No
     return None
 
 
-def reason_missing(called: SubjectWord, found: Sequence[PromptMarks], elsewhere: PromptMarks | None) -> str:
-    """found: what is known of the prompts that went through Apply Subject's CLIP. elsewhere: a prompt that
-    carries it, and that the sampler does not have."""
+def reason_missing(
+    subject: AppliedSubject, found: Sequence[PromptMarks], elsewhere: PromptMarks | None
+) -> str:
+    """found: what is known of the prompts that went through the CLIP of the node that applied the subject.
+    elsewhere: a prompt that carries it, and that the sampler does not have."""
     if not found:
         reason = (
-            "none of the prompts was encoded with the CLIP that Apply Subject puts out. Connect that CLIP to "
-            "the text encoders, or mark their conditioning with Mark Prompt"
+            f"none of the prompts was encoded with the CLIP that {subject.by.title} puts out. Connect that "
+            "CLIP to the text encoders, or mark their conditioning with Mark Prompt"
         )
     else:
-        reason = not_in_text(called, (word for marks in found for word in marks.words))
+        words = (word for marks in found for word in marks.words)
+        reason = not_in_text(subject.settings.called, subject.by, words)
     if elsewhere is None:
         return reason
     return (
