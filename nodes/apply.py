@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 from comfy_api.latest import io
 
 from ..nested_attention.hosts.comfy import STATE, applied_state, apply_subject, connection, mark_prompt
+from ..nested_attention.hosts.comfy.graph import APPLY_SUBJECT, SHEET
+from ..nested_attention.hosts.comfy.notices import expanded_from
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectEncoderType, SubjectType, naming, schema
@@ -250,7 +252,8 @@ class ApplySubject(io.ComfyNode):
         injection: Literal["as trained", "nested", "anchored", "everywhere"] = AS_TRAINED,
         weight: float = 1.0,
     ) -> io.NodeOutput:
-        with naming("Apply Subject"):
+        by = SHEET if expanded_from() == "NestedAttentionSheet" else APPLY_SUBJECT
+        with naming(by.title):
             settings = SubjectSettings(
                 word=None if is_blank(word) else word,
                 name=None if is_blank(name) else name,
@@ -269,8 +272,9 @@ class ApplySubject(io.ComfyNode):
                 injection="trained" if injection == AS_TRAINED else injection,
                 weight=weight,
             )
-            model, clip = apply_subject(model, clip, encoder, subject, settings)
-        return io.NodeOutput(model, clip, ui={STATE: applied_state(model, encoder, not is_blank(word))})
+            model, clip = apply_subject(model, clip, encoder, subject, settings, by)
+        shown = {STATE: applied_state(model, encoder, not is_blank(word))}
+        return io.NodeOutput(model, clip, ui=None if by is SHEET else shown)  # the sheet has its own
 
 
 class MarkPrompt(io.ComfyNode):

@@ -10,9 +10,11 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy.state import STATE, word_state
 from ..nested_attention.pictures.check import check_pictures
 from ..nested_attention.pictures.sheet import Layout, labelled_sheet
-from ..nested_attention.prompt import short
+from ..nested_attention.prompt import is_blank, short
+from ..nested_attention.settings import SubjectSettings
 from ..nested_attention.subject_batch import SubjectBatch
 from ..nested_attention.typed import read_numbers
 from .common import SubjectEncoderType, SubjectType, naming, schema
@@ -157,8 +159,10 @@ class MakeSheet(io.ComfyNode):
                 "and a sheet shows one subject. Encode its pictures as one subject, or make a sheet of each"
             )
         labels = [f"{text} · seed {seed}" if len(numbers) > 1 else text for text in texts for seed in numbers]
+        chosen, called = (None if is_blank(one) else one for one in (word, name))
         with naming("Subject Sheet"):  # before anything is drawn for it
             Layout.of(labels, columns, height, width, corner=reference is not None)
+            settings = SubjectSettings(word=chosen, name=called).trained_as(encoder.config)
         graph = GraphBuilder()
 
         def applied(scale: float, strength: float) -> Any:
@@ -210,7 +214,11 @@ class MakeSheet(io.ComfyNode):
             columns="\n".join(columns),
             **({} if reference is None else {"corner": reference}),
         )
-        return io.NodeOutput(sheet.out(0), pictures, expand=graph.finalize())
+        state = [
+            word_state(settings, chosen is not None),
+            f"encoder: {encoder.source} · {count} picture{'s' * (count > 1)}",
+        ]
+        return io.NodeOutput(sheet.out(0), pictures, expand=graph.finalize(), ui={STATE: state})
 
 
 class ArrangeSheet(io.ComfyNode):

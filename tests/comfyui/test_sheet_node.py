@@ -101,11 +101,22 @@ def test_one_picture_without_labels_for_seeds(server: ComfyServer) -> None:
     assert len(server.run(one)["21"]) == 1
 
 
+def test_it_speaks_of_itself_and_not_of_the_nodes_it_is_made_of(server: ComfyServer) -> None:
+    server.run(sheet(prompts=PROMPTS[0], attention_scales="1", seeds="3", steps=1, word="person"))
+    outputs = list(server.get("/history").values())[-1]["outputs"]
+    told = {node: out.get("nested_attention_state") for node, out in outputs.items() if node.startswith("10")}
+    assert told == {
+        "10": ["word: person, in the prompt <alice>", "encoder: person_encoder.safetensors · 2 pictures"]
+    }
+    with pytest.raises(NestedAttentionError, match="Sheet .10.: Subject Sheet: no prompt") as caught:
+        server.run(sheet(prompts="a house", attention_scales="1", steps=1))
+    assert "set word of Subject Sheet" in str(caught.value) and "when missing" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompts": " \n "}, "there is no prompt"),
-        ({"prompts": "a house"}, "no prompt carries the subject 'alice'"),
         ({"attention_scales": "1, many"}, "attention_scales is '1, many'; expected numbers from 0.05 to 10"),
         ({"attention_scales": "0"}, "attention_scales is '0'"),
         ({"seeds": ""}, "seeds is ''; expected numbers from 0"),

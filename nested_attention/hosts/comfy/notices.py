@@ -91,6 +91,12 @@ def running_node() -> str:
     return "" if context is None else str(context.node_id)
 
 
+def expanded_from() -> str | None:
+    """The class of the node that was expanded into the running one and others; None if none was."""
+    graph, node = running_graph() or {}, running_node()
+    return None if node in graph else graph.get(node.split(".")[0], {}).get("class_type")
+
+
 def _here() -> str:
     """The node that is being run, for the log: ` (KSampler, node 3)`."""
     node = (running_graph() or {}).get(running_node())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...settings import SubjectSettings
 from .encoding.memory import SubjectEncoderHandle
 from .graph import samples_personalised
 from .notices import running_graph, running_node
@@ -21,15 +22,19 @@ def applied_state(model: Any, encoder: SubjectEncoderHandle, chosen_word: bool) 
         return []
     applied = chain.subjects[-1]
     settings = applied.settings
-    word = f"word: {settings.called.word}" + ("" if chosen_word else " (the encoder's)")
-    if settings.name is not None:
-        word += f", in the prompt <{settings.name}>"
+    word = word_state(settings, chosen_word)
     others = ", ".join(f"<{one.settings.called.name}>" for one in chain.subjects[:-1])
     if others:
         word += f", after {others}"
     on = sum(factor > 0 for factor in applied.factors.values())
     layers = "off (strength 0)" if not settings.strength else f"{on} of {len(applied.factors)} layers"
     return [word, f"encoder: {encoder.source} · {layers}", *connection()]
+
+
+def word_state(settings: SubjectSettings, chosen_word: bool) -> str:
+    """The line that says what a prompt has to call the subject."""
+    word = f"word: {settings.called.word}" + ("" if chosen_word else " (the encoder's)")
+    return word if settings.name is None else f"{word}, in the prompt <{settings.name}>"
 
 
 def connection() -> list[str]:
