@@ -14,6 +14,9 @@ from .square import Padding, cut
 SIZES = (64, 2048)
 """Smallest and largest side of a crop, in pixels."""
 
+LOWER = (0.5, 0.3)
+"""Scores to try where a face is missed. Below the last, much else is taken for one."""
+
 
 @dataclass(frozen=True, eq=False)
 class AlignedFaces:
@@ -50,9 +53,9 @@ def align_faces(
         if not faces:
             raise NestedAttentionError(
                 f"{name} ({picture.shape[1]} × {picture.shape[0]} pixels): no face was found. Expected a "
-                "face that shows both eyes and the mouth, and is not upside down. Lower min_score, crop "
-                "the picture closer to the face, or take another one; a picture of a pet or an object "
-                "goes to Isolate Subject instead"
+                f"face that shows both eyes and the mouth, and is not upside down. {_lower(detect)} the "
+                "picture closer to the face, or take another one; a picture of a pet or an object goes to "
+                "Isolate Subject instead"
             )
         try:
             chosen = choose(faces, which, index, picture.shape[1], picture.shape[0])
@@ -62,3 +65,10 @@ def align_faces(
         found.append(tuple(faces))
         taken.append(tuple(chosen))
     return AlignedFaces(torch.stack(crops), tuple(found), tuple(taken))
+
+
+def _lower(detect: FaceDetector) -> str:
+    """What to do about the score that a face needs, where it can be lower, up to the word for cropping."""
+    needed = getattr(detect, "threshold", 0.0)
+    lower = next((score for score in LOWER if score < needed), None)
+    return "Crop" if lower is None else f"Set min_score to {lower}, say (a face needs {needed:g} now), crop"

@@ -48,6 +48,7 @@ class InsightFaceDetector:
                 f"{files[0]} is no face detector that insightface knows. Unpack buffalo_l again, or choose "
                 "the built-in detector"
             )
+        self.threshold = threshold
         self._model.prepare(-1, input_size=(_SIDE, _SIDE), det_thresh=threshold)
 
     def __call__(self, picture: Tensor) -> list[Face]:

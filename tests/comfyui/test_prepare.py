@@ -129,6 +129,21 @@ def test_min_score_reaches_the_detector(nodes: dict[str, Any]) -> None:
         run(nodes["AlignFace"], image=astronaut(), min_score=0.99)
 
 
+@pytest.mark.parametrize(
+    ("min_score", "advice"),
+    [
+        (0.0, r"Set min_score to 0.5, say \(a face needs 0.7 now\), crop the picture"),
+        (0.4, r"Set min_score to 0.3, say \(a face needs 0.4 now\), crop"),
+        (0.3, r"upside down\. Crop the picture closer"),
+    ],
+)
+def test_a_lower_score_is_named_where_there_is_one(
+    nodes: dict[str, Any], min_score: float, advice: str
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        run(nodes["AlignFace"], image=torch.full((1, 64, 64, 3), 0.5), min_score=min_score)
+
+
 def test_isolate_subject_by_default_gives_a_pet_on_white(nodes: dict[str, Any], temporary: Path) -> None:
     mask = torch.zeros(1, 300, 451)
     mask[:, 40:240, 60:300] = 1
