@@ -7,7 +7,13 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import encode_batch, encode_subject, prepare_references
+from ..nested_attention.hosts.comfy import (
+    check_pictures,
+    encode_batch,
+    encode_subject,
+    prepare_references,
+    warn_of_photographs,
+)
 from ..nested_attention.pictures.prepare import PREPARE, Prepare
 from .common import SubjectEncoderType, SubjectType, naming, schema
 
@@ -105,6 +111,8 @@ class EncodeSubject(io.ComfyNode):
             with naming("Encode Subject"):
                 image = prepare_references(encoder, [image], prepare, "Encode Subject").pictures
             shown = ui.PreviewImage(image, cls=cls)
+        else:
+            warn_of_photographs(encoder, check_pictures(image).cpu(), "Encode Subject")
         if batch != EACH:
             average = batch == AVERAGE
             subject = encode_subject(encoder, clip_vision, image, weights, average=average)

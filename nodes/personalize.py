@@ -16,7 +16,7 @@ from ..nested_attention.hosts.comfy import (
     prepare_references,
 )
 from ..nested_attention.hosts.comfy.graph import PERSONALIZE
-from ..nested_attention.pictures.prepare import PREPARE, Prepare, Taken
+from ..nested_attention.pictures.prepare import PREPARE, Prepare, Prepared
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
 from .common import SubjectType, naming, schema
@@ -193,7 +193,7 @@ class Personalize(io.ComfyNode):
             prepared = prepare_references(encoder, images, prepare, NAME, word=kind)
             subject = encode_subject(encoder, find_vision(encoder), prepared.pictures)
             model, clip = apply_subject(model, clip, encoder, subject, settings, PERSONALIZE)
-        state = [_said(prepared.taken), *applied_state(model, encoder, chosen is not None)]
+        state = [_said(prepared), *applied_state(model, encoder, chosen is not None)]
         preview = ui.PreviewImage(prepared.pictures, cls=cls).as_dict()
         return io.NodeOutput(model, clip, subject, prepared.pictures, ui={**preview, STATE: state})
 
@@ -204,8 +204,12 @@ def _choice(likeness: str) -> dict[str, Any]:
     return LIKENESS[likeness]
 
 
-def _said(taken: tuple[Taken, ...]) -> str:
-    """What was taken of the pictures, such as `2 pictures: face, as it is`."""
+def _said(prepared: Prepared) -> str:
+    """What was taken of the pictures, such as `2 pictures: face found; nothing to isolate: used as it is`."""
     words = {"face": "face found", "isolated": "isolated", "as it is": "used as it is"}
-    count = f"{len(taken)} picture{'s' if len(taken) > 1 else ''}"
-    return f"{count}: {', '.join(words[one] for one in taken)}"
+    lacking = {"face": "no face found", "subject": "nothing to isolate"}
+    told = [
+        ", ".join(lacking[one] for one in missed) + ": " * bool(missed) + words[taken]
+        for taken, missed in zip(prepared.taken, prepared.missed, strict=True)
+    ]
+    return f"{len(told)} picture{'s' if len(told) > 1 else ''}: {'; '.join(told)}"

@@ -22,16 +22,19 @@ SIZE = 512
 """Pixels a side of a prepared picture."""
 
 Taken = Literal["face", "isolated", "as it is"]
+Missed = Literal["face", "subject"]
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """pictures: (n, height, width, 3) in [0, 1]. taken: what was taken of each. doubts: a sentence about each
-    picture of which it is not certain that the right thing was taken."""
+    """pictures: (n, height, width, 3) in [0, 1]. taken: what was taken of each; missed: what it lacks, where
+    it is used as it is for that. doubts: a sentence about each picture of which it is not certain that the
+    right thing was taken."""
 
     pictures: Tensor
     taken: tuple[Taken, ...]
     doubts: tuple[str, ...]
+    missed: tuple[tuple[Missed, ...], ...]
 
 
 def prepare_pictures(
@@ -61,12 +64,14 @@ def prepare_pictures(
     made: list[Tensor] = []
     taken: list[Taken] = []
     doubts: list[str] = []
+    missed: list[tuple[Missed, ...]] = []
     for number, picture in enumerate(pictures, 1):
         name = f"picture {number} of {len(pictures)}"
         faces = [] if how in ("none", "isolate") or (how == "auto" and animal) else detect(picture)
         if faces:
             made.append(cut(picture, ffhq_square(_largest(faces)), SIZE))
             taken.append("face")
+            missed.append(())
             continue
         if how == "face":
             raise NestedAttentionError(
@@ -79,6 +84,7 @@ def prepare_pictures(
         if found is not None and (found.sure or how == "isolate"):
             made.append(_isolated(picture, found, name))
             taken.append("isolated")
+            missed.append(())
             if found.doubt:
                 doubts.append(
                     f"{name}: the background could not be told from the subject with certainty "
@@ -87,6 +93,7 @@ def prepare_pictures(
             continue
         made.append(cut(picture, Square.in_middle(picture), SIZE))
         taken.append(unchanged)
+        missed.append(() if found is None else ("subject",) if animal else ("face", "subject"))
         if found is not None:
             doubts.append(
                 f"{name}: {'' if animal else 'no face was found, and '}the background could not be "
@@ -95,7 +102,7 @@ def prepare_pictures(
             )
     if one_size and set(taken) == {unchanged}:
         made = list(pictures)  # the vision model crops and shrinks them by itself
-    return Prepared(torch.stack(made), tuple(taken), tuple(doubts))
+    return Prepared(torch.stack(made), tuple(taken), tuple(doubts), tuple(missed))
 
 
 def _largest(faces: Sequence[Face]) -> Face:

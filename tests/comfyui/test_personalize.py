@@ -27,7 +27,9 @@ def small(nodes: dict[str, Any]) -> SimpleNamespace:  # noqa: F811
     with torch.inference_mode():
         model, clip, vae, vision, person, pet = run(nodes["DemoWorld"], person=7, pet=3).args[:6]
         other = run(nodes["DemoWorld"], person=10, pet=5).args[4]
-    return SimpleNamespace(model=model, clip=clip, vision=vision, person=person, pet=pet, other=other)
+    return SimpleNamespace(
+        model=model, clip=clip, vae=vae, vision=vision, person=person, pet=pet, other=other
+    )
 
 
 def drawn(model: Any, clip: Any, text: str = PROMPT) -> Tensor:
@@ -112,7 +114,7 @@ def test_pictures_of_any_size_and_number_are_of_one_subject(
     result = personalized(nodes, small.model, small.clip, batch, image_2=large, image_4=grey)
     assert result.args[2].images == 4
     assert result.args[3].shape == (4, 512, 512, 3)
-    assert result.ui["nested_attention_state"][0] == "4 pictures: " + ", ".join(["used as it is"] * 4)
+    assert result.ui["nested_attention_state"][0] == "4 pictures: " + "; ".join(["used as it is"] * 4)
     # Those of one size are left as they are.
     assert torch.equal(personalized(nodes, small.model, small.clip, batch).args[3], batch)
 
@@ -128,6 +130,42 @@ def test_a_photograph_shows_the_face_that_was_taken_and_a_drawing_world_says_it_
     assert result.ui["nested_attention_state"][0] == "1 picture: face found"
     (said,) = [r.getMessage() for r in caplog.records if r.name == "nested_attention"]
     assert "was trained with drawings of the small world" in said and "encoder for SDXL" in said
+
+
+def test_a_drawing_world_says_that_a_photograph_is_none_of_its_pictures(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+    editor: Editor,  # noqa: F811
+) -> None:
+    """Its own pictures are drawings still when they were decoded, or enlarged."""
+    encoder, _ = run(nodes["LoadEncoder"], encoder_name="avatars/pet_encoder.safetensors").args
+    given = {"encoder": encoder, "clip_vision": small.vision}
+    for number, photograph in enumerate((cat(), torch.from_numpy(data.coffee())[None] / 255)):
+        with editor.running("2", run=str(number)):
+            personalized(nodes, small.model, small.clip, photograph, preset="pet")
+            run(nodes["EncodeSubject"], image=photograph, **given)
+        message = "the picture shows what looks like a photograph, and pet_encoder.safetensors was trained"
+        said = [text.partition(message)[0] for _, text in editor.toasts]
+        assert said == ["Person or Pet in Picture: ", "Encode Subject: "]
+        editor.toasts.clear()
+    enlarged = torch.nn.functional.interpolate(small.pet.movedim(-1, 1), (300, 300), mode="bicubic")
+    decoded = small.vae.decode(small.vae.encode(small.person))
+    with editor.running("2"):
+        for drawing in (small.pet, small.other, decoded, enlarged.movedim(1, -1).clamp(0, 1)):
+            run(nodes["EncodeSubject"], image=drawing, **given)
+            personalized(nodes, small.model, small.clip, drawing, preset="pet")
+    assert not editor.toasts
+
+
+def test_the_state_says_what_was_not_found(comfyui: Path, nodes: dict[str, Any]) -> None:  # noqa: F811
+    from nested_attention.hosts.comfy.encoding.pictures import face_detector
+    from nested_attention.pictures.prepare import prepare_pictures
+
+    said = sys.modules[nodes["Personalize"].__module__]._said
+    prepared = prepare_pictures([astronaut()[0], cat()[0]], "auto", face_detector())
+    assert said(prepared) == "2 pictures: face found; no face found, nothing to isolate: used as it is"
+    prepared = prepare_pictures([cat()[0]], "auto", face_detector(), animal=True)
+    assert said(prepared) == "1 picture: nothing to isolate: used as it is"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from ...pictures.check import check_pictures
 from .apply import apply_subject
 from .encoding.memory import SubjectEncoderHandle, load_encoder_for_comfy, manage_encoder
 from .encoding.pictures import encode_subject
-from .encoding.prepared import prepare_references
+from .encoding.prepared import prepare_references, warn_of_photographs
 from .encoding.vision import load_vision
 from .inspect import maps_ui, observe_subjects, view_maps
 from .prompts.clip import SubjectCLIP, mark_prompt
@@ -29,4 +29,5 @@ __all__ = [
     "prepare_references",
     "observe_subjects",
     "view_maps",
+    "warn_of_photographs",
 ]

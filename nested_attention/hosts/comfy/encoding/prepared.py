@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ....pictures.check import check_pictures
 from ....pictures.prepare import Prepare, Prepared, prepare_pictures
-from ....pictures.suspect import means_animal
+from ....pictures.suspect import means_animal, photographs
 from ..notices import warn
 from .memory import SubjectEncoderHandle
 from .pictures import PHOTOGRAPHS, face_detector
@@ -36,6 +38,20 @@ def prepare_references(
             f"{node}: the picture shows a real face, and {handle.source} was trained with drawings of the "
             "small world, so the picture will not resemble this person. Photographs need an encoder for SDXL"
         )
+    else:
+        warn_of_photographs(handle, prepared.pictures, node)
     for doubt in prepared.doubts:
         warn(f"{node}: {doubt}")
     return prepared
+
+
+def warn_of_photographs(handle: SubjectEncoderHandle, pictures: Tensor, node: str) -> None:
+    """Warns on the running node of photographs (`suspect.photographs`) for an encoder of drawings."""
+    if handle.config.vision_dim >= PHOTOGRAPHS:
+        return
+    found = photographs(pictures)
+    if found is not None:
+        warn(
+            f"{node}: {found}, and {handle.source} was trained with drawings of the small world, so what is "
+            "drawn will not resemble it. Photographs need an encoder for SDXL"
+        )
