@@ -9,7 +9,7 @@ its distilled relatives and for small worlds alike.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,11 +24,12 @@ _LARGEST = 2**18  # of any layer's sizes
 _ORDER = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
 _SDXL_CONTEXT = 2048
 SD15_CONTEXT = 768
+SMALL_WORLD = "the small world"
 _FAMILIES = {
     (70, _SDXL_CONTEXT): "SDXL",
     (16, SD15_CONTEXT): "SD 1.5",
     (16, 1024): "SD 2",
-    (7, 256): "the small world",
+    (7, 256): SMALL_WORLD,
 }
 """(cross-attention layers, width of their context) → what a user calls such a base model."""
 
@@ -243,6 +244,11 @@ def check_sites(encoder_sites: Iterable[Site], unet_sites: Iterable[Site]) -> No
                 f"heads, context width {site.context_dim}; the UNet has {other.inner_dim}, {other.heads}, "
                 f"{other.context_dim})"
             )
+
+
+def base_model(sites: Sequence[Site]) -> str | None:
+    """The base model that has these sites, as a user knows it; None for another."""
+    return _FAMILIES.get((len(sites), sites[0].context_dim)) if sites else None
 
 
 def family(layers: int, context_dim: int) -> str:

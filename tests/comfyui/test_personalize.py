@@ -104,6 +104,32 @@ def test_a_person_and_a_pet_chain_in_either_order_and_branch(
     )
 
 
+def test_two_subjects_in_a_picture_of_one_figure_are_warned_of(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+    editor: Editor,  # noqa: F811
+) -> None:
+    from tiny import encode
+
+    one = personalized(nodes, small.model, small.clip, small.person).args[:2]
+    model, clip = personalized(nodes, *one, small.pet, preset="pet").args[:2]
+    plain = encode(small.clip, "")
+    for text, width, told in (
+        ("a person and a pet", 16, True),
+        ("a person and a pet", 16, True),  # queued again
+        ("a person and a pet", 24, False),
+    ):
+        editor.texts.clear()
+        with editor.running("5", run=f"{len(editor.toasts)}"):
+            sampled(model, encode(clip, text), plain, size=(16, width), steps=1)
+        assert [node for node, _ in editor.texts] == ["5"] * told
+        assert not told or "Set figures of Demo World to 2" in editor.texts[0][1]
+    alone = encode(clip, "a person"), encode(clip, "a pet")  # of two prompts, each has its own
+    with editor.running("5", run="two prompts"):
+        sampled(model, [*alone[0], *alone[1]], plain, steps=1)
+    assert not editor.texts
+
+
 def test_pictures_of_any_size_and_number_are_of_one_subject(
     nodes: dict[str, Any],  # noqa: F811
     small: SimpleNamespace,

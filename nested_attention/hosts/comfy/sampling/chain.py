@@ -37,7 +37,14 @@ from .applied import AppliedSubject
 from .carried import carried_in
 from .copies import Shared
 from .coupled import CoupledRows, is_coupled
-from .missing import elsewhere_carried, reason_missing, tell_missing, tell_uncounted, tell_unused
+from .missing import (
+    elsewhere_carried,
+    reason_missing,
+    tell_crowded,
+    tell_missing,
+    tell_uncounted,
+    tell_unused,
+)
 from .observing import ObservedPass
 from .places import PLACES, Pass, Places
 from .recorder import Recorder
@@ -122,6 +129,8 @@ class SubjectChain(Shared):
         )
         self._check(read, run)
         tell_unused(self.subjects, len(noise))
+        positive = [marks for prompt in read if not prompt.negative for marks in prompt.known]
+        tell_crowded(self.subjects, positive, guider.model_patcher, (noise.shape[-2], noise.shape[-1]))
         for prompt in read:
             if not prompt.negative:
                 warn_of_lost_words(prompt.cond)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ....errors import NestedAttentionError
 from ....prompt import describe_words
-from ..notices import warn
+from ....sites import SMALL_WORLD, UNetLayout, base_model
+from ..notices import warn, warn_once
 from ..prompts.encoded import encoded_prompts
 from ..prompts.marks import PromptMarks
 from ..prompts.missing import missing, not_in_text
 from .applied import AppliedSubject
 from .regions import SamplingRun
+
+ONE_FIGURE = (16, 16)
+"""Rows and columns of the small world's latent in which it draws one figure."""
 
 
 def tell_missing(subject: AppliedSubject, reason: str) -> None:
@@ -60,6 +65,31 @@ def tell_unused(subjects: Sequence[AppliedSubject], pictures: int) -> None:
                     "which the first of them are taken. A picture that was taken out of a batch counts as "
                     "the first, too: give it its own"
                 )
+
+
+def tell_crowded(
+    subjects: Sequence[AppliedSubject], positive: Sequence[PromptMarks], model: Any, size: tuple[int, int]
+) -> None:
+    """Warns of several subjects in one prompt where the small world draws one figure.
+
+    model: the MODEL that samples. size: rows and columns of its latent. Who has a region is left out: its
+    user has looked at the picture.
+    """
+    if size != ONE_FIGURE:
+        return
+    if base_model(UNetLayout.from_comfy_config(model.model.model_config.unet_config).sites) != SMALL_WORLD:
+        return
+    alone = [
+        s for s in subjects if s.strength and not s.settings.placed and s.settings.when_missing == "error"
+    ]
+    for marks in positive:
+        names = [repr(s.settings.called.name) for s in alone if s.key in marks.keys]
+        if len(names) > 1:
+            warn_once(
+                f"Nested Attention: a prompt carries {' and '.join(names)}, and the small world draws one "
+                "figure in a picture of 128 × 128 pixels, so that one of them may be missing. Set figures of "
+                "Demo World to 2, or take a latent of 192 × 128 pixels"
+            )
 
 
 def elsewhere_carried(key: str, read: Sequence[PromptMarks]) -> PromptMarks | None:
