@@ -15,7 +15,7 @@ from .blocks import parse_blocks
 from .encoder import SubjectEncoderConfig
 from .errors import NestedAttentionError
 from .placeholders import SubjectWord
-from .prompt import check_word
+from .prompt import ANGLED, check_word
 from .regions import OVERSHOOT
 
 Norm = Literal["inner", "head"]
@@ -32,7 +32,7 @@ class SubjectSettings:
     """The defaults attach a subject to the word its encoder was trained on, as it was trained, with λ = 1.
 
     word: what carries the subject in a prompt, bare or in place of `<name>`; None: the encoder's.
-    name: what `<name>` calls it in a prompt; None: the word.
+    name: what `<name>` calls it in a prompt, with the brackets or without; None: the word.
     attention_scale: λ > 0 (Sec. 5.1).
     alpha: α > 0, the norm of v*_q as a multiple of |V[s*]| (Sec. 3.2); None: no regularisation; "trained":
         the encoder's.
@@ -75,6 +75,8 @@ class SubjectSettings:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.name, str) and (written := ANGLED.fullmatch(self.name.strip())):
+            object.__setattr__(self, "name", written[1])
         for field in ("word", "name"):
             given = getattr(self, field)
             if given is not None:

@@ -60,7 +60,7 @@ def test_what_is_left_to_the_encoder_is_filled_in() -> None:
         ({"region": torch.full((2, 2), 2.0)}, "the region's values go from 2 to 2"),
         ({"region": torch.full((2, 2), math.nan)}, "the region's values go from nan to nan"),
         ({"word": ""}, "word is ''; expected a word"),
-        ({"name": "<x>"}, "name is '<x>'; expected a word"),
+        ({"name": "<x"}, "name is '<x'; expected a word"),
     ],
 )
 def test_what_is_out_of_range_is_named(knobs: dict[str, Any], expected: str) -> None:
@@ -91,3 +91,8 @@ def test_a_layer_gets_what_was_set() -> None:
     assert here.bounded
     assert not settings.bind(key, value, mask).bounded  # without a region it does nothing
     assert settings.bind(key, value, mask, factor=0.0, region=torch.ones(1, 1)).region is None
+
+
+@pytest.mark.parametrize("written", ["alice", " <alice> ", "< Alice >", "＜alice＞"])
+def test_a_name_may_be_typed_as_the_prompt_calls_it(written: str) -> None:
+    assert SubjectSettings(word="dog", name=written).called.name.casefold() == "alice"

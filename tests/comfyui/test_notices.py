@@ -87,6 +87,25 @@ def test_a_warning_is_shown_on_the_node_in_each_run_that_has_its_cause(
     assert len(said) == 1 and said[0].endswith("(NestedAttentionApplySubject, node 2)")
 
 
+def test_a_warning_on_its_node_leaves_the_nodes_name_out(
+    world: Any, editor: Editor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for little. The message beside it and the log say which node it is."""
+    import nodes
+
+    from nested_attention.hosts.comfy.notices import warn
+
+    titles = {**nodes.NODE_DISPLAY_NAME_MAPPINGS, "NestedAttentionApplySubject": "Apply Subject"}
+    monkeypatch.setattr(nodes, "NODE_DISPLAY_NAME_MAPPINGS", titles)
+    for said in ("Apply Subject: one", "Encode Subject: two", "Nested Attention: three"):
+        with editor.running("2"):
+            warn(said)
+        assert said in caplog.text
+    assert editor.texts[-1] == ("2", "one\n\nEncode Subject: two\n\nthree")
+    # Its title is the pack's name.
+    assert [text for _, text in editor.toasts] == ["Apply Subject: one", "Encode Subject: two", "three"]
+
+
 def test_several_warnings_stand_one_below_the_other(world: Any, editor: Editor) -> None:
     from nested_attention.hosts.comfy.notices import warn
 

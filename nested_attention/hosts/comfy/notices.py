@@ -15,10 +15,14 @@ from typing import Any
 from comfy_execution.utils import get_executing_context
 
 EVENT = "nested_attention.warning"
-"""The message that web/nested_attention.js shows: `node`, the running node's id, and `text`.
+"""The message that web/nested_attention.js shows under the pack's name: `node`, the running node's id, and
+`text`.
 
 `shown` is all that stands on the node now: web/notices.js takes that away when the node runs again.
 """
+
+TITLE = "Nested Attention: "
+"""Before messages that no node of ours gives, for the log."""
 
 _UNMARKED = str.maketrans("<>", "‹›")
 """The editor makes HTML of the text on a node: some front ends leave `<alice>` out, others run what a shared
@@ -38,18 +42,23 @@ class _Notices:
         self._said: dict[str, list[str]] = {}  # by node
         self._lock = threading.Lock()
 
-    def show(self, text: str) -> None:
-        """Shows the text on the running node, once a run, below what it has been told before."""
+    def show(self, message: str) -> None:
+        """Shows the message on the running node, once a run, below what it has been told before.
+
+        On the node it goes without the node's own name: older editors show two lines and a half of it.
+        """
         server, run, node = _running()
         if server is None:
             return
+        text = message.removeprefix(TITLE)
         with self._lock:
             if run != self._run:
                 self._run, self._said = run, {}
             said = self._said.setdefault(node, [])
-            if text in said:
+            short = text.removeprefix(f"{_title()}: ")
+            if short in said:
                 return
-            said.append(text)
+            said.append(short)
             shown = "\n\n".join(said).translate(_UNMARKED)
         server.send_progress_text(shown, node, server.client_id)
         server.send_sync(EVENT, {"node": node, "text": text, "shown": shown}, server.client_id)
@@ -97,10 +106,20 @@ def expanded_from() -> str | None:
     return None if node in graph else graph.get(node.split(".")[0], {}).get("class_type")
 
 
+def _title() -> str:
+    """What the editor calls the running node."""
+    titles = getattr(sys.modules.get("nodes"), "NODE_DISPLAY_NAME_MAPPINGS", {})  # ComfyUI's module
+    return titles.get(_running_class(), "")
+
+
+def _running_class() -> str | None:
+    return (running_graph() or {}).get(running_node(), {}).get("class_type")
+
+
 def _here() -> str:
     """The node that is being run, for the log: ` (KSampler, node 3)`."""
-    node = (running_graph() or {}).get(running_node())
-    return f" ({node['class_type']}, node {running_node()})" if node else ""
+    name = _running_class()
+    return f" ({name}, node {running_node()})" if name else ""
 
 
 _notices = _Notices()
