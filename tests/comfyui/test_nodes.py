@@ -192,7 +192,8 @@ def test_apply_subject_defaults(nodes: dict[str, Any], monkeypatch: pytest.Monke
     """Nothing typed: the encoder's own word, λ 1, α 2, full strength, all steps, an error if missing."""
     seen: list[Any] = []
 
-    def spy(model: Any, clip: Any, encoder: Any, subject: Any, settings: Any) -> tuple[Any, Any]:
+    def spy(model: Any, clip: Any, encoder: Any, subject: Any, settings: Any, by: Any) -> tuple[Any, Any]:
+        assert by.title == "Apply Subject" and by.may_warn
         seen.append(settings.trained_as(encoder.config))
         return model, clip
 
@@ -251,9 +252,10 @@ def test_one_subject_a_picture(nodes: dict[str, Any], monkeypatch: pytest.Monkey
     encode = nodes["NestedAttentionEncodeSubject"]
     (combo,) = (i for i in encode.GET_SCHEMA().inputs if i.id == "batch")
     assert combo.optional and combo.default == "one subject from all pictures"
-    encode.execute(world.person, None, None)
+    picture = torch.zeros(1, 16, 16, 3)
+    encode.execute(world.person, None, picture)
     for option in combo.options:
-        encode.execute(world.person, None, None, batch=option)
+        encode.execute(world.person, None, picture, batch=option)
     each, average = {"average": False}, {"average": True}
     together = [("encode_subject", each), ("encode_subject", each)]
     assert calls == [*together, ("encode_batch", {}), ("encode_subject", average)]
