@@ -259,11 +259,13 @@ def test_a_prompt_without_its_subject_is_what_the_editor_outlines(
     """Nothing is sampled first, and it holds too where only the prompt has changed since the last run."""
     from nested_attention.errors import NestedAttentionError
 
+    before = len(server.log.read_text())
     for _ in range(2):
         with pytest.raises(
             NestedAttentionError, match=r"stopped at CLIPTextEncode \(6\): Apply Subject: .*" + message
         ):
             server.run(prompted(text, **settings))
+    assert "calls none of the subjects" not in server.log.read_text()[before:]  # which the error says
 
 
 @pytest.mark.parametrize(

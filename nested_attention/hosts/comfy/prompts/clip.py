@@ -59,6 +59,8 @@ class SubjectCLIP(comfy.sd.CLIP):
         except NestedAttentionError as error:
             raise NestedAttentionError(f"{self.by.title}: {error}") from error
         if parsed.lookalikes:
+            carried = {occurrence.subject.name for occurrence in parsed.occurrences}
+            check_graph(self.subjects, self.required - carried)  # whose error says it, too
             few = [*map(short, parsed.lookalikes[:8]), *(["…"] if len(parsed.lookalikes) > 8 else [])]
             warn_once(
                 f"Nested Attention: {', '.join(few)} in a prompt calls none of the subjects "
