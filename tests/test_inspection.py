@@ -244,6 +244,20 @@ def test_a_map_added_some_rows_after_others_is_the_map(height: int, rows: int, s
     assert torch.allclose(pieces.count, whole.count, atol=1e-5)
 
 
+def test_every_step_is_told_once_it_has_been_seen_the_last_one_too() -> None:
+    told: list[int] = []
+    kept = Recording(
+        Watch(layers="all"), [Recorded("alice", "alice", "person", [made()], 5)], pictures=1, steps=3,
+        on_step=lambda recording: told.append(recording.step),
+    )  # fmt: skip
+    kept.finish()
+    assert told == []
+    for step in range(3):
+        kept.see(observed((2, 2), {"alice": bound()}, step=step))
+    kept.finish()
+    assert told == [0, 1, 2]
+
+
 def test_several_references_share_each_place_and_tokens_lead_to_their_pictures() -> None:
     pictures = [torch.rand(9, 7, 3, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
     maps = torch.eye(3)[:, None].expand(-1, 1, -1)  # query n looked at column n

@@ -151,7 +151,7 @@ class _Kept:
 
 class Recording:
     """An observer of one sampling. pictures: how many are sampled, in `steps` steps. on_step: is called when
-    a step has been seen and the next one begins."""
+    a step has been seen: as the next one begins, or at the end."""
 
     def __init__(
         self,
@@ -298,6 +298,8 @@ class Recording:
 
     def finish(self) -> Observation:
         """What was seen, on the CPU."""
+        if self.step >= 0 and self._on_step is not None:
+            self._on_step(self)
         groups = sorted({number for kept in self._kept.values() for _, number in kept.maps})
         spans = []
         for number in groups:

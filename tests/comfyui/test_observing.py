@@ -339,7 +339,7 @@ class TestNodes:
         plain = draw(model, clip, steps=4)
         watched, _ = inspect.observe_subjects(model, Watch(), on=True, preview=True)
         assert torch.equal(draw(watched, clip, steps=4), plain)
-        assert [(one["step"], one["steps"]) for one in sent] == [(0, 4), (1, 4), (2, 4)]
+        assert [(one["step"], one["steps"]) for one in sent] == [(0, 4), (1, 4), (2, 4), (3, 4)]
         assert all([s["title"] for s in one["subjects"]] == ["alice", "bob"] for one in sent)
 
     def test_references_are_looked_at_when_somebody_asks(self, world: Any) -> None:
