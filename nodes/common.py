@@ -34,7 +34,7 @@ def schema(
     """A node's schema.
 
     search_aliases, and advanced, the inputs that an editor folds away at first, go in where this version of
-    ComfyUI knows them.
+    ComfyUI knows them. So does has_intermediate_output: with it, ComfyUI sends again what a remembered node said.
     """
     for one in parts["inputs"]:
         if one.id in advanced and hasattr(one, "advanced"):
@@ -42,6 +42,8 @@ def schema(
     SEARCH_WORDS[f"NestedAttention{node_id}"] = search_aliases
     if "search_aliases" in _SCHEMA_FIELDS:
         parts["search_aliases"] = search_aliases
+    if "has_intermediate_output" in _SCHEMA_FIELDS:
+        parts["has_intermediate_output"] = True
     return io.Schema(
         node_id=f"NestedAttention{node_id}", display_name=display_name, category=CATEGORY, **parts
     )

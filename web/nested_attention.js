@@ -6,6 +6,8 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { putInPlace } from "./elements.js"
+import { showMapsOf } from "./nested_attention_maps.js"
 import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
@@ -15,6 +17,7 @@ import { previewSubject } from "./subjects.js"
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
 const LOADER = "NestedAttentionLoadEncoder"
+const SUBJECT = "NestedAttentionLoadSubject"
 const ORIGIN = "nested_attention_origin" // of an encoder: its file, licence and source
 const removals = []
 
@@ -49,6 +52,39 @@ function tellOfMissingEncoders(graph) {
   }
 }
 
+/** What a node says of its run. */
+function tell(node, output) {
+  if (output?.nested_attention_state) showState(node, output.nested_attention_state)
+  if (output?.nested_attention_maps) showMapsOf(node, output.nested_attention_maps[0])
+}
+
+/** Undo and a change of workflows make new nodes. They say what was said in their place. */
+function tellAgain(graph, path = "") {
+  for (const node of graph?._nodes ?? []) {
+    const id = `${path}${node.id}`
+    tellAgain(node.subgraph, `${id}:`)
+    // Load Subject speaks of the subject that is chosen.
+    if (!node.comfyClass?.startsWith("NestedAttention") || node.comfyClass === SUBJECT) continue
+    tell(node, app.nodeOutputs[id] ?? app.nodeOutputs[`${graph.id}:${node.id}`])
+    setTimeout(() => putInPlace(node)) // when the graph that is open is shown
+  }
+}
+
+/**
+ * Nodes that have grown by what they say are not a change of the user's. Editors before 1.58 would take it for one
+ * after each Undo, and the next Undo would end at the same place.
+ */
+function keepSizes({ detail: saved }) {
+  const root = app.rootGraph ?? app.graph
+  for (const { id, nodes } of [saved, ...(saved.definitions?.subgraphs ?? [])]) {
+    const graph = root.subgraphs?.get(id) ?? root
+    for (const one of nodes) {
+      const node = graph.getNodeById(one.id)
+      if (node?.comfyClass?.startsWith("NestedAttention")) one.size = [...node.size]
+    }
+  }
+}
+
 app.registerExtension({
   name: "NestedAttention",
 
@@ -76,6 +112,13 @@ app.registerExtension({
 
   afterConfigureGraph() {
     tellOfMissingEncoders(app.graph)
+    tellAgain(app.rootGraph ?? app.graph)
+    api.addEventListener("graphChanged", keepSizes, { once: true }) // what Undo has put back
+  },
+
+  // Of another workflow they come after its graph.
+  onNodeOutputsUpdated() {
+    tellAgain(app.rootGraph ?? app.graph)
   },
 
   beforeRegisterNodeDef(nodeType, { name }) {
@@ -84,12 +127,12 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments)
       if (output?.[ORIGIN]) this.properties[ORIGIN] = output[ORIGIN][0]
-      if (output?.nested_attention_state) showState(this, output.nested_attention_state)
+      tell(this, output)
     }
   },
 
   nodeCreated(node) {
     if (node.comfyClass?.startsWith("NestedAttention")) translateOptions(node)
-    if (node.comfyClass === "NestedAttentionLoadSubject") previewSubject(node)
+    if (node.comfyClass === SUBJECT) previewSubject(node)
   },
 })

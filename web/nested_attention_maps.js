@@ -3,21 +3,19 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { addElement, putInPlace } from "./elements.js"
 import { showMaps } from "./nested_attention_view.js"
 
 const VIEW = "NestedAttentionViewMaps"
 const OBSERVE = "NestedAttentionObserve"
 const [WIDTH, HEIGHT] = [680, 480] // of the view, which has to be large enough to point at
 const SIDE = 160
+const STYLE = { overflow: "auto", width: "100%", boxSizing: "border-box" }
 
-/** A widget that is an element of the page, in both renderers of nodes. */
-function addElement(node, name, height) {
-  const element = document.createElement("div")
-  Object.assign(element.style, { overflow: "auto", width: "100%", boxSizing: "border-box" })
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => height }
-  node.addDOMWidget(name, "nested_attention_maps", element, options)
-  return element
-}
+const choices = new Map() // a node's place in the workflow → what was chosen there
+
+const addMaps = (node, name, height) =>
+  addElement(node, name, "nested_attention_maps", STYLE, { getMinHeight: () => height }).element
 
 const textOf = (points) => points.map((point) => point.map((value) => value.toFixed(4)).join(", ")).join("; ")
 
@@ -26,13 +24,18 @@ const pointsOf = (text) => {
   return points.every((point) => point.length === 2 && point.every((v) => v >= 0 && v <= 1)) ? points : null
 }
 
-async function show(node, { filename, subfolder, type }) {
+/** file: the document, as the server names files. */
+export async function showMapsOf(node, { filename, subfolder, type }) {
   const answer = await api.fetchApi(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
   if (!answer.ok) return
   const maps = await answer.json()
   const widget = node.widgets?.find((one) => one.name === "points")
   const typed = widget?.value?.trim()
+  const place = `${node.graph?.id}:${node.id}`
+  if (!choices.has(place)) choices.set(place, {})
+  putInPlace(node)
   showMaps(node.nestedAttentionMaps, maps, {
+    choice: choices.get(place),
     points: typed ? pointsOf(typed) : null,
     onPoints(points) {
       if (!widget) return
@@ -45,11 +48,13 @@ async function show(node, { filename, subfolder, type }) {
 /** Each subject's map of the step just done, side by side, in its colour. */
 function glimpse(node, { step, steps, subjects }) {
   if (!node.nestedAttentionGlimpse) {
-    node.nestedAttentionGlimpse = addElement(node, "glimpse", SIDE + 24)
+    node.nestedAttentionGlimpse = addMaps(node, "glimpse", SIDE + 24)
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
   }
+  const longest = Math.max(...subjects[0].grid)
+  const [height, width] = subjects[0].grid.map((cells) => Math.round((SIDE * cells) / longest))
   const canvas = document.createElement("canvas")
-  Object.assign(canvas, { width: SIDE * subjects.length, height: SIDE })
+  Object.assign(canvas, { width: width * subjects.length, height })
   canvas.style.maxWidth = "100%"
   const pen = canvas.getContext("2d")
   pen.fillRect(0, 0, canvas.width, canvas.height)
@@ -61,7 +66,7 @@ function glimpse(node, { step, steps, subjects }) {
     const rgb = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16))
     values.forEach((value, i) => pixels.data.set([...rgb, value], 4 * i))
     small.getContext("2d").putImageData(pixels, 0, 0)
-    pen.drawImage(small, at * SIDE, 0, SIDE, SIDE)
+    pen.drawImage(small, at * width, 0, width, height)
   })
   const caption = document.createElement("div")
   caption.textContent = `${subjects.map((one) => one.title).join(", ")}: step ${step + 1} of ${steps}`
@@ -84,15 +89,9 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass !== VIEW) return
-    node.nestedAttentionMaps = addElement(node, "maps", HEIGHT)
+    node.nestedAttentionMaps = addMaps(node, "maps", HEIGHT)
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]])
     node.nestedAttentionMaps.textContent = "The maps appear here when the workflow has run."
-    const before = node.onExecuted
-    node.onExecuted = function (output) {
-      before?.apply(this, arguments)
-      const file = output?.nested_attention_maps?.[0]
-      if (file) show(this, file)
-    }
   },
 
   setup() {

@@ -9,14 +9,18 @@
 const SIDE = 360 // pixels of the picture that is pointed at
 const REFERENCE = 112
 const HEAT = [255, 140, 0]
+const STEP = 1 / 64 // of the picture's sides, for an arrow key
+const ARROWS = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] }
 
 const STYLE = `
 .na-maps { font: 12px system-ui, sans-serif; color: inherit; display: flex; flex-direction: column; gap: 6px; min-width: 0 }
 .na-maps .na-bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center }
-.na-maps select { font: inherit; max-width: 260px; background: #fff; color: #222; border: 1px solid #999; border-radius: 3px }
+.na-maps select { font: inherit; max-width: 260px; border-radius: 3px;
+  background: var(--comfy-input-bg, Field); color: var(--input-text, FieldText); border: 1px solid var(--border-color, #999) }
 .na-maps .na-main { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start }
 .na-maps canvas { image-rendering: auto; display: block; border-radius: 3px }
 .na-maps .na-picture { cursor: crosshair; max-width: 100%; touch-action: none }
+.na-maps .na-picture:focus-visible { outline: 2px solid #3b82f6; outline-offset: -2px }
 .na-maps .na-details { flex: 1 1 220px; min-width: 200px; display: flex; flex-direction: column; gap: 4px }
 .na-maps .na-token { display: grid; grid-template-columns: 52px 1fr 48px; gap: 6px; align-items: center }
 .na-maps .na-token > div { height: 9px; background: #8884; border-radius: 2px }
@@ -28,6 +32,7 @@ const STYLE = `
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
 const words = (text) => new Uint16Array(bytes(text).buffer) // little-endian, as every browser's machine is
+const within = (value) => Math.min(Math.max(value, 0), 0.9999)
 const percent = (share) => `${(100 * share).toFixed(1)} %`
 
 /** An element with properties and children. */
@@ -109,11 +114,17 @@ export function valueAt(map, point) {
 
 /**
  * Fills `root` with the view of a document. onPoint: is called with the places that are marked, [[x, y], …] in [0, 1],
- * when a click has added or removed one. points: the places to begin with, if not the document's own.
+ * when a click has added or removed one. points: the places to begin with, if not the document's own. choice: an object that keeps
+ * what is chosen; given again, it is chosen in another document too, where that has it.
  */
-export function showMaps(root, maps, { onPoints = () => {}, points = null } = {}) {
-  const state = { picture: 0, subject: 0, show: "word", detail: "mean", points, hover: null }
-  const canvas = element("canvas", { className: "na-picture" })
+export function showMaps(root, maps, { onPoints = () => {}, points = null, choice: state = {} } = {}) {
+  Object.assign(state, { picture: 0, subject: 0, show: "word", detail: "mean", ...state, points, hover: null })
+  const canvas = element("canvas", {
+    className: "na-picture",
+    tabIndex: 0,
+    role: "application", // its arrow keys are its own
+    ariaLabel: "Picture: the arrow keys move to a place, Enter marks it or takes the mark away",
+  })
   const details = element("div", { className: "na-details" })
   const bar = element("div", { className: "na-bar" })
   root.replaceChildren(
@@ -140,12 +151,14 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null } = {}
     bar.replaceChildren()
     if (maps.pictures.length > 1) {
       const pictures = maps.pictures.map((_, i) => [i, `picture ${i + 1}`])
-      choice("Picture", pictures, state.picture, (value) => Object.assign(state, { picture: +value, subject: 0 }))
+      choice("Picture", pictures, state.picture, (value) => (state.picture = +value))
     }
     const subjects = shown().subjects
     if (!subjects.length) return
     if (subjects.length > 1)
-      choice("Subject", subjects.map((one, i) => [i, one.title]), state.subject, (value) => (state.subject = +value))
+      choice("Subject", subjects.map((one, i) => [i, one.title]), state.subject, (value) =>
+        Object.assign(state, { subject: +value, title: subjects[value].title }),
+      )
     const kinds = [
       ["word", "where the word lands"],
       ["change", "size of the change"],
@@ -161,7 +174,8 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null } = {}
       layers.forEach((one, i) =>
         which.push([`layers ${i}`, `${one.site.replaceAll(/attentions\.|transformer_blocks\.|\.attn2/g, "")} (${one.word.grid.join(" × ")})`]),
       )
-      steps.forEach((one, i) => which.push([`steps ${i}`, `steps ${one.first + 1} to ${one.last + 1}`]))
+      const span = (first, last) => (first === last ? `step ${first + 1}` : `steps ${first + 1} to ${last + 1}`)
+      steps.forEach((one, i) => which.push([`steps ${i}`, span(one.first, one.last)]))
       choice("Layer or steps", which, state.detail, (value) => (state.detail = value))
     }
   }
@@ -269,15 +283,21 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null } = {}
     })
   }
 
+  /** Another document or picture may not have what is chosen. */
+  function keepWhatIsThere() {
+    if (!shown()) state.picture = 0
+    const titles = shown().subjects.map(({ title }) => title)
+    if (titles[state.subject] !== state.title) state.subject = Math.max(0, titles.indexOf(state.title))
+    const [kind, number] = state.detail.split(" ")
+    if (kind !== "mean" && !subject()?.[kind]?.[number]) state.detail = "mean"
+  }
+
   function update() {
+    keepWhatIsThere()
     const { width, height } = shown()
     const scale = SIDE / Math.max(width, height)
     if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale))
       Object.assign(canvas, { width: Math.round(width * scale), height: Math.round(height * scale) })
-    if (state.detail !== "mean") {
-      const [kind, number] = state.detail.split(" ")
-      if (!subject()?.[kind]?.[number]) state.detail = "mean"
-    }
     controls()
     draw()
     tell()
@@ -285,29 +305,37 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null } = {}
 
   function placeOf(event) {
     const box = canvas.getBoundingClientRect()
-    const within = (value) => Math.min(Math.max(value, 0), 0.9999)
     return [within((event.clientX - box.left) / box.width), within((event.clientY - box.top) / box.height)]
   }
 
-  canvas.onpointermove = (event) => {
-    state.hover = placeOf(event)
+  function pointAt(place) {
+    state.hover = place
     draw()
     tell()
   }
-  canvas.onpointerleave = () => {
-    state.hover = null
-    draw()
-    tell()
-  }
-  canvas.onpointerdown = (event) => event.stopPropagation() // the editor would drag the node
-  canvas.onclick = (event) => {
-    const place = placeOf(event)
+
+  /** Marks a place, or takes the mark away that is there. */
+  function mark(place) {
     const near = ([x, y]) => Math.hypot((x - place[0]) * canvas.width, (y - place[1]) * canvas.height) < 10
     const before = marked()
     state.points = before.some(near) ? before.filter((one) => !near(one)) : [...before, place.map((v) => +v.toFixed(4))]
     onPoints(state.points)
     draw()
     tell()
+  }
+
+  canvas.onpointermove = (event) => pointAt(placeOf(event))
+  canvas.onpointerleave = canvas.onblur = () => pointAt(null)
+  canvas.onpointerdown = (event) => event.stopPropagation() // the editor would drag the node
+  canvas.onclick = (event) => mark(placeOf(event))
+  canvas.onkeydown = (event) => {
+    const way = ARROWS[event.key]
+    if ((!way && event.key !== "Enter") || event.ctrlKey || event.metaKey || event.altKey) return
+    event.preventDefault()
+    event.stopPropagation() // the editor would move nodes
+    const place = state.hover ?? marked().at(-1) ?? [0.5, 0.5]
+    if (way) pointAt(place.map((value, axis) => within(value + way[axis])))
+    else mark(place)
   }
   update()
 }

@@ -2,6 +2,8 @@
  * What a node says of itself once it has run, in a few lines on the node: which word, which encoder, what was
  * taken of the pictures. Nothing of it is saved with the workflow or sent to the server.
  */
+import { addElement, putInPlace } from "./elements.js"
+
 const WIDGET = "nested_attention_state"
 const LINE = 14 // pixels
 const MARGIN = 4
@@ -13,9 +15,12 @@ const PICTURE = 96 // pixels in height
  */
 export function showState(node, lines, picture = null) {
   const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addWidget(node)
+  putInPlace(node)
   widget.element.replaceChildren(...(picture ? [thumbnail(picture)] : []), lines.join("\n"))
-  const [width, height] = node.computeSize()
-  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
+  if (!LiteGraph.vueNodesMode) { // Nodes 2.0 gives its elements their room
+    const [width, height] = node.computeSize()
+    node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
+  }
   node.graph?.setDirtyCanvas(true, true)
 }
 
@@ -27,27 +32,25 @@ function thumbnail(source) {
 }
 
 function addWidget(node) {
-  const element = document.createElement("div")
-  element.className = "nested-attention-state"
-  Object.assign(element.style, {
+  const style = {
     whiteSpace: "pre-wrap",
     fontSize: "11px",
     lineHeight: `${LINE}px`,
     overflow: "hidden",
     color: "var(--descrip-text, #999)",
     userSelect: "text",
-  })
+  }
   const height = () =>
     LINE * lineCount(widget, node) + 4 * MARGIN + (widget.element.querySelector("img") ? PICTURE : 0)
-  const widget = node.addDOMWidget(WIDGET, WIDGET, element, { // of a kind of its own: "text" would be an input in Nodes 2.0
-    serialize: false, // not a value of the workflow
-    hideOnZoom: false,
+  // Of a kind of its own: "text" would be an input in Nodes 2.0.
+  const widget = addElement(node, WIDGET, WIDGET, style, {
     margin: MARGIN,
     getMinHeight: height,
     getMaxHeight: height,
     getValue: () => "",
     setValue: () => {},
   })
+  widget.element.className = "nested-attention-state"
   widget.serialize = false
   return widget
 }

@@ -5,10 +5,8 @@ With every front end and renderer of front_ends.py.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import math
 import time
 from collections.abc import Callable
 from itertools import combinations, product
@@ -17,7 +15,6 @@ from runpy import run_path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 from editor import SAYS, TOASTS, Editor, without_meta
 from front_ends import FRONT_ENDS, SIZE, FrontEnd
@@ -229,100 +226,6 @@ def test_a_run_takes_away_what_the_one_before_has_said(editor: Editor) -> None:
     editor.set_widget("text", "a photo of a person")
     editor.run.click()
     said.wait_for(state="detached", timeout=120_000)
-
-
-class TestMaps:
-    """What View Subject Maps shows on the node, and what it takes to look at another place."""
-
-    VIEW = "() => app.graph._nodes.find(node => node.type === 'NestedAttentionViewMaps')"
-
-    @pytest.fixture(scope="class")
-    def seen(self, editor: Editor) -> dict[str, Any]:
-        """The document that the node shows, after a run."""
-        load(editor, "avatar_inspect")
-        editor.set_widget("steps", 2)
-        editor.run.click()
-        editor.page.locator(".na-place").first.wait_for(timeout=300_000)
-        assert editor.says() == []
-        return editor.evaluate(
-            f"""async () => {{
-                const view = ({self.VIEW})()
-                const [file] = app.nodeOutputs[view.id].nested_attention_maps
-                return (await app.api.fetchApi(`/view?${{new URLSearchParams(file)}}`)).json()
-            }}"""
-        )
-
-    def place(self, editor: Editor, x: float, y: float) -> tuple[float, float]:
-        """Where on the page a place of the picture is."""
-        editor.page.locator(".na-picture").scroll_into_view_if_needed()
-        box = editor.page.locator(".na-picture").bounding_box()
-        assert box is not None
-        return box["x"] + x * box["width"], box["y"] + y * box["height"]
-
-    def test_pointing_at_a_place_shows_the_numbers_of_the_document(
-        self, editor: Editor, seen: dict[str, Any]
-    ) -> None:
-        (picture,) = seen["pictures"]
-        assert [one["title"] for one in picture["subjects"]] == ["person", "pet"]
-        told = []
-        for x, y in ((0.3, 0.4), (0.72, 0.8)):
-            editor.page.mouse.move(*self.place(editor, x, y))
-            editor.page.wait_for_timeout(500)
-            told.append(editor.page.locator(".na-details").inner_text())
-            one = picture["subjects"][0]
-            word, rows, columns = one["word"], *one["word"]["grid"]
-            at = int(y * rows) * columns + int(x * columns)
-            share = base64.b64decode(word["data"])[at] * word["max"] / 255
-            assert f"attention to the word {100 * share:.1f} %" in told[-1]
-            rows, columns, count = *one["tokens"]["grid"], one["tokens"]["count"]
-            at = (int(y * rows) * columns + int(x * columns)) * count
-            numbers, shares = (
-                np.frombuffer(base64.b64decode(one["tokens"][name]), "<u2")[at : at + count].tolist()
-                for name in ("indices", "shares")
-            )
-            shown = editor.page.locator(".na-token").all_inner_texts()
-            assert [text.split() for text in shown] == [
-                [f"#{token}", f"{100 * share / 65535:.1f}", "%"]
-                for token, share in zip(numbers, shares, strict=True)
-            ]
-        assert told[0] != told[1]
-
-    def test_another_place_samples_nothing_again(self, editor: Editor, seen: dict[str, Any]) -> None:
-        widget = f"() => ({self.VIEW})().widgets.find(one => one.name === 'points').value"
-        assert editor.evaluate(widget) == ""
-        marked = seen["pictures"][0]["subjects"][0]["points"]
-        places = product((0.25, 0.5, 0.75), repeat=2)
-        free = max(places, key=lambda at: min(math.dist(at, point) for point in marked))  # a mark's goes
-        editor.page.mouse.click(*self.place(editor, *free))
-        points = editor.evaluate(widget).split("; ")
-        assert len(points) == len(marked) + 1
-        assert math.dist(free, [float(value) for value in points[-1].split(",")]) < 0.04  # in the same cell
-        history = "async () => Object.values(await (await app.api.fetchApi('/history')).json())"
-        runs = len(editor.evaluate(history))
-        editor.run.click()
-        end = time.monotonic() + 120
-        while len(editor.evaluate(history)) == runs and time.monotonic() < end:
-            editor.page.wait_for_timeout(200)
-        last = max(editor.evaluate(history), key=lambda run: run["prompt"][0])
-        (cached,) = (data["nodes"] for kind, data in last["status"]["messages"] if kind == "execution_cached")
-        graph = last["prompt"][2]
-        ran = {node["class_type"] for number, node in graph.items() if number not in cached}
-        assert "NestedAttentionViewMaps" in ran and "KSampler" not in ran and "VAEDecode" not in ran
-
-
-def test_the_maps_of_a_step_appear_in_a_subgraph_too(editor: Editor) -> None:
-    """A node in one has an id of two parts in what the server sends."""
-    load(editor, "avatar_inspect")
-    shown = editor.evaluate("""() => {
-        const observe = app.graph._nodes.find(node => node.type === "NestedAttentionObserve")
-        const { node } = app.graph.convertToSubgraph(new Set([observe]))
-        const [inner] = node.subgraph._nodes
-        const subjects = [{ title: "anna", colour: "#ff0000", grid: [1, 1], data: btoa("x") }]
-        const detail = { node: `${node.id}:${inner.id}`, step: 0, steps: 2, subjects }
-        window.comfyAPI.api.api.dispatchEvent(new CustomEvent("nested_attention.glimpse", { detail }))
-        return inner.nestedAttentionGlimpse?.textContent
-    }""")
-    assert shown == "anna: step 1 of 2"
 
 
 PERSON_OR_PET = "Person or Pet in Picture"
