@@ -55,9 +55,9 @@ function addWidget(node) {
   return widget
 }
 
-/** How many lines the text takes at the node's width, at about 5.6 pixels a character. */
+/** How many lines the text takes at the node's width, at about 5.4 pixels a character. */
 function lineCount(widget, node) {
-  const across = Math.max(20, Math.floor((node.size[0] - 30) / 5.6))
+  const across = Math.max(20, Math.floor((node.size[0] - 30) / 5.4))
   const lines = (widget.element.textContent || "").split("\n")
   return lines.reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / across)), 0)
 }

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from editor import Editor
+from front_ends import FrontEnd
 
 pytestmark = pytest.mark.browser
 
@@ -57,7 +58,7 @@ RUN = """async () => {
 STATE = "nested_attention_state"
 CANVAS = "() => [app.canvas.ds.scale, app.canvas.ds.offset[0]]"
 TELL = """kind => {
-    const lines = ['word: person', 'licence: Apache-2.0', 'the small world; reads last_hidden_state',
+    const lines = ['word: person', 'licence: Apache-2.0', 'the small demo world; reads last_hidden_state',
         'α 2, norm inner, 32 tokens']
     for (const {id} of app.graph._nodes.filter(({type}) => type === kind))
         app.api.dispatchCustomEvent('executed', {node: String(id), display_node: String(id),
@@ -256,8 +257,8 @@ class TestMaps:
         editor.page.keyboard.press("Enter")
         assert self.points(editor)[:-1] == before
 
-    def test_wheel_and_middle_button_over_what_a_node_shows_are_the_canvas_s(
-        self, editor: Editor, seen: dict[str, Any]
+    def test_wheel_and_buttons_over_what_a_node_shows_are_the_canvas_s(
+        self, editor: Editor, front_end: FrontEnd, seen: dict[str, Any]
     ) -> None:
         for shown in (".na-picture", ".nested-attention-state"):
             box = editor.page.locator(shown).first.bounding_box()
@@ -272,6 +273,14 @@ class TestMaps:
             editor.page.mouse.move(box["x"] + box["width"] / 2 + 30, box["y"] + box["height"] / 2)
             editor.page.mouse.up(button="middle")
             editor.page.wait_for_function(f"before => ({CANVAS})()[1] > before + 20", arg=view[1])
+            if not front_end.nodes_2:  # which has a menu of its own
+                editor.evaluate("""() => { app.canvas.processContextMenu = node => {
+                    window.asked = node.type
+                    delete app.canvas.processContextMenu
+                } }""")
+                editor.page.mouse.click(box["x"] + box["width"] / 2 + 30, box["y"] + 5, button="right")
+                editor.page.wait_for_function("() => window.asked?.startsWith('NestedAttention')")
+                editor.evaluate("() => { delete window.asked }")
 
     def test_undo_and_another_workflow_leave_what_nodes_say(
         self, editor: Editor, seen: dict[str, Any]
