@@ -175,8 +175,14 @@ class Editor:
 
     def open(self, graph: Mapping[str, Any], name: str) -> None:
         """Opens a workflow in the view that was saved with it."""
-        self.evaluate("selector => document.querySelectorAll(selector).forEach(one => one.click())", CLOSE)
-        self.page.locator(SAYS).first.wait_for(state="detached")
+        self.page.wait_for_function(
+            """([close, says]) => {
+                document.querySelectorAll(close).forEach(one => one.click())
+                return !document.querySelector(says)
+            }""",
+            arg=[CLOSE, SAYS],
+            polling=250,  # something more may be said meanwhile
+        )
         self.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
 
     def search(self, words: str) -> list[str]:
