@@ -34,7 +34,8 @@ def schema(
     """A node's schema.
 
     search_aliases, and advanced, the inputs that an editor folds away at first, go in where this version of
-    ComfyUI knows them. So does has_intermediate_output: with it, ComfyUI sends again what a remembered node said.
+    ComfyUI knows them. So does has_intermediate_output: with it, ComfyUI sends again what a remembered node
+    said.
     """
     for one in parts["inputs"]:
         if one.id in advanced and hasattr(one, "advanced"):
