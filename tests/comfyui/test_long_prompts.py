@@ -67,7 +67,7 @@ def test_a_long_prompt_costs_little_more(server: ComfyServer) -> None:
     run(server, "a person", "5")  # loads what both need
     (plain, plain_slowest), (ours, slowest) = run(server, text, "1"), run(server, text, "5")
     assert ours < plain + 2.0
-    assert slowest < 2 * plain_slowest + 0.5  # a busy machine is slow at times for both
+    assert slowest < 2 * plain_slowest + 1.0  # a busy machine is slow at times for both
 
 
 def test_a_long_number_in_a_placeholder_is_refused_at_once(server: ComfyServer) -> None:
