@@ -23,7 +23,7 @@ class ApplySubject(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "ApplySubject",
-            "Apply Subject",
+            APPLY_SUBJECT.title,
             description=(
                 "Attaches a subject to one word of the prompt. Works like a LoRA loader: MODEL and CLIP in, "
                 "MODEL and CLIP out; chain it once per subject. Encode the prompt with the CLIP that comes "

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy.graph import SHEET
 from ..nested_attention.hosts.comfy.state import STATE, word_state
 from ..nested_attention.pictures.check import check_pictures
 from ..nested_attention.pictures.sheet import Layout, labelled_sheet
@@ -30,7 +31,7 @@ class MakeSheet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "Sheet",
-            "Subject Sheet",
+            SHEET.title,
             description=(
                 "Draws a subject with several prompts, values of λ and seeds, and puts all pictures on one "
                 "labelled sheet: a column for each λ, the first without the subject, and a row for each "
@@ -160,7 +161,7 @@ class MakeSheet(io.ComfyNode):
             )
         labels = [f"{text} · seed {seed}" if len(numbers) > 1 else text for text in texts for seed in numbers]
         chosen, called = (None if is_blank(one) else one for one in (word, name))
-        with naming("Subject Sheet"):  # before anything is drawn for it
+        with naming(SHEET.title):  # before anything is drawn for it
             Layout.of(labels, columns, height, width, corner=reference is not None)
             settings = SubjectSettings(word=chosen, name=called).trained_as(encoder.config)
         graph = GraphBuilder()

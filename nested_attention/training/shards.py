@@ -294,19 +294,14 @@ class ShardData:
         all_of = [self._references(*each) for each in zip(first, noise["more"].tolist(), strict=True)]
         most = noise["more"].shape[1]
         batch["shown"] = torch.tensor([[place < len(rows) for place in range(most)] for rows in all_of])
-        batch["features"] = torch.stack(
-            [
-                torch.stack(
-                    [self._tensor(rows[min(place, len(rows) - 1)], "features") for place in range(most)]
-                )
-                for rows in all_of
-            ]
-        )
+        filled = [number for rows in all_of for number in [*rows, *[rows[0]] * (most - len(rows))]]
+        features = torch.stack([self._tensor(number, "features") for number in filled])
+        batch["features"] = features.unflatten(0, (-1, most))
         return batch
 
     def _reference(self, place: int, row: int, noise: Batch) -> int:
         """The row whose reference picture an example is given."""
-        others = [other for other in self._of_subject[self.row(row).subject] if other != row]
+        others = self._others(row)
         if "pair" not in noise or not others:
             return row
         if float(noise["pair"][place]) >= self._pair_share(int(noise["position"][place])):
@@ -316,12 +311,15 @@ class ShardData:
     def _references(self, first: int, chance: list[float]) -> list[int]:
         """Rows whose reference pictures an example is given, the first one's among them: of the subject's
         own, and no more of them than there are. chance: in [0, 1); how many, then which."""
-        others = [other for other in self._of_subject[self.row(first).subject] if other != first]
-        rows = [first]
+        others, rows = self._others(first), [first]
         for each in chance[1 : 1 + int(chance[0] * len(chance))]:
             if others:
                 rows.append(others.pop(int(each * len(others))))
         return rows
+
+    def _others(self, row: int) -> list[int]:
+        """The rows of a row's subject but for itself."""
+        return [other for other in self._of_subject[self.row(row).subject] if other != row]
 
     def _weight(self, number: int) -> Tensor:
         if "weight" in self.row(number).keys:
