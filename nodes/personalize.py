@@ -191,7 +191,7 @@ class Personalize(io.ComfyNode):
             )
             kind = "pet" if preset == "pet" else chosen or ""
             prepared = prepare_references(encoder, images, prepare, NAME, word=kind)
-            subject = encode_subject(encoder, find_vision(encoder), prepared.pictures)
+            subject = encode_subject(encoder, find_vision(encoder), prepared.pictures, node=NAME)
             model, clip = apply_subject(model, clip, encoder, subject, settings, PERSONALIZE)
         state = [_said(prepared), *applied_state(model, encoder, chosen is not None)]
         preview = ui.PreviewImage(prepared.pictures, cls=cls).as_dict()

@@ -81,9 +81,10 @@ def find_encoder(preset: str, model: Any) -> SubjectEncoderHandle:
     Raises NestedAttentionError that lists what was looked at if none fits, and one that names the file if
     that was chosen and does not fit: before its vision model is looked for, which would not help.
     """
-    name = _fitting(preset, model) if preset in KINDS else preset
+    chosen = preset not in KINDS
+    name = preset if chosen else _fitting(preset, model)
     path = encoder_path(name)
-    if preset not in KINDS:
+    if chosen:
         try:
             check_fits(model, _config(path, _state(path)))
         except NestedAttentionError as error:

@@ -341,6 +341,19 @@ def test_an_encoder_of_another_model_is_refused_before_its_vision_model_is_looke
         run(nodes["EncodeSubject"], encoder=encoder, clip_vision=small.vision, image=small.person)
 
 
+def test_what_it_says_of_pictures_and_vision_model_names_it(
+    nodes: dict[str, Any],  # noqa: F811
+    small: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its user has no Encode Subject."""
+    module = sys.modules[nodes["Personalize"].__module__]
+    monkeypatch.setattr(module, "find_vision", lambda encoder: object())
+    message = "^Person or Pet in Picture: the CLIP vision model object gives no last_hidden"
+    with pytest.raises(ValueError, match=message):
+        personalized(nodes, small.model, small.clip, small.person)
+
+
 def test_an_adapter_serves_any_subject_and_one_for_faces_is_for_people(
     nodes: dict[str, Any],  # noqa: F811
     world: Any,

@@ -28,6 +28,9 @@ from .vision import SMALL_WORLD_WIDTH, vision_name
 PHOTOGRAPHS = 512
 """Width of the vision models that have seen photographs, at least."""
 
+ENCODE_SUBJECT = "Encode Subject"
+"""The node that messages name unless another does its work."""
+
 MOST_TOKENS = 65_536
 """Of a subject, or of all of a batch: 64 pictures with the paper's encoder, 22 GB of keys and values."""
 
@@ -42,23 +45,24 @@ def encode_subject(
     weights: Sequence[float] | str | None = None,
     *,
     average: bool = False,
+    node: str = ENCODE_SUBJECT,
 ) -> Subject:
     """A subject from an IMAGE batch (pictures, height, width, channels): several pictures are of one subject.
 
     weights: one number ≥ 0 a picture, by which they are mixed, as numbers or as typed (`read_weights`); equal
     if left out. average: `Subject.from_images`. Pictures are cropped to a square around their middle, as the
-    vision model reads them. Raises NestedAttentionError, naming Encode Subject, for pictures that cannot be
-    read (`check_pictures`), weights that do not fit them and a vision model of another width than the
-    encoder's; warns of pictures that show no subject of the encoder's kind (`suspicions`).
+    vision model reads them. Raises NestedAttentionError, naming the node, for pictures that cannot be read
+    (`check_pictures`), weights that do not fit them and a vision model of another width than the encoder's;
+    warns of pictures that show no subject of the encoder's kind (`suspicions`).
     """
-    pictures = check_pictures(image)
+    pictures = check_pictures(image, node)
     if isinstance(weights, str):
-        weights = read_weights(weights, len(pictures))
+        weights = read_weights(weights, len(pictures), node)
     counted = len(pictures) if weights is None else sum(weight > 0 for weight in weights)
-    check_number(handle, 1 if average else counted)
-    features = _features(handle, clip_vision, pictures)
+    check_number(handle, 1 if average else counted, node)
+    features = _features(handle, clip_vision, pictures, node)
     for told in suspicions(pictures.cpu(), handle.config.word, _detector(handle)):
-        warn(f"Encode Subject: {told}")
+        warn(f"{node}: {told}")
     device = handle.load()
     try:
         # A subject outlives the node's inference mode, and is saved, mixed and projected outside of it.
@@ -73,22 +77,22 @@ def encode_subject(
                 references=() if average else _references(handle, features, pictures, weights),
             )
     except NestedAttentionError as error:
-        raise NestedAttentionError(f"Encode Subject: {error}") from error
+        raise NestedAttentionError(f"{node}: {error}") from error
 
 
-def check_number(handle: SubjectEncoderHandle, pictures: int) -> None:
+def check_number(handle: SubjectEncoderHandle, pictures: int, node: str = ENCODE_SUBJECT) -> None:
     """Raises NestedAttentionError for more pictures than a computer holds keys and values of; warns of many.
     An animated picture, or a video, is a picture a frame."""
     tokens = pictures * handle.config.num_queries
     size = 4 * tokens * sum(site.inner_dim for site in handle.config.sites)  # both in half precision
     told = f"{pictures} pictures are {tokens:,} tokens, whose keys and values take {size / 1e9:.1f} GB"
-    advice = "An animated picture counts as one a frame: take a few, or the average (batch of Encode Subject)"
+    advice = (
+        f"An animated picture counts as one a frame: take a few, or the average (batch of {ENCODE_SUBJECT})"
+    )
     if tokens > MOST_TOKENS:
-        raise NestedAttentionError(
-            f"Encode Subject: {told}; expected {MOST_TOKENS:,} tokens at most. {advice}"
-        )
+        raise NestedAttentionError(f"{node}: {told}; expected {MOST_TOKENS:,} tokens at most. {advice}")
     if pictures > 1 and size > MANY:
-        warn(f"Encode Subject: {told}. {advice}")
+        warn(f"{node}: {told}. {advice}")
 
 
 def _references(
@@ -122,10 +126,10 @@ def face_detector() -> FaceDetector:
     return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
 
-def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:
+def read_weights(text: str, pictures: int, node: str = ENCODE_SUBJECT) -> tuple[float, ...] | None:
     """What a user typed for the pictures' weights, such as `1, 0.5, 2`: one number ≥ 0 a picture.
 
-    None, for equal weights, if nothing was typed. Raises NestedAttentionError, naming Encode Subject, for
+    None, for equal weights, if nothing was typed. Raises NestedAttentionError, naming the node, for
     anything else and for another count.
     """
     weights = read_numbers(text, float)
@@ -133,14 +137,14 @@ def read_weights(text: str, pictures: int) -> tuple[float, ...] | None:
         return None
     advice = f"expected one number of 0 or more a picture, {pictures} in all, such as {_example(pictures)}"
     if weights is None:
-        raise NestedAttentionError(f"Encode Subject: the weights are {short(text)!r}; {advice}")
+        raise NestedAttentionError(f"{node}: the weights are {short(text)!r}; {advice}")
     if len(weights) != pictures:
         raise NestedAttentionError(
-            f"Encode Subject: there are {len(weights)} weights and {pictures} pictures in the batch; {advice}"
+            f"{node}: there are {len(weights)} weights and {pictures} pictures in the batch; {advice}"
         )
     if min(weights) < 0 or not any(weights):
         raise NestedAttentionError(
-            f"Encode Subject: the weights are {short(text)!r}; {advice}, at least one of them above 0"
+            f"{node}: the weights are {short(text)!r}; {advice}, at least one of them above 0"
         )
     return tuple(weights)
 
@@ -149,7 +153,7 @@ def _example(pictures: int) -> str:
     return repr(", ".join(("1", "0.5", "2", *["1"] * pictures)[: min(pictures, 5)]))
 
 
-def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) -> Tensor:
+def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor, node: str) -> Tensor:
     """(pictures, patches, vision_dim)"""
     config = handle.config
     needed = (
@@ -158,14 +162,14 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
     )
     if clip_vision is None:
         raise NestedAttentionError(
-            "Encode Subject: there is no CLIP vision model. Choose one in Load Subject Encoder, or connect "
+            f"{node}: there is no CLIP vision model. Choose one in Load Subject Encoder, or connect "
             f"Load CLIP Vision: {needed}"
         )
     try:
         features = clip_vision.encode_image(pictures)[config.features]
     except (AttributeError, KeyError, TypeError) as error:
         raise NestedAttentionError(
-            f"Encode Subject: the CLIP vision model {type(clip_vision).__name__} gives no {config.features} "
+            f"{node}: the CLIP vision model {type(clip_vision).__name__} gives no {config.features} "
             f"({error}); {needed}"
         ) from error
     if config.features == "image_embeds":
@@ -173,7 +177,7 @@ def _features(handle: SubjectEncoderHandle, clip_vision: Any, pictures: Tensor) 
     if features.dim() != 3 or features.shape[-1] != config.vision_dim:
         drawings = features.shape[-1] == SMALL_WORLD_WIDTH
         raise NestedAttentionError(
-            f"Encode Subject: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "
+            f"{node}: the CLIP vision model gives {config.features} of width {features.shape[-1]}; "
             f"{needed}"
             + (". Or take an encoder of the small world, whose vision model this is: avatars/…" * drawings)
         )
