@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from small_training import base_of, draw, preparing, training
 
 from nested_attention.avatars.models.pixels import to_tensor
@@ -32,7 +33,7 @@ from nested_attention.pictures.align import align_faces
 from nested_attention.pictures.blazeface import load_blazeface
 from nested_attention.pictures.files import pixels
 from nested_attention.pictures.pyramid import TiledFaceDetector
-from nested_attention.training.frozen import BaseModel, FrozenEncoders
+from nested_attention.training.frozen import BaseModel, FrozenEncoders, load_pipeline
 from nested_attention.training.prepare import encode as encoding
 from nested_attention.training.prepare.pictures import bucket_of, bucket_sizes, fit
 from nested_attention.training.prepare.recipes import Recipe, Rejected
@@ -656,7 +657,7 @@ def test_only_what_was_drawn_here_is_deleted(tmp_path: Path, monkeypatch: pytest
     from nested_attention.training.prepare import generate as module
 
     monkeypatch.setattr(module, "_draw", lambda *given: Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(module, "load_part", lambda *given, **more: MagicMock())
+    monkeypatch.setattr(module, "load_pipeline", lambda *given: MagicMock())
     folder = tmp_path / "pets"
     folder.mkdir()
     mine = {folder / f"{name}.{end}" for name in ("my_dog", "0" * 32) for end in ("png", "txt")}
@@ -681,19 +682,15 @@ def test_only_what_was_drawn_here_is_deleted(tmp_path: Path, monkeypatch: pytest
     assert len(other) == 8 and not other & first
 
 
-def test_it_is_drawn_with_the_autoencoder_that_is_named(
-    world_on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from nested_attention.training.prepare import generate as module
-
-    given: list[Any] = []
-    monkeypatch.setattr(module, "_draw", lambda *given: Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(module, "load_part", lambda *known, **more: given.append(more) or MagicMock())
-    (tmp_path / "prompts.txt").write_text("a pet")
-    settings = GenerateSettings(prompts=tmp_path / "prompts.txt", folder=tmp_path / "drawn", each=1)
-    model = replace(base_of(world_on_disk), vae=Place(str(world_on_disk / "vae")))
-    module.generate(model, settings, torch.device("cpu"))
-    assert type(given[0]["vae"]).__name__ == "AutoencoderKL"
+def test_pipelines_draw_with_the_autoencoder_that_is_named(world_on_disk: Path, tmp_path: Path) -> None:
+    shutil.copytree(world_on_disk / "vae", tmp_path / "vae")
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}, weights)
+    own = base_of(world_on_disk)
+    for model, empty in ((own, False), (replace(own, vae=Place(str(tmp_path / "vae"))), True)):
+        pipeline = load_pipeline(model, torch.bfloat16, torch.device("cpu"))
+        assert {pipeline.vae.dtype, pipeline.unet.dtype} == {torch.bfloat16}
+        assert empty is not any(parameter.any() for parameter in pipeline.vae.parameters())
 
 
 def test_settings_that_exclude_each_other_are_refused() -> None:

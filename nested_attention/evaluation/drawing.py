@@ -16,13 +16,12 @@ from ..checkpoint import load_subject_encoder
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers import AppliedSubject, encode_subject, personalize
-from ..hosts.diffusers.parts import load_part
 from ..pictures.align import align_faces
 from ..pictures.files import read_picture
 from ..pictures.square import Square, cut
 from ..storage.files import sha256_of
 from ..subject import Subject
-from ..training.frozen import DTYPES, default_device
+from ..training.frozen import DTYPES, default_device, load_pipeline
 from .recognisers import FaceFinder
 from .samples import Person, Sample
 from .settings import DrawSettings, SubjectSettings, filled, places
@@ -109,20 +108,9 @@ class SdxlDrawer:
                     ).images[0]
 
     def _pipeline(self) -> Any:
-        from diffusers import StableDiffusionXLPipeline
-
         model, device = self.settings.model, default_device()
         dtype = DTYPES[model.precision] if device.type == "cuda" else torch.float32
-        more: dict[str, Any] = {}
-        if model.vae is not None:
-            from diffusers import AutoencoderKL
-
-            more["vae"] = load_part(AutoencoderKL, model.vae, torch_dtype=dtype)
-        pipeline = load_part(
-            StableDiffusionXLPipeline, model.base, torch_dtype=dtype, add_watermarker=False, **more
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
+        return load_pipeline(model, dtype, device)
 
     def _applied(self, person: Person, scale: float | None) -> AppliedSubject:
         settings = next(one for one in self.settings.subjects if one.name == person.name)

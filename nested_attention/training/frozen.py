@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
@@ -63,10 +63,21 @@ def load_schedule(model: BaseModel) -> DDPMScheduler:
     return load_part(DDPMScheduler, model.base, "scheduler")
 
 
-def load_vae(model: BaseModel) -> AutoencoderKL:
-    """The autoencoder, frozen, in the precision of the encoders."""
+def load_vae(model: BaseModel, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """The autoencoder, frozen, in the precision of the encoders unless another is given."""
     where, folder = (model.vae, None) if model.vae else (model.base, "vae")
-    return load_part(AutoencoderKL, where, folder, torch_dtype=DTYPES[model.precision]).requires_grad_(False)
+    dtype = dtype or DTYPES[model.precision]
+    return load_part(AutoencoderKL, where, folder, torch_dtype=dtype).requires_grad_(False)
+
+
+def load_pipeline(model: BaseModel, dtype: torch.dtype, device: torch.device) -> StableDiffusionXLPipeline:
+    """The whole base model, with the autoencoder of its settings: draws without a bar or a watermark."""
+    vae: dict[str, Any] = {"vae": load_vae(model, dtype)} if model.vae else {}
+    pipeline = load_part(
+        StableDiffusionXLPipeline, model.base, torch_dtype=dtype, add_watermarker=False, **vae
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
 
 
 @dataclass(frozen=True, eq=False)

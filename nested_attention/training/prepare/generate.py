@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ...errors import NestedAttentionError
-from ...hosts.diffusers.parts import load_part
 from ...storage.files import replacing
-from ..frozen import DTYPES, BaseModel, folder_name, load_vae
+from ..frozen import DTYPES, BaseModel, folder_name, load_pipeline
 from .plan import digest
 from .settings import GenerateSettings, SourceSettings
 
@@ -45,10 +43,7 @@ def generate(model: BaseModel, settings: GenerateSettings, device: torch.device)
             wanted[settings.folder / f"{digest(made)}.png"] = prompt, number
     missing = {path: each for path, each in wanted.items() if not path.exists()}
     if missing:
-        vae: dict[str, Any] = {"vae": load_vae(model)} if model.vae else {}
-        dtype = DTYPES[model.precision]
-        pipeline = load_part(StableDiffusionXLPipeline, model.base, torch_dtype=dtype, **vae).to(device)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = load_pipeline(model, DTYPES[model.precision], device)
         for path, (prompt, number) in tqdm(missing.items(), desc="drawing", unit="picture", disable=None):
             _save(_draw(pipeline, settings, prompt, number), path, prompt)
     for old in settings.folder.glob("*.png"):
