@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.statistics import from_text, mcnemar
+from ..drawing.covers import COVERS, covered
 from ..drawing.identity import Identity
 from ..drawing.picture import Figure, Picture, crop, crop_window, render
 from ..drawing.pose import Pose
@@ -26,12 +27,8 @@ from .judges import SCORERS, Counts, Judges, generate, score_identity, score_pro
 
 CLOSE_UP, TOGETHER = "a calm close-up", "the three together"
 
-HIDING = {
-    "with a crown": ("crown", "calm", 0, "snow"),
-    "with closed eyes": ("none", "laughing", 0, "room"),
-    "turned away, in headphones": ("headphones", "calm", 1, "beach"),
-}
-"""References that each hide a part: accessory, expression, gaze, scene."""
+HIDING = dict(zip(COVERS, ("snow", "room", "beach"), strict=True))
+"""References that each hide a part of the head: what covers it, and the scene of the picture."""
 
 
 def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, word: str) -> dict[str, Any]:
@@ -59,10 +56,9 @@ def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, wo
 
 def hiding_crop(identity: Identity, name: str) -> np.ndarray:
     """A reference of a subject that hides a part of it. (28, 28, 3) uint8"""
-    accessory, expression, gaze, scene = HIDING[name]
-    pose = Pose(x=16, y=8, gaze=gaze, expression=expression)
-    figure = Figure(identity, "middle", pose, accessory=accessory)
-    return crop(render(Picture((figure,), scene, "photo")).rgb, crop_window(pose))
+    pose = Pose(x=16, y=8, gaze=0, expression="calm")
+    drawn = render(Picture((Figure(identity, "middle", pose),), HIDING[name], "photo"))
+    return covered(crop(drawn.rgb, crop_window(pose)), name)
 
 
 def _attached(judges: Judges, cases: list[Case], word: str) -> dict[str, Attached]:

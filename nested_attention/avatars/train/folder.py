@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..drawing.identity import KINDS, Identity, sample
 from ..drawing.picture import enlarge, render
 from ..drawing.prompts import caption, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
@@ -17,16 +19,22 @@ from .data import ALONE, LOSS_WEIGHTS, TOGETHER, loss_weights_for, wanted_figure
 PAIRS = 1 / 3
 """Share of the pictures in which somebody else is besides; these are wider."""
 
+EACH = 3
+"""Pictures of each subject, in a folder of their own: any one's crop can be a reference of another."""
+
+COVERED = 0.5
+"""Share of the crops in which something covers a part of the head."""
+
 
 def write_pictures(
     folder: Path, word: str, number: int, *, pairs: float = PAIRS, seed: int = 0, workers: int = 1
 ) -> None:
-    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides.
-    `workers` processes draw them.
+    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides, EACH of
+    every subject. `workers` processes draw them.
 
     A pixel is an art pixel in `NAME.png`, and in `NAME.weight.png`, which says how much each counts in the
     loss. `NAME.txt` is the caption, in which angle brackets mark the word of the subject, and
-    `NAME.reference.png` a crop of the same subject from another picture. Each picture has its own subject.
+    `NAME.reference.png` a crop of the same subject from another picture. A folder has one subject.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw = partial(_write, folder, word, pairs, seed)
@@ -44,14 +52,20 @@ def _write(folder: Path, word: str, pairs: float, seed: int, places: range) -> N
         kinds = str(rng.choice(list(mix), p=list(mix.values())))
         picture = sample_picture(rng, sample_identities(rng, kinds))
         wanted = wanted_figure(picture, word, rng)
+        group = place // EACH
+        subject: Identity = sample(KINDS[word], np.random.default_rng([seed, group, 0]), "train")  # type: ignore[type-var]
+        figures = list(picture.figures)
+        figures[wanted] = replace(figures[wanted], identity=subject)
+        picture = replace(picture, figures=tuple(figures))
         words = tuple(
             f"<{said}>" if figure == wanted else said for figure, said in enumerate(subject_words(picture))
         )
         drawn = render(picture)
-        stem = folder / f"{word}-{place:05d}"
+        stem = folder / f"{word}-{group:05d}" / f"{place % EACH}"
+        stem.parent.mkdir(exist_ok=True)
         Image.fromarray(drawn.rgb).save(f"{stem}.png")
         weights = loss_weights_for(drawn, wanted) / max(LOSS_WEIGHTS.values())
         Image.fromarray((255 * weights).round().astype(np.uint8)).save(f"{stem}.weight.png")
         Path(f"{stem}.txt").write_text(caption(picture, rng, words=words) + "\n", encoding="utf-8")
-        reference = sample_crop(rng, picture.figures[wanted].identity)
+        reference = sample_crop(rng, subject, covers=COVERED)
         Image.fromarray(enlarge(reference)).save(f"{stem}.reference.png")
