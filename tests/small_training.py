@@ -46,7 +46,7 @@ def preparing(world: Path, folder: Path, pictures: Path | None = None, **changed
 
 
 def draw(folder: Path, number: int = 16, word: str = "person", pairs: float = 0.0) -> Path:
-    write_pictures(folder / "pictures", word, number, pairs=pairs)
+    write_pictures(folder / "pictures", word, number, pairs=pairs, each=1)
     return folder / "pictures"
 
 

@@ -34,7 +34,7 @@ from nested_attention.avatars.figures.judges import (
     score_prompt,
 )
 from nested_attention.avatars.figures.pages import PAGES, PICTURES, insert, read
-from nested_attention.avatars.figures.references import HIDING, TOGETHER, hiding_crop
+from nested_attention.avatars.figures.references import HIDING, TOGETHER
 from nested_attention.avatars.figures.report import figures, percent, summary, targets
 from nested_attention.avatars.figures.steady import steady
 from nested_attention.avatars.models.world import Attached, Sampling
@@ -189,14 +189,6 @@ def test_a_described_value_is_one_a_layer_and_changes_the_picture(judges: Judges
     assert (generate(judges, cases, [attached]) != generate(judges, cases)).any()
     with pytest.raises(ValueError, match="no noun for a person"):
         noun_places(ids, "person")
-
-
-def test_references_hide_what_they_say() -> None:
-    identity = draw_cases(("person",), 1, seed=5)[0].figure("person").identity
-    crops = {name: hiding_crop(identity, name) for name in HIDING}
-    assert all(crop.shape == (28, 28, 3) for crop in crops.values())
-    names = list(crops)
-    assert all((crops[a] != crops[b]).any() for a in names for b in names if a < b)
 
 
 @torch.no_grad()

@@ -341,7 +341,7 @@ def export(folder: Annotated[Path, typer.Argument(help="Where it is written.")])
 def pictures(
     word: Annotated[str, typer.Argument(help="person or pet.")],
     folder: Annotated[Path, typer.Argument(help="Where they are written.")],
-    number: Annotated[int, typer.Option(min=1, help="How many subjects, a picture each.")] = 20_000,
+    number: Annotated[int, typer.Option(min=1, help="How many, three of each subject.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Which subjects.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:

@@ -19,7 +19,7 @@ PLUM, DARK, LILAC = (96, 64, 150), (60, 40, 90), (230, 220, 250)
 GREEN, CREAM = (60, 140, 90), (220, 220, 200)
 
 
-def covered(crop: np.ndarray, name: str, *, x: int = 14, y: int = 8) -> np.ndarray:
+def cover(crop: np.ndarray, name: str, *, x: int = 14, y: int = 8) -> np.ndarray:
     """A crop with one of COVERS on it. (28, 28, 3) uint8
 
     x, y: column border of the face's centre and row of its top, as `picture.crop_window` cuts them.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .covers import COVERS, covered
+from .covers import COVERS, cover
 from .identity import KINDS, Identity, sample
 from .picture import Figure, Picture, crop, crop_window, enlarge, render
 from .pose import Pose
@@ -39,16 +39,16 @@ def reference_picture(identity: Identity) -> np.ndarray:
     return enlarge(reference_crop(identity))
 
 
-def sample_crop(rng: np.random.Generator, identity: Identity, *, covers: float = 0.0) -> np.ndarray:
+def sample_crop(rng: np.random.Generator, identity: Identity, *, covered: float = 0.0) -> np.ndarray:
     """A crop of a subject from a picture of its own: some pose, expression, scene and clothing.
 
-    (28, 28, 3) uint8. What the encoders are trained and evaluated with. covers: the share of crops in which
+    (28, 28, 3) uint8. What the encoders are trained and evaluated with. covered: the share of crops in which
     something covers a part of the head.
     """
     picture = sample_picture(rng, (identity,), split=None)
     x, y = crop_window(picture.figures[0].pose)
     right, down = int(rng.integers(-1, 2)), int(rng.integers(-1, 2))
     rgb = crop(render(picture).rgb, (x + right, y + down))
-    if covers and rng.random() < covers:
-        rgb = covered(rgb, str(rng.choice(COVERS)), x=14 - right, y=8 - down)
+    if covered and rng.random() < covered:
+        rgb = cover(rgb, str(rng.choice(COVERS)), x=14 - right, y=8 - down)
     return rgb

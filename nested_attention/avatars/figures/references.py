@@ -2,7 +2,7 @@
 
 The other figures' reference is a crop of any picture of the subject, in which a crown may cover its hair or
 its eyes may be closed. An encoder cannot pass on what its reference hides. Several references that each hide
-another part hide nothing together.
+another third of the head hide nothing together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.statistics import from_text, mcnemar
-from ..drawing.covers import COVERS, covered
+from ..drawing.covers import COVERS, cover
 from ..drawing.identity import Identity
 from ..drawing.picture import Figure, Picture, crop, crop_window, render
 from ..drawing.pose import Pose
@@ -58,7 +58,7 @@ def hiding_crop(identity: Identity, name: str) -> np.ndarray:
     """A reference of a subject that hides a part of it. (28, 28, 3) uint8"""
     pose = Pose(x=16, y=8, gaze=0, expression="calm")
     drawn = render(Picture((Figure(identity, "middle", pose),), HIDING[name], "photo"))
-    return covered(crop(drawn.rgb, crop_window(pose)), name)
+    return cover(crop(drawn.rgb, crop_window(pose)), name)
 
 
 def _attached(judges: Judges, cases: list[Case], word: str) -> dict[str, Attached]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..drawing.identity import KINDS, Identity, sample
-from ..drawing.picture import enlarge, render
+from ..drawing.picture import Picture, enlarge, render
 from ..drawing.prompts import caption, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
 from .data import ALONE, LOSS_WEIGHTS, TOGETHER, loss_weights_for, wanted_figure
@@ -20,24 +20,33 @@ PAIRS = 1 / 3
 """Share of the pictures in which somebody else is besides; these are wider."""
 
 EACH = 3
-"""Pictures of each subject, in a folder of their own: any one's crop can be a reference of another."""
+"""Pictures of a subject: the crop of any of them can be a reference of another."""
 
 COVERED = 0.5
 """Share of the crops in which something covers a part of the head."""
 
 
 def write_pictures(
-    folder: Path, word: str, number: int, *, pairs: float = PAIRS, seed: int = 0, workers: int = 1
+    folder: Path,
+    word: str,
+    number: int,
+    *,
+    pairs: float = PAIRS,
+    each: int = EACH,
+    covered: float = COVERED,
+    seed: int = 0,
+    workers: int = 1,
 ) -> None:
-    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides, EACH of
-    every subject. `workers` processes draw them.
+    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides, and `each`
+    of every subject. `workers` processes draw them.
 
     A pixel is an art pixel in `NAME.png`, and in `NAME.weight.png`, which says how much each counts in the
     loss. `NAME.txt` is the caption, in which angle brackets mark the word of the subject, and
-    `NAME.reference.png` a crop of the same subject from another picture. A folder has one subject.
+    `NAME.reference.png` a crop of the same subject from another picture, on which, in a share `covered`,
+    something covers a part of the head. Several pictures of a subject lie in a folder of their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draw = partial(_write, folder, word, pairs, seed)
+    draw = partial(_write, folder, word, pairs=pairs, each=each, covered=covered, seed=seed)
     if workers == 1:
         draw(range(number))
         return
@@ -45,27 +54,41 @@ def write_pictures(
         list(pool.map(draw, [range(number)[start : start + 500] for start in range(0, number, 500)]))
 
 
-def _write(folder: Path, word: str, pairs: float, seed: int, places: range) -> None:
+def _write(
+    folder: Path, word: str, places: range, *, pairs: float, each: int, covered: float, seed: int
+) -> None:
     for place in places:
         rng = np.random.default_rng([seed, place])
-        mix = (TOGETHER if rng.random() < pairs else ALONE)[word]
-        kinds = str(rng.choice(list(mix), p=list(mix.values())))
-        picture = sample_picture(rng, sample_identities(rng, kinds))
-        wanted = wanted_figure(picture, word, rng)
-        group = place // EACH
-        subject: Identity = sample(KINDS[word], np.random.default_rng([seed, group, 0]), "train")  # type: ignore[type-var]
-        figures = list(picture.figures)
-        figures[wanted] = replace(figures[wanted], identity=subject)
-        picture = replace(picture, figures=tuple(figures))
+        subject, one = divmod(place, each)
+        identity = _subject(word, np.random.default_rng([seed, subject, 0]))
+        picture, wanted = _picture_with(identity, word, pairs, rng)
         words = tuple(
             f"<{said}>" if figure == wanted else said for figure, said in enumerate(subject_words(picture))
         )
         drawn = render(picture)
-        stem = folder / f"{word}-{group:05d}" / f"{place % EACH}"
+        name = f"{word}-{subject:05d}"
+        stem = folder / name / str(one) if each > 1 else folder / name
         stem.parent.mkdir(exist_ok=True)
         Image.fromarray(drawn.rgb).save(f"{stem}.png")
         weights = loss_weights_for(drawn, wanted) / max(LOSS_WEIGHTS.values())
         Image.fromarray((255 * weights).round().astype(np.uint8)).save(f"{stem}.weight.png")
         Path(f"{stem}.txt").write_text(caption(picture, rng, words=words) + "\n", encoding="utf-8")
-        reference = sample_crop(rng, subject, covers=COVERED)
+        reference = sample_crop(rng, identity, covered=covered)
         Image.fromarray(enlarge(reference)).save(f"{stem}.reference.png")
+
+
+def _subject(word: str, rng: np.random.Generator) -> Identity:
+    return sample(KINDS[word], rng, "train")  # type: ignore[type-var]
+
+
+def _picture_with(
+    identity: Identity, word: str, pairs: float, rng: np.random.Generator
+) -> tuple[Picture, int]:
+    """A picture of a subject, alone or with somebody else, and which of its figures the subject is."""
+    mix = (TOGETHER if rng.random() < pairs else ALONE)[word]
+    kinds = str(rng.choice(list(mix), p=list(mix.values())))
+    picture = sample_picture(rng, sample_identities(rng, kinds))
+    wanted = wanted_figure(picture, word, rng)
+    figures = list(picture.figures)
+    figures[wanted] = replace(figures[wanted], identity=identity)
+    return replace(picture, figures=tuple(figures)), wanted
