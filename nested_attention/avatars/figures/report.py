@@ -211,7 +211,7 @@ def _references(document: dict[str, Any]) -> list[str]:
     return [
         "### What the reference decides",
         "The same subjects, prompts and seeds with other references. *Any picture* may show a crown over the "
-        "hair or closed eyes; a hat, a mask and a scarf hide a third of the head each. An encoder cannot pass on "
+        "hair or closed eyes; hat, mask and scarf hide a third of the head each. An encoder cannot pass on "
         "what its reference hides.",
         table(header, rows),
         f"*{TOGETHER.capitalize()}* against each of them alone: pictures in which only the three together "

@@ -37,8 +37,8 @@ def write_pictures(
     seed: int = 0,
     workers: int = 1,
 ) -> None:
-    """`number` pictures with a person or a pet (`word`), a share `pairs` with somebody else besides, and `each`
-    of every subject. `workers` processes draw them.
+    """`number` pictures with a person or a pet (`word`), `each` of every subject, a share `pairs` with
+    somebody else besides. `workers` processes draw them.
 
     A pixel is an art pixel in `NAME.png`, and in `NAME.weight.png`, which says how much each counts in the
     loss. `NAME.txt` is the caption, in which angle brackets mark the word of the subject, and
