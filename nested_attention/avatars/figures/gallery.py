@@ -24,11 +24,13 @@ from ...inspection.maps import Selection
 from ...inspection.recording import Watch
 from ...subject import Subject
 from ..drawing.canvas import SIZE
+from ..drawing.covers import COVERS
 from ..drawing.pose import width_of
-from ..drawing.references import held_out, reference_picture, sample_crop
+from ..drawing.references import held_out, reference_picture
 from ..models.pipeline import world_pipeline
 from ..models.world import Sampling
 from .judges import Judges
+from .references import hiding_crop
 
 BOTH = "a photo of a person on the left and a pet on the right at the beach"
 ALONE = "a photo of a person in the middle wearing a yellow raincoat at the beach"
@@ -147,18 +149,20 @@ def _mixing(gallery: Gallery) -> dict[str, np.ndarray]:
 
 
 def _several(gallery: Gallery) -> dict[str, np.ndarray]:
-    """One person from one, two and four pictures."""
-    rng, identity = np.random.default_rng(5), held_out("person", OTHER)
-    pictures = [enlarged(sample_crop(rng, identity), 112) for _ in range(4)]
-    counts = (1, 2, 4)
-    drawn = [
-        gallery.draw(ALONE, [gallery.applied("person", gallery.subject("person", pictures[:n]))])
-        for n in counts
+    """One person from pictures that each hide a part of the head, one by one and together (Figure 13)."""
+    identity = held_out("person", OTHER)
+    pictures = {name: enlarged(hiding_crop(identity, name), 112) for name in COVERS}
+    choices = {**{name: [picture] for name, picture in pictures.items()}, "all three": [*pictures.values()]}
+    given = [Cell(picture, (name,)) for name, picture in pictures.items()]
+    bare = Cell(gallery.reference("person", OTHER), ("not given: bare",))
+    found = [
+        Cell(
+            gallery.draw(ALONE, [gallery.applied("person", gallery.subject("person", chosen))]),
+            (f"drawn from {'all three' if len(chosen) > 1 else 'the one above'}",),
+        )
+        for chosen in choices.values()
     ]
-    given = [Cell(picture, (f"picture {i}",)) for i, picture in enumerate(pictures, start=1)]
-    told = ("drawn from picture 1", "from pictures 1 and 2", "from all four")
-    found = [Cell(picture, (one,)) for picture, one in zip(drawn, told, strict=True)]
-    return {"several_references": sheet([given, found])}
+    return {"several_references": sheet([[*given, bare], found])}
 
 
 def _pairs(gallery: Gallery) -> dict[str, np.ndarray]:
