@@ -188,9 +188,9 @@ def test_pictures_as_files_are_written_whole(tmp_path: Path, monkeypatch: pytest
     left.mkdir(parents=True)
     (left / "pet-99999.png").touch()  # of a run that was stopped while it drew
     folder = stages._written(recipe, word="pet")
-    assert len(list(folder.glob("*.reference.png"))) == 6 and not (folder / "pet-99999.png").exists()
+    assert len(list(folder.glob("*/*.reference.png"))) == 6 and not (folder / "pet-99999.png").exists()
     onward = stages._written(replace(recipe, onward=True), word="pet")  # others, for what has learned these
-    name = "pet-00000.png"
+    name = "pet-00000/0.png"
     assert (onward / name).read_bytes() != (folder / name).read_bytes()
     monkeypatch.setattr(stages, "write_pictures", None)
     assert stages._written(recipe, word="pet") == folder  # read back, not drawn again
