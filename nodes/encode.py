@@ -14,6 +14,7 @@ from ..nested_attention.hosts.comfy import (
     prepare_references,
     warn_of_photographs,
 )
+from ..nested_attention.hosts.comfy.encoding.pictures import ENCODE_SUBJECT
 from ..nested_attention.pictures.prepare import PREPARE, Prepare
 from .common import SubjectEncoderType, SubjectType, naming, schema
 
@@ -28,7 +29,7 @@ class EncodeSubject(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "EncodeSubject",
-            "Encode Subject",
+            ENCODE_SUBJECT,
             description=(
                 "Turns one or several reference pictures of a subject into a SUBJECT. Crop them to the "
                 "subject first, or let prepare do it: the encoder sees a square around the middle of each "
@@ -108,19 +109,19 @@ class EncodeSubject(io.ComfyNode):
     ) -> io.NodeOutput:
         shown = None
         if prepare != "none":
-            with naming("Encode Subject"):
-                image = prepare_references(encoder, [image], prepare, "Encode Subject").pictures
+            with naming(ENCODE_SUBJECT):
+                image = prepare_references(encoder, [image], prepare, ENCODE_SUBJECT).pictures
             shown = ui.PreviewImage(image, cls=cls)
         else:
-            warn_of_photographs(encoder, check_pictures(image).cpu(), "Encode Subject")
+            warn_of_photographs(encoder, check_pictures(image).cpu(), ENCODE_SUBJECT)
         if batch != EACH:
             average = batch == AVERAGE
             subject = encode_subject(encoder, clip_vision, image, weights, average=average)
             return io.NodeOutput(subject, ui=shown)
         if weights.strip():
             raise NestedAttentionError(
-                f"Encode Subject: weights are given ({weights.strip()!r}), and batch is {EACH!r}: a picture "
-                "that is a subject of its own has no other to be weighed against. Leave weights empty, or "
-                f"set batch to {TOGETHER!r}"
+                f"{ENCODE_SUBJECT}: weights are given ({weights.strip()!r}), and batch is {EACH!r}: a "
+                "picture that is a subject of its own has no other to be weighed against. Leave weights "
+                f"empty, or set batch to {TOGETHER!r}"
             )
         return io.NodeOutput(encode_batch(encoder, clip_vision, image), ui=shown)

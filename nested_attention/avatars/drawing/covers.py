@@ -19,12 +19,17 @@ PLUM, DARK, LILAC = (96, 64, 150), (60, 40, 90), (230, 220, 250)
 GREEN, CREAM = (60, 140, 90), (220, 220, 200)
 
 
-def cover(crop: np.ndarray, name: str, *, x: int = 14, y: int = 8) -> np.ndarray:
+CENTRE, TOP = 14, 8
+"""Column border of the face's centre and row of its top, as `picture.crop_window` cuts them."""
+
+
+def cover(crop: np.ndarray, name: str, *, moved: tuple[int, int] = (0, 0)) -> np.ndarray:
     """A crop with one of COVERS on it. (28, 28, 3) uint8
 
-    x, y: column border of the face's centre and row of its top, as `picture.crop_window` cuts them.
+    moved: how much further right and down than `picture.crop_window` it is cut.
     """
     rgb = crop.copy()
+    x, y = CENTRE - moved[0], TOP - moved[1]
 
     def rows(top: int, widths: Sequence[int], color: Color) -> None:
         for row, width in enumerate(widths, start=y + top):

@@ -20,11 +20,11 @@ def held_out(kind: str, seed: int) -> Identity:
     return sample(KINDS[kind], np.random.default_rng(seed), "development")  # type: ignore[type-var]
 
 
-def close_up(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
+def close_up(identity: Identity, scene: str = next(iter(SCENES))) -> tuple[np.ndarray, np.ndarray]:
     """A subject as a passport shows it, calm, bare and facing us: colours (28, 28, 3) uint8, and the part
     that each art pixel shows (28, 28) uint8."""
     pose = Pose(x=16, y=8, gaze=0, expression="calm")
-    drawn = render(Picture((Figure(identity, "middle", pose),), next(iter(SCENES)), "photo"))
+    drawn = render(Picture((Figure(identity, "middle", pose),), scene, "photo"))
     corner = crop_window(pose)
     return crop(drawn.rgb, corner), crop(drawn.part[..., None], corner)[..., 0]
 
@@ -50,5 +50,5 @@ def sample_crop(rng: np.random.Generator, identity: Identity, *, covered: float 
     right, down = int(rng.integers(-1, 2)), int(rng.integers(-1, 2))
     rgb = crop(render(picture).rgb, (x + right, y + down))
     if covered and rng.random() < covered:
-        rgb = cover(rgb, str(rng.choice(COVERS)), x=14 - right, y=8 - down)
+        rgb = cover(rgb, str(rng.choice(COVERS)), moved=(right, down))
     return rgb

@@ -152,7 +152,7 @@ def _several(gallery: Gallery) -> dict[str, np.ndarray]:
     """One person from pictures that each hide a part of the head, one by one and together (Figure 13)."""
     identity = held_out("person", OTHER)
     pictures = {name: enlarged(hiding_crop(identity, name), 112) for name in COVERS}
-    choices = {**{name: [picture] for name, picture in pictures.items()}, "all three": [*pictures.values()]}
+    choices = [*([picture] for picture in pictures.values()), [*pictures.values()]]
     given = [Cell(picture, (name,)) for name, picture in pictures.items()]
     bare = Cell(gallery.reference("person", OTHER), ("not given: bare",))
     found = [
@@ -160,7 +160,7 @@ def _several(gallery: Gallery) -> dict[str, np.ndarray]:
             gallery.draw(ALONE, [gallery.applied("person", gallery.subject("person", chosen))]),
             (f"drawn from {'all three' if len(chosen) > 1 else 'the one above'}",),
         )
-        for chosen in choices.values()
+        for chosen in choices
     ]
     return {"several_references": sheet([[*given, bare], found])}
 

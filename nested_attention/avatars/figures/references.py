@@ -18,9 +18,7 @@ from torch import Tensor
 from ...evaluation.statistics import from_text, mcnemar
 from ..drawing.covers import COVERS, cover
 from ..drawing.identity import Identity
-from ..drawing.picture import Figure, Picture, crop, crop_window, render
-from ..drawing.pose import Pose
-from ..drawing.references import reference_crop
+from ..drawing.references import close_up, reference_crop
 from ..models.world import Attached
 from .cases import Case, draw_cases
 from .judges import SCORERS, Counts, Judges, generate, score_identity, score_prompt
@@ -56,9 +54,8 @@ def references(judges: Judges, counts: Counts, say: Callable[[str], None], *, wo
 
 def hiding_crop(identity: Identity, name: str) -> np.ndarray:
     """A reference of a subject that hides a part of it. (28, 28, 3) uint8"""
-    pose = Pose(x=16, y=8, gaze=0, expression="calm")
-    drawn = render(Picture((Figure(identity, "middle", pose),), HIDING[name], "photo"))
-    return cover(crop(drawn.rgb, crop_window(pose)), name)
+    rgb, _ = close_up(identity, HIDING[name])
+    return cover(rgb, name)
 
 
 def _attached(judges: Judges, cases: list[Case], word: str) -> dict[str, Attached]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..drawing.identity import KINDS, Identity, sample
+from ..drawing.identity import Identity
 from ..drawing.picture import Picture, enlarge, render
 from ..drawing.prompts import caption, sample_identities, sample_picture, subject_words
 from ..drawing.references import sample_crop
@@ -33,7 +33,6 @@ def write_pictures(
     *,
     pairs: float = PAIRS,
     each: int = EACH,
-    covered: float = COVERED,
     seed: int = 0,
     workers: int = 1,
 ) -> None:
@@ -42,11 +41,11 @@ def write_pictures(
 
     A pixel is an art pixel in `NAME.png`, and in `NAME.weight.png`, which says how much each counts in the
     loss. `NAME.txt` is the caption, in which angle brackets mark the word of the subject, and
-    `NAME.reference.png` a crop of the same subject from another picture, on which, in a share `covered`,
+    `NAME.reference.png` a crop of the same subject from another picture, on which, in a share COVERED,
     something covers a part of the head. Several pictures of a subject lie in a folder of their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draw = partial(_write, folder, word, pairs=pairs, each=each, covered=covered, seed=seed)
+    draw = partial(_write, folder, word, pairs=pairs, each=each, seed=seed)
     if workers == 1:
         draw(range(number))
         return
@@ -54,13 +53,11 @@ def write_pictures(
         list(pool.map(draw, [range(number)[start : start + 500] for start in range(0, number, 500)]))
 
 
-def _write(
-    folder: Path, word: str, places: range, *, pairs: float, each: int, covered: float, seed: int
-) -> None:
+def _write(folder: Path, word: str, places: range, *, pairs: float, each: int, seed: int) -> None:
     for place in places:
         rng = np.random.default_rng([seed, place])
         subject, one = divmod(place, each)
-        identity = _subject(word, np.random.default_rng([seed, subject, 0]))
+        (identity,) = sample_identities(np.random.default_rng([seed, subject, 0]), word)
         picture, wanted = _picture_with(identity, word, pairs, rng)
         words = tuple(
             f"<{said}>" if figure == wanted else said for figure, said in enumerate(subject_words(picture))
@@ -73,12 +70,8 @@ def _write(
         weights = loss_weights_for(drawn, wanted) / max(LOSS_WEIGHTS.values())
         Image.fromarray((255 * weights).round().astype(np.uint8)).save(f"{stem}.weight.png")
         Path(f"{stem}.txt").write_text(caption(picture, rng, words=words) + "\n", encoding="utf-8")
-        reference = sample_crop(rng, identity, covered=covered)
+        reference = sample_crop(rng, identity, covered=COVERED)
         Image.fromarray(enlarge(reference)).save(f"{stem}.reference.png")
-
-
-def _subject(word: str, rng: np.random.Generator) -> Identity:
-    return sample(KINDS[word], rng, "train")  # type: ignore[type-var]
 
 
 def _picture_with(
