@@ -34,14 +34,12 @@ async def search_words(_: Any) -> web.Response:
 
 
 async def subject(request: Any) -> web.Response:
-    """?name=…: what is known of a saved subject, in lines, and its thumbnail as a data URL, if it has one."""
+    """?name=…: what is known of a saved subject, in lines, and its thumbnail as a data URL."""
     try:
         lines, thumbnail = await asyncio.to_thread(look_at, request.query.get("name", ""))
     except NestedAttentionError as error:
         return web.json_response({"error": str(error)}, status=404)
-    picture = None
-    if thumbnail is not None:
-        buffer = bytes_io.BytesIO()
-        Image.fromarray(thumbnail.numpy()).save(buffer, "png")
-        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    buffer = bytes_io.BytesIO()
+    Image.fromarray(thumbnail.numpy()).save(buffer, "png")
+    picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return web.json_response({"lines": lines, "thumbnail": picture})

@@ -22,6 +22,9 @@ from .common import SubjectType, naming, schema
 BUNDLED = {"avatars/somebody.safetensors": WEIGHTS / "subjects" / "somebody.safetensors"}
 """The saved subject that comes with the pack: a drawn person, for the encoder of the small world."""
 
+LOADED = "nested_attention_subject"
+"""The key of a subject's name in what the node hands the editor; web/subjects.js shows whom it stands for."""
+
 
 def stores() -> dict[str, Path]:
     """Where saved subjects are looked for; asked each time, because options of ComfyUI may move them."""
@@ -122,7 +125,9 @@ class SaveSubject(io.ComfyNode):
                 None if thumbnail is None else make_thumbnail(check_pictures(thumbnail, "Save Subject")[0])
             )
             save_subject(subject, filename_prefix, stores()["output"], thumbnail=small)
-        return io.NodeOutput(subject, ui=_preview(small))
+        picture = neutral_icon() if small is None else small
+        # Shown on the node, from a temporary file without the workflow in it.
+        return io.NodeOutput(subject, ui=ui.PreviewImage(picture[None] / 255))  # (1, height, width, 3)
 
 
 class LoadSubject(io.ComfyNode):
@@ -177,17 +182,18 @@ class LoadSubject(io.ComfyNode):
     def execute(cls, subject_name: str) -> io.NodeOutput:
         with naming("Load Subject"):
             path = _find(subject_name)
-            subject, thumbnail = read_subject(path)
-        return io.NodeOutput(subject, ui=_preview(thumbnail, _provenance(subject, path)))
+            subject, _ = read_subject(path)
+        # No picture: the editor would show it beside that of a subject chosen since.
+        return io.NodeOutput(subject, ui={LOADED: [subject_name], STATE: _provenance(subject, path)})
 
 
-def look_at(subject_name: object) -> tuple[list[str], Tensor | None]:
-    """What the node says of a subject, and its thumbnail, (height, width, 3) uint8, or None. Raises
-    NestedAttentionError, naming Load Subject, for a name that stands for none."""
+def look_at(subject_name: object) -> tuple[list[str], Tensor]:
+    """What the node says of a subject, and its thumbnail or the icon that stands for one, (height, width, 3)
+    uint8. Raises NestedAttentionError, naming Load Subject, for a name that stands for none."""
     with naming("Load Subject"):
         path = _find(subject_name)
         subject, thumbnail = read_subject(path)
-    return _provenance(subject, path), thumbnail
+    return _provenance(subject, path), neutral_icon() if thumbnail is None else thumbnail
 
 
 def _provenance(subject: Subject, path: Path) -> list[str]:
@@ -211,21 +217,3 @@ def _find(name: Any) -> Path:
             if bundled is None or not bundled.is_file():
                 raise
             return bundled
-
-
-class _Shown(ui.PreviewImage):
-    """A picture, with lines below it if there are any."""
-
-    def __init__(self, picture: Tensor, lines: list[str]) -> None:
-        super().__init__(picture)
-        self.lines = lines
-
-    def as_dict(self) -> dict[str, Any]:
-        said = {STATE: self.lines} if self.lines else {}
-        return {**super().as_dict(), **said}
-
-
-def _preview(thumbnail: Any, lines: list[str] | None = None) -> ui.PreviewImage:
-    """Shown on the node, from a temporary file without the workflow in it."""
-    picture = neutral_icon() if thumbnail is None else thumbnail
-    return _Shown(picture[None] / 255, lines or [])  # (1, height, width, 3)

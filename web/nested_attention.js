@@ -12,7 +12,7 @@ import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
-import { previewSubject } from "./subjects.js"
+import { previewSubject, showSubject } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
@@ -54,7 +54,8 @@ function tellOfMissingEncoders(graph) {
 
 /** What a node says of its run. */
 function tell(node, output) {
-  if (output?.nested_attention_state) showState(node, output.nested_attention_state)
+  if (output?.nested_attention_subject) showSubject(node, output.nested_attention_subject[0])
+  else if (output?.nested_attention_state) showState(node, output.nested_attention_state)
   if (output?.nested_attention_maps) showMapsOf(node, output.nested_attention_maps[0])
 }
 

@@ -1,6 +1,8 @@
-/** Load Subject: the thumbnail and the provenance of the subject that is chosen, before it is run. */
+/** Load Subject: the thumbnail and the provenance of the subject that is chosen, or that was loaded last. */
 import { api } from "../../scripts/api.js"
 import { showState } from "./state.js"
+
+const asked = new WeakMap() // node → the name that it was last asked to show
 
 export function previewSubject(node) {
   const widget = node.widgets?.find(({ name }) => name === "subject_name")
@@ -8,14 +10,15 @@ export function previewSubject(node) {
   const { callback } = widget
   widget.callback = function (value) {
     callback?.apply(this, arguments)
-    show(node, value)
+    showSubject(node, value)
   }
-  setTimeout(() => show(node, widget.value)) // once a workflow that is being opened has set its value
+  setTimeout(() => showSubject(node, widget.value)) // once a workflow that is being opened has set its value
 }
 
-async function show(node, name) {
+export async function showSubject(node, name) {
+  asked.set(node, name)
   const response = await api.fetchApi(`/nested_attention/subject?name=${encodeURIComponent(name)}`)
   const found = await response.json()
-  node.imgs = undefined // of the subject that was chosen when the node ran last
+  if (asked.get(node) !== name) return // another was chosen while the server was busy
   showState(node, found.lines ?? [found.error], found.thumbnail)
 }

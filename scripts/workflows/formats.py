@@ -26,7 +26,6 @@ PREVIEWS = {
     "NestedAttentionAlignFace": 280,
     "NestedAttentionIsolateSubject": 280,
     "NestedAttentionSaveSubject": 250,
-    "NestedAttentionLoadSubject": 250,
 }
 """Pixels that a new node takes for the pictures it shows."""
 

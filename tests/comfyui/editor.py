@@ -148,6 +148,9 @@ class Editor:
     def __init__(self, page: Page, server: ComfyServer) -> None:
         self.page = page
         self.server = server
+        self.errors: list[str] = []
+        """Exceptions that nothing in the page has caught, with their stacks."""
+        page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
 
     def wait_until_up(self) -> None:
         self.run.wait_for(timeout=180_000)
@@ -175,6 +178,7 @@ class Editor:
 
     def open(self, graph: Mapping[str, Any], name: str) -> None:
         """Opens a workflow in the view that was saved with it."""
+        self.check_canvas()
         self.page.wait_for_function(
             """([close, says]) => {
                 document.querySelectorAll(close).forEach(one => one.click())
@@ -184,6 +188,14 @@ class Editor:
             polling=250,  # something more may be said meanwhile
         )
         self.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])
+
+    def check_canvas(self) -> None:
+        """Whether the canvas is drawn still: an exception while it is drawn stops it for good."""
+        drawn = self.evaluate("() => app.canvas.frame")
+        try:
+            self.page.wait_for_function("drawn => app.canvas.frame > drawn", arg=drawn, timeout=10_000)
+        except TimeoutError:
+            raise AssertionError("\n".join(["the editor draws its canvas no more", *self.errors])) from None
 
     def search(self, words: str) -> list[str]:
         """What the editor's search offers for words typed into it, as texts."""
@@ -328,4 +340,11 @@ class Editor:
     def wait_for_pictures(self, number: int) -> None:
         """Until every Save Image shows so many."""
         shown = f"number => (shown => shown.length && shown.every(n => n === number))(({PICTURES})())"
-        self.page.wait_for_function(shown, arg=number, timeout=300_000)
+        for last in (*[False] * 29, True):
+            try:
+                self.page.wait_for_function(shown, arg=number, timeout=10_000)
+                return
+            except TimeoutError:
+                self.check_canvas()
+                if last:
+                    raise

@@ -77,7 +77,8 @@ def test_nothing_on_a_workflow_covers_anything(
     """Nodes keep clear of each other and inside their groups, with pictures and all inputs shown."""
     load(editor, name)
     formats = script("workflows/formats.py")
-    editor.show_pictures(formats.PREVIEWS.keys() - {"LoadImage"}, "example.png", formats.STATES.keys())
+    states = formats.STATES.keys() - {"NestedAttentionLoadSubject"}  # which has asked the server already
+    editor.show_pictures(formats.PREVIEWS.keys() - {"LoadImage"}, "example.png", states)
     editor.unfold()
     nodes, groups = editor.boxes()
     for boxes in (nodes, groups):
@@ -271,10 +272,23 @@ CHOOSE = """name => {
 }"""
 
 
+BESIDE = """() => {
+    const node = app.graph._nodes.find(node => node.type === 'NestedAttentionLoadSubject')
+    const elements = document.querySelectorAll(`[data-node-id="${node.id}"] img`)
+    return LiteGraph.vueNodesMode ? elements.length - 1 : node.imgs?.length ?? 0
+}"""
+"""How many pictures Load Subject shows beside its thumbnail."""
+
+
 def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
-    """When it is opened, when one that was saved since is chosen after a refresh, and when it is gone."""
+    """When it is opened, when it has run, when one that was saved since is chosen after a refresh, and when
+    that is gone. Nothing is left of the picture before."""
     load(editor, "avatar_load_subject")
     said = editor.page.locator(".nested-attention-state")
+    said.filter(has_text="from 1 picture").locator("img").wait_for()
+    editor.set_widget("steps", 1)
+    editor.run.click()
+    editor.wait_for_pictures(4)
     said.filter(has_text="from 1 picture").locator("img").wait_for()
     folder = editor.server.base / "output" / "subjects"
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,9 +296,23 @@ def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
     editor.evaluate("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     editor.page.wait_for_function(CHOOSE, arg="subjects/new_00001_.safetensors [output]")
     said.filter(has_text=time.strftime("saved %Y-")).locator("img").wait_for()
+    assert editor.evaluate(BESIDE) == 0
     assert editor.evaluate(CHOOSE, "nobody.safetensors")
     said.filter(has_text="there is no saved subject 'nobody.safetensors'").wait_for()
     assert not said.locator("img").count()
+    editor.check_canvas()
+
+
+def test_a_canvas_that_is_drawn_no_more_is_told_of(editor: Editor) -> None:
+    """An exception while it is drawn stops it for good: the tests after that would wait for its pictures."""
+    load(editor, "avatar_person")
+    editor.evaluate("() => { app.canvas.pause_rendering = true }")
+    try:
+        with pytest.raises(AssertionError, match="draws its canvas no more"):
+            editor.check_canvas()
+    finally:
+        editor.evaluate("() => { app.canvas.pause_rendering = false }")
+    editor.check_canvas()
 
 
 def test_lists_are_in_the_editors_language_where_it_can_show_that(

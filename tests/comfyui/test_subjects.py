@@ -54,6 +54,14 @@ def shown(output: Any, folders: dict[str, Path]) -> torch.Tensor:
         return torch.tensor(list(picture.convert("RGB").getdata())).reshape(*picture.size[::-1], 3)
 
 
+def told(output: Any) -> torch.Tensor:
+    """The picture on Load Subject, which it asks the server for by the name of what was loaded."""
+    (name,) = output.ui["nested_attention_subject"]
+    lines, picture = sys.modules[f"{PACK}.nodes.subjects"].look_at(name)
+    assert output.ui["nested_attention_state"] == lines
+    return picture
+
+
 def equal(one: Any, other: Any) -> bool:
     same = (one.word, one.fingerprint, one.images) == (other.word, other.fingerprint, other.images)
     return same and torch.equal(one.tokens, other.tokens) and torch.equal(one.token_bias, other.token_bias)
@@ -104,7 +112,7 @@ def test_saved_and_loaded_again(nodes: dict[str, Any], alice: Any, folders: dict
     assert load.validate_inputs(names[1]) is True
     loaded = load.execute(names[1])
     assert equal(loaded.args[0], alice)
-    assert torch.equal(shown(loaded, folders), ICON)
+    assert torch.equal(told(loaded), ICON)
     save.execute(alice, "subjects/alice")
     assert len(load.define_schema().inputs[0].options) == 3
 
@@ -131,7 +139,7 @@ def test_a_subject_comes_with_the_pack(
     assert load.validate_inputs(name) is True
     loaded = load.execute(name)
     assert loaded.args[0].fingerprint == encoder.fingerprint, "run scripts/saved_subject.py"
-    assert not torch.equal(shown(loaded, folders), ICON)
+    assert not torch.equal(told(loaded), ICON)
     before = load.fingerprint_inputs(name)
     (folders["input"] / "avatars").mkdir()
     alice.save(folders["input"] / name)
@@ -152,8 +160,7 @@ def test_a_thumbnail_only_on_request(nodes: dict[str, Any], alice: Any, folders:
     red[0, ..., 0] = 1
     saved = nodes["NestedAttentionSaveSubject"].execute(alice, "alice", red)
     loaded = nodes["NestedAttentionLoadSubject"].execute("alice_00001_.safetensors [output]")
-    for output in (saved, loaded):
-        picture = shown(output, folders)
+    for picture in (shown(saved, folders), told(loaded)):
         assert picture.shape == (128, 64, 3)
         assert (picture == torch.tensor([255, 0, 0])).all()
     with pytest.raises(ValueError, match="Save Subject: the image has shape"):
