@@ -13,6 +13,7 @@ const SIDE = 160
 const STYLE = { overflow: "auto", width: "100%", boxSizing: "border-box" }
 
 const choices = new Map() // a node's place in the workflow → what was chosen there
+const asked = new WeakMap() // node → the name of the document that it was last asked to show
 
 const addMaps = (node, name, height) =>
   addElement(node, name, "nested_attention_maps", STYLE, { getMinHeight: () => height }).element
@@ -26,9 +27,11 @@ const pointsOf = (text) => {
 
 /** file: the document, as the server names files. */
 export async function showMapsOf(node, { filename, subfolder, type }) {
+  asked.set(node, filename)
   const answer = await api.fetchApi(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
   if (!answer.ok) return
   const maps = await answer.json()
+  if (asked.get(node) !== filename) return // another run has ended while the server was busy
   const widget = node.widgets?.find((one) => one.name === "points")
   const typed = widget?.value?.trim()
   const place = `${node.graph?.id}:${node.id}`
