@@ -180,20 +180,24 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject_name: str) -> io.NodeOutput:
-        with naming("Load Subject"):
-            path = _find(subject_name)
-            subject, _ = read_subject(path)
+        subject, _, lines = _read(subject_name)
         # No picture: the editor would show it beside that of a subject chosen since.
-        return io.NodeOutput(subject, ui={LOADED: [subject_name], STATE: _provenance(subject, path)})
+        return io.NodeOutput(subject, ui={LOADED: [subject_name], STATE: lines})
 
 
 def look_at(subject_name: object) -> tuple[list[str], Tensor]:
     """What the node says of a subject, and its thumbnail or the icon that stands for one, (height, width, 3)
     uint8. Raises NestedAttentionError, naming Load Subject, for a name that stands for none."""
+    _, thumbnail, lines = _read(subject_name)
+    return lines, neutral_icon() if thumbnail is None else thumbnail
+
+
+def _read(name: object) -> tuple[Subject, Tensor | None, list[str]]:
+    """A subject, its thumbnail if it has one, and where it comes from."""
     with naming("Load Subject"):
-        path = _find(subject_name)
+        path = _find(name)
         subject, thumbnail = read_subject(path)
-    return _provenance(subject, path), neutral_icon() if thumbnail is None else thumbnail
+    return subject, thumbnail, _provenance(subject, path)
 
 
 def _provenance(subject: Subject, path: Path) -> list[str]:

@@ -340,11 +340,9 @@ class Editor:
     def wait_for_pictures(self, number: int) -> None:
         """Until every Save Image shows so many."""
         shown = f"number => (shown => shown.length && shown.every(n => n === number))(({PICTURES})())"
-        for last in (*[False] * 29, True):
-            try:
+        for _ in range(29):
+            with suppress(TimeoutError):
                 self.page.wait_for_function(shown, arg=number, timeout=10_000)
                 return
-            except TimeoutError:
-                self.check_canvas()
-                if last:
-                    raise
+            self.check_canvas()
+        self.page.wait_for_function(shown, arg=number, timeout=10_000)
