@@ -681,6 +681,20 @@ def test_a_drawing_of_curves_is_svg() -> None:
         drawing("", ("", ""), {"none": []}, shares=(False, False))
 
 
+def test_labels_of_a_drawing_meet_nothing_and_those_of_ends_come_first() -> None:
+    crowd = {
+        "crowd": [Point(0.5 + i / 1e6, 0.5, label=f"{i}") for i in range(30)],
+        "far": [Point(1, 1, label="F")],
+    }
+    root = ElementTree.fromstring(drawing("", ("", ""), crowd, shares=(False, False)))
+    small = [each for each in root.iter() if each.get("font-size") == "9"]
+    shown = [each.text for each in small]
+    assert {"0", "29", "F"} <= set(shown) and 3 < len(shown) < 30
+    places = [(float(each.get("x", "")), float(each.get("y", ""))) for each in small]
+    for number, (x, y) in enumerate(places):
+        assert all(abs(x - a) > 2 or abs(y - b) > 6 for a, b in places[:number])
+
+
 def test_the_command_lists_and_refuses_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[command.Request] = []
 

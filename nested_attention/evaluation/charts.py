@@ -97,7 +97,8 @@ def drawing(
     title: str, axes: tuple[str, str], series: Mapping[str, Sequence[Point]], *, shares: tuple[bool, bool]
 ) -> str:
     """Several series in one plot, as an SVG document of its own: each a line through its points, in their
-    order, with the points' labels, and a legend below.
+    order, and a legend below. Labels of points stand where they meet no other and no point, those of a line's
+    ends first; one for which there is no such place is left out.
 
     axes: what stands on x and y. shares: whether x and y are shares, and shown in percent. Raises ValueError
     without a point.
@@ -107,8 +108,9 @@ def drawing(
         raise ValueError("a plot needs at least one point")
     ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
     x_range, y_range = _range([p.x for p in points]), _range(ys)
-    width, height, left, top, right, bottom = 460, 340, 58, 34, 14, 46
-    legend = 20 * -(-len(series) // 2)
+    width, height, left, top, right, bottom = 640, 440, 58, 34, 14, 46
+    columns = 3
+    legend = 20 * -(-len(series) // columns)
 
     x, y = _axis(x_range, left, width - right), _axis(y_range, height - bottom, top)
 
@@ -133,16 +135,48 @@ def drawing(
     for value in _ticks(*y_range):
         out.append(f'<path d="M{left} {y(value)}H{width - right}" stroke="#ddd"/>')
         out.append(text((left - 6, y(value) + 4), shown(value, shares[1]), "end"))
+    above: list[str] = []  # the lines and the intervals of all series
+    labels = _Labels([(x(point.x), y(point.y)) for point in points])
+    labelled: list[tuple[Point, str]] = []
+    ends: list[Point] = []
     for number, (name, each) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         line = " ".join(f"{x(p.x)},{y(p.y)}" for p in each)
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for p in each:
             if p.low is not None and p.high is not None:
-                out.append(f'<path d="M{x(p.x)} {y(p.low)}V{y(p.high)}" stroke="{colour}" opacity=".45"/>')
-            out.append(f'<circle cx="{x(p.x)}" cy="{y(p.y)}" r="3" fill="{colour}"/>')
-            out.append(text((x(p.x) + 5, y(p.y) - 5), p.label, "start", fill=colour, font_size=9))
-        place = left + (number % 2) * 200, height + 10 + 20 * (number // 2)
+                out.append(f'<path d="M{x(p.x)} {y(p.low)}V{y(p.high)}" stroke="{colour}" opacity=".25"/>')
+            above.append(f'<circle cx="{x(p.x)}" cy="{y(p.y)}" r="3" fill="{colour}"/>')
+        labelled += [(p, colour) for p in each if p.label]
+        ends += [*each[:1], *each[-1:]]
+        place = left + number % columns * 195, height + 10 + 20 * (number // columns)
         out.append(f'<rect x="{place[0]}" y="{place[1] - 9}" width="10" height="10" fill="{colour}"/>')
         out.append(text((place[0] + 16, place[1]), name, "start"))
-    return "\n".join([*out, "</svg>"]) + "\n"
+    for p, colour in sorted(labelled, key=lambda found: found[0] not in ends):
+        if free := labels.place((x(p.x), y(p.y)), p.label):
+            above.append(text(free, p.label, fill=colour, font_size=_Labels.SIZE))
+    return "\n".join([*out, *above, "</svg>"]) + "\n"
+
+
+class _Labels:
+    """Where the labels of points find room."""
+
+    SIZE = 9
+    """Of their letters, in units of the drawing."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
+
+    def place(self, point: tuple[float, float], words: str) -> tuple[float, float] | None:
+        """The middle of the label's base line beside its point, where it meets nothing; None without such a
+        place. It is taken then."""
+        half, high = 0.3 * self.SIZE * len(words), 0.75 * self.SIZE
+        x, y = point
+        beside = half + 4
+        for right, down in ((beside, -4), (-beside, -4), (beside, 10), (-beside, 10), (0, -6), (0, 13)):
+            middle, line = round(x + right, 1), round(y + down, 1)
+            box = (middle - half, line - high, middle + half, line)
+            if not any(a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in self._taken):
+                self._taken.append(box)
+                return middle, line
+        return None
