@@ -39,7 +39,16 @@ from nested_attention.avatars.figures.report import figures, percent, summary, t
 from nested_attention.avatars.figures.steady import steady
 from nested_attention.avatars.models.world import Attached, Sampling
 from nested_attention.cli.app import app
-from nested_attention.evaluation.statistics import as_text, balanced, from_text, mcnemar, rate, top1, wilson
+from nested_attention.evaluation.statistics import (
+    as_text,
+    balanced,
+    from_text,
+    mcnemar,
+    rate,
+    repeated,
+    top1,
+    wilson,
+)
 from nested_attention.settings import SubjectSettings
 
 FEW = Counts(subjects=2, pairs=2, twins=2, pose_and_style=2, steady=2)
@@ -62,6 +71,20 @@ def test_an_interval_contains_its_rate(trials: int, share: float) -> None:
     found = wilson(successes, trials)
     assert 0 <= found["low"] <= found["rate"] + 1e-12 and found["rate"] <= found["high"] + 1e-12 <= 1 + 1e-9
     assert found["rate"] == successes / trials
+
+
+def test_trials_made_again_say_no_less_and_at_most_as_much_as_others_would() -> None:
+    some = torch.arange(40) < 12
+    assert repeated([some]) == pytest.approx(rate(some), abs=1e-3)
+    alike, others = repeated([some] * 3), repeated([some, some.roll(13), some.roll(26)])
+    assert alike["rate"] == others["rate"] == pytest.approx(0.3)
+    once, whole = wilson(12, 40), wilson(36, 120)
+    assert alike["high"] - alike["low"] == pytest.approx(once["high"] - once["low"], abs=0.01)
+    assert others["high"] - others["low"] == pytest.approx(whole["high"] - whole["low"])
+    none = repeated([torch.zeros(40, dtype=torch.bool)] * 3)
+    assert none["low"] == 0 and none["high"] == pytest.approx(wilson(0, 40)["high"])
+    with pytest.raises(ValueError, match="at least one trial"):
+        repeated([])
 
 
 def test_wilson_against_a_published_example() -> None:

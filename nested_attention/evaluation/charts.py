@@ -97,8 +97,8 @@ def drawing(
     title: str, axes: tuple[str, str], series: Mapping[str, Sequence[Point]], *, shares: tuple[bool, bool]
 ) -> str:
     """Several series in one plot, as an SVG document of its own: each a line through its points, in their
-    order, and a legend below. Labels of points stand where they meet no other and no point, those of a line's
-    ends first; one for which there is no such place is left out.
+    order, and a legend below. Labels of points stand where they meet no other and no point is nearer, those
+    of a line's ends first; one for which there is no such place is left out.
 
     axes: what stands on x and y. shares: whether x and y are shares, and shown in percent. Raises ValueError
     without a point.
@@ -165,18 +165,27 @@ class _Labels:
     """Of their letters, in units of the drawing."""
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._points = points
         self._taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
 
     def place(self, point: tuple[float, float], words: str) -> tuple[float, float] | None:
-        """The middle of the label's base line beside its point, where it meets nothing; None without such a
-        place. It is taken then."""
+        """The middle of the label's base line beside its point, where it meets nothing and no other point is
+        nearer; None without such a place. It is taken then."""
         half, high = 0.3 * self.SIZE * len(words), 0.75 * self.SIZE
         x, y = point
         beside = half + 4
         for right, down in ((beside, -4), (-beside, -4), (beside, 10), (-beside, 10), (0, -6), (0, 13)):
             middle, line = round(x + right, 1), round(y + down, 1)
             box = (middle - half, line - high, middle + half, line)
-            if not any(a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in self._taken):
+            nearest = min(self._points, key=lambda other: _away(other, box))
+            meets = any(a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in self._taken)
+            if not meets and _away(point, box) <= _away(nearest, box):
                 self._taken.append(box)
                 return middle, line
         return None
+
+
+def _away(point: tuple[float, float], box: tuple[float, float, float, float]) -> float:
+    """How far a point is from a box (left, top, right, bottom)."""
+    x, y = point
+    return math.hypot(max(box[0] - x, x - box[2], 0.0), max(box[1] - y, y - box[3], 0.0))

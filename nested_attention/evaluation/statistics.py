@@ -116,6 +116,24 @@ def balanced(hits: Tensor, strata: Tensor) -> Rate:
     return {"rate": share, "low": low, "high": high, "trials": len(hits)}
 
 
+def repeated(hits: Sequence[Tensor]) -> Rate:
+    """The mean rate of the same n trials, each made several times, with its 95 % interval. hits: (n,) bool of
+    each time.
+
+    The interval is Wilson's of as many trials as leave a plain rate as uncertain as this mean is over the n:
+    at least n, for a trial made again says no less, and at most all. So a rate of none is uncertain too.
+    Raises ValueError without hits.
+    """
+    if not hits or not len(hits[0]):
+        raise ValueError("a rate needs at least one trial; found 0")
+    means = torch.stack([each.double() for each in hits]).mean(dim=0)  # of each trial
+    share, number = float(means.mean()), len(means)
+    variance = float(means.var()) / number if number > 1 else 0.0
+    alike = share * (1 - share) / variance if variance else 0.0
+    low, high = _wilson(share, min(max(alike, number), number * len(hits)))
+    return {"rate": share, "low": low, "high": high, "trials": number * len(hits)}
+
+
 FEWEST = 3
 """Subjects from which on a mean has an interval: that of two would reach 13 standard errors to each side."""
 

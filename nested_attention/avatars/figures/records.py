@@ -21,8 +21,13 @@ def circumstances(started: float) -> dict[str, Any]:
     return {
         "seconds": round(time.monotonic() - started),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}{gpu}",
+        "machine": f"{platform.machine()}, {_threads()}, torch {torch.__version__}{gpu}",
     }
+
+
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def hashes(folder: Path = SMALL_WORLD) -> dict[str, str]:

@@ -143,12 +143,13 @@ def train_encoder(
     mechanism: Mechanism | None = None,
     noise: Noise = encoder_noise,
     precision: torch.dtype | None = None,
+    whitened: bool = True,
     keys_anew: bool = False,
     deadline: float = math.inf,
 ) -> SubjectEncoder:
-    """Train `start`, which is used up; returns the averaged encoder. Its keys are trained whitened
-    (`training/keys.py`), if the mechanism reads them.
+    """Train `start`, which is used up; returns the averaged encoder.
 
+    whitened: whether its keys are trained whitened (`training/keys.py`), if the mechanism reads them.
     keys_anew: whether those that are there are random. mechanism: how its tokens reach the picture; by
     default the one that its configuration names. precision: of the arithmetic; None: the faster one, as
     measured. deadline: the Trainer's, which raises Stopped.
@@ -180,7 +181,7 @@ def train_encoder(
         "deadline": deadline,
     }
     try:
-        if not {"to_key", "projections"} & set(injected.unused):
+        if whitened and not {"to_key", "projections"} & set(injected.unused):
             first = first_examples(
                 examples,
                 noise,

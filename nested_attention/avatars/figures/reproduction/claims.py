@@ -10,12 +10,12 @@ from ....training.mechanisms import mechanism
 from .drawings import EXPRESSION
 from .matrix import (
     COUNTS,
-    NOUNS,
     PAIRED,
     PERSON,
     PET,
     QUERIES,
     QUESTIONS,
+    REFERENCES,
     Drawing,
     Run,
 )
@@ -26,18 +26,20 @@ Sign = Literal["higher", "lower"]
 @dataclass(frozen=True)
 class Shown:
     """A drawing of a run, and of the runs of other seeds. drawing: None is the one at the value of the
-    control that was chosen on the development cases. label: what it is called beside the other one."""
+    control that was chosen on the development cases, or whose identity is nearest to that of `like`. label:
+    what it is called beside the other one."""
 
     run: Run
     drawing: Drawing | None
     label: str
+    like: Shown | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
     """The first one's measure is higher or lower than the second one's.
 
-    question: of the matrix. figure: of the paper; empty where the paper says nothing and nothing is
+    question: of the matrix. figure: of the paper; empty where the paper does not say so and nothing is
     expected. says: in plain words. measure: of `findings.MEASURES`. second: None compares with chance, 1/2.
     """
 
@@ -56,6 +58,7 @@ ALTERNATIVES = ("decoupled", "simple", "global", "multiple")
 LARGER: tuple[tuple[str, Sign, str], ...] = (
     ("identity", "higher", "A larger λ keeps more of the identity."),
     ("prompt", "lower", "A larger λ follows the prompt less."),
+    (EXPRESSION, "lower", "A larger λ follows expressions less."),
 )
 AS_TRAINED: tuple[tuple[str, str, Sign, str], ...] = (
     (
@@ -65,12 +68,17 @@ AS_TRAINED: tuple[tuple[str, str, Sign, str], ...] = (
         "Decoupled CA follows the prompt less than nested attention.",
     ),
     ("decoupled", "style", "higher", "Decoupled CA follows styles less than nested attention."),
-    ("decoupled", "outside", "lower", "Decoupled CA changes more outside the subject than nested attention."),
+    ("decoupled", "outside", "lower", "Decoupled CA at full scale changes more outside the subject."),
     ("simple", "prompt", "higher", "The simple adapter follows the prompt less than nested attention."),
     ("simple", "style", "higher", "The simple adapter follows styles less than nested attention."),
     ("simple", EXPRESSION, "higher", "The simple adapter follows expressions less than nested attention."),
+    ("simple", "clothes", "higher", "The simple adapter follows clothing less than nested attention."),
 )
 """What nested attention as trained is beside an alternative, and what the paper says of that."""
+PREDICTION = "The prediction of held-out drawings."
+CONTRASTS = (("man", "woman", "Figure 15"), ("woman", "man", "Figure 15"), ("child", "man", "Figure 15"),
+             ("girl", "woman", "Figure 15"), ("boy", "man", ""))  # fmt: skip
+"""Nouns beside another that the subject is attached to as well. The paper shows no boy."""
 
 
 def _at(name: str, value: float | None, label: str = "") -> Shown:
@@ -79,17 +87,21 @@ def _at(name: str, value: float | None, label: str = "") -> Shown:
     return Shown(Run(mechanism=name), drawing, label or mechanism(name).title)
 
 
+def _error(name: str) -> Shown:
+    return Shown(Run(mechanism=name), Drawing("error"), mechanism(name).title)
+
+
 def _mechanisms() -> list[Claim]:
     best = [
         Claim(
-            question="mechanisms",
-            figure=TRADE_OFF,
-            says=f"{mechanism(name).title} keeps less of the identity than nested attention at the base "
-            "model's prompt fidelity.",
-            first=_at("nested", None),
-            second=_at(name, None),
-            measure="identity",
-            expected="higher",
+            "mechanisms",
+            TRADE_OFF,
+            f"{mechanism(name).title} keeps less of the identity than nested attention at the base model's "
+            "prompt fidelity.",
+            _at("nested", None),
+            _at(name, None),
+            "identity",
+            "higher",
         )
         for name in ALTERNATIVES
     ]
@@ -98,44 +110,70 @@ def _mechanisms() -> list[Claim]:
         Claim("mechanisms", section, says, nested, _at(name, 1.0), measure, expected)
         for name, measure, expected, says in AS_TRAINED
     ]
-    optimised = "Multiple tokens, which are harder to optimise, keep less of the identity than global V."
-    one, many = _at("global", 1.0), _at("multiple", 1.0)
-    errors = [
-        Shown(Run(mechanism=name), Drawing("error"), mechanism(name).title) for name in ("nested", "global")
-    ]
-    followed = "Expressions, which the paper does not name here: followed as with decoupled CA."
-    predicted = "Query-dependent values predict held-out drawings better than one value."
+    alike = replace(_at("decoupled", None), like=nested)
+    outside = "Decoupled CA at the scale of equal identity changes more outside the subject."
+    easier = (
+        "Global V, easier to optimise than multiple tokens, predicts held-out drawings better after as many "
+        "steps."
+    )
     far, near = _at("nested", 4.0, "λ = 4"), _at("nested", 1.0, "λ = 1")
+    compared: tuple[tuple[str, Shown, Shown, str], ...] = (
+        ("Expressions, as trained.", nested, _at("decoupled", 1.0), EXPRESSION),
+        (
+            "Expressions, where each is taken for the trade-off.",
+            _at("nested", None),
+            _at("decoupled", None),
+            EXPRESSION,
+        ),
+        ("Identity, as trained.", _at("global", 1.0), _at("multiple", 1.0), "identity"),
+        *((PREDICTION, _error("nested"), _error(name), "error") for name in ("global", "decoupled")),
+    )
     return [
         *best,
         *trained,
-        Claim("mechanisms", "Appendix B", optimised, one, many, "identity", "higher"),
+        Claim("mechanisms", section, outside, nested, alike, "outside", "lower"),
+        Claim("mechanisms", "Appendix B", easier, _error("global"), _error("multiple"), "error", "lower"),
         *(
             Claim("mechanisms", "Section 5.1 and Figure 8", says, far, near, measure, expected)
             for measure, expected, says in LARGER
         ),
-        Claim("mechanisms", "", followed, nested, _at("decoupled", 1.0), EXPRESSION, None),
-        Claim("mechanisms", "", predicted, errors[0], errors[1], "error", None),
+        *(
+            Claim("mechanisms", "", says, first, second, measure, None)
+            for says, first, second, measure in compared
+        ),
     ]
 
 
 def _pairs() -> list[Claim]:
+    def shown(name: str, number: int) -> Shown:
+        control = mechanism(name).control
+        value = PAIRED[name][number]
+        label = f"{mechanism(name).title} ({control.symbol} = {value:g})" if control else ""
+        return Shown(Run(mechanism=name, words=(PET,)), Drawing("pair", PET, value), label)
+
+    def alone(name: str) -> Shown:
+        return Shown(
+            Run(mechanism=name, words=(PET,)), Drawing("alone", PET), f"{mechanism(name).title}, a pet"
+        )
+
+    nested, full, less = shown("nested", 0), shown("decoupled", 0), shown("decoupled", 1)
     told: tuple[tuple[str, Sign, str], ...] = (
-        ("identity", "higher", "A person and a pet are both recognised more often than with decoupled CA."),
+        ("each", "higher", "A person and a pet are recognised more often than with decoupled CA."),
         ("prompt", "higher", "Their prompt is followed better than with decoupled CA."),
         ("outside", "lower", "Less of the picture outside the two changes than with decoupled CA."),
     )
-    nested, decoupled = (
-        Shown(
-            Run(mechanism=name, words=(PET,)),
-            Drawing("pair", PET, PAIRED[name][0]),
-            mechanism(name).title,
-        )
-        for name in ("nested", "decoupled")
+    compared: tuple[tuple[str, Shown, Shown, str], ...] = (
+        ("At a lower scale.", nested, less, "each"),
+        ("At a lower scale.", nested, less, "outside"),
+        ("A pet alone.", alone("nested"), alone("decoupled"), "identity"),
+        ("A pet alone.", alone("nested"), alone("decoupled"), "outside"),
     )
     return [
-        Claim("pair", "Figure 12", says, nested, decoupled, measure, expected)
-        for measure, expected, says in told
+        *(
+            Claim("pair", "Figure 12", says, nested, full, measure, expected)
+            for measure, expected, says in told
+        ),
+        *(Claim("pair", "", says, first, second, measure, None) for says, first, second, measure in compared),
     ]
 
 
@@ -146,14 +184,22 @@ def _alphas() -> list[Claim]:
 
     told: tuple[tuple[float | None, str, Sign, str], ...] = (
         (None, "outside", "higher", "Without regularisation, less of the base model's picture is kept."),
-        (None, "prompt", "lower", "Without regularisation, the prompt is followed less."),
         (1.0, "identity", "lower", "α = 1 keeps less of the identity than α = 2."),
         (3.0, "identity", "higher", "α = 3 keeps more of the identity than α = 2."),
         (3.0, "outside", "higher", "α = 3 keeps less of the base model's picture than α = 2."),
     )
     return [
-        Claim("alpha", "Figure 17", says, shown(alpha), shown(2.0), measure, expected)
-        for alpha, measure, expected, says in told
+        *(
+            Claim("alpha", "Figure 17", says, shown(alpha), shown(2.0), measure, expected)
+            for alpha, measure, expected, says in told
+        ),
+        *(
+            Claim("alpha", "", says, shown(None), shown(2.0), measure, None)
+            for measure, says in (
+                ("identity", "Identity without regularisation."),
+                ("prompt", "The prompt without regularisation."),
+            )
+        ),
     ]
 
 
@@ -191,7 +237,7 @@ def _applications() -> list[Claim]:
                 "identity",
                 "higher",
             )
-            for number in (2, 4)
+            for number in REFERENCES
         ),
         Claim(
             "mixing",
@@ -205,14 +251,61 @@ def _applications() -> list[Claim]:
         *(
             Claim(
                 "nouns",
-                "Figure 15",
-                f"On “{noun}”, the picture moves towards that noun.",
+                figure,
+                f"On “{noun}”, the picture fits that noun more than on “{other}”.",
+                Shown(NESTED, Drawing("noun", noun=noun), noun),
+                Shown(NESTED, Drawing("noun", noun=other), other),
+                f"fits {noun}",
+                "higher" if figure else None,
+            )
+            for noun, other, figure in CONTRASTS
+        ),
+        *(
+            Claim(
+                "nouns",
+                figure,
+                f"On “{noun}”, it is the subject still.",
                 Shown(NESTED, Drawing("noun", noun=noun), noun),
                 None,
-                "moved",
+                "own",
+                "higher" if figure else None,
+            )
+            for noun, _, figure in CONTRASTS
+        ),
+    ]
+
+
+def _scratch() -> list[Claim]:
+    def shown(name: str, drawing: Drawing) -> Shown:
+        return Shown(Run(mechanism=name, scratch=True), drawing, f"{mechanism(name).title} from scratch")
+
+    nested, error = shown("nested", Drawing()), Drawing("error")
+    keeps = "From scratch too, {} keeps less of the identity than nested attention."
+    return [
+        *(
+            Claim(
+                "scratch",
+                TRADE_OFF,
+                keeps.format(mechanism(name).title),
+                nested,
+                shown(name, Drawing()),
+                "identity",
                 "higher",
             )
-            for noun in NOUNS
+            for name in ALTERNATIVES
+        ),
+        *(
+            Claim("scratch", "", PREDICTION, shown("nested", error), shown(name, error), "error", None)
+            for name in ALTERNATIVES
+        ),
+        Claim(
+            "scratch",
+            "",
+            "What reading and whitening bring.",
+            _at("nested", 1.0, "with both"),
+            nested,
+            "identity",
+            None,
         ),
     ]
 
@@ -223,13 +316,13 @@ def _beyond() -> list[Claim]:
         Claim(
             "domains",
             "",
-            f"One encoder for both, against one for each: {word}s.",
+            f"One encoder for both, against one for each: {kind}.",
             Shown(together, Drawing(word=word), "one for both"),
             Shown(Run(words=(word,)), Drawing(word=word), "one for each"),
             "identity",
             None,
         )
-        for word in (PERSON, PET)
+        for word, kind in ((PERSON, "people"), (PET, "pets"))
     ]
     told = {
         "weights": "Loss weights by what a cell shows",
@@ -244,7 +337,7 @@ def _beyond() -> list[Claim]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    *_mechanisms(), *_pairs(), *_alphas(), *_queries(), *_applications(), *_beyond()
+    *_mechanisms(), *_pairs(), *_alphas(), *_queries(), *_applications(), *_scratch(), *_beyond()
 )  # fmt: skip
 """In the order of the matrix's questions."""
 

@@ -121,7 +121,7 @@ class _Made:
         """Train a run and make its drawings, as far as time goes."""
         place, started = self.place, time.monotonic()
         if not place.weights(run).exists():
-            if run.reads and not place.reader(run).exists():
+            if not run.scratch and not place.reader(run).exists():
                 return  # for want of time
             before = place.steps(run)
             try:
@@ -189,7 +189,7 @@ def _preparing(request: Request, run: Run, until: float) -> list[str]:
 def _read_all(request: Request, world: World, runs: list[Run], deadline: float, say: Say) -> None:
     """Teach the Q-Formers of runs to read: each once, whatever number of runs begins with it."""
     place = request.place
-    left = {run.reader: run for run in runs if run.reads and not place.reader(run).exists()}
+    left = {run.reader: run for run in runs if not run.scratch and not place.reader(run).exists()}
     if request.workers > 1 and len(left) > 1:
         _at_once(request, list(left.values()), deadline, say, work=_reading)
         return
@@ -255,7 +255,7 @@ def write_page(request: Request, folder: Path) -> Path:
     few = shown(bench, shown_before(place, request.published))
     pictures.mkdir(parents=True, exist_ok=True)
     write_published(summary, place, few, pictures)
-    for name, svg in charts(summary).items():
+    for name, (_, svg) in charts(summary).items():
         (pictures / name).write_text(svg, encoding="utf-8")
     for question in QUESTIONS:
         picture = contact_sheet(bench, question, few)

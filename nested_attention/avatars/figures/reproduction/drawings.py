@@ -38,7 +38,7 @@ from ...train.denoising import TextStates, predictor
 from ..cases import Case, background, draw_cases, true_drawings
 from ..judges import NEAREST, Counts, Judges, identity_hits, prompt_hits, subjects_of
 from ..likeness import among_twins
-from .matrix import PERSON, PET, Drawing, Run, base_pictures, pictures_of
+from .matrix import NOUNS, PERSON, PET, Drawing, Run, base_pictures, pictures_of
 from .runs import Place, load_encoder
 
 CASE_SEEDS = {(PERSON,): 9100, (PET,): 9200, (PERSON, PET): 9300}
@@ -214,6 +214,12 @@ def _crops(cases: list[Case], word: str) -> np.ndarray:
     return np.stack([case.reference(word) for case in cases])
 
 
+def further_crops(cases: list[Case], word: str, number: int) -> list[np.ndarray]:
+    """More pictures of each case's subject: `number` times (n, …), the first ones whatever the number."""
+    rng = np.random.default_rng(9400)
+    return [np.stack([sample_crop(rng, case.figure(word).identity) for case in cases]) for _ in range(number)]
+
+
 def _alone(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     """One subject a picture, at a value of the control."""
     cases, word = bench.cases((drawing.word,)), drawing.word
@@ -234,11 +240,7 @@ def _pair(bench: Bench, run: Run, drawing: Drawing) -> Figures:
 def _references(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     """`value` pictures of each subject, the case's own first."""
     cases, word = bench.cases((drawing.word,)), drawing.word
-    rng = np.random.default_rng(9400)
-    more = [
-        np.stack([sample_crop(rng, case.figure(word).identity) for case in cases])
-        for _ in range(int(drawing.value) - 1)
-    ]
+    more = further_crops(cases, word, int(drawing.value) - 1)
     attached = bench.attached(run, _crops(cases, word), word, more=more)
     return bench.scored(bench.rendered(run, drawing, cases, [attached]), cases, (word,))
 
@@ -258,21 +260,23 @@ def _mixed(bench: Bench, run: Run, drawing: Drawing) -> Figures:
 
 
 def _noun(bench: Bench, run: Run, drawing: Drawing) -> Figures:
-    """The subject on another noun. moved: the picture looks more like the people whom it fits, against
-    those whom it does not, than under the trained word."""
+    """The subject on another noun. own: the picture looks more like its subject than like the next case's.
+    fits: for every noun, how much more it looks like the people whom that fits than like the others."""
     cases, word, noun = bench.cases((drawing.word,)), drawing.word, drawing.noun
     prompts = [re.sub(rf"\b{re.escape(word)}\b", noun, case.prompt) for case in cases]
     attached = bench.attached(run, _crops(cases, word), noun)
-    trained = bench.rendered(run, Drawing("alone", word), cases, [replace(attached, word=word)])
     rgb = bench.rendered(run, drawing, cases, [attached], prompts)
-    fits = torch.tensor([noun in case.figure(word).identity.nouns for case in cases])
-
-    def fit(pictures: np.ndarray) -> Tensor:
-        alike = bench.similarity(pictures, (word,), word)
-        return alike[:, fits].mean(dim=1) - alike[:, ~fits].mean(dim=1)
-
     found = bench.scored(rgb, cases, (word,))
-    return {**found, "moved": as_text(fit(rgb) > fit(trained))}
+    del found["outside"]  # the base model's picture there is of the trained word
+    similarity = bench.similarity(rgb, (word,), word)
+    own, second = (similarity.roll(-shift, dims=1).diagonal() for shift in range(2))
+    found |= {"own": as_text(own > second), "fits": {}}
+    for name in NOUNS:
+        fits = torch.tensor([name in case.figure(word).identity.nouns for case in cases])
+        if fits.any() and not fits.all():
+            nearer = similarity[:, fits].mean(dim=1) - similarity[:, ~fits].mean(dim=1)
+            found["fits"][name] = [round(float(value), 4) for value in nearer]
+    return found
 
 
 @torch.no_grad()

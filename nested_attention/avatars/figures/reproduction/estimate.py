@@ -94,7 +94,7 @@ def left(bench: Bench, plan: Mapping[Run, tuple[Drawing, ...]]) -> list[Left]:
             picture = picture_seconds(bench)
         drawn = sum(each.kind != "error" for each in drawings)
         training = missing * steps.get(kind, 0.0)
-        if missing and run.reads and run.reader not in readers and not place.reader(run).exists():
+        if missing and not run.scratch and run.reader not in readers and not place.reader(run).exists():
             readers.add(run.reader)
             reading_step = reading_step or reading_seconds(world, run)
             training += place.size.reading * reading_step
@@ -128,6 +128,7 @@ def step_seconds(place: Place, world: World, run: Run, data: Callable[[str], lis
             mechanism=mechanism(run.mechanism),
             noise=noise,
             precision=precision,
+            whitened=not run.scratch,
             keys_anew=True,
         )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,68 +11,25 @@ import torch
 
 from ....evaluation.statistics import LEVEL, Discordance, Mean, clustered_mean, mcnemar, wilson
 from ....training.mechanisms import mechanism
-from ..judges import NEAREST
 from .claims import CLAIMS, Claim, Shown, seeds_of
-from .drawings import EXPRESSION, Figures
-from .matrix import Drawing, Run, Size, curve
+from .drawings import Figures
+from .matrix import Drawing, Run, Size, curve, plan
+from .measures import MEASURES
 
-Verdict = Literal["agrees", "disagrees", "no difference shown", "shown", "not measured"]
+Verdict = Literal["agrees", "disagrees", "no difference shown", "cannot be told", "shown", "not measured"]
 NOT_SHOWN: Verdict = "no difference shown"
 PROMPT_LOSS = 0.02
-"""How much of the prompt a value of the control may cost against the base model, to be chosen."""
+"""How much of what is asked for a value of the control may cost against the base model, to be chosen."""
+FEWEST = 6
+"""Cases that must differ for hits to tell anything: five of five have p = 0.06."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A figure of a case. read: None where a drawing does not have it."""
-
-    title: str
-    read: Callable[[Figures], np.ndarray | None]
-    share: bool = True  # in percent; else a number
-    hits: bool = False  # 0 or 1 a case
-
-
-def digits(hits: str) -> np.ndarray:
-    return np.fromiter(map(int, hits), float)
-
-
-def _hits(name: str) -> Callable[[Figures], np.ndarray | None]:
-    return lambda figures: digits(figures[name]) if name in figures else None
-
-
-def _numbers(name: str) -> Callable[[Figures], np.ndarray | None]:
-    return lambda figures: np.asarray(figures[name]) if name in figures else None
-
-
-def _asked_for(figures: Figures) -> np.ndarray | None:
-    """The share of the prompt's attributes that each picture shows, without the expression."""
-    told = [digits(hits) for name, hits in figures.get("prompt", {}).items() if name != EXPRESSION]
-    return np.mean(told, axis=0) if told else None
-
-
-def _attribute(name: str) -> Callable[[Figures], np.ndarray | None]:
-    return lambda figures: digits(figures["prompt"][name]) if name in figures.get("prompt", {}) else None
-
-
-MEASURES: dict[str, Measure] = {
-    "identity": Measure("identity", _hits("identity"), hits=True),
-    NEAREST: Measure("identity, nearest drawing", _hits(NEAREST), hits=True),
-    "twins": Measure("among near-twins", _hits("twins"), hits=True),
-    "prompt": Measure("prompt", _asked_for),
-    EXPRESSION: Measure("expression", _attribute(EXPRESSION), hits=True),
-    "style": Measure("style", _attribute("style"), hits=True),
-    "outside": Measure("change outside, of 255", _numbers("outside"), share=False),
-    "error": Measure("error of the prediction", _numbers("error"), share=False),
-    "person": Measure("person", _hits("person"), hits=True),
-    "pet": Measure("pet", _hits("pet"), hits=True),
-    "both": Measure("resembles both", _hits("both"), hits=True),
-    "moved": Measure("moved towards the noun", _hits("moved"), hits=True),
-}
+Seeds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A drawing that is looked at. keeps: whether it costs no more of the prompt than PROMPT_LOSS."""
+    """A drawing that is looked at. keeps: whether it costs no more of what is asked for than PROMPT_LOSS."""
 
     drawing: Drawing
     keeps: bool = True
@@ -98,25 +55,63 @@ class Summary:
         found = self.figures(run, drawing)
         return None if found is None else MEASURES[measure].read(found)
 
-    def chosen(self, run: Run, seeds: tuple[int, ...]) -> Choice | None:
+    def mean(
+        self, run: Run, drawing: Drawing, measure: str, seeds: Seeds, cases: int | None = None
+    ) -> float | None:
+        """Of a measure over seeds and the first cases, by default all; None where one is not measured yet."""
+        found = [self.values(replace(run, seed=seed), drawing, measure) for seed in seeds]
+        there = [value[:cases] for value in found if value is not None]
+        return float(np.mean(there)) if len(there) == len(found) else None
+
+    def chosen(self, run: Run, seeds: Seeds) -> Choice | None:
         """The value of the control that keeps most of the identity on the development cases, of those that
-        cost no more of the prompt than PROMPT_LOSS there; the one that costs least, if all cost more. None
-        where a value is not measured yet."""
-        first = slice(0, self.size.development)
+        cost no more of what is asked for than PROMPT_LOSS there; the one that costs least, if all cost more;
+        of equals the least. None where a value is not measured yet."""
+        first = self.size.development
         base = self.references.get(run.words[0], {}).get("base")
-        told = MEASURES["prompt"].read(base) if base else None
-        found: list[tuple[bool, float, Choice]] = []
+        told = MEASURES["asked"].read(base) if base else None
+        found: list[tuple[bool, float, float, Choice]] = []
         for drawing in curve(run.mechanism, run.words[0]):
-            of_seeds = [replace(run, seed=seed) for seed in seeds]
-            identity = [self.values(each, drawing, "identity") for each in of_seeds]
-            prompt = [self.values(each, drawing, "prompt") for each in of_seeds]
-            if told is None or any(value is None for value in (*identity, *prompt)):
+            good, kept = (self.mean(run, drawing, name, seeds, first) for name in ("identity", "asked"))
+            if told is None or good is None or kept is None:
                 return None
-            kept = float(np.mean([value[first] for value in prompt if value is not None]))
-            within = kept >= float(told[first].mean()) - PROMPT_LOSS
-            good = float(np.mean([value[first] for value in identity if value is not None]))
-            found.append((within, good if within else kept, Choice(drawing, within)))
-        return max(found, key=lambda each: each[:2])[2]
+            within = kept >= float(told[:first].mean()) - PROMPT_LOSS
+            found.append((within, good if within else kept, -drawing.value, Choice(drawing, within)))
+        return max(found, key=lambda each: each[:3])[3]
+
+    def alike(self, run: Run, like: float, seeds: Seeds) -> Choice | None:
+        """The value of the control whose identity is nearest to `like`, of equals the least. None where a
+        value is not measured yet."""
+        found: list[tuple[float, float, Choice]] = []
+        for drawing in curve(run.mechanism, run.words[0]):
+            good = self.mean(run, drawing, "identity", seeds)
+            if good is None:
+                return None
+            found.append((round(abs(good - like), 9), drawing.value, Choice(drawing)))
+        return min(found, key=lambda each: each[:2])[2]
+
+    def choice(self, shown: Shown, seeds: Seeds) -> Choice | None:
+        """The drawing that is looked at; None where that is not told yet."""
+        if shown.drawing is not None:
+            return Choice(shown.drawing)
+        if shown.like is None:
+            return self.chosen(shown.run, seeds)
+        target = self.choice(shown.like, seeds)
+        if target is None:
+            return None
+        like = self.mean(shown.like.run, target.drawing, "identity", seeds)
+        return None if like is None else self.alike(shown.run, like, seeds)
+
+    def spread(self, drawings: Collection[Drawing], measure: str) -> float:
+        """The largest difference between two seeds of anything that is trained with several, in one of these
+        drawings: what the training itself may make. 0 where there are no two."""
+        found: dict[tuple[Run, Drawing], list[float]] = {}
+        for run in plan():
+            for drawing in drawings:
+                value = self.values(run, drawing, measure)
+                if value is not None:
+                    found.setdefault((replace(run, seed=0), drawing), []).append(float(value.mean()))
+        return max((max(means) - min(means) for means in found.values()), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,9 @@ class Finding:
 
     values: what the two are called. means: of the first and the second. difference: the mean over cases and
     seeds, with an interval over cases. seeds: the mean difference at each. tests: McNemar's, for hits, at
-    each. smallest: the smallest difference that the counts could have shown.
+    each. differ: how many cases differ at any seed. spread: what two seeds of the same training may differ
+    by; 0 where both are of one training. smallest: the smallest difference that could have been shown. asked:
+    where one of the two costs too much of what is asked for, the difference in that, which decides.
     """
 
     claim: Claim
@@ -135,7 +132,10 @@ class Finding:
     difference: Mean | None = None
     seeds: tuple[float, ...] = ()
     tests: tuple[Discordance, ...] = ()
+    differ: int = 0
+    spread: float = 0.0
     smallest: float = 0.0
+    asked: Mean | None = None
 
 
 def find(summary: Summary, claim: Claim) -> Finding:
@@ -145,23 +145,30 @@ def find(summary: Summary, claim: Claim) -> Finding:
         return Finding(claim, "not measured")
     choices, seeds, first, second = pairs
     change = _differences(first, second)
-    mean = _over_cases(change)
-    tests = []
+    mean, tests, measure = _over_cases(change), [], MEASURES[claim.measure]
     if claim.second is None:  # a rate beside one half
         hits = np.concatenate(first)
         rate = wilson(int(hits.sum()), len(hits))
         mean = {**mean, "low": rate["low"] - 0.5, "high": rate["high"] - 0.5}
-    elif MEASURES[claim.measure].hits:
+    elif measure.hits:
         tests = [
             mcnemar(torch.from_numpy(a > 0.5), torch.from_numpy(b > 0.5))
             for a, b in zip(first, second, strict=True)
         ]
+    differ = int(np.any(np.stack(change) != 0, axis=0).sum())
+    spread = 0.0
+    if claim.second is not None and claim.second.run != claim.first.run:
+        spread = summary.spread({choice.drawing for choice in choices}, claim.measure) / len(seeds) ** 0.5
+    asked = None
+    if len({choice.keeps for choice in choices}) > 1:
+        verdict, asked = _by_prompt(summary, claim, choices, seeds)
+    elif measure.share and differ < FEWEST:
+        verdict = "cannot be told"
+    else:
+        shown = _is_shown(mean, change, tests) and abs(mean["mean"]) > spread
+        verdict = _verdict(claim, mean["mean"] > 0) if shown else NOT_SHOWN
     low, high = _ends(mean)
     least = tests[0]["smallest"] if len(tests) == 1 else 0.0
-    if len({choice.keeps for choice in choices}) > 1:
-        verdict = _by_prompt(summary, claim, choices, seeds)
-    else:
-        verdict = _verdict(claim, mean["mean"] > 0) if _is_shown(mean, change, tests) else NOT_SHOWN
     return Finding(
         claim,
         verdict,
@@ -170,7 +177,10 @@ def find(summary: Summary, claim: Claim) -> Finding:
         mean,
         tuple(float(each.mean()) for each in change),
         tuple(tests),
-        max((high - low) / 2, least),
+        differ,
+        spread,
+        max((high - low) / 2, least, spread),
+        asked,
     )
 
 
@@ -184,7 +194,7 @@ def _looked_at(claim: Claim) -> list[Shown]:
 
 def _pairs(
     summary: Summary, claim: Claim
-) -> tuple[list[Choice], tuple[int, ...], list[np.ndarray], list[np.ndarray]] | None:
+) -> tuple[list[Choice], Seeds, list[np.ndarray], list[np.ndarray]] | None:
     """What is looked at, of which seeds, and both measures of each seed's cases; of the same cases."""
     shown = _looked_at(claim)
     seeds = tuple(
@@ -196,7 +206,7 @@ def _pairs(
         return None
     choices = []
     for each in shown:
-        choice = Choice(each.drawing) if each.drawing else summary.chosen(each.run, seeds)
+        choice = summary.choice(each, seeds)
         if choice is None:
             return None
         choices.append(choice)
@@ -207,11 +217,11 @@ def _pairs(
 
 
 def _values(
-    summary: Summary, claim: Claim, choices: list[Choice], seeds: tuple[int, ...], measure: str
+    summary: Summary, claim: Claim, choices: list[Choice], seeds: Seeds, measure: str
 ) -> list[list[np.ndarray]]:
     """A measure of each that is looked at and of each seed, without the cases that chose a value: (n,)"""
     shown = _looked_at(claim)
-    tested = any(each.drawing is None for each in shown)
+    tested = any(each.drawing is None and each.like is None for each in shown)
     cases = slice(summary.size.development if tested else 0, None)
     found = []
     for each, choice in zip(shown, choices, strict=True):
@@ -232,7 +242,7 @@ def _label(shown: Shown, choice: Choice) -> str:
     if shown.drawing is None and control:
         told.append(f"{control.symbol} = {choice.drawing.value:g}")
     if not choice.keeps:
-        told.append("costs more of the prompt")
+        told.append("costs too much of the prompt")
     return f"{shown.label} ({', '.join(told)})" if told else shown.label
 
 
@@ -262,14 +272,14 @@ def _is_shown(mean: Mean, change: list[np.ndarray], tests: Sequence[Discordance]
     return shown and (len(tests) != 1 or tests[0]["p"] < LEVEL)
 
 
-def _by_prompt(summary: Summary, claim: Claim, choices: list[Choice], seeds: tuple[int, ...]) -> Verdict:
-    """Of two at their chosen values of which one keeps the prompt, that one is ahead, where it is shown to
-    keep more of the prompt than the other: which keeps it was told by few cases."""
-    first, second = _values(summary, claim, choices, seeds, "prompt")
+def _by_prompt(summary: Summary, claim: Claim, choices: list[Choice], seeds: Seeds) -> tuple[Verdict, Mean]:
+    """Of two at their chosen values of which one keeps what is asked for, that one is ahead, where it is
+    shown to keep more of it than the other: which keeps it was told by few cases. With that difference."""
+    first, second = _values(summary, claim, choices, seeds, "asked")
     change = _differences(first, second)
-    mean = _over_cases(change)
-    keeps = choices[0].keeps
-    return _verdict(claim, keeps) if _is_shown(mean, change) and (mean["mean"] > 0) == keeps else NOT_SHOWN
+    mean, keeps = _over_cases(change), choices[0].keeps
+    shown = _is_shown(mean, change) and (mean["mean"] > 0) == keeps
+    return (_verdict(claim, keeps) if shown else NOT_SHOWN), mean
 
 
 def _verdict(claim: Claim, ahead: bool) -> Verdict:

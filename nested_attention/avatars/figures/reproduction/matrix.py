@@ -59,7 +59,8 @@ class Size:
 class Run:
     """One training. What is not given is the same in every run.
 
-    words: the kinds of subject that it learns. reads: whether its Q-Former has learned to read before.
+    words: the kinds of subject that it learns. scratch: it begins as the paper's do, with a random Q-Former
+    and keys as they are; everywhere else the Q-Former has learned to read before, and keys are whitened.
     departures: from the paper's loss, of DEPARTURES.
     """
 
@@ -68,7 +69,7 @@ class Run:
     seed: int = 0
     alpha: float | None = ALPHA
     queries: int = QUERIES
-    reads: bool = True
+    scratch: bool = False
     departures: tuple[str, ...] = ()
 
     @property
@@ -84,8 +85,8 @@ class Run:
             parts.append("alpha-none" if self.alpha is None else f"alpha-{self.alpha:g}")
         if self.queries != QUERIES:
             parts.append(f"queries-{self.queries}")
-        if not self.reads:
-            parts.append("unread")
+        if self.scratch:
+            parts.append("scratch")
         return "-".join([*parts, *self.departures, f"seed-{self.seed}"])
 
     @property
@@ -93,9 +94,9 @@ class Run:
         """What a reader calls it, beside others of its question."""
         more = [] if self.alpha == ALPHA else [f"α {'off' if self.alpha is None else f'= {self.alpha:g}'}"]
         more += [] if self.queries == QUERIES else [f"{self.queries} queries"]
-        more += [] if self.reads else ["from a random Q-Former"]
+        more += ["from scratch"] if self.scratch else []
         more += [f"with {each}" for each in self.departures]
-        more += [] if self.words == (PERSON,) else [" and ".join(self.words)]
+        more += [f"one encoder for {' and '.join(self.words)}"] if len(self.words) > 1 else []
         return ", ".join([mechanism(self.mechanism).title, *more])
 
     @property
@@ -174,6 +175,7 @@ PAIRED = {"nested": (1.0, 2.0), "decoupled": (1.0, 0.6)}
 NOUNS = tuple(noun for noun in KINDS[PERSON].NOUNS if noun != PERSON)
 ALPHAS: tuple[float | None, ...] = (None, 1.0, 2.0, 3.0)
 COUNTS = (4, 16, QUERIES, 64)
+REFERENCES = (2, 4)
 
 
 def _pets(name: str) -> tuple[Drawing, ...]:
@@ -185,8 +187,13 @@ QUESTIONS: tuple[Question, ...] = (
         key="mechanisms",
         title="Injection mechanisms",
         text="The paper's five mechanisms, each trained on the same pictures, noise and steps, from the same "
-        "Q-Former, which has learned to read close-ups, and from random keys and values. Each is drawn over "
-        "the values of its control that the paper looks at.",
+        "Q-Former, which has learned to read close-ups, and from random layers where a mechanism has layers. "
+        "Two choices favour those that attend over the tokens, nested attention and decoupled CA: the "
+        "Q-Former has learned to read through an attention over its tokens, and only such mechanisms have "
+        "keys to be whitened. What is left of the differences without both is shown below, *From scratch*. "
+        "The paper does not say whether the values of Global V and Multiple Tokens are regularised; here "
+        "they are, as those of nested attention. Each is drawn over the values of its control that the paper "
+        "looks at: λ to four times the attention, the scale of decoupled CA to 1, at which it is trained.",
         asked=tuple(
             (Run(mechanism=name, seed=seed), (ERROR, *curve(name))) for seed in SEEDS for name in MECHANISMS
         ),
@@ -194,7 +201,8 @@ QUESTIONS: tuple[Question, ...] = (
     Question(
         key="pair",
         title="A person and a pet in one picture",
-        text="Each kind of subject has an encoder of its own, trained alone.",
+        text="Each kind of subject has an encoder of its own, trained alone. *Person* and *pet* are "
+        "recognised among those of all cases; *identity* asks for both.",
         asked=tuple(
             (Run(mechanism=name, words=(PET,), seed=seed), _pets(name)) for seed in SEEDS for name in PAIRED
         ),
@@ -218,23 +226,24 @@ QUESTIONS: tuple[Question, ...] = (
         title="Several references",
         text="One subject from one, two and four pictures of it, the tokens concatenated; no training more.",
         asked=tuple(
-            (Run(seed=seed), (Drawing(), Drawing("references", value=2), Drawing("references", value=4)))
+            (Run(seed=seed), (Drawing(), *(Drawing("references", value=number) for number in REFERENCES)))
             for seed in SEEDS
         ),
     ),
     Question(
         key="mixing",
         title="Mixing two people",
-        text="The tokens of two people concatenated. A picture resembles somebody if it looks more "
-        "like them than like a third person.",
+        text="The tokens of two people concatenated, of each case's and the next one's. A picture resembles "
+        "somebody if it looks more like them than like a third person.",
         asked=((Run(), (Drawing("mixed", value=0), Drawing("mixed", value=0.5))),),
     ),
     Question(
         key="nouns",
         title="Semantic variations",
-        text="The subject attached to another noun than it was trained on. A picture has moved towards the "
-        "noun if it looks more like the people whom it fits, against the others, than under the trained "
-        "word.",
+        text="The subject attached to another noun than it was trained on. *Fits*: how much more the "
+        "picture looks like the people whom the noun fits than like the others, to the recogniser; two nouns "
+        "are compared, because any noun that is not the trained one may weaken the subject. *The subject "
+        "still*: it looks more like its subject than like the next case's.",
         asked=((Run(), (Drawing(), *(Drawing("noun", noun=noun) for noun in NOUNS))),),
     ),
     Question(
@@ -249,18 +258,19 @@ QUESTIONS: tuple[Question, ...] = (
         ),
     ),
     Question(
-        key="reading",
-        title="What reading brings",
+        key="scratch",
+        title="From scratch",
         text="Everywhere else a Q-Former has learned to redraw close-ups from references before it meets the "
-        "UNet. Here one has not.",
-        asked=((Run(), PLAIN), (Run(reads=False), PLAIN)),
+        "UNet, and keys are trained whitened. Here nothing has been learned before and keys are as they are: "
+        "the paper's own conditions, at a small part of its steps.",
+        asked=((Run(), PLAIN), *((Run(mechanism=name, scratch=True), PLAIN) for name in MECHANISMS)),
     ),
     Question(
         key="losses",
         title="Beyond the paper's loss",
-        text="What the small world's encoders are trained with besides, added one by one to the paper's "
-        "loss, from the same start: loss weights by what a cell shows, and timesteps that are denser at high "
-        "noise.",
+        text="What the small world's encoders are trained with besides, each alone added to the paper's "
+        "loss, from the same start: *weights*, loss weights by what a cell shows, and *timesteps*, denser at "
+        "high noise.",
         asked=(
             (Run(), PLAIN),
             *((Run(departures=(each,)), PLAIN) for each in DEPARTURES),

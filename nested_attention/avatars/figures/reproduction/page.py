@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ....evaluation.charts import Point, drawing
-from ....evaluation.statistics import Mean, clustered_mean, wilson
+from ....evaluation.statistics import Mean, Rate, clustered_mean, repeated
 from ....training.mechanisms import MECHANISMS, mechanism
 from ..judges import NEAREST
 from ..report import percent, share, table
 from .drawings import EXPRESSION, TWINS, Figures
-from .findings import MEASURES, PROMPT_LOSS, Finding, Summary, find_all
-from .matrix import PERSON, QUESTIONS, Drawing, Question, Run, curve, plan, words_of
+from .findings import FEWEST, NOT_SHOWN, PROMPT_LOSS, Finding, Summary, Verdict, find_all
+from .matrix import ERROR, PERSON, QUERIES, QUESTIONS, Drawing, Question, Run, curve, plan, words_of
+from .measures import MEASURES
 from .published import PICTURES
-from .runs import still_falling
 
 COLUMNS = (
     "identity",
@@ -27,8 +28,10 @@ COLUMNS = (
     "outside",
     "person",
     "pet",
+    "first",
+    "second",
     "both",
-    "moved",
+    "own",
     "error",
 )
 CURVES = {"prompt": "prompt", EXPRESSION: "expression", "outside": "change outside, of 255"}
@@ -69,10 +72,12 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
         f"{trial}{missing}Written by `nested-attention world compare` from the figures of every single "
         f"case. Machines: {'; '.join(machines) or 'none yet'}.\n\n"
         f"**Trainings.** Each has {size.steps:,} steps of {size.batch} on {size.pictures:,} drawn pictures "
-        f"of the [small world](../weights/avatars/README.md) and {size.pictures // 2:,} of two figures, with "
-        "the paper's loss unless said otherwise: the plain mean squared error over all timesteps alike. Runs "
-        "of one seed have the same pictures in the same order, the same noise and the same Q-Former to begin "
-        "with. Beside the paper, that Q-Former has learned to read before, and the keys of tokens are "
+        "of its kind of subject in the [small world](../weights/avatars/README.md) and "
+        f"{size.pictures // 2:,} of two figures, with the paper's loss unless said otherwise: the plain mean "
+        "squared error over all timesteps alike. Runs of one seed, one kind of subject and "
+        f"{QUERIES} queries have the same pictures in the same order, the same noise and the same Q-Former "
+        "to begin with. Two things differ from the paper, but for the part *From scratch*: that Q-Former has "
+        "learned to redraw close-ups beforehand, and the keys of tokens, where a mechanism has any, are "
         "trained [whitened](training.md#train).\n\n"
         f"**Pictures.** Every drawing shows the same {size.cases} held-out subjects in prompts that no "
         f"training saw, from the same noise ({size.sampling.steps} steps, guidance "
@@ -81,45 +86,59 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
         "the one that compares with the nearest drawing. *Among near-twins*: the subject is recognised, "
         f"among {TWINS} that are nearly alike. *Prompt*: the share of what it asked for that the picture "
         "shows, the expression apart; of two figures, what both show. *Change outside*: the mean difference "
-        "from the base model's picture, away from the figures of the true drawing. Brackets are 95 % "
-        "intervals: Wilson's for rates of one run, over cases for means and differences."
+        "from the base model's picture, away from the figures of the true drawing. *Error of the "
+        "prediction*: of the UNet's, on held-out drawings with noise. Brackets are 95 % intervals: Wilson's "
+        "for rates, over cases for means and differences."
     )
+
+
+VERDICTS: tuple[Verdict, ...] = ("agrees", "disagrees", NOT_SHOWN, "cannot be told", "not measured")
+"""Of what the paper says."""
 
 
 def _short(findings: Sequence[Finding]) -> list[str]:
     paper = [each for each in findings if each.claim.figure]
-    counts = {
-        verdict: sum(each.verdict == verdict for each in paper)
-        for verdict in ("agrees", "disagrees", "no difference shown", "not measured")
-    }
+    counts = [sum(each.verdict == verdict for each in paper) for verdict in VERDICTS]
+    agrees, disagrees, alike, untold, missing = counts
     text = (
-        f"Of {len(paper)} statements of the paper, the figures agree with {counts['agrees']}, disagree with "
-        f"{counts['disagrees']}, show no difference for {counts['no difference shown']}, and "
-        f"{counts['not measured']} are not measured. A difference counts as shown where its interval "
-        "excludes 0 and every seed has its sign, and with one seed of hits, where McNemar's exact test has "
-        "p < 0.05 besides. *Difference here*: the first value of the statement's line below, less the "
-        "second. *Smallest*: a difference below it could not have been shown with so many cases. Nothing is "
-        "corrected for the number of statements: of those without any difference, one in twenty would seem "
-        "to have one."
+        f"The paper's statements ask for {len(paper)} comparisons; several may stand for one of them. The "
+        f"figures agree with {agrees}, disagree with {disagrees}, show no difference for {alike}, cannot "
+        f"tell {untold}, and {missing} are not measured. A difference counts as shown where its interval "
+        "excludes 0, every seed has its sign, and it is larger than what two seeds of the same training "
+        "differ by, at most, in the same drawing (of the mean over seeds: over the root of their number); "
+        "with one seed of hits, where McNemar's exact test has p < 0.05 besides. *Cannot be told*: fewer "
+        f"than {FEWEST} cases differ, as where both have 100 %. *Difference here*: the first value of the "
+        "comparison's line below, less the second. *Smallest*: a difference below it could not have been "
+        "shown with so many cases and seeds. Nothing is corrected for the number of comparisons."
     )
     rows = [
-        [each.claim.figure, each.claim.says, _difference(each), _smallest(each), f"**{each.verdict}**"]
+        [
+            each.claim.figure,
+            each.claim.says,
+            str(len(each.seeds) or ""),
+            _difference(each),
+            _smallest(each),
+            f"**{each.verdict}**",
+        ]
         for each in paper
     ]
-    header = ["paper", "its statement, as measured here", "difference here", "smallest", "verdict"]
+    header = ["paper", "what it says, as measured here", "seeds", "difference here", "smallest", "verdict"]
     return [text, table(header, rows)]
 
 
 def _difference(finding: Finding) -> str:
     found = finding.difference
-    if found is None:
-        return ""
-    measure = MEASURES[finding.claim.measure]
-    if measure.share:
-        points = [100 * x for x in (found["mean"], _or(found["low"], found), _or(found["high"], found))]
-        return f"{points[0]:+.1f} points ({points[1]:+.1f} to {points[2]:+.1f})"
-    low, high = _or(found["low"], found), _or(found["high"], found)
-    return f"{found['mean']:+.4g} ({low:+.4g} to {high:+.4g})"
+    return "" if found is None else _change(found, MEASURES[finding.claim.measure].share)
+
+
+def _change(found: Mean, share: bool) -> str:
+    """A difference with its interval, in points where it is of shares."""
+    three = [found["mean"], _or(found["low"], found), _or(found["high"], found)]
+    if share:
+        mean, low, high = (100 * x for x in three)
+        return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})"
+    mean, low, high = three
+    return f"{mean:+.4g} ({low:+.4g} to {high:+.4g})"
 
 
 def _or(value: float | None, mean: Mean) -> float:
@@ -127,34 +146,46 @@ def _or(value: float | None, mean: Mean) -> float:
 
 
 def _smallest(finding: Finding) -> str:
-    if finding.difference is None:
+    if finding.difference is None or finding.verdict == "cannot be told":
         return ""
-    if MEASURES[finding.claim.measure].share:
-        return f"{100 * finding.smallest:.1f} points" if finding.smallest <= 1 else "none: too few cases"
-    return f"{finding.smallest:.3g}"
+    return _size(finding.smallest, MEASURES[finding.claim.measure].share)
+
+
+def _size(value: float, share: bool) -> str:
+    """Of a difference."""
+    if share:
+        return f"{100 * value:.1f} points" if value <= 1 else "none: too few cases"
+    return f"{value:.3g}"
 
 
 def _question(summary: Summary, question: Question, findings: Sequence[Finding]) -> list[str]:
     own = [each for each in findings if each.claim.question == question.key]
     parts = [f"## {question.title}", question.text]
     if question.key == "mechanisms":
-        parts += [_chosen(summary)]
-        parts += [f"![{name}]({PICTURES}/{name})" for name in charts(summary)]
+        parts += [_chosen(summary), _CURVES]
+        parts += [f"![{alt}]({PICTURES}/{name})" for name, (alt, _) in charts(summary).items()]
     if comparable(question, lambda run, each: summary.figures(run, each) is not None):
         parts += [table_of(summary, question), f"![some of the pictures]({PICTURES}/{question.key}.png)"]
     else:
         parts += ["No run of this part is there yet."]
-    parts.append("\n".join(f"- {_sentence(each)}" for each in own))
-    return parts
+    return [*parts, "\n".join(f"- {_sentence(each)}" for each in own)]
+
+
+_CURVES = (
+    "A number beside a point is λ, or the scale of Decoupled CA; it is left out where there is no room. "
+    "Vertical lines are 95 % intervals."
+)
 
 
 def _chosen(summary: Summary) -> str:
     return (
         "Where the paper speaks of a trade-off, each mechanism is taken at one value of its control: the one "
         f"that keeps most of the identity on the first {summary.size.development} cases while it costs at "
-        f"most {share(PROMPT_LOSS)} of the prompt against the base model there. The figures at it are of the "
-        "other cases. One that costs more at every value is taken where it costs least, and is behind one "
-        "that does not if these cases show that it costs more of the prompt."
+        f"most {share(PROMPT_LOSS)} of what the prompt asks for, its expression included, against the base "
+        "model there; of equals, the least. The figures at it are of the other cases. One that costs more at "
+        "every value is taken where it costs least, and is behind one that does not if these cases show that "
+        "it costs more. *The scale of equal identity* is the one whose identity, on all cases, is "
+        "nearest."
     )
 
 
@@ -172,12 +203,23 @@ def _sentence(finding: Finding) -> str:
         for each in finding.tests
     )
     each_seed = ", ".join(f"{100 * x:+.1f}" if measure.share else f"{x:+.3g}" for x in finding.seeds)
-    return (
-        f"{source}{claim.says} {measure.title.capitalize()}: {labels[0]} {first}, {labels[1]} {second}; "
+    said = (
+        f"{source}{claim.says} {_capital(measure.title)}: {labels[0]} {first}, {labels[1]} {second}; "
         f"difference {_difference(finding)}, at {seeds} seed{'s' if seeds > 1 else ''} ({each_seed})"
-        f"{f' ({tests})' if tests else ''}. *{finding.verdict.capitalize()}*; the smallest that could be "
-        f"shown is {_smallest(finding)}."
+        f"{f' ({tests})' if tests else ''}."
     )
+    if finding.asked is not None:
+        said += f" In what the prompt asks for, which decides: {_change(finding.asked, True)}."
+    if finding.verdict == "cannot be told":
+        return f"{said} *Cannot be told*: cases that differ are {finding.differ or 'none'}."
+    seeded = _size(finding.spread, measure.share)
+    more = f", and two seeds of one training may make {seeded}" if finding.spread else ""
+    least = f"the smallest that could be shown is {_smallest(finding)}"
+    return f"{said} *{_capital(finding.verdict)}*; {least}{more}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def comparable(question: Question, there: Callable[[Run, Drawing], bool]) -> bool:
@@ -194,14 +236,17 @@ def table_of(summary: Summary, question: Question) -> str:
         for each in drawings:
             found = summary.figures(run, each)
             if found is not None and each.kind != "error":
+                if each == Drawing() and ERROR in drawings:
+                    found = {**found, **(summary.figures(run, ERROR) or {})}
                 groups.setdefault((run.title, told(run, each)), []).append(found)
+    names = [n for n in COLUMNS if any(MEASURES[n].read(f) is not None for g in groups.values() for f in g)]
     for words in dict.fromkeys(words_of(each) for _, drawings in question.asked for each in drawings):
         for name, label in (("base", "base model, no subject"), ("truth", "true drawings")):
             found = summary.references.get(" ".join(words), {}).get(name)
             if found:
                 groups[label, " and ".join(words)] = [found]
-    names = [n for n in COLUMNS if any(MEASURES[n].read(f) is not None for g in groups.values() for f in g)]
     rows = [[*what, str(len(each)), *(_cell(name, each) for name in names)] for what, each in groups.items()]
+    rows = [row for row in rows if any(row[3:])]
     return table(["", "drawn", "seeds", *(MEASURES[name].title for name in names)], rows)
 
 
@@ -209,7 +254,7 @@ def told(run: Run, drawing: Drawing) -> str:
     """What was drawn, in words."""
     control = mechanism(run.mechanism).control
     if drawing.kind == "references":
-        return f"{drawing.value:g} pictures"
+        return f"{told(run, Drawing('alone', drawing.word))}, from {drawing.value:g} pictures"
     if drawing.kind == "mixed":
         return "mixed" if drawing.value else "not mixed"
     if drawing.kind == "noun":
@@ -222,14 +267,20 @@ def _cell(name: str, found: Sequence[Figures]) -> str:
     values = [value for each in found if (value := MEASURES[name].read(each)) is not None]
     if not values:
         return ""
-    measure, whole = MEASURES[name], np.concatenate(values)
-    if measure.hits and len(values) == 1:
-        return percent(wilson(int(whole.sum()), len(whole)))
+    measure = MEASURES[name]
+    if measure.hits:
+        return percent(_rate(values))
     mean = _mean(values)
     low, high = _or(mean["low"], mean), _or(mean["high"], mean)
     if measure.share:
-        return f"{share(mean['mean'])} ({share(low)}–{share(high)})"
-    return f"{mean['mean']:.3g} ({low:.3g}–{high:.3g})"
+        return f"{share(mean['mean'])} ({share(max(low, 0.0))}–{share(min(high, 1.0))})"
+    digits = 4 if name == "error" else 3
+    return f"{mean['mean']:.{digits}g} ({low:.{digits}g}–{high:.{digits}g})"
+
+
+def _rate(values: Sequence[np.ndarray]) -> Rate:
+    """Of hits of the same cases at several seeds."""
+    return repeated([torch.from_numpy(each > 0.5) for each in values])
 
 
 def _mean(values: Sequence[np.ndarray]) -> Mean:
@@ -238,8 +289,8 @@ def _mean(values: Sequence[np.ndarray]) -> Mean:
     return clustered_mean(np.concatenate(values).tolist(), cases)
 
 
-def charts(summary: Summary) -> dict[str, str]:
-    """File name → SVG: identity over the controls, against what it costs."""
+def charts(summary: Summary) -> dict[str, tuple[str, str]]:
+    """File name → what it shows, and the SVG: identity over the controls, against what it costs."""
     runs = [run for run, _ in next(q for q in QUESTIONS if q.key == "mechanisms").asked]
     found = {}
     for measure, title in CURVES.items():
@@ -254,12 +305,9 @@ def charts(summary: Summary) -> dict[str, str]:
             series["base model"] = [_of([base], measure, "")]
         series = {name: points for name, points in series.items() if points}
         if any(name != "base model" for name in series):
-            found[f"identity-{measure}.svg"] = drawing(
-                f"Identity against {title.partition(',')[0]}",
-                (title, "identity"),
-                series,
-                shares=(MEASURES[measure].share, True),
-            )
+            what = f"Identity against {title.partition(',')[0]}"
+            svg = drawing(what, (title, "identity"), series, shares=(MEASURES[measure].share, True))
+            found[f"identity-{measure}.svg"] = f"{what}, a curve a mechanism", svg
     return found
 
 
@@ -274,8 +322,8 @@ def _point(summary: Summary, runs: Sequence[Run], at: Drawing, measure: str) -> 
 
 def _of(found: Sequence[Figures], measure: str, label: str) -> Point:
     x = [value for each in found if (value := MEASURES[measure].read(each)) is not None]
-    y = _mean([value for each in found if (value := MEASURES["identity"].read(each)) is not None])
-    return Point(float(np.mean(x)), y["mean"], y["low"], y["high"], label)
+    y = _rate([value for each in found if (value := MEASURES["identity"].read(each)) is not None])
+    return Point(float(np.mean(x)), y["rate"], y["low"], y["high"], label)
 
 
 def _trainings(summary: Summary) -> list[str]:
@@ -283,7 +331,6 @@ def _trainings(summary: Summary) -> list[str]:
     for run in plan():
         done: dict[str, Any] = summary.runs.get(run.name, {}).get("training", {})
         if done:
-            falling = still_falling(done["losses"])
             rows.append(
                 [
                     run.name,
@@ -291,13 +338,31 @@ def _trainings(summary: Summary) -> list[str]:
                     f"{done['parameters']:,}",
                     f"{done['minutes']:.0f}",
                     done["precision"],
-                    f"{np.mean(done['losses'][-5:]):.4f}",
-                    "" if np.isnan(falling) else share(falling, 1),
+                    "" if run.departures else f"{np.mean(done['losses'][-5:]):.4f}",
                 ]
             )
     header = ["run", "steps", "parameters trained", "minutes", "arithmetic", "loss at the end"]
     text = (
-        "The last column is by how much the loss of the last fifth of a run is below that of the fifth "
-        "before: how flat its curve has become, while the learning rate fell to zero."
+        "The loss at the end is the mean of the last 250 steps. Runs of one seed, one kind of subject and "
+        "the paper's loss have the same pictures and noise there and can be compared; those of other seeds "
+        f"have others. {_last_fifths(summary)}Whether more steps would bring more, nothing here says."
     )
-    return [text, table([*header, "still falling"], rows)] if rows else ["None is complete yet."]
+    return [text, table(header, rows)] if rows else ["None is complete yet."]
+
+
+def _last_fifths(summary: Summary) -> str:
+    """By how much a run's loss still falls at its end, at each seed of the mechanisms."""
+    falls: dict[int, list[float]] = {}
+    for run, _ in next(question for question in QUESTIONS if question.key == "mechanisms").asked:
+        curve = summary.runs.get(run.name, {}).get("training", {}).get("losses", [])
+        if fifth := len(curve) // 5:
+            fall = float(np.mean(curve[-fifth:]) / np.mean(curve[-2 * fifth : -fifth])) - 1
+            falls.setdefault(run.seed, []).append(fall)
+    if not falls:
+        return ""
+    told = ", ".join(f"{100 * np.mean(each):+.1f} %" for each in falls.values())
+    return (
+        "The learning rate falls to zero over a run. From the fourth fifth of its steps to the last, the "
+        f"mean loss of the mechanisms' runs changes by {told} at seeds {', '.join(map(str, falls))}, in all "
+        "mechanisms nearly alike, for it is the pictures that differ. "
+    )

@@ -125,8 +125,9 @@ class Place:
         """A run's figures so far, and what is told of its training once that is complete: here, or where they
         were taken over from."""
         path, training = self.figures(run), self.training(run)
-        found: dict[str, Any] = {"run": asdict(run), "drawn": {}, "training": {}}
+        found: dict[str, Any] = {"drawn": {}, "training": {}}
         found |= json.loads(path.read_text()) if path.exists() else {}
+        found["run"] = asdict(run)  # as it is called today
         return {**found, "training": json.loads(training.read_text())} if training.exists() else found
 
     def trained(self, run: Run) -> bool:
@@ -166,9 +167,9 @@ def new_encoder(world: World, run: Run) -> SubjectEncoder:
 
 
 def start_of(place: Place, world: World, run: Run) -> SubjectEncoder:
-    """The encoder that a run begins with, whose Q-Former has learned to read."""
+    """The encoder that a run begins with, whose Q-Former has learned to read where it is not from scratch."""
     encoder = new_encoder(world, run)
-    if run.reads:
+    if not run.scratch:
         encoder.qformer.load_state_dict(load_file(place.reader(run)))
     return encoder
 
@@ -178,7 +179,7 @@ def read(place: Place, world: World, run: Run, deadline: float = math.inf) -> No
 
     Raises Stopped at the deadline, after a checkpoint.
     """
-    if not run.reads or place.reader(run).exists():
+    if run.scratch or place.reader(run).exists():
         return
     folder = place.folder / "readings" / run.reader
     drawn = _together([_close_ups(place, word, workers=1) for word in run.words])
@@ -299,6 +300,7 @@ def train(
         mechanism=mechanism(run.mechanism),
         noise=noise,
         precision=place.precision(world),
+        whitened=not run.scratch,
         keys_anew=True,
         deadline=deadline,
     )
@@ -327,13 +329,3 @@ def losses(folder: Path) -> tuple[list[float], float]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     told = {line["step"]: line for line in lines if "loss" in line}  # resumed steps stand there twice
     return [line["loss"] for line in told.values()], max(line["minutes"] for line in told.values())
-
-
-def still_falling(curve: list[float]) -> float:
-    """By what share the mean loss of the last fifth of a run is below that of the fifth before; the learning
-    rate falls to zero on the way. NaN for a run that is too short to tell."""
-    fifth = len(curve) // 5
-    if not fifth:
-        return math.nan
-    last, before = np.mean(curve[-fifth:]), np.mean(curve[-2 * fifth : -fifth])
-    return float(1 - last / before)

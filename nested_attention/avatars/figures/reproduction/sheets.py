@@ -8,8 +8,8 @@ import numpy as np
 
 from ....inspection.draw import Cell, enlarged, sheet
 from ..cases import Case
-from .drawings import CASE_SEEDS, Bench
-from .matrix import QUESTIONS, Drawing, Question, Run, base_pictures, pictures_of, words_of
+from .drawings import CASE_SEEDS, Bench, further_crops
+from .matrix import QUESTIONS, Asked, Drawing, Question, Run, base_pictures, pictures_of, words_of
 from .page import comparable, told
 
 CASES = (0, 1)
@@ -45,7 +45,7 @@ def contact_sheet(bench: Bench, question: Question, pictures: Few) -> np.ndarray
         for words in sets:
             found = [_drawn(pictures, run, drawings, words, index) for run, drawings in asked]
             found = [cells for cells in found if cells]
-            given = _given(bench.cases(words)[number], pictures, words, index)
+            given = _given(asked, bench.cases(words), number, pictures, words, index)
             if found and max(map(len, found)) == 1:  # a row is enough
                 rows.append([*given, *(cell for cells in found for cell in cells)])
             elif found:
@@ -62,8 +62,19 @@ def _drawn(
     return [Cell(enlarged(rgb[index], SIDE), _lines(run, each)) for each, rgb in found if rgb is not None]
 
 
-def _given(case: Case, pictures: Few, words: tuple[str, ...], index: int) -> list[Cell]:
-    cells = [Cell(enlarged(case.reference(word), SIDE), (f"the {word}",)) for word in words]
+def _given(
+    asked: Asked, cases: list[Case], number: int, pictures: Few, words: tuple[str, ...], index: int
+) -> list[Cell]:
+    """The pictures that a case's subjects are taken from, all of those that some drawing takes, and what the
+    base model draws."""
+    crops = [(cases[number].reference(word), f"the {word}") for word in words]
+    kinds = {each.kind: int(each.value) for _, drawings in asked for each in drawings}
+    if "mixed" in kinds:
+        crops += [(cases[(number + 1) % len(cases)].reference(words[0]), "mixed with")]
+    if "references" in kinds:
+        more = further_crops(cases, words[0], kinds["references"] - 1)
+        crops += [(each[number], "the same") for each in more]
+    cells = [Cell(enlarged(crop, SIDE), (label,)) for crop, label in crops]
     base = pictures.get(base_pictures(words))
     return cells if base is None else [*cells, Cell(enlarged(base[index], SIDE), ("base model",))]
 
