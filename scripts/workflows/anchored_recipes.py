@@ -39,15 +39,16 @@ def _note(opening: str, kinds: tuple[Kind, ...], more: str) -> str:
     page = f"{HUB}/h94/IP-Adapter/tree/main/sdxl_models"
     return (
         f"{opening}\n\n"
-        f"{len(adapters) + 2} files, each in its folder of `ComfyUI/models`:\n\n"
+        f"{('Three', 'Four')[len(adapters) - 1]} files, each in its folder of `ComfyUI/models`:\n\n"
         "| file | folder |\n|---|---|\n"
         f"| [sd_xl_base_1.0.safetensors]({HUB}/stabilityai/stable-diffusion-xl-base-1.0) | `checkpoints` |\n"
-        f"| [CLIP ViT-H]({HUB}/h94/IP-Adapter/tree/main/models/image_encoder) as "
+        f"| `model.safetensors` of [CLIP ViT-H]({HUB}/h94/IP-Adapter/tree/main/models/image_encoder) as "
         f"`{VISION['name']}` | `clip_vision` |\n"
         + "".join(f"| [{name}]({page}) | `nested_attention` |\n" for name in adapters)
         + "\nThe adapters are **IP-Adapter**'s (Apache-2.0: pictures may be sold). They were trained to be "
         "added in the whole picture; **Apply Subject** *anchors* them to the word, without a mask. This is "
-        "not the paper's trained encoder, and the files themselves have not been at hand here.\n\n"
+        "not the paper's trained encoder, and we have not tried the released files: they are tested as "
+        "synthetic files of their layout.\n\n"
         + more
         + "- Too strong, or burnt? Lower **weight** to 0.8, then 0.6. Too weak? 1.2, or **attention_scale** "
         "2, which makes the place larger.\n"
@@ -143,7 +144,7 @@ def person_and_pet(context: Context) -> Draft:
         "- **injection** `everywhere` is what IP-Adapter does: watch the person take the pet's colours, and "
         "the background change.\n"
         "- **weight** is how much is added, 1 as the adapter was trained.\n"
-        + on_sdxl("both references", BROAD, steps=True, pet=True),
+        + on_sdxl("both references", f"{BROAD} and `batch_size` 1", steps=True, pet=True),
     )
     world, group = demo_world(draft, figures=2)
     group.add("PreviewImage", "The pet", images=world["pet"])

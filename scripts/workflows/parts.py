@@ -29,14 +29,22 @@ class Context:
         return Draft(name, heading, note, self.definitions, self.version, self.core_version)
 
 
-def on_sdxl(picture: str = "the reference", size: str = "", *, steps: bool = False, pet: bool = False) -> str:
+def on_sdxl(
+    picture: str = "the reference",
+    size: str = "",
+    *,
+    steps: bool = False,
+    pet: bool = False,
+    prepare: str = "set `prepare` there to *auto*",
+) -> str:
     """The line of a note that says how the workflow is run on SDXL. size: what Empty Latent Image is set to,
     where the workflow has one. steps: whether it has Load Subject Encoder and Encode Subject. pet: whether
-    its Apply Subject, or one of them, is for a pet."""
+    its Apply Subject, or one of them, is for a pet. prepare: how a photograph is cropped, where it has
+    Encode Subject."""
     latent = f" Set Empty Latent Image to {size}." if size else ""
     encoder = (
         "your encoder and its CLIP vision model in Load Subject Encoder; connect that model to Encode "
-        "Subject, and"
+        f"Subject, {prepare}, and connect"
     )
     word = (
         " With IP-Adapter's files, type `pet` into `word` of the pet's Apply Subject: without it their "

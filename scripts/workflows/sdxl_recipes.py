@@ -45,9 +45,10 @@ def files_table(*, preset: bool = False) -> str:
         "Three files, each in its folder of `ComfyUI/models`:\n\n"
         "| file | folder |\n|---|---|\n"
         f"| [sd_xl_base_1.0.safetensors]({HUB}/stabilityai/stable-diffusion-xl-base-1.0) | `checkpoints` |\n"
-        f"| [CLIP ViT-H]({HUB}/h94/IP-Adapter/tree/main/models/image_encoder) as "
+        f"| `model.safetensors` of [CLIP ViT-H]({HUB}/h94/IP-Adapter/tree/main/models/image_encoder) as "
         f"`{VISION['name']}` | `clip_vision` |\n"
-        f"| [the paper's person encoder]({HUB}/orpatashnik/NestedAttentionEncoder) as "
+        "| `personalization_encoder/model.safetensors` of "
+        f"[the paper's person encoder]({HUB}/orpatashnik/NestedAttentionEncoder) as "
         f"`{ENCODER['name']}` | `nested_attention` |\n\n{LICENCE}{other if preset else ''}\n"
     )
 
@@ -87,8 +88,9 @@ def start(context: Context) -> Draft:
         "Choose a photograph in *Load Image*; the face is found in it, and it need not be cropped. The word "
         "**person** in the prompt is the person.\n\n" + files_table(preset=True) + "\n"
         "- Several photographs of one person: connect them to `image_2` and so on.\n"
-        "- A pet: set `preset` to *pet*. No encoder for pets has been published for SDXL; an adapter in "
-        "IP-Adapter's way is taken where you have one.",
+        "- A pet: no encoder for pets has been published for SDXL. Put "
+        f"[ip-adapter-plus_sdxl_vit-h.safetensors]({HUB}/h94/IP-Adapter/tree/main/sdxl_models) into "
+        "`nested_attention`, set `preset` to *pet*, and write *pet* in the prompt in place of *person*.",
     )
     checkpoint, applied = _one_photograph(draft)
     text = "a portrait photo of a person as an astronaut in a space station, soft light"
@@ -175,9 +177,9 @@ def small_face(context: Context) -> Draft:
         + "\n"
         "- Put the picture that has the small face into *The picture*, and a photograph of the person into "
         "*The person*.\n- `denoise` of the sampler: 0.3 keeps more of what is there, 0.6 gives more of the "
-        "person.\n- The soft edge is a sixteenth of the square: `left`, `top`, `right` and `bottom` of "
-        "Feather Mask.\n- The small world draws faces that no detector for photographs finds; this is for "
-        "SDXL.",
+        "person.\n- The soft edge is 24 pixels wide: set `left`, `top`, `right` and `bottom` of Feather Mask "
+        "to about a sixteenth of `side`.\n- The small world draws faces that no detector for photographs "
+        "finds; this is for SDXL.",
     )
     draft.models = list(FILES)
     group = draft.group("1. Checkpoint, picture, person")

@@ -107,7 +107,7 @@ def step_by_step(context: Context) -> Draft:
         "encoder, **Encode Subject** turns the reference into a SUBJECT, **Apply Subject** attaches it to a "
         "word of the prompt. Here every setting is at hand.\n\n- λ is `attention_scale`: more identity, "
         "less prompt.\n- `start_percent`, `region`, `blocks`: when, where and in which layers the subject "
-        "counts.\n" + on_sdxl(size=SQUARE, steps=True),
+        "counts.\n" + on_sdxl(size=f"{SQUARE} and `batch_size` 1", steps=True),
     )
     world, group = demo_world(draft)
     group.add("PreviewImage", "The reference", images=world["person"])
@@ -126,7 +126,7 @@ def step_by_step_two(context: Context) -> Draft:
         "A person and a pet, step by step",
         "Two **Apply Subject** nodes in a chain, each with its encoder and its word, and a wider picture for "
         "two figures. Nothing else differs from one subject.\n\n"
-        + on_sdxl("the references", BROAD, steps=True, pet=True),
+        + on_sdxl("the references", f"{BROAD} and `batch_size` 1", steps=True, pet=True),
     )
     world, group = demo_world(draft, "1. A world and two references", figures=2)
     group = draft.group("2. They become subjects")

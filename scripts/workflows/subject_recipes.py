@@ -205,7 +205,12 @@ def pet_isolated(context: Context) -> Draft:
         "segmentation node.\n"
         "- `padding` is the room around the subject; `grow` and `feather` are for rough edges.\n"
         "- **Person or Pet in Picture** does this by itself for photographs (`prepare`).\n"
-        + on_sdxl("the pet", steps=True, pet=True),
+        + on_sdxl(
+            "the pet",
+            steps=True,
+            pet=True,
+            prepare="set `size` of Isolate Subject to 512 and its `padding` to 0.1",
+        ),
     )
     world, group = demo_world(draft, "1. A world and a pet", pet=6)
     isolated = group.add("NestedAttentionIsolateSubject", image=world["pet"], padding=0.0, size=112)
