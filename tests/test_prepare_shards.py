@@ -33,6 +33,7 @@ from nested_attention.pictures.align import align_faces
 from nested_attention.pictures.blazeface import load_blazeface
 from nested_attention.pictures.files import pixels
 from nested_attention.pictures.pyramid import TiledFaceDetector
+from nested_attention.training import shards
 from nested_attention.training.frozen import BaseModel, FrozenEncoders, load_pipeline
 from nested_attention.training.prepare import encode as encoding
 from nested_attention.training.prepare.pictures import bucket_of, bucket_sizes, fit
@@ -42,7 +43,7 @@ from nested_attention.training.prepare.settings import GenerateSettings, SourceS
 from nested_attention.training.prepare.sources import samples_of
 from nested_attention.training.reading import Place
 from nested_attention.training.run import train
-from nested_attention.training.shards import PARTS, Index, ShardData, mean_weight, verify
+from nested_attention.training.shards import PARTS, Index, ShardData, Verified, mean_weight, verify
 
 pytestmark = pytest.mark.once
 
@@ -320,6 +321,53 @@ def test_a_file_that_was_verified_is_not_read_again(prepared: Path, monkeypatch:
     verify(prepared, index)
     monkeypatch.setattr("nested_attention.training.shards.read_shard", pytest.fail)
     verify(prepared, index)
+
+
+def test_a_start_that_is_interrupted_is_not_repeated_and_a_read_only_disk_is_read(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)  # other files, in another place: nothing is known of them
+    index = Index.read(folder)
+    many = replace(index, shards=index.shards * 9)
+    whole, read = shards.read_shard, list[str]()
+
+    def once(path: Path, wanted: str) -> Any:
+        read.append(path.name)
+        return whole(path, wanted)
+
+    monkeypatch.setattr(shards, "read_shard", once)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "LOOKED_AT", 2)
+        patch.setattr(Verified, "check", failing_after(3, Verified.check))
+        with pytest.raises(KeyboardInterrupt):
+            verify(folder, many)
+    assert len(read) == 3
+    verify(folder, index)
+    assert len(read) == 1 + len({shard.file for shard in index.shards}) + 1  # the third is read again
+    written = (folder / "verified.json").stat().st_mtime_ns
+    verify(folder, index)
+    assert (folder / "verified.json").stat().st_mtime_ns == written  # nothing new is written
+    (folder / "verified.json").unlink()
+
+    def refused(path: Path) -> Any:
+        raise NestedAttentionError(f"{path} cannot be written (Read-only file system)")
+
+    monkeypatch.setattr(shards, "replacing", refused)
+    verify(folder, index)
+
+
+def failing_after(number: int, check: Any) -> Any:
+    """The method, until it has been called that often."""
+    calls: list[str] = []
+
+    def checked(self: Verified, file: str, wanted: str) -> None:
+        calls.append(file)
+        if len(calls) > number:
+            raise KeyboardInterrupt
+        check(self, file, wanted)
+
+    return checked
 
 
 def test_what_cannot_be_used_is_listed_with_its_reason(world_on_disk: Path, tmp_path: Path) -> None:

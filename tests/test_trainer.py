@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler
 from host_reads import NoHostReads
 from torch import Tensor
+from torch.distributed.utils import _to_kwargs
 
 from nested_attention.errors import NestedAttentionError
 from nested_attention.paths import PACK
 from nested_attention.storage.tensors import read_tensors
+from nested_attention.training.checkpoints import checkpoints_in
 from nested_attention.training.data import Arrays, Batch, Data, Examples, Joined, no_noise
 from nested_attention.training.objective import denoising_losses
 from nested_attention.training.schedule import Schedule
-from nested_attention.training.trainer import LOG_EVERY, Trainer, TrainerOptions
+from nested_attention.training.trainer import LOG_EVERY, Trainer, TrainerOptions, _Given, _Losses
 
 DATA = Arrays(x=torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
 
@@ -198,19 +204,104 @@ def test_the_last_checkpoints_are_kept_and_a_partial_one_is_not_read(tmp_path: P
     assert again.step == 8 and checkpoints(tmp_path) == ["step-00000007", "step-00000008"]
 
 
-def test_a_reader_outlives_the_signal_to_its_whole_job() -> None:
-    """It is for the process that trains, which saves first; a second one is for the reader."""
+def test_a_reader_outlives_the_signals_to_its_whole_job() -> None:
+    """A cluster and a launcher send one each; they are for the process that trains, which saves first. One
+    that is left behind ends by itself."""
     code = (
-        "from nested_attention.training.stopping import leave_signals\n"
+        "from nested_attention.training import stopping\n"
         "import os, signal, sys, time\n"
-        "leave_signals(0)\n"
-        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):\n"
+        "stopping.LEFT = 1\n"
+        "stopping.leave_signals(0)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):\n"
         "    os.kill(os.getpid(), number); time.sleep(0.05)\n"
         "print('alive', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+        "time.sleep(30)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.returncode) == ("alive", -signal.SIGTERM), done.stderr
+    assert (done.stdout.strip(), done.returncode) == ("alive", -signal.SIGALRM), done.stderr
+
+
+def launched(*arguments: object) -> subprocess.Popen[str]:
+    """Two processes of `several_processes.py`."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("several_processes.py")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(PACK), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launch, str(script), *map(str, arguments)],
+        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_several_processes_that_are_asked_to_stop_save_at_once(tmp_path: Path) -> None:
+    """Whoever is asked, and however slow a step: after the step they are in. All of a job get SIGTERM, and
+    the launcher sends its processes another."""
+    running = launched(tmp_path, 0.5, 200)
+    assert running.stdout is not None
+    for line in running.stdout:
+        if line.startswith("begun"):
+            break
+    time.sleep(3)
+    os.killpg(running.pid, signal.SIGTERM)
+    said = running.communicate(timeout=60)[0]
+    (saved,) = checkpoints(tmp_path)
+    assert 1 <= int(saved.removeprefix("step-")) < LOG_EVERY, said
+    assert "which is saved; the same command goes on from there" in said
+
+
+def test_processes_that_do_not_share_a_disk_do_not_go_on(tmp_path: Path) -> None:
+    """Only the first one writes checkpoints: the other would begin anew beside it."""
+    assert launched(tmp_path, 0, 2, "apart").wait(timeout=90) == 0
+    assert checkpoints_in(tmp_path / "0") and not checkpoints_in(tmp_path / "1")
+    said = launched(tmp_path, 0, 4, "apart").communicate(timeout=90)[0]
+    assert "processes begin at different steps (2, 0)" in said and "a disk that all machines share" in said
+
+
+def test_a_distributed_module_leaves_on_the_host_what_belongs_there() -> None:
+    """Each step would wait for the device to give it back."""
+    given = _Given({"mask": torch.ones(2)}, {"drop_caption": torch.ones(2)})
+    ((moved,),), _ = _to_kwargs((given,), {}, torch.device("meta"), False)
+    assert moved.batch["mask"].device.type == moved.noise["drop_caption"].device.type == "cpu"
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path: Path) -> None:
+    trainer(tmp_path, network(), 3, save_every=1).run()
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        file = tmp_path / "step-00000003" / name
+        content = file.read_bytes()
+        file.write_bytes(b"")
+        with pytest.raises(NestedAttentionError, match="step-00000003 cannot be read .*Delete that folder"):
+            trainer(tmp_path, network(), 4).run()
+        file.write_bytes(content)
+    shutil.rmtree(tmp_path / "step-00000003")
+    trainer(tmp_path, network(), 4).run()
+    assert checkpoints(tmp_path)[-1] == "step-00000004"
+
+
+def test_a_batch_in_parts_learns_what_the_whole_learns(tmp_path: Path) -> None:
+    whole, parted = network(), network()
+    trainer(tmp_path / "a", whole, 4).run()
+    trainer(tmp_path / "b", parted, 4, parts=4).run()
+    torch.testing.assert_close(parted.weight, whole.weight)
+    with pytest.raises(NestedAttentionError, match="parts is 5, and a process has 4 examples a step"):
+        trainer(tmp_path / "c", network(), 4, parts=5)
+
+
+def test_what_accelerate_has_been_told_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, told = network(), network()
+    trainer(tmp_path / "a", usual, 4, ema=0.0).run()
+    told_of = {"GRADIENT_ACCUMULATION_STEPS": "8", "DYNAMO_BACKEND": "EAGER", "MIXED_PRECISION": "bf16"}
+    for name, value in told_of.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    run = trainer(tmp_path / "b", told, 4, ema=0.0)
+    assert type(run.losses) is _Losses
+    run.run()
+    assert torch.equal(usual.weight, told.weight)
+    assert log_of(tmp_path / "a")[0]["norm"] == log_of(tmp_path / "b")[0]["norm"]
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(NestedAttentionError, match="Accelerate is set to FSDP; expected processes that each"):
+        trainer(tmp_path / "c", network(), 4)
 
 
 def test_what_a_configuration_changes_holds_from_there_on(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ class Step:
 class Estimate:
     """A phase, in bytes and operations. held: what a GPU holds whatever the batch: frozen weights, and
     trained ones with their gradients, AdamW's two averages, the averaged weights, and a copy in bf16.
-    example: of a shard. one: a step of one example; more: what each further one adds."""
+    example: of a shard. checkpoint: on the disk, trained weights with AdamW's two averages and the averaged
+    weights, and the encoder's file in fp16. one: a step of one example; more: what each further one adds."""
 
     phase: PhaseSettings
     side: int
@@ -86,6 +87,7 @@ class Estimate:
     trained: float
     held: float
     example: float
+    checkpoint: float
     one: Step
     more: Step
 
@@ -156,6 +158,7 @@ def _phase(
         frozen=frozen,
         trained=trained,
         held=frozen + trained * (4 + 4 + 8 + 4 + 2) + kept * (4 + 2),
+        checkpoint=trained * (4 + 8 + 4 + 2) + kept * (4 + 2),
         example=sum(tensor.numel() * tensor.element_size() for tensor in batch.values()),
         one=one,
         more=Step(two.activations - one.activations, two.operations - one.operations),
@@ -339,6 +342,8 @@ def report(estimates: Sequence[Estimate]) -> list[str]:
             f"gradients, AdamW and averages of its {each.trained / 1e6:.1f} million trained parameters, "
             f"{(each.held - each.frozen) / 1e9:.2f} GB",
             f"  shards: {each.example / 1e6:.2f} MB a picture, {each.example * each.examples / 1e9:.1f} GB",
+            f"  a checkpoint {each.checkpoint / 1e9:.2f} GB; of each phase `keep` of them stay, and one more "
+            "while it is written",
             f"  {each.more.operations / 1e12:.1f} × 10¹² operations a picture",
             "  pictures on a GPU    " + "".join(f"{batch:>10}" for batch in BATCHES),
             "  memory, GB           " + "".join(f"{each.memory(batch):>10.1f}" for batch in BATCHES),

@@ -14,14 +14,20 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from ..errors import NestedAttentionError
 
 TrackerName = Literal["tensorboard", "wandb"]
 
 
+ALIKE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+"""How processes may share a run."""
+
+
 def new_accelerator(folder: Path, trackers: Sequence[TrackerName]) -> Accelerator:
-    """Where there is a GPU, on it. Raises NestedAttentionError for a tracker that is not installed."""
+    """Where there is a GPU, on it. Raises NestedAttentionError for a tracker that is not installed, and for
+    processes that would each hold a part of the model."""
     for name in trackers:
         if find_spec(name) is None:
             raise NestedAttentionError(
@@ -29,8 +35,18 @@ def new_accelerator(folder: Path, trackers: Sequence[TrackerName]) -> Accelerato
                 "of `trackers`; log.jsonl has the same figures"
             )
     more: dict[str, Any] = {"log_with": list(trackers), "project_dir": str(folder)} if trackers else {}
-    # Objectives choose their own precision, whatever `accelerate config` has been told.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", **more)
+    # Objectives choose their own precision and arithmetic, whatever `accelerate config` has been told.
+    more |= {"mixed_precision": "no", "dynamo_backend": "no"}
+    # All processes begin alike, and no step changes a buffer.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers, **more)
+    accelerator.gradient_accumulation_steps = 1  # the environment's stands above an argument
+    kind = accelerator.distributed_type
+    if kind not in ALIKE:
+        raise NestedAttentionError(
+            f"Accelerate is set to {kind.value}; expected processes that each hold the whole model: launch "
+            "with `accelerate launch --multi_gpu`, or put another `distributed_type` into its configuration"
+        )
     if trackers:
         accelerator.init_trackers("figures", init_kwargs={"wandb": {"dir": str(folder)}})
     return accelerator

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
 
 from ..card import EncoderCard
 from ..checkpoint import read_card, save_subject_encoder
@@ -19,6 +21,7 @@ from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
 from ..storage.files import replacing, sha256_of
+from .checkpoints import checkpoints_in
 from .fp8 import hold_in_fp8
 from .frozen import DTYPES, load_schedule, load_unet, vision_name
 from .keys import first_examples, plain, whiten_keys
@@ -28,7 +31,7 @@ from .settings import LossSettings, PhaseSettings, StartSettings, TrainSettings
 from .shards import Index, Rising, ShardData, verify
 from .start import encoder_config, new_encoder
 from .subjects import ON_HOST, SubjectNoise, SubjectObjective
-from .trainer import Shown, Trainer, TrainerOptions, checkpoints_in
+from .trainer import Shown, Trainer, TrainerOptions
 from .validation import Validation
 
 Resume = Literal["latest", "never"]
@@ -55,7 +58,8 @@ def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = prin
     Raises NestedAttentionError for data that is missing, damaged or of other models, before the first step,
     and for what `Trainer.run` does.
     """
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # The others wait while one of them reads all shards once, and while it draws for a validation.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=3))
     if resume == "never" and any(checkpoints_in(folder) for folder in settings.output.glob("phase-*")):
         raise NestedAttentionError(
             f"{settings.output} has checkpoints of a run; set another `output`, delete the folder, or "
@@ -122,6 +126,10 @@ def _tell_of_vision(settings: TrainSettings, index: Index, say: Say) -> None:
         )
 
 
+_IN_8_BITS = "unet in 8 bits"
+"""What runs of before noted of a UNet that was held so: how it is held may change within a run."""
+
+
 class _Run:
     """What the phases share: the frozen UNet, and the encoder that is trained."""
 
@@ -133,8 +141,10 @@ class _Run:
         _check_fits(settings, unet, first)
         config = encoder_config(settings.encoder, unet, indices[0], first["features"].shape[-1])
         self.encoder: SubjectEncoder = new_encoder(settings.start, config, unet, seed=settings.seed)
+        self.beginning = _beginning(settings.start, unet)
         if settings.fp8:
             hold_in_fp8(unet)
+            self.beginning[_IN_8_BITS] = _print(unet)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()  # older versions of diffusers checkpoint in this mode only; SDXL has no dropout
@@ -144,7 +154,6 @@ class _Run:
         # The schedule's table belongs where steps read it, or the host would copy it at every step.
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         self.blank = {name: tensor.to(device) for name, tensor in sample.blank.items()}
-        self.beginning = _beginning(settings.start, self.unet)
         if settings.whiten_keys:
             examples = first_examples(
                 sample,
@@ -195,6 +204,7 @@ class _Run:
             validate_every=settings.validation.every,
             workers=settings.workers,
             trackers=settings.trackers,
+            parts=settings.parts,
         )
         trainer = Trainer(
             folder,
@@ -207,7 +217,7 @@ class _Run:
             precision=DTYPES[settings.precision],
             noise=self._noise(data),
             on_host=ON_HOST,
-            validate=self._validation(phase, index, objective, folder),
+            validate=self._validation(phase, index, objective, folder, say),
             export=lambda path, samples: self.export(path / "encoder.safetensors", before + samples, index),
         )
         say(
@@ -215,13 +225,22 @@ class _Run:
             f"process{'es' if processes > 1 else ''}, in {folder}"
         )
         trainer.run()
-        return before + trainer.samples
+        samples = before + trainer.samples
+        del trainer  # with AdamW's state and the average, for which the next phase has no room
+        clear_device_cache(garbage_collection=True)
+        return samples
 
     def _validation(
-        self, phase: PhaseSettings, index: Index, objective: SubjectObjective, folder: Path
+        self, phase: PhaseSettings, index: Index, objective: SubjectObjective, folder: Path, say: Say
     ) -> Callable[[int], Shown] | None:
         data = ShardData(phase.data, index, held_out=True)
-        if not self.settings.validation.every or not len(data):
+        if not self.settings.validation.every:
+            return None
+        if not len(data):
+            say(
+                f"no validation: no subject of {phase.data} is held out; prepare four subjects or more, or "
+                "set `validation: {every: 0}`"
+            )
             return None
         shown = self.settings.validation
         validation = Validation(data, objective, self.encoder, shown, self.settings.model, self.device)
@@ -308,12 +327,15 @@ def _print(unet: Any) -> str:
 def _keep_description(folder: Path, ours: dict[str, Any]) -> None:
     """Note what decides a phase; refuse to go on with something else."""
     ours = json.loads(json.dumps(ours))
+    in_8_bits = ours.pop(_IN_8_BITS, None)
     path = folder / "run.json"
     if checkpoints_in(folder) and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         # Runs of before noted less.
         before = {"whiten_keys": False, "freeze_qformer": False, **before}
         before["loss"] = {**asdict(LossSettings()), **before.get("loss", ours["loss"])}
+        if in_8_bits is not None and before.get("unet") == in_8_bits:
+            before["unet"] = ours["unet"]
         changed = [name for name in ours if name in before and before[name] != ours[name]]
         if changed:
             raise NestedAttentionError(

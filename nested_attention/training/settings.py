@@ -159,7 +159,7 @@ class TrainSettings:
     licence, source: what the file will say: under which licence it is given on, and where. precision: of the
     frozen UNet, and of arithmetic; what is trained stays in fp32. fp8: the UNet's weights are held in 8 bits.
     whiten_keys: keys are trained in coordinates in which queries differ alike in every direction (`keys.py`).
-    clip, weight_decay, ema: see TrainerOptions. workers: processes that read examples.
+    clip, weight_decay, ema, parts: see TrainerOptions. workers: processes that read examples.
     """
 
     model: BaseModel
@@ -183,6 +183,7 @@ class TrainSettings:
     save_every: int = 1000
     keep: int = 2
     workers: int = 2
+    parts: int = 1
     trackers: tuple[TrackerName, ...] = ()
 
     def __post_init__(self) -> None:
@@ -195,7 +196,12 @@ class TrainSettings:
             )
         if not self.name or "/" in self.name:
             raise NestedAttentionError(f"name is {self.name!r}; expected a file name without ending")
-        at_least(self, 1, "save_every", "keep")
+        at_least(self, 1, "save_every", "keep", "parts")
+        if self.clip <= 0:
+            raise NestedAttentionError(
+                f"clip is {self.clip}; expected the largest norm of the gradient, more than 0; a large "
+                "number clips nothing"
+            )
         at_least(self, 0, "workers", "seed", "weight_decay")
         _share(self, "ema")
 

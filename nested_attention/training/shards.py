@@ -7,6 +7,7 @@ their content, so that a name in the index always means the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -160,6 +161,10 @@ def read_shard(path: Path, wanted: str) -> TensorFile:
     return found
 
 
+LOOKED_AT = 16
+"""Files after which is noted what has been read."""
+
+
 class Verified:
     """Which files of a prepared folder have been read and found to be whole: `verified.json`.
 
@@ -186,8 +191,13 @@ class Verified:
         self._seen[file] = state
 
     def write(self) -> None:
-        with replacing(self._path) as temporary:
-            temporary.write_text(json.dumps(self._seen))
+        """Keep what is known by now, so that a start which is interrupted costs no reading again. Data that
+        cannot be written beside is read at each start."""
+        if self._seen.items() <= self._known.items():
+            return
+        self._known |= self._seen
+        with contextlib.suppress(NestedAttentionError), replacing(self._path) as temporary:
+            temporary.write_text(json.dumps(self._known))
 
 
 def mean_weight(folder: Path, shards: Sequence[Shard]) -> float:
@@ -207,7 +217,7 @@ def verify(folder: Path, index: Index) -> None:
     or damaged."""
     verified = Verified(folder)
     files = {index.blank: Path(index.blank).stem, **{shard.file: shard.checksum for shard in index.shards}}
-    for file, wanted in files.items():
+    for number, (file, wanted) in enumerate(files.items(), start=1):
         try:
             verified.check(file, wanted)
         except NestedAttentionError as error:
@@ -215,6 +225,8 @@ def verify(folder: Path, index: Index) -> None:
                 f"a shard cannot be used: {error}. Run `nested-attention prepare` again: it makes what is "
                 "missing or damaged, and keeps the rest"
             ) from error
+        if number % LOOKED_AT == 0:
+            verified.write()
     verified.write()
 
 
@@ -298,6 +310,11 @@ class ShardData:
         features = torch.stack([self._tensor(number, "features") for number in filled])
         batch["features"] = features.unflatten(0, (-1, most))
         return batch
+
+    def another(self, row: int) -> int:
+        """A row of the same subject with another picture, always the same; the row itself where there is
+        none."""
+        return next(iter(self._others(row)), row)
 
     def _reference(self, place: int, row: int, noise: Batch) -> int:
         """The row whose reference picture an example is given."""

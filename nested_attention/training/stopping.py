@@ -7,6 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
 
 from ..errors import NestedAttentionError
 
@@ -37,9 +41,37 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+LEFT = 60
+"""Seconds that a process which reads examples lives on after SIGTERM."""
+
+
 def leave_signals(worker: int) -> None:
-    """Ctrl+C reaches every process of a terminal, and SIGTERM often every one of a job. Those that read
-    examples leave it to the one that trains, which ends its step and saves. A second SIGTERM is meant for
-    them."""
+    """Ctrl+C reaches every process of a terminal, and SIGTERM often every one of a job, more than once: from
+    the cluster and from the launcher. Those that read examples leave both to the one that trains, which ends
+    its step and saves; they end with it, and some time after SIGTERM in any case."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "alarm"):  # which Windows lacks
+            signal.alarm(LEFT)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+class Agreement:
+    """Whether any process of a run was asked to stop. Several are told of it at the same step.
+
+    They agree over the hosts' own connection: a GPU's would have the host wait for what the GPU has still to
+    do, at every step.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._hosts: Any = torch.distributed.new_group(backend="gloo") if processes > 1 else None
+
+    def __call__(self, stop: bool) -> bool:
+        if self._hosts is None:
+            return stop
+        asked = torch.tensor(int(stop))
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return bool(asked)

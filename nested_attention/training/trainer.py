@@ -6,7 +6,6 @@ stopped at a checkpoint and resumed ends with the weights of one that was not st
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,16 +19,16 @@ import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import NestedAttentionError
+from .checkpoints import checkpoints_in, load_checkpoint, naming_disk, save_checkpoint
 from .data import Batch, Data, Examples, Noise, no_noise, resident
 from .precision import attention_to_learn_by
 from .records import Records, TrackerName, memory_peak, new_accelerator
 from .schedule import Schedule
-from .stopping import Stopped, asked_to_stop, leave_signals
+from .stopping import Agreement, Stopped, asked_to_stop, leave_signals
 
 Objective = Callable[[Batch, Any, Batch], dict[str, Tensor]]
 """(batch, models by name, noise) → losses by name, (B,) or (). It is pure: it changes none of them."""
@@ -41,6 +40,15 @@ LOG_EVERY = 50
 """Steps a line of the log. The host reads losses from the device then, and not at every step."""
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a step reads. One object, for a module that is distributed moves the tensors of dictionaries to
+    its device, those that are to stay on the host too."""
+
+    batch: Batch
+    noise: Batch
+
+
 class _Losses(nn.Module):
     """An objective with the models that it trains, in the form that Accelerate distributes."""
 
@@ -48,9 +56,10 @@ class _Losses(nn.Module):
         super().__init__()
         self.models, self._objective = nn.ModuleDict(models), objective
 
-    def forward(self, batch: Batch, noise: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, given: _Given) -> tuple[dict[str, Tensor], Tensor]:
         """The mean of each loss, and the row of an example that has one that is not finite, −1 if none."""
-        losses = self._objective(batch, self.models, noise)
+        batch = given.batch
+        losses = self._objective(batch, self.models, given.noise)
         each = torch.stack([loss.detach().expand(len(batch["row"])) for loss in losses.values()])
         bad = torch.where(each.isfinite().all(dim=0), -1, batch["row"]).max()
         return {name: loss.mean() for name, loss in losses.items()}, bad
@@ -64,7 +73,9 @@ class TrainerOptions:
     0.99. ema: decay of the average of the weights. clip: the largest norm of the gradient. seed: of the order
     of examples and of their noise. save_every, validate_every: steps between checkpoints, and between
     validations; the last `keep` checkpoints are kept. workers: processes that read examples, for each process
-    that trains; 0: it reads them itself. trackers: where figures go beside `log.jsonl`.
+    that trains; 0: it reads them itself. trackers: where figures go beside `log.jsonl`. parts: into how many
+    a process's batch is split at least, one after the other; one process splits it by itself where it does
+    not fit into memory.
     """
 
     batch: int = 32
@@ -78,6 +89,7 @@ class TrainerOptions:
     validate_every: int = 0
     workers: int = 0
     trackers: tuple[TrackerName, ...] = ()
+    parts: int = 1
 
 
 class Trainer:
@@ -122,6 +134,11 @@ class Trainer:
             raise NestedAttentionError(
                 "a run of several processes ends after steps, not after minutes: set steps"
             )
+        if options.parts > options.batch:
+            raise NestedAttentionError(
+                f"parts is {options.parts}, and a process has {options.batch} examples a step; expected at "
+                "most as many parts"
+            )
         self.models = dict(models)
         losses = _Losses(models, objective).train()
         self.parameters = [parameter for parameter in losses.parameters() if parameter.requires_grad]
@@ -130,12 +147,13 @@ class Trainer:
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.average = EMAModel(self.parameters, decay=options.ema, foreach=True)
         self.step = self.samples = 0
-        self.parts = 1
-        """Into how many parts a batch is split, one after the other, where it does not fit into memory."""
+        self.parts = options.parts
+        """Into how many parts a batch is split, one after the other, for memory."""
         self._before, self._started = 0.0, time.monotonic()
         self._unwritten: list[dict[str, Tensor]] = []
         self._bad: list[Tensor] = []
         self._records = Records(folder, self.accelerator)
+        self._agreed = Agreement(self.accelerator.num_processes)
         self.accelerator.register_for_checkpointing(self)
 
     @property
@@ -152,7 +170,8 @@ class Trainer:
         """
         checkpoints = checkpoints_in(self.folder)
         if checkpoints:
-            self.accelerator.load_state(str(checkpoints[-1]))
+            load_checkpoint(self.accelerator, checkpoints[-1])
+        self._check_alike()
         self._started = time.monotonic()
         self._records.begin(self.samples)
         attention = attention_to_learn_by(self.accelerator.device, self._precision)
@@ -172,7 +191,9 @@ class Trainer:
                 # After the last step comes another phase, or what is written of the whole run.
                 ended = done and asked and self.accelerator.num_processes == 1
                 if ended or (stopped and not done):
-                    why = f"by {signal.Signals(asked[0]).name}" if asked else "at the end of its time"
+                    late = time.monotonic() >= self._deadline
+                    why = "at the end of its time" if late else "with another process"
+                    why = f"by {signal.Signals(asked[0]).name}" if asked else why
                     raise Stopped(
                         f"{self.folder}: stopped {why} after step {self.step}, which is saved; the same "
                         "command goes on from there"
@@ -181,6 +202,17 @@ class Trainer:
         for model in self.models.values():
             model.eval().cpu()
         self._records.close()
+
+    def _check_alike(self) -> None:
+        """Raises NestedAttentionError where processes would go on from different places."""
+        own = torch.tensor([[self.step, self.samples]], device=self.accelerator.device)
+        places = self.accelerator.gather(own).tolist()
+        if places.count(places[0]) < len(places):
+            steps = ", ".join(str(step) for step, _ in places)
+            raise NestedAttentionError(
+                f"{self.folder}: processes begin at different steps ({steps}), for not all of them see the "
+                "same checkpoints; `output` must be on a disk that all machines share"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside models, optimizer and generators, which Accelerate keeps."""
@@ -246,7 +278,7 @@ class Trainer:
             for number, (some, drawn) in enumerate(pieces, start=1):
                 last = number == self.parts
                 with nullcontext() if last else self.accelerator.no_sync(self.losses):
-                    losses, bad = self.losses(some, drawn)
+                    losses, bad = self.losses(_Given(some, drawn))
                     loss = torch.stack([w * losses[name] for name, w in self.loss_weights.items()]).sum()
                     share = len(some["row"]) / whole
                     self.accelerator.backward(loss * share if self.parts > 1 else loss)
@@ -269,12 +301,16 @@ class Trainer:
             held = -(-whole // self.parts)
             raise NestedAttentionError(
                 f"{self.folder}: out of memory with {held} of {whole} examples of a batch at once, at "
-                f"{memory_peak():.1f} GB ({reason}). Set a smaller `batch`, gradient_checkpointing or fp8; "
-                "`--dry-run` says how much memory each takes. The same command goes on from the last "
-                "checkpoint"
+                f"{memory_peak():.1f} GB ({reason}). {self._smaller(whole)}; `--dry-run` says how much "
+                "memory each takes. The same command goes on from the last checkpoint, with the same result"
             )
         self.parts *= 2
         self._records.note(self.step, {"parts of a batch, for memory": self.parts})
+
+    def _smaller(self, whole: int) -> str:
+        """What makes a step take less memory, and may be changed within a run."""
+        parts = "" if self.parts * 2 > whole else f"`parts: {self.parts * 2}`, "
+        return f"Set {parts}gradient_checkpointing or fp8"
 
     def _write_log(self) -> None:
         """The means since the last line, over all processes. Raises NestedAttentionError if one is not
@@ -292,12 +328,13 @@ class Trainer:
             which = f", of {self.examples.data.name(example)}" if example >= 0 else ""
             raise NestedAttentionError(
                 f"{self.folder}: `{names[column]}` was {float(values[row, column])} at step "
-                f"{first + row}{which}. The checkpoints are of earlier steps. Look at that example, or "
-                f"lower the learning rate, {self.options.rate:g}"
+                f"{first + row}{which}. The checkpoints are of earlier steps, and the same command meets "
+                f"that step again: lower the learning rate, {self.options.rate:g}; or, if it is the example, "
+                "prepare without it and begin another `output` with the last checkpoint's encoder"
             )
         line = {"minutes": round(self.elapsed / 60, 2), "rate": self.optimizer.param_groups[0]["lr"]}
         line |= {name: round(float(mean), 5) for name, mean in zip(names, values.mean(0), strict=True)}
-        with self._naming_disk(self.folder):
+        with naming_disk(self.folder):
             self._records.write(self.step, self.samples, line)
 
     def _show(self) -> None:
@@ -328,34 +365,12 @@ class Trainer:
         if self._unwritten:
             self._write_log()  # refuses to save what is no longer finite
         path = self.folder / f"step-{self.step:08d}"
-        partial = path.with_suffix(".partial")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        with self._naming_disk(partial):
-            self.accelerator.save_state(str(partial))
-            if self._export is not None and self.accelerator.is_main_process:
-                with self._averaged():
-                    self._export(partial, self.samples)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            partial.replace(path)
-            for old in checkpoints_in(self.folder)[: -self.options.keep]:
-                shutil.rmtree(old)
+        save_checkpoint(self.accelerator, path, self.options.keep, self._export and self._export_averaged)
 
-    @contextmanager
-    def _naming_disk(self, path: Path) -> Iterator[None]:
-        """What cannot be written ends the run with its name, and leaves no part of a checkpoint."""
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError, NestedAttentionError) as error:
-            if path.suffix == ".partial":
-                shutil.rmtree(path, ignore_errors=True)
-            reason = " ".join(str(error).split())[:200]
-            raise NestedAttentionError(
-                f"{path.with_suffix('')} cannot be written ({reason}); check space and permissions. The same "
-                "command goes on from the last checkpoint"
-            ) from error
+    def _export_averaged(self, folder: Path) -> None:
+        assert self._export is not None
+        with self._averaged():
+            self._export(folder, self.samples)
 
     @contextmanager
     def _naming_readers(self) -> Iterator[None]:
@@ -375,21 +390,6 @@ class Trainer:
                 raise
             said = str(error).strip().splitlines()[-1].partition("NestedAttentionError: ")[2]
             raise NestedAttentionError(said or str(error)) from error
-
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any process was asked to stop; several agree on it at the lines of the log."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        if self.step % LOG_EVERY:
-            return False
-        if stop:
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The complete ones of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.suffix)
 
 
 def _pieces(batch: Batch, parts: int) -> list[Batch]:

@@ -33,7 +33,8 @@ drawn."""
 
 
 class Validation:
-    """Figures and pictures of the subjects that are held out: all of one size, at most `subjects` of them."""
+    """Figures and pictures of the subjects that are held out: all of one size, at most `subjects` of them,
+    each from another picture of it than the one that is predicted, where there is one."""
 
     def __init__(
         self,
@@ -50,6 +51,9 @@ class Validation:
         first = {data.row(int(row)).subject: int(row) for row in reversed(largest)}  # one a subject
         self._rows = sorted(first.values())[: settings.subjects]
         read = data.read(torch.tensor(self._rows), {})
+        # On its own picture an encoder that copies would look best.
+        self._references = [data.another(row) for row in self._rows]
+        read["features"] = data.read(torch.tensor(self._references), {})["features"]
         self._batch = {name: values if name == "mask" else values.to(device) for name, values in read.items()}
         # Before the first step, which is lost if there is none.
         self._vae: Any = load_vae(model) if settings.sheet_steps else None
@@ -120,7 +124,7 @@ class Validation:
         columns = [self._draw(None), self._draw(projections)]
         tile = 256
         sheet = Image.new("RGB", (4 * tile, len(self._rows) * tile), "white")
-        for place, row in enumerate(self._rows):
+        for place, row in enumerate(self._references):
             known = self._data.folder / "held_out" / f"{self._data.row(row).keys['reference']}.png"
             if known.exists():
                 sheet.paste(Image.open(known), (0, place * tile))

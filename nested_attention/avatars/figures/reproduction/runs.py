@@ -21,10 +21,10 @@ from torch import Tensor
 from ....encoder import SubjectEncoder
 from ....paths import SMALL_WORLD
 from ....storage.files import replacing
+from ....training.checkpoints import checkpoints_in
 from ....training.data import Noise
 from ....training.mechanisms import mechanism
 from ....training.schedule import Schedule
-from ....training.trainer import checkpoints_in
 from ...models.world import PARTS, World
 from ...train import reading
 from ...train.data import LOSS_WEIGHTS, CloseUps, draw_both, draw_close_ups
