@@ -48,7 +48,7 @@ def load(editor: Editor, name: str, folder: Path = ROOT / "workflows", *, fit: b
     if not path.is_file():
         path = folder / f"{TEMPLATES[name]}.json"
     workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    (editor.load if fit else editor.open)(workflow, name)
+    (editor.load if fit else editor.open)(workflow, path.stem)  # as the template is called
     return workflow
 
 
