@@ -40,7 +40,7 @@ class Claim:
     """The first one's measure is higher or lower than the second one's.
 
     question: of the matrix. figure: of the paper; empty where the paper does not say so and nothing is
-    expected. says: in plain words. measure: of `findings.MEASURES`. second: None compares with chance, 1/2.
+    expected. says: in plain words. measure: of `measures.MEASURES`. second: None compares with chance, 1/2.
     """
 
     question: str
