@@ -173,7 +173,7 @@ class Verified:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "verified.json"
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._changed = False
         try:
             self._known = {name: tuple(state) for name, state in json.loads(self._path.read_text()).items()}
         except (OSError, ValueError, AttributeError, TypeError):
@@ -188,14 +188,15 @@ class Verified:
             raise NestedAttentionError(f"{path} is missing ({error.strerror})") from error
         if self._known.get(file) != state:
             read_shard(path, wanted)
-        self._seen[file] = state
+            self._known[file] = state
+            self._changed = True
 
     def write(self) -> None:
         """Keep what is known by now, so that a start which is interrupted costs no reading again. Data that
         cannot be written beside is read at each start."""
-        if self._seen.items() <= self._known.items():
+        if not self._changed:
             return
-        self._known |= self._seen
+        self._changed = False
         with contextlib.suppress(NestedAttentionError), replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self._known))
 

@@ -14,10 +14,10 @@ from .matrix import (
     PERSON,
     PET,
     QUERIES,
-    QUESTIONS,
     REFERENCES,
     Drawing,
     Run,
+    asked_of,
 )
 
 Sign = Literal["higher", "lower"]
@@ -344,5 +344,4 @@ CLAIMS: tuple[Claim, ...] = (
 
 def seeds_of(claim: Claim) -> Sequence[int]:
     """The seeds that a claim is asked of: those of its question's runs."""
-    (asked,) = (question.asked for question in QUESTIONS if question.key == claim.question)
-    return sorted({run.seed for run, _ in asked})
+    return sorted({run.seed for run, _ in asked_of(claim.question)})

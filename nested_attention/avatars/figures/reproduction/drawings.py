@@ -245,6 +245,11 @@ def _references(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     return bench.scored(bench.rendered(run, drawing, cases, [attached]), cases, (word,))
 
 
+def _to_next(similarity: Tensor, number: int) -> list[Tensor]:
+    """How much each case's picture looks like its own subject, like the next case's, and so on: (n,) each."""
+    return [similarity.roll(-shift, dims=1).diagonal() for shift in range(number)]
+
+
 def _mixed(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     """Each subject mixed evenly with the next one, or not at all (value 0). first, second: the picture
     looks more like that one than like a third; both: like each of the two."""
@@ -254,7 +259,7 @@ def _mixed(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     attached = bench.attached(run, crops, word, more=other)
     rgb = bench.rendered(run, drawing, cases, [attached])
     similarity = bench.similarity(rgb, (word,), word)
-    own, second, third = (similarity.roll(-shift, dims=1).diagonal() for shift in range(3))
+    own, second, third = _to_next(similarity, 3)
     hits = {"first": own > third, "second": second > third, "both": (own > third) & (second > third)}
     return {name: as_text(hit) for name, hit in hits.items()}
 
@@ -269,7 +274,7 @@ def _noun(bench: Bench, run: Run, drawing: Drawing) -> Figures:
     found = bench.scored(rgb, cases, (word,))
     del found["outside"]  # the base model's picture there is of the trained word
     similarity = bench.similarity(rgb, (word,), word)
-    own, second = (similarity.roll(-shift, dims=1).diagonal() for shift in range(2))
+    own, second = _to_next(similarity, 2)
     found |= {"own": as_text(own > second), "fits": {}}
     for name in NOUNS:
         fits = torch.tensor([name in case.figure(word).identity.nouns for case in cases])

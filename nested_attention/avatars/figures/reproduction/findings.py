@@ -145,7 +145,7 @@ def find(summary: Summary, claim: Claim) -> Finding:
         return Finding(claim, "not measured")
     choices, seeds, first, second = pairs
     change = _differences(first, second)
-    mean, tests, measure = _over_cases(change), [], MEASURES[claim.measure]
+    mean, tests, measure = over_cases(change), [], MEASURES[claim.measure]
     if claim.second is None:  # a rate beside one half
         hits = np.concatenate(first)
         rate = wilson(int(hits.sum()), len(hits))
@@ -165,9 +165,9 @@ def find(summary: Summary, claim: Claim) -> Finding:
     elif measure.share and differ < FEWEST:
         verdict = "cannot be told"
     else:
-        shown = _is_shown(mean, change, tests) and abs(mean["mean"]) > spread
+        shown = _is_shown(mean, change, tests, spread)
         verdict = _verdict(claim, mean["mean"] > 0) if shown else NOT_SHOWN
-    low, high = _ends(mean)
+    low, high = ends(mean)
     least = tests[0]["smallest"] if len(tests) == 1 else 0.0
     return Finding(
         claim,
@@ -251,24 +251,26 @@ def _differences(first: list[np.ndarray], second: list[np.ndarray]) -> list[np.n
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
-def _over_cases(change: list[np.ndarray]) -> Mean:
-    """With an interval over cases, which seeds share."""
-    return clustered_mean(
-        np.concatenate(change).tolist(), [str(i) for each in change for i in range(len(each))]
-    )
+def over_cases(values: Sequence[np.ndarray]) -> Mean:
+    """Of each seed's cases (n,): the mean, with an interval over cases, which seeds share."""
+    cases = [str(i) for each in values for i in range(len(each))]
+    return clustered_mean(np.concatenate(values).tolist(), cases)
 
 
-def _ends(mean: Mean) -> tuple[float, float]:
+def ends(mean: Mean) -> tuple[float, float]:
+    """Of its interval; the mean itself where it has none."""
     low, high = (mean["mean"] if end is None else end for end in (mean["low"], mean["high"]))
     return low, high
 
 
-def _is_shown(mean: Mean, change: list[np.ndarray], tests: Sequence[Discordance] = ()) -> bool:
-    """Whether the interval excludes 0, every seed has the mean's sign, and, with a single seed of hits,
-    McNemar's test says so too."""
-    low, high = _ends(mean)
+def _is_shown(
+    mean: Mean, change: list[np.ndarray], tests: Sequence[Discordance] = (), spread: float = 0.0
+) -> bool:
+    """Whether the interval excludes 0, every seed has the mean's sign, it is more than seeds differ by, and,
+    with a single seed of hits, McNemar's test says so too."""
+    low, high = ends(mean)
     alike = all(np.sign(each.mean()) == np.sign(mean["mean"]) for each in change)
-    shown = (low > 0 or high < 0) and alike
+    shown = (low > 0 or high < 0) and alike and abs(mean["mean"]) > spread
     return shown and (len(tests) != 1 or tests[0]["p"] < LEVEL)
 
 
@@ -277,7 +279,7 @@ def _by_prompt(summary: Summary, claim: Claim, choices: list[Choice], seeds: See
     shown to keep more of it than the other: which keeps it was told by few cases. With that difference."""
     first, second = _values(summary, claim, choices, seeds, "asked")
     change = _differences(first, second)
-    mean, keeps = _over_cases(change), choices[0].keeps
+    mean, keeps = over_cases(change), choices[0].keeps
     shown = _is_shown(mean, change) and (mean["mean"] > 0) == keeps
     return (_verdict(claim, keeps) if shown else NOT_SHOWN), mean
 

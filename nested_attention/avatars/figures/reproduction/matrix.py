@@ -279,6 +279,12 @@ QUESTIONS: tuple[Question, ...] = (
 )
 
 
+def asked_of(key: str) -> Asked:
+    """What one of the questions asks."""
+    (asked,) = (question.asked for question in QUESTIONS if question.key == key)
+    return asked
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which part of the matrix; empty is all of it."""

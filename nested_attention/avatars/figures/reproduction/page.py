@@ -9,13 +9,35 @@ import numpy as np
 import torch
 
 from ....evaluation.charts import Point, drawing
-from ....evaluation.statistics import Mean, Rate, clustered_mean, repeated
+from ....evaluation.statistics import Mean, Rate, repeated
 from ....training.mechanisms import MECHANISMS, mechanism
 from ..judges import NEAREST
 from ..report import percent, share, table
 from .drawings import EXPRESSION, TWINS, Figures
-from .findings import FEWEST, NOT_SHOWN, PROMPT_LOSS, Finding, Summary, Verdict, find_all
-from .matrix import ERROR, PERSON, QUERIES, QUESTIONS, Drawing, Question, Run, curve, plan, words_of
+from .findings import (
+    FEWEST,
+    NOT_SHOWN,
+    PROMPT_LOSS,
+    Finding,
+    Summary,
+    Verdict,
+    ends,
+    find_all,
+    over_cases,
+)
+from .matrix import (
+    ERROR,
+    PERSON,
+    QUERIES,
+    QUESTIONS,
+    Drawing,
+    Question,
+    Run,
+    asked_of,
+    curve,
+    plan,
+    words_of,
+)
 from .measures import MEASURES
 from .published import PICTURES
 
@@ -133,16 +155,10 @@ def _difference(finding: Finding) -> str:
 
 def _change(found: Mean, share: bool) -> str:
     """A difference with its interval, in points where it is of shares."""
-    three = [found["mean"], _or(found["low"], found), _or(found["high"], found)]
+    mean, (low, high) = found["mean"], ends(found)
     if share:
-        mean, low, high = (100 * x for x in three)
-        return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})"
-    mean, low, high = three
+        return f"{100 * mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{mean:+.4g} ({low:+.4g} to {high:+.4g})"
-
-
-def _or(value: float | None, mean: Mean) -> float:
-    return mean["mean"] if value is None else value
 
 
 def _smallest(finding: Finding) -> str:
@@ -204,7 +220,7 @@ def _sentence(finding: Finding) -> str:
     )
     each_seed = ", ".join(f"{100 * x:+.1f}" if measure.share else f"{x:+.3g}" for x in finding.seeds)
     said = (
-        f"{source}{claim.says} {_capital(measure.title)}: {labels[0]} {first}, {labels[1]} {second}; "
+        f"{source}{claim.says} {measure.title.capitalize()}: {labels[0]} {first}, {labels[1]} {second}; "
         f"difference {_difference(finding)}, at {seeds} seed{'s' if seeds > 1 else ''} ({each_seed})"
         f"{f' ({tests})' if tests else ''}."
     )
@@ -215,11 +231,7 @@ def _sentence(finding: Finding) -> str:
     seeded = _size(finding.spread, measure.share)
     more = f", and two seeds of one training may make {seeded}" if finding.spread else ""
     least = f"the smallest that could be shown is {_smallest(finding)}"
-    return f"{said} *{_capital(finding.verdict)}*; {least}{more}."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return f"{said} *{finding.verdict.capitalize()}*; {least}{more}."
 
 
 def comparable(question: Question, there: Callable[[Run, Drawing], bool]) -> bool:
@@ -270,8 +282,8 @@ def _cell(name: str, found: Sequence[Figures]) -> str:
     measure = MEASURES[name]
     if measure.hits:
         return percent(_rate(values))
-    mean = _mean(values)
-    low, high = _or(mean["low"], mean), _or(mean["high"], mean)
+    mean = over_cases(values)
+    low, high = ends(mean)
     if measure.share:
         return f"{share(mean['mean'])} ({share(max(low, 0.0))}–{share(min(high, 1.0))})"
     digits = 4 if name == "error" else 3
@@ -283,15 +295,9 @@ def _rate(values: Sequence[np.ndarray]) -> Rate:
     return repeated([torch.from_numpy(each > 0.5) for each in values])
 
 
-def _mean(values: Sequence[np.ndarray]) -> Mean:
-    """Over cases and seeds, with an interval over cases."""
-    cases = [str(i) for each in values for i in range(len(each))]
-    return clustered_mean(np.concatenate(values).tolist(), cases)
-
-
 def charts(summary: Summary) -> dict[str, tuple[str, str]]:
     """File name → what it shows, and the SVG: identity over the controls, against what it costs."""
-    runs = [run for run, _ in next(q for q in QUESTIONS if q.key == "mechanisms").asked]
+    runs = [run for run, _ in asked_of("mechanisms")]
     found = {}
     for measure, title in CURVES.items():
         series: dict[str, list[Point]] = {}
@@ -353,7 +359,7 @@ def _trainings(summary: Summary) -> list[str]:
 def _last_fifths(summary: Summary) -> str:
     """By how much a run's loss still falls at its end, at each seed of the mechanisms."""
     falls: dict[int, list[float]] = {}
-    for run, _ in next(question for question in QUESTIONS if question.key == "mechanisms").asked:
+    for run, _ in asked_of("mechanisms"):
         curve = summary.runs.get(run.name, {}).get("training", {}).get("losses", [])
         if fifth := len(curve) // 5:
             fall = float(np.mean(curve[-fifth:]) / np.mean(curve[-2 * fifth : -fifth])) - 1

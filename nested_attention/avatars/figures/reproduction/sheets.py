@@ -68,12 +68,11 @@ def _given(
     """The pictures that a case's subjects are taken from, all of those that some drawing takes, and what the
     base model draws."""
     crops = [(cases[number].reference(word), f"the {word}") for word in words]
-    kinds = {each.kind: int(each.value) for _, drawings in asked for each in drawings}
-    if "mixed" in kinds:
+    shown = [each for _, drawings in asked for each in drawings]
+    if any(each.kind == "mixed" for each in shown):
         crops += [(cases[(number + 1) % len(cases)].reference(words[0]), "mixed with")]
-    if "references" in kinds:
-        more = further_crops(cases, words[0], kinds["references"] - 1)
-        crops += [(each[number], "the same") for each in more]
+    most = max((int(each.value) for each in shown if each.kind == "references"), default=1)
+    crops += [(each[number], "the same") for each in further_crops(cases, words[0], most - 1)]
     cells = [Cell(enlarged(crop, SIDE), (label,)) for crop, label in crops]
     base = pictures.get(base_pictures(words))
     return cells if base is None else [*cells, Cell(enlarged(base[index], SIDE), ("base model",))]
