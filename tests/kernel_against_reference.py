@@ -94,6 +94,20 @@ def strided() -> None:
     assert off(plain + out, expected) <= 1e-5
 
 
+def regions() -> None:
+    """Of any strides: those of one number for all places, of a transposed picture, of every other place."""
+    query, key, value, heads = make_text(2, 40, 20, 2, 16)
+    generator = torch.Generator().manual_seed(0)
+    for region in (
+        torch.full((1, 1), 0.4).expand(1, 40),
+        torch.rand(40, 2, generator=generator).T,
+        torch.rand(2, 80, generator=generator)[:, ::2],
+    ):
+        subject = one_subject(key, rows=[0, 1], region=region)
+        expected = explicit_nested_attention(query, key, value, [subject], heads=heads)
+        assert off(on_kernel(query, key, value, [subject], heads), expected) <= 1e-5, region.stride()
+
+
 def supported() -> None:
     query, key, value, heads = make_text(2, 9, 7, 2, 16)
     half = [x.half() for x in (query, key, value)]
@@ -171,6 +185,7 @@ def main() -> None:
         random_cases()
         shapes()
         strided()
+        regions()
     supported()
     with torch.no_grad():
         counted()

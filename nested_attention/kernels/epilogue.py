@@ -91,7 +91,7 @@ def _launch(
     together = next(number for number in HEADS if heads % number == 0)
     gated = subject.region is not None and not subject.bounded
     block, warps = PLAIN if weights is None else REWEIGHTED
-    region = take(subject.region, marks.rows) if gated else marks.counts
+    region = take(subject.region, marks.rows).contiguous() if gated else marks.counts
     _add_change[(triton.cdiv(length, QUERIES), rows, heads // together)](
         out, q, k, v, star, marks.tokens, marks.counts, region, marks.counts if weights is None else weights,
         length, k.shape[1], marks.tokens.shape[1],
