@@ -184,6 +184,7 @@ class TestBench:
         ("change", "message"),
         [
             ({"tokens": "16,x"}, "--tokens is '16,x'; expected whole numbers above 0"),
+            ({"subjects": "1,25"}, "--subjects is 1,25; expected 24 at most"),
             ({"sizes": "1000"}, "--sizes is 1000; expected multiples of 32"),
             ({"dtypes": "fp8"}, "--dtypes has 'fp8'; expected some of fp32, bf16, fp16"),
             ({"forms": "ours"}, "--forms has 'ours'"),
@@ -229,10 +230,13 @@ class TestBench:
         assert table.split("\n\n")[1] in text
         assert f"PyTorch {torch.__version__}." in text
         assert text.startswith("a\n<!-- figures") and text.endswith("<!-- end of figures -->\nb")
+        settings = replace(settings, parts=("layers", "sweep"))
+        other, measured = tmp_path / "other.json", []
         with pytest.raises(
             NestedAttentionError, match="has no lines '<!-- figures: nested-attention bench sw"
         ):
-            report.insert(text, "sweep", "")
+            run(settings, other, page, measured.append)
+        assert measured == [] and not other.exists() and page.read_text() == text
 
     def test_tables_are_markdown(self) -> None:
         assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

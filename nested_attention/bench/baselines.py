@@ -21,6 +21,8 @@ from .shapes import TEXT_TOKENS, TEXT_WIDTH, LayerShape
 
 ADAPTER_TOKENS = 16  # IP-Adapter Plus
 SCALE = 0.6  # of a decoupled adapter; its size costs nothing
+FIRST, APART = 5, 3  # subjects' places in the prompt
+MOST_SUBJECTS = len(range(FIRST, TEXT_TOKENS, APART))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +60,7 @@ def make_inputs(
     bound = []
     for number in range(subjects):
         mask = torch.zeros(rows, TEXT_TOKENS, dtype=torch.bool)
-        mask[rows - batch :, 5 + 3 * number] = True
+        mask[rows - batch :, FIRST + APART * number] = True
         key, value = randn(1, tokens, shape.inner), randn(1, tokens, shape.inner)
         bound.append(BoundSubject(key=key, value=value, mask=mask))
     return Inputs(

@@ -12,7 +12,7 @@ import torch
 from ..errors import NestedAttentionError
 from ..typed import read_numbers
 from . import report
-from .baselines import FORMS
+from .baselines import FORMS, MOST_SUBJECTS
 from .layers import DTYPES, Grid, run_layers, run_sweep
 from .scaling import run_scaling
 from .timing import Clock
@@ -65,6 +65,11 @@ class Settings:
             repeats=repeats,
             clock=clock,
         )
+        if max(grid.subjects) > MOST_SUBJECTS:
+            raise NestedAttentionError(
+                f"bench: --subjects is {numbers['subjects']}; expected {MOST_SUBJECTS} at most, as many as a "
+                "prompt of 77 tokens has room for"
+            )
         if any(size % 32 for size in grid.sizes):
             raise NestedAttentionError(
                 f"bench: --sizes is {numbers['sizes']}; expected multiples of 32, as SDXL's layers need them"
@@ -79,7 +84,10 @@ def run(
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Measures, writes the JSON to `out`, and returns the tables. page: where they are put in place of
-    earlier ones, too."""
+    earlier ones, too. Raises NestedAttentionError before anything is measured if the page has no place for
+    one."""
+    for part in settings.parts if page is not None else ():
+        report.insert(page.read_text(encoding="utf-8"), part, "")
     torch.set_num_threads(settings.threads)
     grid = settings.grid
     document: dict[str, Any] = {
@@ -91,11 +99,11 @@ def run(
         figures, table = _PARTS[part](grid, say)
         document[part] = figures
         tables.append(f"## {part}\n\n{table}")
+        report.write(out, document)  # after each part, so that an interrupted run keeps what it has
         if page is not None:
             figures = report.on_page(document["environment"], table)
             text = report.insert(page.read_text(encoding="utf-8"), part, figures)
             page.write_text(text, encoding="utf-8")
-        report.write(out, document)  # after each part, so that an interrupted run keeps what it has
     return "\n\n".join(tables)
 
 
