@@ -168,7 +168,7 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null, choic
       ["none", "the picture alone"],
     ]
     choice("Show", kinds, state.show, (value) => (state.show = value))
-    if (["word", "change", "place"].includes(state.show)) {
+    if (byLayer()) {
       const { layers, steps } = subject()
       const which = [["mean", "all layers and steps"]]
       layers.forEach((one, i) =>
@@ -180,10 +180,15 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null, choic
     }
   }
 
-  /** What the chosen layer or steps say of a subject. */
+  /** Whether one layer, or a few steps, can be chosen. */
+  function byLayer() {
+    return ["word", "change", "place"].includes(state.show)
+  }
+
+  /** What the chosen layer or steps say of a subject; all of them where none can be chosen. */
   function source(one) {
     const [kind, number] = state.detail.split(" ")
-    return kind === "mean" ? one : (one[kind][number] ?? one)
+    return kind === "mean" || !byLayer() ? one : (one[kind][number] ?? one)
   }
 
   function overlays() {

@@ -257,6 +257,27 @@ class TestMaps:
         editor.page.keyboard.press("Enter")
         assert self.points(editor)[:-1] == before
 
+    def test_numbers_are_of_all_layers_where_none_can_be_chosen(
+        self, editor: Editor, seen: dict[str, Any]
+    ) -> None:
+        show = editor.page.get_by_title("Show", exact=True)
+        layer = editor.page.get_by_title("Layer or steps")
+        editor.page.mouse.move(0, 0)
+        editor.page.locator(".na-picture").focus()
+        editor.page.keyboard.press("ArrowDown")
+        of_all = editor.page.locator(".na-word").inner_text()
+        for number in range(len(seen["pictures"][0]["subjects"][0]["layers"])):
+            layer.select_option(f"layers {number}")
+            if editor.page.locator(".na-word").inner_text() != of_all:
+                break
+        else:
+            pytest.fail("all layers are alike there")
+        show.select_option("all")
+        assert editor.page.locator(".na-word").inner_text() == of_all
+        show.select_option("word")
+        assert editor.page.locator(".na-word").inner_text() != of_all
+        layer.select_option("mean")
+
     def test_wheel_and_buttons_over_what_a_node_shows_are_the_canvas_s(
         self, editor: Editor, front_end: FrontEnd, seen: dict[str, Any]
     ) -> None:
