@@ -88,11 +88,19 @@ def anchored_addition(
 
 def anchor(query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int) -> Tensor:
     """m: how much each query belongs to the subject's word, (B, L) in [0, 1], in at least fp32."""
-    word = scaled = attention_to(text_weights(query, key, heads=heads), subject.mask)
-    if subject.attention_scale != 1:
-        scaled = attention_to(text_weights(query, key, [subject], heads=heads), subject.mask)
+    word, scaled = word_attention(query, key, subject, heads=heads)
     rows = subject.mask.any(dim=1, keepdim=True).to(word)  # (B, 1): those that carry the subject
     return place_of(word, scaled, subject) * rows
+
+
+def word_attention(
+    query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int
+) -> tuple[Tensor, Tensor]:
+    """P[s*] and P_λ[s*], (B, L) each."""
+    word = attention_to(text_weights(query, key, heads=heads), subject.mask)
+    if subject.attention_scale == 1:
+        return word, word
+    return word, attention_to(text_weights(query, key, [subject], heads=heads), subject.mask)
 
 
 def attention_to(probs: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nested_attention.checkpoint import save_subject_encoder
 from nested_attention.cli.app import app
 from nested_attention.inspection.document import document
 from nested_attention.inspection.draw import (
+    GAP,
     alike,
     enlarged,
     overlay,
@@ -131,6 +133,35 @@ def test_pictures_of_maps(seen: Observation, pictures: list[np.ndarray]) -> None
         enlarged(np.eye(2, dtype=np.uint8)[..., None].repeat(3, -1), 4)[..., 0].sum(0), [2] * 4
     )
     assert {x.shape for x in alike([words[0], words[1][:8]])} == {words[0].shape}
+
+
+def test_the_most_used_tokens_are_those_of_the_places_that_attend_to_the_word() -> None:
+    """Two tokens share three places; the word is attended at the one place that has the second."""
+    nested = torch.tensor([[0.9, 0.9, 0.2], [0.1, 0.1, 0.8]])[:, None]  # (N, 1, 3)
+    word = torch.tensor([0.01, 0.01, 1.0]).expand(1, 6, 1, 3)
+    tokens = Subject(rand(2, 5), torch.zeros(2), "person", "made up")
+    maps = SubjectMaps.of("bob", "person", 0, tokens, {"x": word}, nested, strongest=2, queries=2)
+    assert maps.most_used(1, ((0, 0),)) == [1]
+
+
+def test_queries_of_a_picture_that_is_not_known_are_left_out(seen: Observation) -> None:
+    """As where a fresh picture is mixed with a saved subject that counts for nearly all."""
+    of_unknown = replace(seen.subjects[0], indices=torch.full_like(seen.subjects[0].indices, 6))
+    known = reference(rand(9, 9, 3), lambda: rand(4, 3, 3, seed=3))
+    one = replace(of_unknown, references=(known, None), weights=torch.rand_like(of_unknown.weights))
+    only = replace(seen, subjects=(one,))
+    assert query_pictures(only, number=1).shape == query_pictures(replace(only, subjects=())).shape
+
+
+def test_halves_of_the_steps_are_shown_where_steps_are_told_apart(
+    seen: Observation, pictures: list[np.ndarray]
+) -> None:
+    together = tuple(
+        replace(one, maps={site: x[:1] for site, x in one.maps.items()}) for one in seen.subjects
+    )
+    one_group = Observation(together, ((0, 3),), steps=4, pictures=2)
+    apart, whole = (value_pictures(x, pictures, Selection())[0].shape[1] for x in (seen, one_group))
+    assert (apart - GAP) * 3 == (whole - GAP) * 5  # five pictures a row, and three
 
 
 def test_the_command_draws_the_small_world_and_writes_a_page(tmp_path: Path) -> None:

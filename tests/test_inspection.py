@@ -187,6 +187,20 @@ def test_pictures_subjects_and_rows_are_kept_apart() -> None:
     assert torch.allclose(whole.flatten(), alone.word, atol=1e-6)
 
 
+def test_the_colours_of_a_subject_are_found_once_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of tokens each time takes seconds."""
+    asked = []
+    monkeypatch.setattr(
+        recording_module, "token_colours", lambda subject: asked.append(subject) or token_colours(subject)
+    )
+    layer = observed((3, 5), {"alice": bound(rows=3), "bob": bound(rows=3, at=5)})
+    alice, bob = made(), made()
+    who = [Recorded("alice", "alice", "person", [alice], 5), Recorded("bob", "bob", "person", [bob], 5)]
+    recording = Recording(Watch(layers="all"), who, pictures=3, steps=1)
+    recording.see(layer)
+    assert asked == [alice, bob] and len(recording._kept) == 6
+
+
 def test_tiles_come_to_their_places_and_overlaps_are_averaged() -> None:
     tally = Tally(1, (4, 8), torch.device("cpu"))
     tally.add(torch.full((1, 4, 4), 1.0), (0, 0, 8, 8, 8, 16))
@@ -318,8 +332,11 @@ class TestBound:
         assert kept.tokens.count.shape == (side, side)
         assert {site for site, _ in kept.maps} == {*self.SITES, *self.FINE}
 
+    @pytest.mark.parametrize("kind", [BoundSubject, AnchoredSubject])
     @pytest.mark.parametrize("megabytes", [128, 40])
-    def test_what_a_layer_is_computed_from_fits_besides(self, megabytes: float) -> None:
+    def test_what_a_layer_is_computed_from_fits_besides(
+        self, megabytes: float, kind: type[BoundSubject]
+    ) -> None:
         """Made of activations of SDXL's sizes, by the mechanism; the grid of tokens is another than the
         layer's in each of the cases."""
         mask = torch.zeros(1, 77, dtype=torch.bool)
@@ -330,7 +347,7 @@ class TestBound:
         places = [(0, (0, 0, 128, 128, 128, 128))]
         for site, grid, inner in ((self.FINE[0], (64, 64), 640), (self.SITES[0], (32, 32), 1280)):
             text, own = randn(2, 1, 77, inner, seed=1), randn(2, 1, 1024, inner, seed=2)
-            one = BoundSubject(key=own[0], value=own[1], mask=mask)
+            one = kind(key=own[0], value=own[1], mask=mask, attention_scale=2.0)
             shown = [ObservedSubject("a", mask, mask, lambda one=one: one)]
             query = randn(1, grid[0] * grid[1], inner)
             layer = ObservedLayer(site, 0, grid, places, query, *text, inner // 64, shown)

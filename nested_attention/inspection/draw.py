@@ -75,7 +75,7 @@ def value_pictures(
 ) -> list[np.ndarray]:
     """For each picture a sheet, a row a subject: the picture, the value without nesting, which is the same at
     every place, with nesting, and with nesting in the first and in the second half of the steps that were
-    observed."""
+    observed, where they are told apart."""
     sheets = []
     for number, picture in enumerate(pictures):
         height, width = picture.shape[:2]
@@ -83,20 +83,26 @@ def value_pictures(
         for one in seen.of(number):
             word = one.mean(WORD, selection, seen.spans)[0]
             values = one.coloured(selection, seen.spans)
-            middle = seen.spans[len(seen.spans) // 2][0]
-            halves = ((seen.spans[0][0], max(middle - 1, seen.spans[0][0])), (middle, seen.spans[-1][1]))
             cells = [
                 Cell(picture, (one.title,)),
                 Cell(colours(torch.full_like(values, 0.5), word, height, width), ("without nesting",)),
                 Cell(colours(values, word, height, width), ("with nesting",)),
             ]
-            for span in halves if selection.steps is None else ():
+            for span in _halves(seen.spans) if selection.steps is None else ():
                 half = one.coloured(Selection(selection.layers, span), seen.spans)
                 shown = f"steps {span[0] + 1} to {span[1] + 1}"
                 cells.append(Cell(colours(half, word, height, width), (shown,)))
             rows.append(cells)
         sheets.append(sheet(rows or [[Cell(picture, ("no subject",))]]))
     return alike(sheets)
+
+
+def _halves(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """First and last step of each half; none where all steps are one group."""
+    if len(spans) < 2:
+        return ()
+    middle = len(spans) // 2
+    return (spans[0][0], spans[middle - 1][1]), (spans[middle][0], spans[-1][1])
 
 
 def token_pictures(
@@ -131,13 +137,14 @@ def query_pictures(seen: Observation, number: int = 8) -> np.ndarray:
             continue
         known.add(key)
         cells = []
-        for token in one.most_used(number):
+        for token in one.most_used(number, seen.spans):
             image, query = divmod(token, one.queries)
             reference = one.references[image]
             if reference is not None and reference.looks is not None:
                 drawn = overlay(_square(reference), [(reference.looks()[query], PALETTE[0])])
                 cells.append(Cell(drawn, (f"{one.title} #{token}",)))
-        rows.append(cells)
+        if cells:  # else all of them are of a picture that is not known
+            rows.append(cells)
     blank = np.full((8, 8, 3), PAPER, np.uint8)
     return sheet(rows or [[Cell(blank, ("no reference is known, or", "none was looked at in parts"))]])
 

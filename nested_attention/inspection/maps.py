@@ -129,7 +129,7 @@ class SubjectMaps:
         """The value's place among the subject's tokens as red, green and blue in [0, 1], (3, h, w).
 
         The same axes and the same scale whatever is selected: the mean over all layers, steps and places is
-        the middle grey, and 2.5 standard deviations either way are the ends. Grey, too, where the subject was
+        the middle grey, and 1.5 standard deviations either way are the ends. Grey, too, where the subject was
         off.
         """
         everything = torch.cat([x[:, COLOURS].movedim(1, 0).flatten(1) for x in self.maps.values()], dim=1)
@@ -140,9 +140,7 @@ class SubjectMaps:
 
     def strongest(self, number: int, spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
         """Places (x, y) in [0, 1] that attend to the word most, apart from one another."""
-        attention = self.mean(WORD, Selection(), spans, (self.weights.shape[1], self.weights.shape[2]))[
-            0
-        ].clone()
+        attention = self._word(spans).clone()
         rows, columns = attention.shape
         apart = max(rows, columns) / 6
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -152,6 +150,10 @@ class SubjectMaps:
             found.append(((column + 0.5) / columns, (row + 0.5) / rows))
             attention[(y - row).square() + (x - column).square() < apart**2] = 0
         return found
+
+    def _word(self, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """How much each of the tokens' places attends to the word, (h, w)."""
+        return self.mean(WORD, Selection(), spans, (self.weights.shape[1], self.weights.shape[2]))[0]
 
     def at(self, point: tuple[float, float]) -> list[tuple[int, float]]:
         """The strongest tokens at a place (x, y) in [0, 1], with their shares."""
@@ -172,10 +174,10 @@ class SubjectMaps:
                 heat += share * maps[query]
         return found
 
-    def most_used(self, number: int) -> list[int]:
+    def most_used(self, number: int, spans: Sequence[tuple[int, int]]) -> list[int]:
         """The tokens that all places together attend to most, by how much the word is attended there."""
         use = torch.zeros(self.queries * len(self.drawn))
-        use.index_add_(0, self.indices.flatten().long(), self.weights.flatten())
+        use.index_add_(0, self.indices.flatten().long(), (self.weights * self._word(spans)).flatten())
         return use.topk(min(number, len(use))).indices.tolist()
 
 

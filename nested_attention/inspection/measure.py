@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..anchored import AnchoredSubject, anchor, shared
+from ..anchored import AnchoredSubject, place_of, shared, word_attention
 from ..attention import (
     BoundSubject,
     at_tokens,
@@ -24,6 +25,8 @@ from ..kernels.rows import take
 from ..subject import Subject
 
 COLOURS = 3
+
+Carried = TypeVar("Carried", bound=BoundSubject)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,21 +57,44 @@ def measure(
     """
     queries, tokens = query.shape[1], max(key.shape[1], subjects[number].key.shape[1])
     step = columns * max(1, weights // (heads * tokens * columns))
-    place = _place(query, key, subjects, number, heads)  # over all queries, as m_q is
-    for start in range(0, queries, step):
-        at = slice(start, min(start + step, queries))
-        here = [one if one.region is None else replace(one, region=one.region[:, at]) for one in subjects]
+    chunks = [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
+    place = _place(query, key, subjects, number, heads, chunks)
+    for at in chunks:
+        here = [_at(one, at) for one in subjects]
         yield at, _chunk(query[:, at], key, value, here, number, heads, place[at])
 
 
-def _place(query: Tensor, key: Tensor, subjects: Sequence[BoundSubject], number: int, heads: int) -> Tensor:
+def _at(subject: Carried, at: slice) -> Carried:
+    """The subject at some of the queries."""
+    return subject if subject.region is None else replace(subject, region=subject.region[:, at])
+
+
+@without_autocast
+def _place(
+    query: Tensor,
+    key: Tensor,
+    subjects: Sequence[BoundSubject],
+    number: int,
+    heads: int,
+    chunks: Sequence[slice],
+) -> Tensor:
+    """Where the subject is, over all queries: an anchored one's m_q depends on what all of them attend to."""
     subject = subjects[number]
     if isinstance(subject, AnchoredSubject):
         anchored = [one for one in subjects if isinstance(one, AnchoredSubject) and one.scale]
-        places = shared([anchor(query, key, one, heads=heads) for one in anchored], anchored)
+        places = shared([_anchor(query, key, one, heads, chunks) for one in anchored], anchored)
         return next(place for place, one in zip(places, anchored, strict=True) if one is subject)[0]
     whole = query.new_ones(query.shape[1], dtype=torch.float32)
     return whole if subject.region is None else subject.region[0].to(whole)
+
+
+def _anchor(
+    query: Tensor, key: Tensor, subject: AnchoredSubject, heads: int, chunks: Sequence[slice]
+) -> Tensor:
+    """`anchored.anchor` in a row that carries the subject, with the text's logits of a chunk at a time."""
+    words = [word_attention(query[:, at], key, _at(subject, at), heads=heads) for at in chunks]
+    word, scaled = (torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
+    return place_of(word, scaled, subject)
 
 
 @without_autocast

@@ -231,9 +231,15 @@ class Recording:
             subject = self.subjects[name].of(picture)
             tokens, grid = len(subject.tokens), self._token_grid((part[4], part[5]))
             self._bytes["tokens"] += Tally.bytes(tokens, grid)
-            colours = token_colours(subject).to(device)
+            colours = self._colours(subject).to(device)
             self._kept[picture, name] = _Kept(subject, colours, Tally(tokens, grid, device))
         return self._kept[picture, name]
+
+    def _colours(self, subject: Subject) -> Tensor:
+        """As `token_colours`, once for all pictures of a subject: of thousands of tokens it takes seconds."""
+        known = (one.colours for one in self._kept.values() if one.subject is subject)
+        found = next(known, None)
+        return token_colours(subject) if found is None else found
 
     def _token_grid(self, latent: tuple[int, int]) -> tuple[int, int]:
         """The finest halving of the latent's grid on which all tokens of all pictures fit into half the
