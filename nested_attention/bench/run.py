@@ -86,8 +86,9 @@ def run(
     """Measures, writes the JSON to `out`, and returns the tables. page: where they are put in place of
     earlier ones, too. Raises NestedAttentionError before anything is measured if the page has no place for
     one."""
-    for part in settings.parts if page is not None else ():
-        report.insert(page.read_text(encoding="utf-8"), part, "")
+    if page is not None:
+        for part in settings.parts:
+            report.insert(page.read_text(encoding="utf-8"), part, "")
     torch.set_num_threads(settings.threads)
     grid = settings.grid
     document: dict[str, Any] = {
