@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from test_nodes import nodes as ours  # noqa: F401  fixtures
+from test_nodes import pack  # noqa: F401
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -70,3 +72,40 @@ def test_a_text_that_is_not_known_leaves_it_open(other: dict[str, Any]) -> None:
     from nested_attention.hosts.comfy.graph import encoded_texts
 
     assert encoded_texts({**CHAIN, "9": other}) is None
+
+
+PLAIN = {**CHAIN, "8": node("KSampler", model=["1", 0], positive=["5", 0], negative=["6", 0])}
+"""The chain with its last MODEL wire forgotten."""
+
+OBSERVED = node("NestedAttentionObserve", model=["4", 0])
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("graph", "personalised"),
+    [
+        ({**CHAIN, "9": OBSERVED, "8": node("KSampler", model=["9", 0])}, True),
+        ({**CHAIN, "9": node("NestedAttentionObserve", model=["3", 0]), "4": {
+            **CHAIN["4"], "inputs": {"model": ["9", 0], "clip": ["3", 1]}}}, True),
+        ({**PLAIN, "9": OBSERVED, "10": node("NestedAttentionViewMaps", maps=["9", 1])}, False),
+        ({**PLAIN, "9": OBSERVED, "10": node("LoraLoader", model=["9", 0])}, False),
+        ({**PLAIN, "9": node("NestedAttentionObserve", model=["1", 0]),
+          "8": node("KSampler", model=["9", 0])}, False),
+        ({**PLAIN, "9": OBSERVED, "10": node("SomebodysPipe", model=["9", 0])}, True),
+    ],
+    ids=["sampled", "between two subjects", "dangling", "dangling LoRA", "another MODEL's", "a pipe"],
+)  # fmt: skip
+def test_observe_subjects_passes_its_model_on_and_samples_nothing(
+    ours: dict[str, Any],  # noqa: F811
+    graph: dict[str, Any],
+    personalised: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import nodes
+
+    from nested_attention.hosts.comfy.graph import samples_personalised
+
+    for name in ("NestedAttentionObserve", "NestedAttentionViewMaps"):
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, ours[name])
+    assert samples_personalised(graph) is personalised
+    assert samples_personalised(graph, "2") is personalised

@@ -327,6 +327,17 @@ class TestNodes:
         with pytest.raises(NestedAttentionError, match="Observe Subjects is switched off"):
             self.view(maps)
 
+    def test_a_model_without_a_subject_has_no_maps(self, world: Any) -> None:
+        """Apply Subject's MODEL wire goes past Observe Subjects, or the sampler."""
+        from nested_attention.errors import NestedAttentionError
+        from nested_attention.hosts.comfy import observe_subjects
+        from nested_attention.inspection.recording import Watch
+
+        watched, maps = observe_subjects(world.model, Watch(), on=True, preview=False)
+        draw(watched, world.clip)
+        with pytest.raises(NestedAttentionError, match="used a MODEL that is observed and carries a subject"):
+            self.view(maps)
+
     def test_the_preview_is_sent_for_every_step_that_is_over(
         self, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -25,8 +25,9 @@ SHEET = Applier("Subject Sheet")
 APPLY = {"NestedAttentionApplySubject": APPLY_SUBJECT, "NestedAttentionPersonalize": PERSONALIZE}
 """Nodes that attach a subject. The first output of each is the MODEL."""
 
-CARRIED_ON = {"MODEL", "CLIP", "VAE"}
-"""Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs."""
+CARRIED_ON = {"MODEL", "CLIP", "VAE", "NESTED_ATTENTION_MAPS"}
+"""Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs. Maps are what
+Observe Subjects puts out besides: it samples nothing either."""
 
 TEXTS = {
     "CLIPTextEncode": ("text",),
