@@ -353,6 +353,35 @@ class TestNodes:
         assert [(one["step"], one["steps"]) for one in sent] == [(0, 4), (1, 4), (2, 4), (3, 4)]
         assert all([s["title"] for s in one["subjects"]] == ["alice", "bob"] for one in sent)
 
+    def test_the_preview_is_sent_from_the_threads_of_other_gpus(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They do not know which node is being run."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from comfy_execution.utils import CurrentNodeContext
+
+        from nested_attention.hosts.comfy import inspect
+        from nested_attention.hosts.comfy.notices import running_node
+        from nested_attention.inspection.recording import Watch
+
+        sent: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(inspect, "send", lambda event, data: sent.append((running_node(), data)))
+        model, clip = chain(world)
+        with CurrentNodeContext("a run", "5"):
+            model, _ = inspect.observe_subjects(model, Watch(), on=True, preview=True)
+
+        with ThreadPoolExecutor(1) as thread:
+
+            def elsewhere(apply_model: Any, args: dict[str, Any]) -> Tensor:
+                run = torch.no_grad()(apply_model)  # as those threads run it
+                return thread.submit(run, args["input"], args["timestep"], **args["c"]).result()
+
+            model.set_model_unet_function_wrapper(elsewhere)
+            with CurrentNodeContext("a run", "7"):
+                draw(model, clip, steps=3)
+        assert [(node, one["node"], one["step"]) for node, one in sent] == [("7", "5", n) for n in range(3)]
+
     def test_references_are_looked_at_when_somebody_asks(self, world: Any) -> None:
         """And a subject of a file, or an averaged one, has none."""
         from nested_attention.hosts.comfy import encode_subject
