@@ -221,7 +221,8 @@ class RegionFinder:
         is that of the first latents; samplers may let them grow later."""
         if self._sum is None:
             shape = (self._pictures, len(self._names), *part[4:])
-            self._sum = attention.new_zeros(shape, dtype=torch.float32)
+            with torch.inference_mode(False):  # so that a thread that is not in that mode may add to it
+                self._sum = attention.new_zeros(shape, dtype=torch.float32)
         down, across = cells_of(part, (self._sum.shape[2], self._sum.shape[3]))
         place = self._sum[picture, subject, down, across]  # (rows, columns)
         place += area_mean(attention, (place.shape[0], place.shape[1])).to(self._sum.device)

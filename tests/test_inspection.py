@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from second_gpu import SECOND, SecondGPU
 from tiny_sdxl import STEPS, make_encoder, make_pipeline, make_subject
 from torch import Tensor
 
@@ -30,7 +34,7 @@ from nested_attention.inspection import recording as recording_module
 from nested_attention.inspection.document import document
 from nested_attention.inspection.draw import PALETTE, overlay, word_pictures
 from nested_attention.inspection.looks import looks, reference
-from nested_attention.inspection.maps import CHANGE, COLOURS, WORD, Selection
+from nested_attention.inspection.maps import CHANGE, COLOURS, WORD, Selection, SubjectMaps
 from nested_attention.inspection.measure import Measured, token_colours
 from nested_attention.inspection.measure import measure as measured_in_chunks
 from nested_attention.inspection.observed import ObservedLayer, ObservedSubject
@@ -78,6 +82,19 @@ def observed(grid: tuple[int, int], subjects: dict[str, BoundSubject], **more: A
     return ObservedLayer(
         grid=grid, query=query, key=text[0], value=text[1], heads=HEADS, subjects=seen, **options
     )
+
+
+def on_second(layer: ObservedLayer) -> ObservedLayer:
+    """The layer on a GPU of its own."""
+
+    def bind(one: ObservedSubject) -> Callable[[], BoundSubject | None]:
+        subject = one.bind()
+        assert subject is not None
+        there = replace(subject, key=subject.key.to(SECOND), value=subject.value.to(SECOND))
+        return lambda: there
+
+    moved = {name: getattr(layer, name).to(SECOND) for name in ("query", "key", "value")}
+    return replace(layer, **moved, subjects=[replace(one, bind=bind(one)) for one in layer.subjects])
 
 
 def record(layers: list[ObservedLayer], subject: Subject, pictures: int = 1, **watch: Any) -> Recording:
@@ -199,6 +216,40 @@ def test_the_colours_of_a_subject_are_found_once_for_all_pictures(monkeypatch: p
     recording = Recording(Watch(layers="all"), who, pictures=3, steps=1)
     recording.see(layer)
     assert asked == [alice, bob] and len(recording._kept) == 6
+
+
+@pytest.mark.parametrize("gpus", [(0, 1, 1, 0), (1, 0, 0, 1), (1, 1, 0, 0)])
+def test_what_another_gpu_samples_adds_to_the_same_maps(gpus: tuple[int, ...]) -> None:
+    """ComfyUI gives each GPU some of the prompts, and not the same ones in every step."""
+
+    def seen(gpus: Sequence[int], **watch: Any) -> SubjectMaps:
+        layers = []
+        for number, gpu in enumerate(gpus):
+            grid = ((4, 6), (2, 3))[number % 2]
+            layer = observed(grid, {"alice": bound()}, step=number // 2, places=[(0, (0, 0, 4, 6, 4, 6))])
+            layer.query.mul_(1 + number)
+            layers.append(on_second(layer) if gpu else layer)
+        return record(layers, made(), **watch).finish().subjects[0]
+
+    with SecondGPU():
+        one, several = seen((0, 0, 0, 0)), seen(gpus)
+    assert torch.allclose(several.maps[SITE], one.maps[SITE], atol=1e-6)
+    assert torch.equal(several.indices, one.indices)
+    assert torch.allclose(several.weights, one.weights, atol=1e-6)
+
+
+def test_what_another_thread_samples_adds_to_the_same_maps() -> None:
+    """ComfyUI's threads for other GPUs are not in inference mode, where its nodes run."""
+    layers = [observed((4, 6), {"alice": bound()}, step=step) for step in range(3)]
+    expected = record(layers, made()).finish().subjects[0]
+    who = [Recorded("alice", "alice", "person", [made()], 5)]
+    kept = Recording(Watch(layers="all"), who, pictures=1, steps=3)
+    with torch.inference_mode(), ThreadPoolExecutor(1) as thread:
+        kept.see(layers[0])
+        for layer in layers[1:]:
+            thread.submit(kept.see, layer).result()
+        found = kept.finish().subjects[0]
+    assert torch.equal(found.maps[SITE], expected.maps[SITE])
 
 
 def test_tiles_come_to_their_places_and_overlaps_are_averaged() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from second_gpu import SECOND, SecondGPU
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -149,6 +150,19 @@ class TestAssignment:
         assert 0 <= down.start < down.stop <= rows and across == slice(0, 3)
         assert down.start * whole <= top * rows and (top + height) * rows <= down.stop * whole
         assert cells_of((top, 0, height, 1, whole, 1), (whole, 1))[0] == slice(top, top + height)
+
+    def test_other_gpus_and_their_threads_add_to_what_a_finder_has(self) -> None:
+        """Those threads are not in inference mode, where ComfyUI's nodes run."""
+        seen, whole = rand(8, 8), (0, 0, 8, 8, 8, 8)
+        finder, same = (RegionFinder(1, ["one", "other"]) for _ in range(2))
+        for one in (finder, same):
+            with torch.inference_mode():
+                one.add(0, 0, seen, whole)
+        with SecondGPU():
+            finder.add(1, 0, (1 - seen).to(SECOND), whole)
+        same.add(1, 0, 1 - seen, whole)
+        found, expected = finder.settle(), same.settle()
+        assert found is not None and expected is not None and torch.equal(found, expected)
 
     def test_a_sampling_too_short_to_find_regions_in_is_told_of(self) -> None:
         (told,) = RegionFinder.too_few_steps(["alice", "bob"], 1)

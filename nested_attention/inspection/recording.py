@@ -1,9 +1,9 @@
 """An observer that keeps maps of what subjects do, within a bound on memory.
 
-Sums are kept where the layers run, and nothing is read on the host before the sampling ends. A quarter of the
-bound is for what a layer's maps are computed from, some rows of places after others. The rest is for what is
-kept, one half of it for maps of layers and steps, which are averaged over two, four, eight … steps, the other
-for what places take of the subject's tokens, on a coarser grid.
+Sums are kept where the layers run, on the first of several GPUs, and nothing is read on the host before the
+sampling ends. A quarter of the bound is for what a layer's maps are computed from, some rows of places after
+others. The rest is for what is kept, one half of it for maps of layers and steps, which are averaged over
+two, four, eight … steps, the other for what places take of the subject's tokens, on a coarser grid.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ class Recording:
         if self.step not in (-1, layer.step) and self._on_step is not None:
             self._on_step(self)
         self.step = layer.step
-        with torch.no_grad():
+        # Made in inference mode, what is kept could not be added to by a thread that is not in it.
+        with torch.inference_mode(False), torch.no_grad():
             bound = [(one, found) for one in layer.subjects if (found := one.bind()) is not None]
             for row in range(len(layer.query)):
                 here = [
@@ -205,13 +206,15 @@ class Recording:
     ) -> None:
         picture, part = layer.places[row]
         kept = self._of(picture, one.name, part, layer.query.device)
+        device = kept.colours.device  # of the GPU that saw it first
         rows, columns = layer.grid
         parts = []
         for at, measured in found:
             nested = measured.nested[:, : len(kept.colours)]  # (l, N), without what fills up a shorter row
+            nested = nested.to(device)
             of_tokens = nested.T.unflatten(1, (-1, columns))
             kept.tokens.add(of_tokens, part, slice(at.start // columns, at.stop // columns), rows)
-            of_place = torch.stack([measured.word, measured.change, measured.place])
+            of_place = torch.stack([measured.word, measured.change, measured.place]).to(device)
             parts.append(torch.cat([of_place, (nested @ kept.colours).T]))  # (6, l)
         maps = torch.cat(parts, dim=1).unflatten(1, layer.grid)
         key = layer.site, layer.step // self.group

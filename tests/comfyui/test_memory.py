@@ -193,23 +193,6 @@ def test_what_was_handed_over_is_not_kept_beside_what_is_managed(world: Any) -> 
     assert given() is None and handle.encoder.config == world.person.config
 
 
-def test_a_copy_of_the_model_uses_the_values_beside_it(world: Any) -> None:
-    from types import SimpleNamespace
-
-    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
-
-    model, _ = world.apply(*world.apply(world.model, world.clip), world.rex)
-    chain, copied = SubjectChain.of(model), model.clone()
-    beside = []
-    for patcher in values(model):
-        make, arguments = patcher.cached_patcher_init
-        beside.append(make(*arguments))
-    copied.set_additional_models("nested_attention", beside)
-    here = chain._values(SimpleNamespace(current_patcher=copied))
-    assert [here[one] for one in values(model)] == [one.model for one in beside]
-    assert [chain._values(None)[one] for one in values(model)] == [one.model for one in values(model)]
-
-
 def test_layers_that_may_stay_offloaded_have_what_newer_versions_look_for(world: Any) -> None:
     model, _ = world.apply(world.model, world.clip)
     for patcher in (*values(model), world.person.patcher):

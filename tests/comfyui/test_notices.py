@@ -237,6 +237,34 @@ def test_a_subject_that_a_merge_loses_is_named(world: Any, editor: Editor) -> No
         assert len(editor.texts) == 1
 
 
+@pytest.mark.parametrize("output", ["MODEL", "COMFY_MATCHTYPE_V3"])
+def test_a_switch_between_models_is_no_merge(
+    world: Any, editor: Editor, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """It passes one of two MODELs on, and what the other one carries is not missed."""
+    import nodes
+    from tiny import carries
+
+    kinds = {"NestedAttentionApplySubject": ("MODEL", "CLIP"), "SomebodysSwitch": (output,)}
+    for name, types in kinds.items():
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, SimpleNamespace(RETURN_TYPES=types))
+    switched = {
+        **GRAPH,
+        "5": {"class_type": "NestedAttentionApplySubject", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "6": {"class_type": "SomebodysSwitch", "inputs": {"a": ["2", 0], "b": ["5", 0], "on": True}},
+        "4": {"class_type": "KSampler", "inputs": {"model": ["6", 0], "positive": ["3", 0]}},
+    }
+    with editor.running("2", graph=switched):
+        person, clip = world.apply(world.model, world.clip)
+    with editor.running("4", graph=switched):
+        drawn = draw(person, clip, world)
+    assert editor.texts == []
+    with editor.running("4", "without", graph=switched):  # on purpose, so it is told and no error
+        assert carries(drawn, draw(world.model, clip, world))
+    assert [node for node, _ in editor.texts] == ["4"]
+    assert "the model that samples it carries no subject" in editor.texts[0][1]
+
+
 def astronaut() -> Tensor:
     from skimage import data
 

@@ -327,6 +327,17 @@ class TestNodes:
         with pytest.raises(NestedAttentionError, match="Observe Subjects is switched off"):
             self.view(maps)
 
+    def test_a_model_without_a_subject_has_no_maps(self, world: Any) -> None:
+        """Apply Subject's MODEL wire goes past Observe Subjects, or the sampler."""
+        from nested_attention.errors import NestedAttentionError
+        from nested_attention.hosts.comfy import observe_subjects
+        from nested_attention.inspection.recording import Watch
+
+        watched, maps = observe_subjects(world.model, Watch(), on=True, preview=False)
+        draw(watched, world.clip)
+        with pytest.raises(NestedAttentionError, match="used a MODEL that is observed and carries a subject"):
+            self.view(maps)
+
     def test_the_preview_is_sent_for_every_step_that_is_over(
         self, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -341,6 +352,35 @@ class TestNodes:
         assert torch.equal(draw(watched, clip, steps=4), plain)
         assert [(one["step"], one["steps"]) for one in sent] == [(0, 4), (1, 4), (2, 4), (3, 4)]
         assert all([s["title"] for s in one["subjects"]] == ["alice", "bob"] for one in sent)
+
+    def test_the_preview_is_sent_from_the_threads_of_other_gpus(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They do not know which node is being run."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from comfy_execution.utils import CurrentNodeContext
+
+        from nested_attention.hosts.comfy import inspect
+        from nested_attention.hosts.comfy.notices import running_node
+        from nested_attention.inspection.recording import Watch
+
+        sent: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(inspect, "send", lambda event, data: sent.append((running_node(), data)))
+        model, clip = chain(world)
+        with CurrentNodeContext("a run", "5"):
+            model, _ = inspect.observe_subjects(model, Watch(), on=True, preview=True)
+
+        with ThreadPoolExecutor(1) as thread:
+
+            def elsewhere(apply_model: Any, args: dict[str, Any]) -> Tensor:
+                run = torch.no_grad()(apply_model)  # as those threads run it
+                return thread.submit(run, args["input"], args["timestep"], **args["c"]).result()
+
+            model.set_model_unet_function_wrapper(elsewhere)
+            with CurrentNodeContext("a run", "7"):
+                draw(model, clip, steps=3)
+        assert [(node, one["node"], one["step"]) for node, one in sent] == [("7", "5", n) for n in range(3)]
 
     def test_references_are_looked_at_when_somebody_asks(self, world: Any) -> None:
         """And a subject of a file, or an averaged one, has none."""

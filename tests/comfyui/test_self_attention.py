@@ -93,7 +93,7 @@ def test_rows_that_do_not_lie_together(world: Any) -> None:
     torch.testing.assert_close(found, together(q, k, v, OPTIONS)[order], rtol=1e-4, atol=1e-4)
 
 
-def test_other_packs_in_the_slot_and_attention_overrides(world: Any) -> None:
+def test_other_packs_in_the_slot(world: Any) -> None:
     from comfy.ldm.modules.attention import optimized_attention
 
     q, k, v = qkv()
@@ -108,21 +108,91 @@ def test_other_packs_in_the_slot_and_attention_overrides(world: Any) -> None:
         return optimized_attention(q, k, v, 4, None, transformer_options=extra_options)
 
     torch.testing.assert_close(layer(world, by_place)(q, k, v, OPTIONS), expected)
-    calls: list[Any] = []
-
-    def override(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-        calls.append(args[4] if len(args) > 4 else kwargs.get("mask"))
-        return func(*args, **kwargs)
-
-    overridden = {**OPTIONS, "optimized_attention_override": override}
-    torch.testing.assert_close(layer(world, passes_its_options)(q, k, v, overridden), expected + 0.1 * q)
-    torch.testing.assert_close(layer(world)(q, k, v, overridden), expected)
-    assert len(calls) == 3 and calls[0] is not None
 
     def keeps_to_itself(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         return v
 
     assert torch.equal(layer(world, keeps_to_itself)(q, k, v, OPTIONS), v)
+
+
+def calls_what_it_is_given(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return func(*args, **kwargs)
+
+
+def by_name(
+    func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kwargs: Any
+) -> Tensor:
+    return func(q, k, v, heads, mask=mask, **kwargs)
+
+
+def leaves_masks_out(
+    _: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, **kw: Any
+) -> Tensor:
+    """As SageAttention's do: `sageattn(q, k, v, attn_mask=mask)` reads no attn_mask."""
+    from comfy.ldm.modules.attention import attention_basic
+
+    return attention_basic(q, k, v, heads=heads)
+
+
+def takes_no_masks(_: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:
+    assert "mask" not in kwargs
+    return leaves_masks_out(_, q, k, v, heads)
+
+
+def a_row_at_a_time(func: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.cat([func(q[i : i + 1], k[i : i + 1], v[i : i + 1], *args, **kwargs) for i in range(len(q))])
+
+
+OVERRIDES = [calls_what_it_is_given, by_name, leaves_masks_out, takes_no_masks, a_row_at_a_time]
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_it_holds_whatever_attention_override_there_is(world: Any, override: Any) -> None:
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def in_the_slot(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        return 0.1 * q + optimized_attention(q, k, v, heads=4, transformer_options=extra_options)
+
+    calls: list[Any] = []
+
+    def counted(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(func)
+        return override(func, *args, **kwargs)
+
+    q, k, v = qkv()
+    expected = layer(world)(q, k, v, OPTIONS)
+    overridden = {**OPTIONS, "optimized_attention_override": counted}
+    torch.testing.assert_close(layer(world)(q, k, v, overridden), expected)
+    assert len(calls) == 2  # the rows with a bias, and those without
+    torch.testing.assert_close(layer(world, in_the_slot)(q, k, v, overridden), expected + 0.1 * q)
+    assert len(calls) == 3
+
+
+def test_what_an_override_does_to_the_attention_it_calls_is_kept(world: Any) -> None:
+    def halves(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return 0.5 * func(*args, **kwargs)
+
+    q, k, v = qkv()
+    expected = 0.5 * layer(world)(q, k, v, OPTIONS)
+    halved = layer(world)(q, k, v, {**OPTIONS, "optimized_attention_override": halves})
+    torch.testing.assert_close(halved, expected)
+
+
+def test_attention_that_another_pack_put_in_comfyuis_place_is_asked_for_no_mask(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.ldm.modules.attention as attention
+
+    q, k, v = qkv()
+    expected = layer(world)(q, k, v, OPTIONS)
+    foreign = attention.wrap_attn(lambda *args, **kwargs: leaves_masks_out(None, *args[:3], kwargs["heads"]))
+    monkeypatch.setattr(attention, "optimized_attention", foreign)
+    torch.testing.assert_close(layer(world)(q, k, v, OPTIONS), expected)
+
+    def in_the_slot(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        return foreign(q, k, v, heads=4, transformer_options=extra_options)
+
+    torch.testing.assert_close(layer(world, in_the_slot)(q, k, v, OPTIONS), expected)
 
 
 def test_merged_or_tiled_tokens_are_left_to_the_node_that_does_it(

@@ -4,7 +4,7 @@ which texts are encoded with a CLIP that knows them."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,12 @@ SHEET = Applier("Subject Sheet")
 APPLY = {"NestedAttentionApplySubject": APPLY_SUBJECT, "NestedAttentionPersonalize": PERSONALIZE}
 """Nodes that attach a subject. The first output of each is the MODEL."""
 
-CARRIED_ON = {"MODEL", "CLIP", "VAE"}
-"""Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs."""
+CARRIED_ON = {"MODEL", "CLIP", "VAE", "NESTED_ATTENTION_MAPS"}
+"""Outputs of nodes that change a MODEL or a CLIP and do not use it, such as loaders of LoRAs. Maps are what
+Observe Subjects puts out besides: it samples nothing either."""
+
+ANY_TYPE = {"*", "COMFY_MATCHTYPE_V3"}
+"""Outputs whose type is that of what is connected, such as a switch's."""
 
 TEXTS = {
     "CLIPTextEncode": ("text",),
@@ -52,7 +56,7 @@ def samples_personalised(graph: Mapping[str, Any], by: str | None = None) -> boo
             outputs = _outputs(node.get("class_type"))
             if not _carries_on(node.get("class_type"), outputs):
                 return True
-            models = {(node_id, slot) for slot, kind in enumerate(outputs) if kind == "MODEL"} - seen
+            models = {(node_id, slot) for slot, kind in enumerate(outputs) if _may_be("MODEL", kind)} - seen
             seen |= models
             reached += models
     return False
@@ -64,7 +68,8 @@ def encoded_texts(graph: Mapping[str, Any]) -> list[str] | None:
     reached = _applying(graph)
     seen = set(reached)
     for at in reached:
-        clips = [slot for slot, kind in enumerate(_outputs(graph[at].get("class_type"))) if kind == "CLIP"]
+        types = _outputs(graph[at].get("class_type"))
+        clips = [slot for slot, kind in enumerate(types) if _may_be("CLIP", kind)]
         for node_id, node in graph.items():
             if not any((at, slot) in _links(graph, node_id) for slot in clips):
                 continue
@@ -92,16 +97,16 @@ def is_negative(graph: Mapping[str, Any], node_id: str) -> bool:
 
 
 def merged_away(graph: Mapping[str, Any], node_id: str) -> set[str]:
-    """Ids of the Apply Subject nodes that lead to a node through another that makes one MODEL of several, and
-    may keep the subjects of one of them alone."""
-    merges = [one for one in _before(graph, node_id) if len(_models(graph, one)) > 1]
+    """Ids of the Apply Subject nodes whose MODEL leads to a node through another that merges models, and may
+    keep the subjects of one of them alone."""
+    merges = [one for one in _before(graph, node_id, _linked) if _merges(graph, one)]
     applying = set(_applying(graph))
-    return {one for merge in merges for one in _before(graph, merge) & applying}
+    return {one for merge in merges for one in _before(graph, merge, _models) & applying}
 
 
 def _carries_on(kind: Any, outputs: tuple[str, ...]) -> bool:
     """Whether a node changes the MODEL or CLIP it is given, and does not use it."""
-    return kind in APPLY or (bool(outputs) and set(outputs) <= CARRIED_ON)
+    return kind in APPLY or (bool(outputs) and set(outputs) <= CARRIED_ON | ANY_TYPE)
 
 
 def _applying(graph: Mapping[str, Any]) -> list[str]:
@@ -121,26 +126,52 @@ def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[st
     return None
 
 
-def _before(graph: Mapping[str, Any], node_id: str) -> set[str]:
-    """Ids of the nodes from which links lead to a node, over however many others."""
+def _before(
+    graph: Mapping[str, Any], node_id: str, links: Callable[[Mapping[str, Any], str], list[str]]
+) -> set[str]:
+    """Ids of the nodes from which links lead to a node, over however many others. Not past a switch between
+    MODELs, of which nobody knows which one it passes on."""
     found: set[str] = set()
     ahead = [node_id]
     while ahead:
-        links = {one for one, _ in _links(graph, ahead.pop())} - found
-        found |= links
-        ahead += links
+        at = ahead.pop()
+        if len(_models(graph, at)) < 2 or _merges(graph, at):
+            more = set(links(graph, at)) - found
+            found |= more
+            ahead += more
     return found
 
 
 def _models(graph: Mapping[str, Any], node_id: str) -> list[str]:
     """Ids of the nodes whose MODEL a node takes, if it puts out a MODEL itself."""
-    if "MODEL" not in _outputs(graph[node_id].get("class_type")):
+    if not any(_may_be("MODEL", kind) for kind in _outputs(graph.get(node_id, {}).get("class_type"))):
         return []
     return [
         one
         for one, slot in _links(graph, node_id)
-        if _outputs(graph[one].get("class_type"))[slot : slot + 1] == ("MODEL",)
+        if any(_may_be("MODEL", k) for k in _outputs(graph[one].get("class_type"))[slot : slot + 1])
     ]
+
+
+def _merges(graph: Mapping[str, Any], node_id: str) -> bool:
+    """Whether a node makes one MODEL of several, where a switch passes one of them on as it is.
+
+    Both take and put out the same, so merges are told by their name, or by their menu: ComfyUI has one for
+    merging.
+    """
+    kind = graph[node_id].get("class_type")
+    called = f"{kind} {getattr(_node_class(kind), 'CATEGORY', '')}".lower()
+    return "merg" in called and len(_models(graph, node_id)) > 1
+
+
+def _linked(graph: Mapping[str, Any], node_id: str) -> list[str]:
+    """Ids of the nodes that a node is linked to by its inputs."""
+    return [one for one, _ in _links(graph, node_id)]
+
+
+def _may_be(wanted: str, kind: str) -> bool:
+    """Whether an output of that type gives what is wanted."""
+    return kind == wanted or kind in ANY_TYPE
 
 
 def _links(graph: Mapping[str, Any], node_id: str) -> list[tuple[str, int]]:
@@ -152,7 +183,10 @@ def _links(graph: Mapping[str, Any], node_id: str) -> list[tuple[str, int]]:
 
 def _outputs(class_type: Any) -> tuple[str, ...]:
     """Types of a node's outputs; none if it is not known."""
-    known = getattr(
-        sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}
-    )  # ComfyUI's module; it runs the graph
-    return tuple(map(str, getattr(known.get(class_type), "RETURN_TYPES", ()) or ()))
+    return tuple(map(str, getattr(_node_class(class_type), "RETURN_TYPES", ()) or ()))
+
+
+def _node_class(class_type: Any) -> Any:
+    """None if it is not known."""
+    module = sys.modules.get("nodes")  # ComfyUI's; it runs the graph
+    return getattr(module, "NODE_CLASS_MAPPINGS", {}).get(class_type)

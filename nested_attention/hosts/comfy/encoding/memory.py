@@ -9,11 +9,11 @@ like any other model; the encoder stays on the device until something else needs
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,11 +72,7 @@ def load_encoder_for_comfy(path: str | os.PathLike[str], **overrides: Any) -> Su
 def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle:
     """The same encoder with layers that ComfyUI can leave offloaded and cast one by one. Its tensors are
     shared."""
-    with torch.device("meta"):
-        managed = SubjectEncoder(encoder.config, operations=comfy.ops.manual_cast)
-    managed.load_state_dict(encoder.state_dict(), assign=True)
-    managed.eval().requires_grad_(False)
-    managed.adopt_fingerprint(encoder)  # of the same weights: they are not hashed again
+    managed = _with_tensors(encoder, encoder.state_dict())
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     patcher = new_patcher(managed, load_device, offload_device)
@@ -85,11 +81,23 @@ def manage_encoder(encoder: SubjectEncoder, source: str) -> SubjectEncoderHandle
     return SubjectEncoderHandle(managed, patcher, source)
 
 
+def _with_tensors(encoder: SubjectEncoder, tensors: Mapping[str, Tensor]) -> SubjectEncoder:
+    """The encoder with layers that ComfyUI manages, and these tensors for its own."""
+    with torch.device("meta"):
+        managed = SubjectEncoder(encoder.config, operations=comfy.ops.manual_cast)
+    managed.load_state_dict(tensors, assign=True)
+    managed.eval().requires_grad_(False)
+    managed.adopt_fingerprint(encoder)  # of the same weights: they are not hashed again
+    return managed
+
+
 def _copy_encoder(
     managed: SubjectEncoder, source: str, offload_device: torch.device
 ) -> comfy.model_patcher.ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
-        return manage_encoder(copy.deepcopy(managed).to(offload_device), source).patcher
+        state = managed.state_dict()
+        tensors = {name: tensor.to(offload_device, copy=True) for name, tensor in state.items()}
+        return manage_encoder(_with_tensors(managed, tensors), source).patcher
 
 
 def new_patcher(
@@ -151,6 +159,14 @@ class SubjectValues(nn.Module):
         """Site name → K̆, V̆, each (1, N, inner), on `device`."""
         return self.sites[site_key(site)](device)
 
+    def copied(self, device: torch.device) -> SubjectValues:
+        """On a device, with tensors of its own, and without what ComfyUI keeps on modules and layers of where
+        and how these are loaded."""
+        fresh = SubjectValues({})
+        for name, one in self.sites.items():
+            fresh.sites[name] = SiteValues(*(x.to(device, copy=True) for x in one.parameters()))
+        return fresh
+
 
 def subject_values(
     handle: SubjectEncoderHandle,
@@ -200,8 +216,16 @@ def _copy_values(
     values: SubjectValues, load_device: torch.device, offload_device: torch.device
 ) -> comfy.model_patcher.ModelPatcher:
     with torch.inference_mode(False), torch.no_grad():
-        copied = copy.deepcopy(values).to(offload_device)
-    return _manage_values(copied, load_device, offload_device)
+        return _manage_values(values.copied(offload_device), load_device, offload_device)
+
+
+def copy_of(
+    patcher: comfy.model_patcher.ModelPatcher, beside: Iterable[comfy.model_patcher.ModelPatcher]
+) -> comfy.model_patcher.ModelPatcher:
+    """Its copy for another GPU, which ComfyUI keeps `beside` the MODEL's in any order; else itself."""
+    origin = getattr(patcher, "clone_base_uuid", None)  # older versions make no copies
+    copies = (one for one in beside if origin is not None and one.clone_base_uuid == origin)
+    return next((one for one in copies if one.model is not patcher.model), patcher)
 
 
 class _Cache:
@@ -224,33 +248,33 @@ class _Cache:
             patcher = self._alive.get(key)
             if patcher is None:
                 self._alive[key] = patcher = make()
-                # Clones of a patcher call these too, and it is mostly a clone that ComfyUI loads.
+                # Clones of a patcher call these too, and it is mostly a clone that ComfyUI loads. Copies for
+                # other GPUs do as well, and are passed over.
                 patcher.add_callback(CallbacksMP.ON_LOAD, partial(self._keep, key))
                 patcher.add_callback(CallbacksMP.ON_DETACH, partial(self._drop, key))
             if key in self._kept:
                 self._kept.move_to_end(key)
             return patcher
 
-    def _keep(self, key: tuple[Any, ...], *_: Any) -> None:
+    def _keep(self, key: tuple[Any, ...], loaded: Any, *_: Any) -> None:
         with self._lock:
             patcher = self._alive.get(key)
-            if patcher is not None:
+            if patcher is not None and patcher.model is loaded.model:
                 self._kept[key] = patcher
                 self._kept.move_to_end(key)
             while len(self._kept) > 1 and self._full():
                 self._kept.popitem(last=False)
 
-    def _drop(self, key: tuple[Any, ...], _: Any, whole: bool, *__: Any) -> None:
+    def _drop(self, key: tuple[Any, ...], unloaded: Any, whole: bool, *_: Any) -> None:
         """whole: it is unloaded, rather than exchanged for a clone.
 
         ComfyUI is in the middle of that, and would fail if the model vanished meanwhile: what is left is a
         reference that only the garbage collector undoes, and ComfyUI runs it afterwards.
         """
-        if not whole:
-            return
         with self._lock:
-            cycle: list[Any] = [self._kept.pop(key, None)]
-            cycle.append(cycle)
+            if whole and key in self._kept and self._kept[key].model is unloaded.model:
+                cycle: list[Any] = [self._kept.pop(key)]
+                cycle.append(cycle)
 
     def _full(self) -> bool:
         size = sum(patcher.model_size() for patcher in self._kept.values())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ....placeholders import name_key
 from ....sites import ComfyAddress
+from ..encoding.memory import copy_of
 from ..notices import warn_once
 from ..prompts.encoded import check_same, encoded_prompts, recognise
 from ..prompts.marks import (
@@ -81,7 +82,8 @@ class SubjectChain(Shared):
     def install(self, model: Any) -> None:
         """Makes this the chain of `model`, a fresh clone, in place of the one it was cloned with."""
         model.set_attachments(KEY, self)
-        model.set_additional_models(KEY, self._patchers())
+        beside = model.get_additional_models_with_key(KEY)  # copies, where the MODEL is one for another GPU
+        model.set_additional_models(KEY, [copy_of(one, beside) for one in self._patchers()])
         for kind, wrapper in (
             (WrappersMP.OUTER_SAMPLE, self.outer_sample),
             (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
@@ -341,12 +343,10 @@ class SubjectChain(Shared):
 
     def _values(self, model: Any) -> dict[Any, Any]:
         """The SubjectValues behind each patcher of ours. Newer versions of ComfyUI run one copy of the model
-        per GPU, each with copies of the models beside it, in the same order."""
-        ours = self._patchers()
+        per GPU, each with copies of the models beside it."""
         patcher = getattr(model, "current_patcher", None)
         beside = [] if patcher is None else patcher.get_additional_models_with_key(KEY)
-        here = beside if len(beside) == len(ours) else ours
-        return {one: other.model for one, other in zip(ours, here, strict=True)}
+        return {one: copy_of(one, beside).model for one in self._patchers()}
 
     def _of_pass(
         self,

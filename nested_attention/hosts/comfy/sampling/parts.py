@@ -23,6 +23,9 @@ EXACT = (
 )
 """ComfyUI's own functions that compute attention as it is defined, and no approximation of it."""
 
+OVERRIDE = "optimized_attention_override"
+"""In the transformer options: what ComfyUI calls in place of its attention function, which it is given."""
+
 
 def attends_in_parts(q: Tensor, k: Tensor, rows: Rows, options: dict[str, Any]) -> bool:
     """Whether an empty slot may leave to ComfyUI only the rows that carry no subject: they keep their bits.
@@ -32,7 +35,7 @@ def attends_in_parts(q: Tensor, k: Tensor, rows: Rows, options: dict[str, Any]) 
     q: (B, L, inner), k: (B, T, inner), options: the layer's extra_options.
     """
     attend = comfy_attention.optimized_attention
-    foreign = attend not in EXACT or "optimized_attention_override" in options
+    foreign = attend not in EXACT or OVERRIDE in options
     if q.device.type != "cpu" or foreign or torch.compiler.is_compiling():
         return False
     if len(rows.groups) == 1:

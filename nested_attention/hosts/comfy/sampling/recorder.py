@@ -69,7 +69,7 @@ class Recorder(Shared):
         if found is None and not running_node() and self._seen:
             found = next(reversed(self._seen.values()))
         if found is None or not found.subjects:
-            seen = "no sampler that leads to this picture used the MODEL that Observe Subjects puts out"
+            seen = "no sampler that leads to this picture used a MODEL that is observed and carries a subject"
             if found is not None:
                 seen = "no layer saw a subject in the steps that were observed"
             raise NestedAttentionError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,7 @@ class SamplingRun(Shared):
         self.codes: Kept[Any] = Kept(64)  # by a prompt's marks and the subjects in force
         self.passes: Kept[Any] = Kept(16)  # by the prompts of a forward pass, and where it is
         self._lock = threading.Lock()  # newer versions of ComfyUI run a thread for each GPU
+        self._context = copy_context()  # which tells the node that samples; those threads have none
 
     @staticmethod
     def of(transformer_options: Mapping[str, Any]) -> SamplingRun | None:
@@ -111,7 +113,7 @@ class SamplingRun(Shared):
         with self._lock:
             for observer in self.observers:
                 if observer.watches(layer.site):
-                    observer.see(layer)
+                    self._context.copy().run(observer.see, layer)
 
     def step(self, timestep: Tensor) -> None:
         """At each step: settles the regions that are found once the first steps are over."""

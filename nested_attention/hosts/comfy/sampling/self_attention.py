@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
@@ -13,7 +14,11 @@ from torch import Tensor
 from ....regions import bias_in_rows, rows_apart
 from ..notices import warn_once
 from .carried import CarriedSubject
+from .parts import EXACT, OVERRIDE
 from .regions import Grid, PassRegion
+
+READ_MASKS = frozenset(getattr(f, "__wrapped__", f) for f in (*EXACT, comfy_attention.attention_xformers))
+"""ComfyUI's own functions that add a mask to the logits, without what it wraps them in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,29 +116,61 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], mask: Tensor | None = None
 ) -> Tensor:
     run = comfy_attention.optimized_attention
-    if mask is not None and run is comfy_attention.attention_sage:
-        run = comfy_attention.attention_pytorch  # SageAttention leaves a mask out, and does not say so
-    return run(
-        q,
-        k,
-        v,
-        heads=extra_options["n_heads"],
-        mask=mask,
-        attn_precision=extra_options["attn_precision"],
-        transformer_options=extra_options,
-    )
+    host = {"attn_precision": extra_options["attn_precision"], "transformer_options": extra_options}
+    if mask is not None:
+        run = partial(_biased(extra_options, mask), run)
+    return run(q, k, v, heads=extra_options["n_heads"], **host)
 
 
 def _with_bias(extra_options: dict[str, Any], bias: Tensor) -> dict[str, Any]:
     """Options whose attention function adds the bias, in front of the override that was there."""
-    there = extra_options.get("optimized_attention_override")
+    return {**extra_options, OVERRIDE: _biased(extra_options, bias)}
+
+
+def _biased(extra_options: dict[str, Any], bias: Tensor) -> Callable[..., Any]:
+    """An override that adds the bias, whatever the options have for one.
+
+    That one is given no bias, because many leave a mask out without a word (SageAttention's) or take none.
+    What it is given to call adds the bias. Where it computes by itself, its result is dropped.
+    """
+    there = extra_options.get(OVERRIDE)
 
     def override(  # packs pass the mask by its place or by its name, as ComfyUI's own layers do
         func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if q.shape[0] == bias.shape[0] or bias.shape[0] == 1:
-            mask = bias if mask is None else mask + bias
-        run = func if there is None else lambda *a, **k: there(func, *a, **k)
-        return run(q, k, v, heads, mask, *args, **kwargs)
+        rest = () if mask is None and not args else (mask, *args)
+        added = False
 
-    return {**extra_options, "optimized_attention_override": override}
+        def biased(
+            q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            nonlocal added
+            options = kwargs.get("transformer_options")
+            if options is not None:  # what is called here comes past no override again
+                kwargs["transformer_options"] = {
+                    name: one for name, one in options.items() if name != OVERRIDE
+                }
+            if not _fits(bias, q, k):
+                return func(q, k, v, heads, mask, *args, **kwargs)
+            added = True
+            both = bias if mask is None else mask + bias
+            return _reading_masks(func)(q, k, v, heads, both, *args, **kwargs)
+
+        if there is not None:
+            out = there(biased, q, k, v, heads, *rest, **kwargs)
+            if added or not _fits(bias, q, k):
+                return out
+        return biased(q, k, v, heads, *rest, **kwargs)
+
+    return override
+
+
+def _fits(bias: Tensor, q: Tensor, k: Tensor) -> bool:
+    return bias.shape[0] in (1, len(q)) and bias.shape[-2:] == (q.shape[-2], k.shape[-2])
+
+
+def _reading_masks(attend: Any) -> Any:
+    """The same where it is ComfyUI's own and reads a mask, else PyTorch's. SageAttention leaves a mask out
+    and does not say so, and of other packs' functions nobody knows."""
+    known = getattr(attend, "__wrapped__", attend) in READ_MASKS
+    return attend if known else comfy_attention.attention_pytorch
