@@ -307,6 +307,10 @@ def test_a_preset_takes_the_users_own_encoder_before_the_small_worlds(
     assert nodes["Personalize"].fingerprint_inputs(preset="pet", likeness="subtle") == before
     (folders / "nested_attention" / "my_pet.safetensors").unlink()
     assert nodes["Personalize"].fingerprint_inputs(preset="pet", likeness="strong") != before
+    (folders / "clip_vision" / "ViT-H.safetensors").write_bytes(b"one")
+    before = nodes["Personalize"].fingerprint_inputs(preset="pet")
+    (folders / "clip_vision" / "ViT-H.safetensors").write_bytes(b"another")
+    assert nodes["Personalize"].fingerprint_inputs(preset="pet") != before
     assert nodes["Personalize"].validate_inputs(preset="person") is True
     assert "there is no subject encoder 'gone'" in nodes["Personalize"].validate_inputs(preset="gone")
 
