@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import STATE, check_pictures
+from ..nested_attention.hosts.comfy import STATE, check_pictures, told
 from ..nested_attention.paths import WEIGHTS
 from ..nested_attention.storage.files import file_state
 from ..nested_attention.storage.store import find_subject, list_subjects, save_subject
@@ -182,7 +182,7 @@ class LoadSubject(io.ComfyNode):
     def execute(cls, subject_name: str) -> io.NodeOutput:
         subject, _, lines = _read(subject_name)
         # No picture: the editor would show it beside that of a subject chosen since.
-        return io.NodeOutput(subject, ui={LOADED: [subject_name], STATE: lines})
+        return io.NodeOutput(subject, ui={**told(LOADED, subject_name), **told(STATE, *lines)})
 
 
 def look_at(subject_name: object) -> tuple[list[str], Tensor]:

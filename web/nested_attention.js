@@ -52,11 +52,15 @@ function tellOfMissingEncoders(graph) {
   }
 }
 
+/** What a node has said under a key of ours, as hosts/comfy/state.py wraps it. */
+const toldUnder = (key, output) => output?.[key]?.flat()
+
 /** What a node says of its run. */
 function tell(node, output) {
-  if (output?.nested_attention_subject) showSubject(node, output.nested_attention_subject[0])
-  else if (output?.nested_attention_state) showState(node, output.nested_attention_state)
-  if (output?.nested_attention_maps) showMapsOf(node, output.nested_attention_maps[0])
+  const [state, subject, maps] = ["state", "subject", "maps"].map((one) => toldUnder(`nested_attention_${one}`, output))
+  if (subject) showSubject(node, subject[0])
+  else if (state) showState(node, state)
+  if (maps) showMapsOf(node, maps[0])
 }
 
 /** Undo and a change of workflows make new nodes. They say what was said in their place. */
@@ -127,7 +131,8 @@ app.registerExtension({
     const { onExecuted } = nodeType.prototype
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments)
-      if (output?.[ORIGIN]) this.properties[ORIGIN] = output[ORIGIN][0]
+      const origin = toldUnder(ORIGIN, output)
+      if (origin) this.properties[ORIGIN] = origin[0]
       tell(this, output)
     }
   },

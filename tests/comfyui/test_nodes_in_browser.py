@@ -160,7 +160,7 @@ class TestMaps:
         return editor.evaluate(
             f"""async () => {{
                 const view = ({self.VIEW})()
-                const [file] = app.nodeOutputs[view.id].nested_attention_maps
+                const [[file]] = app.nodeOutputs[view.id].nested_attention_maps
                 return (await app.api.fetchApi(`/view?${{new URLSearchParams(file)}}`)).json()
             }}"""
         )

@@ -56,9 +56,9 @@ def shown(output: Any, folders: dict[str, Path]) -> torch.Tensor:
 
 def told(output: Any) -> torch.Tensor:
     """The picture on Load Subject, which it asks the server for by the name of what was loaded."""
-    (name,) = output.ui["nested_attention_subject"]
+    ((name,),) = output.ui["nested_attention_subject"]
     lines, picture = sys.modules[f"{PACK}.nodes.subjects"].look_at(name)
-    assert output.ui["nested_attention_state"] == lines
+    assert output.ui["nested_attention_state"] == [lines]
     return picture
 
 
