@@ -47,8 +47,8 @@ class _Notices:
 
         On the node it goes without the node's own name: older editors show two lines and a half of it.
         """
-        server, run, node = _running()
-        if server is None:
+        (server, run, node), client = _running(), _client()
+        if client is None:
             return
         text = message.removeprefix(TITLE)
         with self._lock:
@@ -60,8 +60,8 @@ class _Notices:
                 return
             said.append(short)
             shown = "\n\n".join(said).translate(_UNMARKED)
-        server.send_progress_text(shown, node, server.client_id)
-        server.send_sync(EVENT, {"node": node, "text": text, "shown": shown}, server.client_id)
+        server.send_progress_text(shown, node, client)
+        server.send_sync(EVENT, {"node": node, "text": text, "shown": shown}, client)
 
 
 def _running() -> tuple[Any, str, str]:
@@ -73,19 +73,35 @@ def _running() -> tuple[Any, str, str]:
 
 
 def send(event: str, data: Mapping[str, Any]) -> None:
-    """Sends the editor a message of ours; nothing outside of a server's run."""
-    server, _, _ = _running()
-    if server is not None:
-        server.send_sync(event, dict(data), server.client_id)
+    """Sends the editor that has queued the run a message of ours; nothing where none has."""
+    (server, _, _), client = _running(), _client()
+    if client is not None:
+        server.send_sync(event, dict(data), client)
+
+
+def _client() -> str | None:
+    """The id of the editor that has queued the run, None for a run of another program's.
+
+    A message to None would go to every editor that is open. The run's own record has it: what the server
+    holds is the client of the prompt that it has started last.
+    """
+    return _queued()[1].get("client_id")
 
 
 def running_graph() -> Mapping[str, Any] | None:
     """The graph that is being run, in API format; None if that cannot be told."""
+    return _queued()[0]
+
+
+def _queued() -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    """The graph that is being run, and what it was queued with; None and nothing if that cannot be told."""
     server, run, _ = _running()
-    for _, prompt_id, graph, *_ in list(server.prompt_queue.currently_running.values()) if server else []:
+    for _, prompt_id, graph, more, *_ in (
+        list(server.prompt_queue.currently_running.values()) if server else []
+    ):
         if prompt_id == run:
-            return graph
-    return None
+            return graph, more
+    return None, {}
 
 
 def running_id() -> str | None:
