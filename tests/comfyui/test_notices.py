@@ -31,21 +31,20 @@ class Editor:
         self.asked: str | None = "editor"  # the client of the run
         self.prompt_queue = SimpleNamespace(currently_running={})
 
-    def send_progress_text(self, text: str, node: str, sid: str) -> None:
-        assert sid == self.asked is not None  # to None is to every editor
-        if text and node:  # the editor drops the others
-            self.texts.append((node, text))
-
     def send_sync(self, event: str, data: dict[str, str], sid: str) -> None:
         assert (event, sid) == ("nested_attention.warning", self.asked)
-        assert (data["node"], data["shown"]) == self.texts[-1]  # by which the editor takes it away again
+        assert sid is not None  # to None is to every editor
+        ((_, run, _, more, _),) = self.prompt_queue.currently_running.values()
+        assert (data["prompt_id"], data["workflow"]) == (run, more["extra_pnginfo"]["workflow"]["id"])
+        self.texts.append((data["node"], data["shown"]))
         self.toasts.append((data["node"], data["text"]))
 
     @contextmanager
     def running(self, node: str, run: str = "run", graph: Any = None) -> Iterator[None]:
         from comfy_execution.utils import CurrentNodeContext
 
-        asked = {} if self.asked is None else {"client_id": self.asked}
+        asked: dict[str, Any] = {} if self.asked is None else {"client_id": self.asked}
+        asked["extra_pnginfo"] = {"workflow": {"id": "of the graph"}}
         self.prompt_queue.currently_running = {0: (0, run, GRAPH if graph is None else graph, asked, [])}
         with CurrentNodeContext(run, node):
             yield
