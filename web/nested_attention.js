@@ -12,7 +12,7 @@ import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
-import { previewSubject, showSubject } from "./subjects.js"
+import { previewSubject, showLoaded } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
@@ -58,7 +58,7 @@ const toldUnder = (key, output) => output?.[key]?.flat()
 /** What a node says of its run. */
 function tell(node, output) {
   const [state, subject, maps] = ["state", "subject", "maps"].map((one) => toldUnder(`nested_attention_${one}`, output))
-  if (subject) showSubject(node, subject[0])
+  if (subject) showLoaded(node, subject[0])
   else if (state) showState(node, state)
   if (maps) showMapsOf(node, maps[0])
 }

@@ -303,6 +303,42 @@ def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
     editor.check_canvas()
 
 
+LATE = """async ([chosen, loaded]) => {
+    const {api} = app, {fetchApi} = api, held = []
+    const node = app.graph._nodes.find(node => node.type === 'NestedAttentionLoadSubject')
+    const widget = node.widgets.find(widget => widget.name === 'subject_name')
+    const choose = name => { widget.value = name; widget.callback(name) }
+    const answer = text => ({ok: true, json: async () => ({lines: [text]})})
+    const shown = () => node.widgets.find(({name}) => name === 'nested_attention_state').element.textContent
+    api.fetchApi = function (route) {
+        if (!route.startsWith('/nested_attention/subject?')) return fetchApi.apply(this, arguments)
+        const name = decodeURIComponent(route.split('name=')[1])
+        return new Promise(resolve => held.push(text => resolve(answer(`${name} ${text}`))))
+    }
+    const settled = () => new Promise(resolve => setTimeout(resolve, 100))
+    try {
+        choose(chosen), choose(loaded), choose(chosen)
+        held[2]('as it is now')
+        await settled()
+        held[0]('as it was'), held[1]('as it was')
+        await settled()
+        const first = shown()
+        node.onExecuted({nested_attention_subject: [[loaded]], nested_attention_state: [['loaded']]})
+        held[3]('after the run')
+        await settled()
+        return [first, shown()]
+    } finally { api.fetchApi = fetchApi }
+}"""
+
+
+def test_what_load_subject_shows_is_what_was_chosen_last(editor: Editor) -> None:
+    """Not what an answer says that comes late, nor a run that was queued with another one."""
+    load(editor, "avatar_load_subject")
+    editor.page.locator(".nested-attention-state").filter(has_text="from 1 picture").wait_for()
+    shown = editor.evaluate(LATE, ["chosen.safetensors", "loaded.safetensors"])
+    assert shown == ["chosen.safetensors as it is now", "chosen.safetensors after the run"]
+
+
 def test_a_canvas_that_is_drawn_no_more_is_told_of(editor: Editor) -> None:
     """An exception while it is drawn stops it for good: the tests after that would wait for its pictures."""
     load(editor, "avatar_person")

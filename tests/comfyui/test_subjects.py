@@ -117,6 +117,26 @@ def test_saved_and_loaded_again(nodes: dict[str, Any], alice: Any, folders: dict
     assert len(load.define_schema().inputs[0].options) == 3
 
 
+def test_a_subject_that_is_removed_while_it_is_looked_at_is_said_to_be_gone(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules[f"{PACK}.nodes.subjects"]
+    read = module.read_subject
+
+    def read_and_removed(path: Path) -> Any:
+        found = read(path)
+        path.unlink()
+        return found
+
+    alice.save(folders["input"] / "friend.safetensors")
+    monkeypatch.setattr(module, "read_subject", read_and_removed)
+    with pytest.raises(ValueError, match="^Load Subject: there is no file .*friend"):
+        module.look_at("friend.safetensors")
+
+
 def test_a_read_only_installation_loads_from_the_input_folder(
     nodes: dict[str, Any],  # noqa: F811
     alice: Any,
