@@ -214,6 +214,12 @@ def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: 
     told = editor.page.locator(TOASTS).filter(has_text="there is no cats.safetensors here")
     told.first.wait_for()
     assert "under the licence CC BY 4.0, from example.org/cats" in told.first.inner_text()
+    # Once, while that holds: Undo and a change of tabs open a graph, too.
+    again = "graph => app.loadGraphData(graph, true, true, 'with cats')"
+    for opened, messages in ((graph, 1), (graph, 1), ({**graph, "nodes": [], "links": []}, 0), (graph, 1)):
+        editor.evaluate(again, opened)
+        editor.page.wait_for_timeout(700)  # messages come and go slowly
+        assert told.count() == messages
 
 
 def test_a_run_takes_away_what_the_one_before_has_said(editor: Editor) -> None:
