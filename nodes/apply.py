@@ -6,7 +6,14 @@ from typing import Any, Final, Literal
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import STATE, applied_state, apply_subject, connection, mark_prompt
+from ..nested_attention.hosts.comfy import (
+    STATE,
+    applied_state,
+    apply_subject,
+    connection,
+    mark_prompt,
+    told,
+)
 from ..nested_attention.hosts.comfy.graph import APPLY_SUBJECT, SHEET
 from ..nested_attention.hosts.comfy.notices import expanded_from
 from ..nested_attention.prompt import is_blank
@@ -273,7 +280,7 @@ class ApplySubject(io.ComfyNode):
                 weight=weight,
             )
             model, clip = apply_subject(model, clip, encoder, subject, settings, by)
-        shown = {STATE: applied_state(model, encoder, not is_blank(word))}
+        shown = told(STATE, *applied_state(model, encoder, not is_blank(word)))
         return io.NodeOutput(model, clip, ui=None if by is SHEET else shown)  # the sheet has its own
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..nested_attention.hosts.comfy import STATE
+from ..nested_attention.hosts.comfy import STATE, told
 from ..nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER
 from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_pictures
@@ -89,4 +89,4 @@ class MeasureLikeness(io.ComfyNode):
         ]
         distance = sum(one.distance for one in found) / len(found)
         same = all(one.same_person for one in found)
-        return io.NodeOutput(distance, same, "\n".join(lines), ui={STATE: lines})
+        return io.NodeOutput(distance, same, "\n".join(lines), ui=told(STATE, *lines))

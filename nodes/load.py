@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..nested_attention.card import EncoderCard, describe
 from ..nested_attention.checkpoint import read_card
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import STATE, load_encoder_for_comfy, load_vision
+from ..nested_attention.hosts.comfy import STATE, load_encoder_for_comfy, load_vision, told
 from ..nested_attention.paths import ADAPTERS, PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state
@@ -225,7 +225,7 @@ class LoadEncoder(io.ComfyNode):
             encoder = load_encoder_for_comfy(encoder_path(encoder_name), **overrides)
             card = encoder_card(encoder_name)
             origin = {"file": encoder_name, "licence": card.licence, "source": card.source}
-            shown = {STATE: describe(encoder.config, card), ORIGIN: [origin]}
+            shown = {**told(STATE, *describe(encoder.config, card)), **told(ORIGIN, origin)}
             if clip_vision_name == NO_VISION:
                 return io.NodeOutput(encoder, None, ui=shown)
             return io.NodeOutput(encoder, load_vision(vision_path(clip_vision_name), encoder), ui=shown)

@@ -14,6 +14,7 @@ from ..nested_attention.hosts.comfy import (
     connection,
     encode_subject,
     prepare_references,
+    told,
 )
 from ..nested_attention.hosts.comfy.graph import PERSONALIZE
 from ..nested_attention.pictures.prepare import PREPARE, Prepare, Prepared
@@ -195,7 +196,7 @@ class Personalize(io.ComfyNode):
             model, clip = apply_subject(model, clip, encoder, subject, settings, PERSONALIZE)
         state = [_said(prepared), *applied_state(model, encoder, chosen is not None)]
         preview = ui.PreviewImage(prepared.pictures, cls=cls).as_dict()
-        return io.NodeOutput(model, clip, subject, prepared.pictures, ui={**preview, STATE: state})
+        return io.NodeOutput(model, clip, subject, prepared.pictures, ui={**preview, **told(STATE, *state)})
 
 
 def _choice(likeness: str) -> dict[str, Any]:

@@ -28,6 +28,9 @@ KINDS = {"person": PEOPLE, "pet": ANIMALS}
 
 ADVICE = "`nested-attention download` lists what is known, with licences and sizes, and fetches it"
 
+VISIONS = "clip_vision"
+"""ComfyUI's folder of vision models."""
+
 FileState = tuple[int, ...]
 
 
@@ -69,10 +72,14 @@ def check_preset(preset: str) -> None:
 
 def preset_state(preset: str) -> Any:
     """What differs once a preset may mean another file."""
-    names = encoder_names() if preset in KINDS else [preset]
-    paths = [folder_paths.get_full_path(FOLDER, name) for name in names]
-    files = [(path, _state(Path(path))) for path in paths if path is not None]  # bundled ones do not change
-    return preset, files, folder_paths.get_filename_list("clip_vision")
+    encoders = encoder_names() if preset in KINDS else [preset]
+    return preset, _states(FOLDER, encoders), _states(VISIONS, folder_paths.get_filename_list(VISIONS))
+
+
+def _states(folder: str, names: list[str]) -> list[tuple[str, FileState]]:
+    """Those of the files of a model folder. What comes with the pack is not in one, and does not change."""
+    paths = (folder_paths.get_full_path(folder, name) for name in names)
+    return [(path, _state(Path(path))) for path in paths if path is not None]
 
 
 def find_encoder(preset: str, model: Any) -> SubjectEncoderHandle:
@@ -102,7 +109,7 @@ def find_vision(encoder: SubjectEncoderHandle) -> Any:
     if width == _small_world_width():
         return _small_world_vision()
     known = find_weights("clip-vit-h").target
-    names = sorted(folder_paths.get_filename_list("clip_vision"), key=lambda name: Path(name).name != known)
+    names = sorted(folder_paths.get_filename_list(VISIONS), key=lambda name: Path(name).name != known)
     for path in map(vision_path, names):
         if _width(path, _state(path), encoder.config.features) == width:
             return _vision(path, encoder)

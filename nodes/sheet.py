@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy.graph import SHEET
-from ..nested_attention.hosts.comfy.state import STATE, word_state
+from ..nested_attention.hosts.comfy.state import STATE, told, word_state
 from ..nested_attention.pictures.check import check_pictures
 from ..nested_attention.pictures.sheet import Layout, labelled_sheet
 from ..nested_attention.prompt import is_blank, short
@@ -219,7 +219,7 @@ class MakeSheet(io.ComfyNode):
             word_state(settings, chosen is not None),
             f"encoder: {encoder.source} · {count} picture{'s' * (count > 1)}",
         ]
-        return io.NodeOutput(sheet.out(0), pictures, expand=graph.finalize(), ui={STATE: state})
+        return io.NodeOutput(sheet.out(0), pictures, expand=graph.finalize(), ui=told(STATE, *state))
 
 
 class ArrangeSheet(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..nested_attention.errors import NestedAttentionError
-from ..nested_attention.hosts.comfy import STATE, check_pictures
+from ..nested_attention.hosts.comfy import STATE, check_pictures, told
 from ..nested_attention.paths import WEIGHTS
-from ..nested_attention.storage.files import file_state
+from ..nested_attention.storage.files import file_state, open_regular
 from ..nested_attention.storage.store import find_subject, list_subjects, save_subject
 from ..nested_attention.storage.thumbnail import make_thumbnail, neutral_icon
 from ..nested_attention.subject import Subject, read_subject
@@ -182,7 +183,7 @@ class LoadSubject(io.ComfyNode):
     def execute(cls, subject_name: str) -> io.NodeOutput:
         subject, _, lines = _read(subject_name)
         # No picture: the editor would show it beside that of a subject chosen since.
-        return io.NodeOutput(subject, ui={LOADED: [subject_name], STATE: lines})
+        return io.NodeOutput(subject, ui={**told(LOADED, subject_name), **told(STATE, *lines)})
 
 
 def look_at(subject_name: object) -> tuple[list[str], Tensor]:
@@ -197,13 +198,14 @@ def _read(name: object) -> tuple[Subject, Tensor | None, list[str]]:
     with naming("Load Subject"):
         path = _find(name)
         subject, thumbnail = read_subject(path)
-    return subject, thumbnail, _provenance(subject, path)
+        return subject, thumbnail, _provenance(subject, path)
 
 
 def _provenance(subject: Subject, path: Path) -> list[str]:
     """Where a subject comes from, in lines."""
     of = "1 picture" if subject.images == 1 else f"{subject.images} pictures"
-    file = path.stat()
+    with open_regular(path) as opened:  # or it has been removed since it was read
+        file = os.fstat(opened.fileno())
     saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.st_mtime))
     return [
         f"word: {subject.word} · from {of}",

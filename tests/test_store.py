@@ -104,6 +104,49 @@ def test_folders_are_walked_again_only_when_they_changed(
     assert list_subjects(stores) == []
 
 
+def test_what_changes_while_subjects_are_listed_is_listed_the_next_time(
+    subject: Subject, stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_attention.storage import store
+
+    subject.save(stores["output"] / "a.safetensors")
+    os.utime(stores["output"], (1e9, 1e9))
+    now, later, changed, told = time.time_ns, [0], store._changed, store.is_subject
+
+    def slow(path: Path) -> bool:
+        later[0] += 60 * 10**9
+        return told(path)
+
+    def saved_first(path: str) -> tuple[int, ...]:
+        if path == str(stores["output"]):
+            monkeypatch.setattr(store, "_changed", changed)
+            subject.save(stores["output"] / "b.safetensors")
+        return changed(path)
+
+    monkeypatch.setattr(store, "time", SimpleNamespace(time_ns=lambda: now() + later[0]))
+    monkeypatch.setattr(store, "is_subject", slow)
+    monkeypatch.setattr(store, "_changed", saved_first)
+    list_subjects(stores)
+    assert list_subjects(stores) == ["a.safetensors [output]", "b.safetensors [output]"]
+    # A file that is copied there bit by bit, which changes the folder only when it begins.
+    whole = (stores["output"] / "a.safetensors").read_bytes()
+    (stores["output"] / "c.safetensors").write_bytes(whole[:20])
+    later[0] += 60 * 10**9
+    assert len(list_subjects(stores)) == 2
+    (stores["output"] / "c.safetensors").write_bytes(whole)
+    assert list_subjects(stores)[2:] == ["c.safetensors [output]"]
+    # Another thread, which finds that the list is not to be kept.
+    later[0] += 60 * 10**9
+    list_subjects(stores)
+
+    def forgotten(path: str) -> tuple[int, ...]:
+        store._listings[stores["output"]]._found = None
+        return changed(path)
+
+    monkeypatch.setattr(store, "_changed", forgotten)
+    assert len(list_subjects(stores)) == 3
+
+
 def test_the_header_alone_tells_a_subject_from_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
     many = {f"layer.{i}.weight": torch.zeros(1) for i in range(3000)}
     save_file(many, tmp_path / "checkpoint.safetensors", {"format": "nested_attention.subject"})

@@ -12,7 +12,7 @@ import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
-import { previewSubject, showSubject } from "./subjects.js"
+import { previewSubject, showLoaded } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
@@ -20,43 +20,59 @@ const LOADER = "NestedAttentionLoadEncoder"
 const SUBJECT = "NestedAttentionLoadSubject"
 const ORIGIN = "nested_attention_origin" // of an encoder: its file, licence and source
 const removals = []
+const missing = new Map() // what was said of an encoder that is missing → what takes the message away
 
-/** A message that stays until the next run. `kind`: error or warning. */
+/** A message that stays until the next run, or the call of what is returned. `kind`: error or warning. */
 function show(kind, sentence) {
   const { toast } = app.extensionManager
+  let remove
   if (toast.dismiss) {
     const id = toast[kind](TITLE, { description: sentence })
-    removals.push(() => toast.dismiss(id))
+    remove = () => toast.dismiss(id)
   } else {
     // before front end 1.58
     const message = { severity: kind === "warning" ? "warn" : kind, summary: TITLE, detail: sentence }
     toast.add(message)
-    removals.push(() => toast.remove(message))
+    remove = () => toast.remove(message)
   }
+  removals.push(remove)
+  return remove
+}
+
+/** Undo and a change of workflows open a graph, too: what holds still is not said again, what no longer does goes. */
+function tellOfMissingEncoders() {
+  const sentences = new Set(missingEncoders(app.rootGraph ?? app.graph))
+  for (const [sentence, remove] of missing) {
+    if (sentences.has(sentence)) continue
+    missing.delete(sentence)
+    remove()
+  }
+  for (const sentence of sentences) if (!missing.has(sentence)) missing.set(sentence, show("warning", sentence))
 }
 
 /** A workflow of somebody else's: which encoder its author had, where this ComfyUI has none of that name. */
-function tellOfMissingEncoders(graph) {
+function* missingEncoders(graph) {
   for (const node of graph?._nodes ?? []) {
-    tellOfMissingEncoders(node.subgraph)
+    yield* missingEncoders(node.subgraph)
     const widget = node.type === LOADER && node.widgets?.find(({ name }) => name === "encoder_name")
     const origin = node.properties?.[ORIGIN]
     const there = widget?.options?.values
     if (!widget || !origin || origin.file !== widget.value || (there ?? [origin.file]).includes(origin.file)) continue
     const licence = origin.licence ? `under the licence ${origin.licence}` : "without a licence in the file"
     const source = origin.source ? `, from ${origin.source}` : ""
-    show(
-      "warning",
-      `Load Subject Encoder: there is no ${origin.file} here. The author of this workflow had it ${licence}${source}.`
-    )
+    yield `Load Subject Encoder: there is no ${origin.file} here. The author of this workflow had it ${licence}${source}.`
   }
 }
 
+/** What a node has said under a key of ours, as hosts/comfy/state.py wraps it. */
+const toldUnder = (key, output) => output?.[key]?.flat()
+
 /** What a node says of its run. */
 function tell(node, output) {
-  if (output?.nested_attention_subject) showSubject(node, output.nested_attention_subject[0])
-  else if (output?.nested_attention_state) showState(node, output.nested_attention_state)
-  if (output?.nested_attention_maps) showMapsOf(node, output.nested_attention_maps[0])
+  const [state, subject, maps] = ["state", "subject", "maps"].map((one) => toldUnder(`nested_attention_${one}`, output))
+  if (subject) showLoaded(node, subject[0])
+  else if (state) showState(node, state)
+  if (maps) showMapsOf(node, maps[0])
 }
 
 /** Undo and a change of workflows make new nodes. They say what was said in their place. */
@@ -112,7 +128,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
-    tellOfMissingEncoders(app.graph)
+    tellOfMissingEncoders()
     tellAgain(app.rootGraph ?? app.graph)
     api.addEventListener("graphChanged", keepSizes, { once: true }) // what Undo has put back
   },
@@ -127,7 +143,8 @@ app.registerExtension({
     const { onExecuted } = nodeType.prototype
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments)
-      if (output?.[ORIGIN]) this.properties[ORIGIN] = output[ORIGIN][0]
+      const origin = toldUnder(ORIGIN, output)
+      if (origin) this.properties[ORIGIN] = origin[0]
       tell(this, output)
     }
   },

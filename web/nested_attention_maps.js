@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, putInPlace } from "./elements.js"
 import { showMaps } from "./nested_attention_view.js"
+import { isOfOpenWorkflow, nodeOf } from "./runs.js"
 
 const VIEW = "NestedAttentionViewMaps"
 const OBSERVE = "NestedAttentionObserve"
@@ -76,17 +77,6 @@ function glimpse(node, { step, steps, subjects }) {
   node.nestedAttentionGlimpse.replaceChildren(canvas, caption)
 }
 
-/** The node of an execution's id, in which the nodes of subgraphs stand behind those they are in: 12:7. */
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph
-  let node = null
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(part)
-    graph = node?.subgraph
-  }
-  return node
-}
-
 app.registerExtension({
   name: "NestedAttention.Maps",
 
@@ -99,7 +89,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("nested_attention.glimpse", ({ detail }) => {
-      const node = nodeOf(detail.node)
+      const node = isOfOpenWorkflow(detail.prompt_id, detail.workflow) && nodeOf(detail.node)
       if (node?.comfyClass === OBSERVE && detail.subjects.length) glimpse(node, detail)
     })
   },

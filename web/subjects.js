@@ -1,11 +1,12 @@
-/** Load Subject: the thumbnail and the provenance of the subject that is chosen, or that was loaded last. */
+/** Load Subject: the thumbnail and the provenance of the subject that is chosen. */
 import { api } from "../../scripts/api.js"
 import { showState } from "./state.js"
 
-const asked = new WeakMap() // node → the name that it was last asked to show
+const NAME = "subject_name"
+const asked = new WeakMap() // node → what it was last asked to show
 
 export function previewSubject(node) {
-  const widget = node.widgets?.find(({ name }) => name === "subject_name")
+  const widget = node.widgets?.find(({ name }) => name === NAME)
   if (!widget) return
   const { callback } = widget
   widget.callback = function (value) {
@@ -15,10 +16,18 @@ export function previewSubject(node) {
   setTimeout(() => showSubject(node, widget.value)) // once a workflow that is being opened has set its value
 }
 
-export async function showSubject(node, name) {
-  asked.set(node, name)
+/** After a run: the subject that was loaded where the name comes from another node, else the one chosen since. */
+export function showLoaded(node, name) {
+  const linked = node.inputs?.find(({ widget }) => widget?.name === NAME)?.link != null
+  const chosen = node.widgets?.find((widget) => widget.name === NAME)?.value
+  return showSubject(node, linked ? name : (chosen ?? name))
+}
+
+async function showSubject(node, name) {
+  const asking = { name }
+  asked.set(node, asking)
   const response = await api.fetchApi(`/nested_attention/subject?name=${encodeURIComponent(name)}`)
   const found = await response.json()
-  if (asked.get(node) !== name) return // another was chosen while the server was busy
+  if (asked.get(node) !== asking) return // it was asked again while the server was busy
   showState(node, found.lines ?? [found.error], found.thumbnail)
 }

@@ -42,38 +42,42 @@ def list_subjects(folders: Mapping[str, Path]) -> list[str]:
 
 
 class _Listing:
-    """The saved subjects below one folder, looked for again once a folder below it has changed.
+    """The saved subjects below one folder, looked for again once a folder or a file that may be one changed.
 
-    ComfyUI asks for a node's options many times for one picture, and an output folder may be large.
+    ComfyUI asks for a node's options many times for one picture, from several threads, and an output folder
+    may be large. States are taken before what they are of is read: what changes meanwhile shows next time.
     """
 
     def __init__(self) -> None:
         self._found: tuple[dict[str, tuple[int, ...]], list[Path]] | None = None
 
     def of(self, root: Path) -> list[Path]:
-        if self._found is None or {name: _changed(name) for name in self._found[0]} != self._found[0]:
-            folders: dict[str, tuple[int, ...]] = {}
+        found = self._found
+        if found is None or {name: _changed(name) for name in found[0]} != found[0]:
+            began = time.time_ns()
+            states = {str(root): _changed(str(root))}
             seen: list[Path] = []
             for folder, subfolders, names in os.walk(root):
                 subfolders[:] = [name for name in subfolders if _is_plain(name)]
-                folders[folder] = _changed(folder)
-                seen += [Path(folder, name) for name in names if name.endswith(SUFFIX)]
-            files = [path for path in sorted(seen) if is_subject(path) and _leads_inside(root, path)]
+                files = [os.path.join(folder, name) for name in names if name.endswith(SUFFIX)]
+                below = [os.path.join(folder, name) for name in subfolders]
+                states |= {path: _changed(path) for path in below + files}
+                seen += map(Path, files)
+            found = states, [path for path in sorted(seen) if is_subject(path) and _leads_inside(root, path)]
             # A change within the clock's grain of the last one would not show.
-            last = max((time_ns for state in folders.values() for time_ns in state[-2:]), default=0)
-            settled = last < time.time_ns() - 2 * 10**9
-            self._found = (folders, files) if settled and folders else None
-            return files
-        return self._found[1]
+            last = max((time_ns for state in states.values() for time_ns in state[-2:]), default=0)
+            self._found = found if last < began - 2 * 10**9 else None
+        return found[1]
 
 
 _listings: dict[Path, _Listing] = {}
 
 
-def _changed(folder: str) -> tuple[int, ...]:
-    """What differs once something was put into or taken out of a folder; empty if it is gone."""
+def _changed(path: str) -> tuple[int, ...]:
+    """What differs once a file was written to, or something put into or taken out of a folder; empty if it is
+    gone."""
     try:
-        return file_state(os.stat(folder))
+        return file_state(os.stat(path))
     except OSError:
         return ()
 

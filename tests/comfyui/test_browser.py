@@ -214,6 +214,12 @@ def test_an_encoder_says_what_it_is_and_a_missing_one_where_it_was_from(editor: 
     told = editor.page.locator(TOASTS).filter(has_text="there is no cats.safetensors here")
     told.first.wait_for()
     assert "under the licence CC BY 4.0, from example.org/cats" in told.first.inner_text()
+    # Once, while that holds: Undo and a change of tabs open a graph, too.
+    again = "graph => app.loadGraphData(graph, true, true, 'with cats')"
+    for opened, messages in ((graph, 1), (graph, 1), ({**graph, "nodes": [], "links": []}, 0), (graph, 1)):
+        editor.evaluate(again, opened)
+        editor.page.wait_for_timeout(700)  # messages come and go slowly
+        assert told.count() == messages
 
 
 def test_a_run_takes_away_what_the_one_before_has_said(editor: Editor) -> None:
@@ -301,6 +307,42 @@ def test_load_subject_shows_whom_it_would_load(editor: Editor) -> None:
     said.filter(has_text="there is no saved subject 'nobody.safetensors'").wait_for()
     assert not said.locator("img").count()
     editor.check_canvas()
+
+
+LATE = """async ([chosen, loaded]) => {
+    const {api} = app, {fetchApi} = api, held = []
+    const node = app.graph._nodes.find(node => node.type === 'NestedAttentionLoadSubject')
+    const widget = node.widgets.find(widget => widget.name === 'subject_name')
+    const choose = name => { widget.value = name; widget.callback(name) }
+    const answer = text => ({ok: true, json: async () => ({lines: [text]})})
+    const shown = () => node.widgets.find(({name}) => name === 'nested_attention_state').element.textContent
+    api.fetchApi = function (route) {
+        if (!route.startsWith('/nested_attention/subject?')) return fetchApi.apply(this, arguments)
+        const name = decodeURIComponent(route.split('name=')[1])
+        return new Promise(resolve => held.push(text => resolve(answer(`${name} ${text}`))))
+    }
+    const settled = () => new Promise(resolve => setTimeout(resolve, 100))
+    try {
+        choose(chosen), choose(loaded), choose(chosen)
+        held[2]('as it is now')
+        await settled()
+        held[0]('as it was'), held[1]('as it was')
+        await settled()
+        const first = shown()
+        node.onExecuted({nested_attention_subject: [[loaded]], nested_attention_state: [['loaded']]})
+        held[3]('after the run')
+        await settled()
+        return [first, shown()]
+    } finally { api.fetchApi = fetchApi }
+}"""
+
+
+def test_what_load_subject_shows_is_what_was_chosen_last(editor: Editor) -> None:
+    """Not what an answer says that comes late, nor a run that was queued with another one."""
+    load(editor, "avatar_load_subject")
+    editor.page.locator(".nested-attention-state").filter(has_text="from 1 picture").wait_for()
+    shown = editor.evaluate(LATE, ["chosen.safetensors", "loaded.safetensors"])
+    assert shown == ["chosen.safetensors as it is now", "chosen.safetensors after the run"]
 
 
 def test_a_canvas_that_is_drawn_no_more_is_told_of(editor: Editor) -> None:

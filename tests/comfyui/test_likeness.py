@@ -23,7 +23,7 @@ def test_the_same_person_in_another_picture(nodes: dict[str, Any]) -> None:  # n
     distance, same, verdict = result.args
     assert 0 < distance < 0.3 and same is True
     assert verdict == f"the same person: distance {distance:.2f}, below 0.6"
-    assert result.ui == {"nested_attention_state": [verdict]}  # shown on the node
+    assert result.ui == {"nested_attention_state": [[verdict]]}  # shown on the node
 
 
 def test_another_person_and_nobody(nodes: dict[str, Any]) -> None:  # noqa: F811

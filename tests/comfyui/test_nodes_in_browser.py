@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from editor import Editor
+from editor import TOASTS, Editor
 from front_ends import FrontEnd
 
 pytestmark = pytest.mark.browser
@@ -144,6 +144,59 @@ def test_a_warning_in_a_subgraph_is_taken_away(editor: Editor) -> None:
     assert standing(editor) == {}
 
 
+QUEUE_TWO = """async () => {
+    let left = 2
+    const done = new Promise(resolve => app.api.addEventListener('executing', function end({detail}) {
+        if (detail || --left) return
+        app.api.removeEventListener('executing', end)
+        setTimeout(resolve, 100)
+    }))
+    const set = (name, value) => app.graph._nodes.flatMap(({widgets}) => widgets ?? [])
+        .filter(widget => widget.name === name).forEach(widget => { widget.value = value })
+    set('steps', 8)
+    await app.queuePrompt(0)
+    set('text', 'a photo of a lamp')
+    await app.queuePrompt(0)
+    window.bothDone = done
+}"""
+OF_ANOTHER = """id => {
+    const execution = document.getElementById('vue-app').__vue_app__
+        .config.globalProperties.$pinia._s.get('execution')
+    const queued = execution.queuedJobs ?? execution.queuedPrompts
+    queued.other = {nodes: {}, workflow: {path: 'workflows/other.json'}}
+    const say = (event, detail) => app.api.dispatchCustomEvent(event, detail)
+    say('execution_start', {prompt_id: 'other', timestamp: 0})
+    say('nested_attention.warning', {node: id, text: 'theirs', shown: 'theirs', prompt_id: 'other'})
+    say('executing', id)
+    say('executing', null)
+    say('execution_start', {prompt_id: 'reloaded', timestamp: 0})
+    const mine = {node: id, text: 'theirs', shown: 'theirs', prompt_id: 'reloaded', workflow: 'of another'}
+    say('nested_attention.warning', mine)
+    say('executing', null)
+}"""
+"""A run of another workflow that is open, and one from before the page was loaded."""
+
+
+def test_a_warning_is_put_on_no_node_of_another_workflow(editor: Editor) -> None:
+    """The two were one when they were opened, so that their nodes have the same ids."""
+    load(editor, "avatar_person")
+    for name, value in (("batch_size", 1), ("when_missing", "warn"), ("seed", 11)):
+        editor.set_widget(name, value)
+    editor.evaluate(QUEUE_TWO)
+    editor.load(json.loads((SAVED / "avatar_person.json").read_text(encoding="utf-8")), "another")
+    editor.evaluate("() => window.bothDone")
+    assert standing(editor) == {}
+    said = editor.page.locator(TOASTS).filter(has_text="no prompt carries")
+    assert said.count() == 1
+    # And a run of another workflow takes none away.
+    number = editor.evaluate("() => String(app.graph._nodes.find(({type}) => type === 'KSampler').id)")
+    warning = {"node": number, "text": "ours", "shown": "ours"}
+    editor.evaluate("warning => app.api.dispatchCustomEvent('nested_attention.warning', warning)", warning)
+    editor.evaluate(OF_ANOTHER, number)
+    editor.page.wait_for_timeout(500)  # texts are put back at the end of a run
+    assert standing(editor) == {"KSampler": ["ours"]}
+
+
 class TestMaps:
     """What View Subject Maps shows on the node, and what it takes to look at another place."""
 
@@ -160,7 +213,7 @@ class TestMaps:
         return editor.evaluate(
             f"""async () => {{
                 const view = ({self.VIEW})()
-                const [file] = app.nodeOutputs[view.id].nested_attention_maps
+                const [[file]] = app.nodeOutputs[view.id].nested_attention_maps
                 return (await app.api.fetchApi(`/view?${{new URLSearchParams(file)}}`)).json()
             }}"""
         )
@@ -349,7 +402,8 @@ def test_the_maps_of_a_step_appear_in_a_subgraph_too(editor: Editor) -> None:
         const [inner] = node.subgraph._nodes
         const subjects = [{ title: "anna", colour: "#ff0000", grid: [1, 2], data: btoa("xy") }]
         const detail = { node: `${node.id}:${inner.id}`, step: 0, steps: 2, subjects }
-        window.comfyAPI.api.api.dispatchEvent(new CustomEvent("nested_attention.glimpse", { detail }))
+        for (const more of [{}, { step: 1, workflow: "of another" }])
+            app.api.dispatchCustomEvent("nested_attention.glimpse", { ...detail, ...more })
         const { width, height } = inner.nestedAttentionGlimpse.querySelector("canvas")
         return [inner.nestedAttentionGlimpse.textContent, width / height]
     }""")

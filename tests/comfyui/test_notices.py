@@ -27,24 +27,25 @@ class Editor:
     def __init__(self) -> None:
         self.texts: list[tuple[str, str]] = []  # node, text
         self.toasts: list[tuple[str, str]] = []
-        self.client_id = "editor"
+        self.client_id = "of another run"
+        self.asked: str | None = "editor"  # the client of the run
         self.prompt_queue = SimpleNamespace(currently_running={})
 
-    def send_progress_text(self, text: str, node: str, sid: str) -> None:
-        assert sid == self.client_id
-        if text and node:  # the editor drops the others
-            self.texts.append((node, text))
-
     def send_sync(self, event: str, data: dict[str, str], sid: str) -> None:
-        assert (event, sid) == ("nested_attention.warning", self.client_id)
-        assert (data["node"], data["shown"]) == self.texts[-1]  # by which the editor takes it away again
+        assert (event, sid) == ("nested_attention.warning", self.asked)
+        assert sid is not None  # to None is to every editor
+        ((_, run, _, more, _),) = self.prompt_queue.currently_running.values()
+        assert (data["prompt_id"], data["workflow"]) == (run, more["extra_pnginfo"]["workflow"]["id"])
+        self.texts.append((data["node"], data["shown"]))
         self.toasts.append((data["node"], data["text"]))
 
     @contextmanager
     def running(self, node: str, run: str = "run", graph: Any = None) -> Iterator[None]:
         from comfy_execution.utils import CurrentNodeContext
 
-        self.prompt_queue.currently_running = {0: (0, run, GRAPH if graph is None else graph, {}, [])}
+        asked: dict[str, Any] = {} if self.asked is None else {"client_id": self.asked}
+        asked["extra_pnginfo"] = {"workflow": {"id": "of the graph"}}
+        self.prompt_queue.currently_running = {0: (0, run, GRAPH if graph is None else graph, asked, [])}
         with CurrentNodeContext(run, node):
             yield
 
@@ -116,6 +117,20 @@ def test_several_warnings_stand_one_below_the_other(world: Any, editor: Editor) 
     assert editor.texts == [("4", "one"), ("4", "one\n\ntwo")]
     warn("outside of a run")
     assert len(editor.texts) == 2
+
+
+def test_a_run_that_no_editor_has_queued_is_told_of_in_the_log_alone(
+    world: Any, editor: Editor, caplog: pytest.LogCaptureFixture
+) -> None:
+    from nested_attention.hosts.comfy.notices import send, warn, warn_once
+
+    editor.asked = None
+    with editor.running("4"):
+        warn("one")
+        warn_once("two")
+        send("nested_attention.warning", {"node": "4", "text": "three"})
+    assert editor.texts == editor.toasts == []
+    assert "one" in caplog.text and "two" in caplog.text
 
 
 def test_a_prompt_is_no_markup_on_the_node(

@@ -296,7 +296,7 @@ class TestNodes:
             ["alice", "bob"]
         ] * 2
         assert document["pictures"][1]["subjects"][0]["points"] == [[0.5, 0.25], [0.1, 0.9]]
-        (file,) = maps_ui(document)["nested_attention_maps"]
+        ((file,),) = maps_ui(document)["nested_attention_maps"]
         assert json.loads((temp / file["filename"]).read_text(encoding="utf-8")) == document
 
     @pytest.mark.parametrize(

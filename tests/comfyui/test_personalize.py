@@ -67,7 +67,7 @@ def test_it_does_what_three_nodes_do(nodes: dict[str, Any], small: SimpleNamespa
     assert same(drawn(model, clip, text), expected)
     assert carries(expected, drawn(small.model, small.clip, text), threshold=0.02)
     assert subject.images == 1 and torch.equal(taken, small.person)
-    assert [*result.ui["nested_attention_state"]] == [
+    assert [*result.ui["nested_attention_state"][0]] == [
         "1 picture: used as it is",
         "word: person (the encoder's)",
         "encoder: person_encoder.safetensors · 7 of 7 layers",
@@ -99,7 +99,7 @@ def test_a_person_and_a_pet_chain_in_either_order_and_branch(
     with pytest.raises(ValueError, match="Person or Pet in Picture: .*person"):
         personalized(nodes, *alone[:2], small.other)
     named = personalized(nodes, *alone[:2], small.other, name="bob")
-    assert named.ui["nested_attention_state"][1] == (
+    assert named.ui["nested_attention_state"][0][1] == (
         "word: person (the encoder's), in the prompt <bob>, after <person>"
     )
 
@@ -140,7 +140,7 @@ def test_pictures_of_any_size_and_number_are_of_one_subject(
     result = personalized(nodes, small.model, small.clip, batch, image_2=large, image_4=grey)
     assert result.args[2].images == 4
     assert result.args[3].shape == (4, 512, 512, 3)
-    assert result.ui["nested_attention_state"][0] == "4 pictures: " + "; ".join(["used as it is"] * 4)
+    assert result.ui["nested_attention_state"][0][0] == "4 pictures: " + "; ".join(["used as it is"] * 4)
     # Those of one size are left as they are.
     assert torch.equal(personalized(nodes, small.model, small.clip, batch).args[3], batch)
 
@@ -153,7 +153,7 @@ def test_a_photograph_shows_the_face_that_was_taken_and_a_drawing_world_says_it_
     result = personalized(nodes, small.model, small.clip, astronaut())
     face = run(nodes["AlignFace"], image=astronaut()).args[0]
     assert torch.equal(result.args[3], face)
-    assert result.ui["nested_attention_state"][0] == "1 picture: face found"
+    assert result.ui["nested_attention_state"][0][0] == "1 picture: face found"
     (said,) = [r.getMessage() for r in caplog.records if r.name == "nested_attention"]
     assert "was trained with drawings of the small world" in said and "encoder for SDXL" in said
 
@@ -221,7 +221,7 @@ def test_what_is_taken_of_photographs(comfyui: Path, prepare: Any, word: str, ta
 def test_a_pets_owner_is_not_taken_for_the_pet(nodes: dict[str, Any], small: SimpleNamespace) -> None:  # noqa: F811
     """Whatever the pet is called in the prompt."""
     result = personalized(nodes, small.model, small.clip, astronaut(), preset="pet", word="labrador")
-    assert result.ui["nested_attention_state"][0] == "1 picture: used as it is"
+    assert result.ui["nested_attention_state"][0][0] == "1 picture: used as it is"
 
 
 def test_a_face_that_is_asked_for_and_not_there_is_an_error(
@@ -254,7 +254,7 @@ def test_likeness_is_a_choice_of_settings(nodes: dict[str, Any], small: SimpleNa
         (applied,) = SubjectChain.of(result.args[0]).subjects
         one = applied.settings
         settings[likeness] = (one.attention_scale, one.alpha, one.start, one.blocks)
-        assert one.called.word == "man" and result.ui["nested_attention_state"][1] == "word: man"
+        assert one.called.word == "man" and result.ui["nested_attention_state"][0][1] == "word: man"
     assert settings == {
         "subtle": (0.6, 2.0, 0.1, "all"),
         "balanced": (1.0, 2.0, 0.0, "all"),
@@ -302,11 +302,15 @@ def test_a_preset_takes_the_users_own_encoder_before_the_small_worlds(
         ("avatars/pet_encoder.safetensors", "pet_encoder"),
     ):
         result = personalized(nodes, small.model, small.clip, small.pet, preset=preset)
-        assert result.ui["nested_attention_state"][2].startswith(f"encoder: {used}.safetensors")
+        assert result.ui["nested_attention_state"][0][2].startswith(f"encoder: {used}.safetensors")
     before = nodes["Personalize"].fingerprint_inputs(preset="pet", likeness="strong")
     assert nodes["Personalize"].fingerprint_inputs(preset="pet", likeness="subtle") == before
     (folders / "nested_attention" / "my_pet.safetensors").unlink()
     assert nodes["Personalize"].fingerprint_inputs(preset="pet", likeness="strong") != before
+    (folders / "clip_vision" / "ViT-H.safetensors").write_bytes(b"one")
+    before = nodes["Personalize"].fingerprint_inputs(preset="pet")
+    (folders / "clip_vision" / "ViT-H.safetensors").write_bytes(b"another")
+    assert nodes["Personalize"].fingerprint_inputs(preset="pet") != before
     assert nodes["Personalize"].validate_inputs(preset="person") is True
     assert "there is no subject encoder 'gone'" in nodes["Personalize"].validate_inputs(preset="gone")
 
@@ -463,7 +467,7 @@ def test_it_says_whether_its_model_reaches_a_sampler(
         for node in ("2", "3"):
             with editor.running(node, graph=graph):
                 result = personalized(nodes, small.model, small.clip, small.person)
-            assert result.ui["nested_attention_state"][-1] == last
+            assert result.ui["nested_attention_state"][0][-1] == last
     from nested_attention.hosts.comfy.graph import encoded_texts
 
     assert encoded_texts(graph) == ["a person and a pet"]

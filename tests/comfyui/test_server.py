@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,9 @@ SERVER_NAMES = sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*
 AVATARS = [name for name in SERVER_NAMES if name.startswith("avatar_")]
 JOINED = {"avatar_grid": 1, "avatar_img2img": 2, "avatar_inpaint": 2, "avatar_mixing": 1}
 """How many pictures a workflow saves that joins those of several samplers; others save their batch."""
+
+COMFYUIS = ("images", "animated")
+"""Keys of what ComfyUI's own previews hand the editor."""
 
 WORLDS_OWN = 4
 """How many pictures Demo World's latent is for."""
@@ -285,5 +289,29 @@ def test_what_a_node_says_of_its_model_follows_the_wires(server: ComfyServer) ->
         graph[sampler]["inputs"]["model"] = [model, 0]
         server.run(graph)
         (run,) = server.get("/history?max_items=1").values()
-        last = run["outputs"][apply]["nested_attention_state"][-1]
+        last = run["outputs"][apply]["nested_attention_state"][0][-1]
         assert last.startswith(f"MODEL reaches {reached}")
+
+
+def test_only_pictures_count_as_what_a_run_has_put_out(server: ComfyServer) -> None:
+    """In ComfyUI's list of runs: not what nodes say of themselves, nor the document of the maps."""
+    graph = load_workflow("avatar_inspect")
+    graph[node_of(graph, "KSampler")]["inputs"]["steps"] = 1
+    more = {
+        "LoadSubject": {"subject_name": "avatars/somebody.safetensors"},
+        "SaveSubject": {"subject": ["LoadSubject", 0], "filename_prefix": "somebody"},
+    }
+    graph |= {n: {"class_type": f"NestedAttention{n}", "inputs": inputs} for n, inputs in more.items()}
+    pictures = sum(map(len, server.run(graph).values()))
+    ((run, entry),) = server.get("/history?max_items=1").items()
+    ours = [
+        (key, one) for out in entry["outputs"].values() for key, one in out.items() if key not in COMFYUIS
+    ]
+    assert {key.removeprefix("nested_attention_") for key, _ in ours} == {
+        "state", "subject", "origin", "maps"
+    }  # fmt: skip
+    assert [(key, one) for key, one in ours if [*map(type, one)] != [list]] == []
+    if find_spec("comfy_execution.jobs"):  # not in the oldest ComfyUI
+        job = server.get(f"/api/jobs/{run}")
+        assert job["outputs_count"] == job["previewable_outputs_count"] == pictures
+        assert job["preview_output"]["mediaType"] == "images"

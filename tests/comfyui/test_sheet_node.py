@@ -106,7 +106,7 @@ def test_it_speaks_of_itself_and_not_of_the_nodes_it_is_made_of(server: ComfySer
     outputs = list(server.get("/history").values())[-1]["outputs"]
     told = {node: out.get("nested_attention_state") for node, out in outputs.items() if node.startswith("10")}
     assert told == {
-        "10": ["word: person, in the prompt <alice>", "encoder: person_encoder.safetensors · 2 pictures"]
+        "10": [["word: person, in the prompt <alice>", "encoder: person_encoder.safetensors · 2 pictures"]]
     }
     with pytest.raises(NestedAttentionError, match="Sheet .10.: Subject Sheet: no prompt") as caught:
         server.run(sheet(prompts="a house", attention_scales="1", steps=1))

@@ -56,9 +56,9 @@ def shown(output: Any, folders: dict[str, Path]) -> torch.Tensor:
 
 def told(output: Any) -> torch.Tensor:
     """The picture on Load Subject, which it asks the server for by the name of what was loaded."""
-    (name,) = output.ui["nested_attention_subject"]
+    ((name,),) = output.ui["nested_attention_subject"]
     lines, picture = sys.modules[f"{PACK}.nodes.subjects"].look_at(name)
-    assert output.ui["nested_attention_state"] == lines
+    assert output.ui["nested_attention_state"] == [lines]
     return picture
 
 
@@ -115,6 +115,26 @@ def test_saved_and_loaded_again(nodes: dict[str, Any], alice: Any, folders: dict
     assert torch.equal(told(loaded), ICON)
     save.execute(alice, "subjects/alice")
     assert len(load.define_schema().inputs[0].options) == 3
+
+
+def test_a_subject_that_is_removed_while_it_is_looked_at_is_said_to_be_gone(
+    nodes: dict[str, Any],  # noqa: F811
+    alice: Any,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules[f"{PACK}.nodes.subjects"]
+    read = module.read_subject
+
+    def read_and_removed(path: Path) -> Any:
+        found = read(path)
+        path.unlink()
+        return found
+
+    alice.save(folders["input"] / "friend.safetensors")
+    monkeypatch.setattr(module, "read_subject", read_and_removed)
+    with pytest.raises(ValueError, match="^Load Subject: there is no file .*friend"):
+        module.look_at("friend.safetensors")
 
 
 def test_a_read_only_installation_loads_from_the_input_folder(

@@ -45,13 +45,13 @@ def test_a_checkpoint_of_training_draws(
     checkpoint = output / "phase-1" / "step-00000002" / "encoder.safetensors"
     (folder / "mine.safetensors").write_bytes(checkpoint.read_bytes())
     loaded = run(nodes["LoadEncoder"], encoder_name="mine.safetensors")
-    assert loaded.ui["nested_attention_state"] == [
+    assert loaded.ui["nested_attention_state"][0] == [
         "word: person (people)",
         "licence: CC0 (drawn here)",
         f"{world_on_disk.name}; reads last_hidden_state of {world_on_disk.name}'s image encoder",
         "α 2, norm inner, 8 tokens; 8 pictures seen at 32 px",
     ]
-    assert loaded.ui["nested_attention_origin"] == [
+    assert loaded.ui["nested_attention_origin"][0] == [
         {"file": "mine.safetensors", "licence": "CC0", "source": "drawn here"}
     ]
     with torch.inference_mode():
@@ -66,9 +66,9 @@ def test_a_checkpoint_of_training_draws(
 
 def test_what_is_known_of_a_file_that_says_nothing(nodes: dict[str, Any], folder: Path) -> None:  # noqa: F811
     bundled = run(nodes["LoadEncoder"], encoder_name="avatars/person_encoder.safetensors").ui
-    assert "licence: Apache-2.0" in bundled["nested_attention_state"]
+    assert "licence: Apache-2.0" in bundled["nested_attention_state"][0]
     source = Path(__file__).resolve().parents[2] / "weights" / "avatars" / "pet_encoder.safetensors"
     save_subject_encoder(load_subject_encoder(source), folder / "nested_attention_person.safetensors")
     known = run(nodes["LoadEncoder"], encoder_name="nested_attention_person.safetensors").ui
-    (origin,) = known["nested_attention_origin"]
+    ((origin,),) = known["nested_attention_origin"]
     assert "NC" in origin["licence"] and origin["source"].startswith("https://huggingface.co/")

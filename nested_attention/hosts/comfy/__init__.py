@@ -9,7 +9,7 @@ from .encoding.vision import load_vision
 from .inspect import maps_ui, observe_subjects, view_maps
 from .prompts.clip import SubjectCLIP, mark_prompt
 from .sampling.batches import encode_batch
-from .state import STATE, applied_state, connection
+from .state import STATE, applied_state, connection, told
 
 __all__ = [
     "STATE",
@@ -28,6 +28,7 @@ __all__ = [
     "mark_prompt",
     "prepare_references",
     "observe_subjects",
+    "told",
     "view_maps",
     "warn_of_photographs",
 ]

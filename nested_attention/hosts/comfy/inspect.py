@@ -31,6 +31,7 @@ from ...prompt import short
 from ...typed import read_numbers
 from .notices import running_node, send
 from .sampling.recorder import Recorder, observe
+from .state import told
 
 GLIMPSE = "nested_attention.glimpse"
 """The message that web/nested_attention_maps.js shows on Observe Subjects."""
@@ -83,7 +84,7 @@ def maps_ui(maps: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8")
-    return {"nested_attention_maps": [{"filename": name, "subfolder": "", "type": "temp"}]}
+    return told("nested_attention_maps", {"filename": name, "subfolder": "", "type": "temp"})
 
 
 def read_points(text: str) -> list[Point]:

@@ -18,7 +18,8 @@ EVENT = "nested_attention.warning"
 """The message that web/nested_attention.js shows under the pack's name: `node`, the running node's id, and
 `text`.
 
-`shown` is all that stands on the node now: web/notices.js takes that away when the node runs again.
+`shown` is all that is to stand on the node: web/notices.js puts it there, where the workflow of the run is
+open, and takes it away when the node runs again. ComfyUI's own way of it goes to whichever node has the id.
 """
 
 TITLE = "Nested Attention: "
@@ -32,10 +33,7 @@ logger = logging.getLogger("nested_attention")
 
 
 class _Notices:
-    """What has been said on nodes of the editor in the present run.
-
-    Nothing is taken off a node from here, because the editor drops an empty text; web/notices.js does that.
-    """
+    """What has been said on nodes of the editor in the present run."""
 
     def __init__(self) -> None:
         self._run: str | None = None
@@ -47,8 +45,8 @@ class _Notices:
 
         On the node it goes without the node's own name: older editors show two lines and a half of it.
         """
-        server, run, node = _running()
-        if server is None:
+        _, run, node = _running()
+        if _client() is None:
             return
         text = message.removeprefix(TITLE)
         with self._lock:
@@ -60,8 +58,7 @@ class _Notices:
                 return
             said.append(short)
             shown = "\n\n".join(said).translate(_UNMARKED)
-        server.send_progress_text(shown, node, server.client_id)
-        server.send_sync(EVENT, {"node": node, "text": text, "shown": shown}, server.client_id)
+        send(EVENT, {"node": node, "text": text, "shown": shown})
 
 
 def _running() -> tuple[Any, str, str]:
@@ -73,19 +70,46 @@ def _running() -> tuple[Any, str, str]:
 
 
 def send(event: str, data: Mapping[str, Any]) -> None:
-    """Sends the editor a message of ours; nothing outside of a server's run."""
-    server, _, _ = _running()
-    if server is not None:
-        server.send_sync(event, dict(data), server.client_id)
+    """Sends the editor that has queued the run a message of ours; nothing where none has.
+
+    With the ids of the run and of the workflow it was queued from, by which web/runs.js tells whether that
+    workflow is open.
+    """
+    (server, run, _), client = _running(), _client()
+    if client is not None:
+        server.send_sync(event, {**data, "prompt_id": run, "workflow": _workflow()}, client)
+
+
+def _workflow() -> str | None:
+    """The id of the workflow that the run was queued from, None where what came with the run has none."""
+    found: Any = _queued()[1]
+    for key in ("extra_pnginfo", "workflow", "id"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _client() -> str | None:
+    """The id of the editor that has queued the run, None for a run of another program's.
+
+    A message to None would go to every editor that is open. The run's own record has it: what the server
+    holds is the client of the prompt that it has started last.
+    """
+    return _queued()[1].get("client_id")
 
 
 def running_graph() -> Mapping[str, Any] | None:
     """The graph that is being run, in API format; None if that cannot be told."""
+    return _queued()[0]
+
+
+def _queued() -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    """The graph that is being run, and what it was queued with; None and nothing if that cannot be told."""
     server, run, _ = _running()
-    for _, prompt_id, graph, *_ in list(server.prompt_queue.currently_running.values()) if server else []:
+    running = [] if server is None else list(server.prompt_queue.currently_running.values())
+    for _, prompt_id, graph, more, *_ in running:
         if prompt_id == run:
-            return graph
-    return None
+            return graph, more
+    return None, {}
 
 
 def running_id() -> str | None:

@@ -14,6 +14,15 @@ STATE = "nested_attention_state"
 """The key of a node's texts in what it hands the editor; web/nested_attention.js shows them on the node."""
 
 
+def told(key: str, *values: Any) -> dict[str, list[list[Any]]]:
+    """What a node hands the editor under a key of ours, in a list of its own.
+
+    In the list of a key itself ComfyUI looks for what the run has put out: it counts mappings, and texts that
+    end as the name of a 3D model's file does, and previews a .json file.
+    """
+    return {key: [list(values)]}
+
+
 def applied_state(model: Any, encoder: SubjectEncoderHandle, chosen_word: bool) -> list[str]:
     """Lines about the subject that was attached to MODEL last, none if it carries none. chosen_word: whether
     the user chose the word, not the encoder."""

@@ -1,0 +1,27 @@
+/** Where what the server says of a run belongs: other workflows that are open have nodes of the same ids. */
+import { app } from "../../scripts/app.js"
+
+const root = () => app.rootGraph ?? app.graph
+
+/**
+ * Whether the run was queued from the workflow that is open. `workflow`: the id of its graph, for a run that the
+ * editor does not know: not yet, or not since the page was loaded. Two workflows that began as one share that id.
+ */
+export function isOfOpenWorkflow(run, workflow = root().id) {
+  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia
+  const execution = pinia?._s.get("execution")
+  const queued = (execution?.queuedJobs ?? execution?.queuedPrompts)?.[run]?.workflow // the latter in front end 1.27
+  if (!queued) return workflow === root().id
+  return queued.path === app.extensionManager.workflow.activeWorkflow?.path
+}
+
+/** The node of an execution's id, in which the nodes of subgraphs stand behind those they are in: 12:7. */
+export function nodeOf(id) {
+  let graph = root()
+  let node = null
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part)
+    graph = node?.subgraph
+  }
+  return node
+}
