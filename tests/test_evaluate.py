@@ -465,6 +465,21 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     assert "+0.100 (+0.100 to +0.100)" in output.page.read_text(encoding="utf-8")
 
 
+def test_groups_in_a_circle_are_too_few_to_compare(tmp_path: Path) -> None:
+    """Four people, each beside the one who follows: four groups, two of which share nobody."""
+    people = [drawing.sample.people[0] for drawing in drawings(tmp_path, "abcd")[::2][:4]]
+    samples = [
+        Sample(f"{n}", tmp_path / f"{n}.png", (people[n], people[(n + 1) % 4]), scale=1.0) for n in range(4)
+    ]
+    now, before = (
+        summarise(samples, [Brightness()], {s.name: {"brightness": score} for s in samples}, "", tmp_path)
+        for score in ({"mean": 0.9, "red": None}, {"mean": 0.1, "red": None})
+    )
+    assert now["groups"][0]["figures"]["brightness"]["mean"]["low"] is None
+    (row,) = compare(now, before)
+    assert row["difference"]["mean"] == pytest.approx(0.8) and row["verdict"] == "too few subjects"
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("{", "cannot be read as JSON"), ("[]", "format 'list'"), ("{}", "format None")]
 )

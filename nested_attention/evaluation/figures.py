@@ -69,6 +69,7 @@ def summarise(
                 "name": sample.name,
                 "group": sample.group,
                 "subject": sample.subject,
+                "people": [person.name for person in sample.people],
                 "prompt": sample.prompt,
                 "text": sample.text,
                 "picture": _relative(sample.picture, folder),
@@ -84,7 +85,7 @@ def _figure(
     samples: Sequence[Sample], measure: Measure, scorer: str, scores: Mapping[str, Mapping[str, Scores]]
 ) -> Mean | Rate | None:
     found = [
-        (value, sample.subject)
+        (value, frozenset(person.name for person in sample.people))
         for sample in samples
         if (value := scores[sample.name][scorer][measure.key]) is not None
     ]
@@ -92,7 +93,7 @@ def _figure(
         return None
     if measure.rate:
         return wilson(sum(value == 1 for value, _ in found), len(found))
-    return clustered_mean([value for value, _ in found], [subject for _, subject in found])
+    return clustered_mean([value for value, _ in found], [people for _, people in found])
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -142,7 +143,7 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
             value = _value(scorer["key"], measure["key"])
             for group in now["groups"]:
                 pairs = [
-                    (value(picture) - value(earlier), picture["subject"])
+                    (value(picture) - value(earlier), frozenset(picture["people"]))
                     for picture, earlier in both
                     if picture["group"] == group["group"]
                     and value(picture) is not None
