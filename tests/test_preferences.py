@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from nested_attention.cli.app import app
 from nested_attention.errors import NestedAttentionError
+from nested_attention.evaluation import run
 from nested_attention.evaluation.figures import FORMAT
 from nested_attention.evaluation.preferences import (
     ANSWERS_FORMAT,
@@ -60,6 +61,25 @@ def page(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     assert found.exit_code == 0, found.output
     assert f"with {PAIRS} pairs" in found.output
     return out
+
+
+def test_a_study_is_not_written_over(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "study.html"
+    typed = ["preferences", "page", *map(str, folders), "--out", str(out)]
+    assert CliRunner().invoke(app, typed).exit_code == 0
+    key = out.with_suffix(".key.json")
+    first = key.read_bytes()
+    for there in (out, key):
+        said = CliRunner().invoke(app, typed)
+        assert said.exit_code == 1 and f"{there.name} is there already" in said.output.replace("\n", "")
+        out.unlink(missing_ok=True)
+        assert key.read_bytes() == first and not out.exists()
+    order: list[str] = []
+    monkeypatch.setattr(run, "write", lambda path, text: order.append(path.name))
+    assert CliRunner().invoke(app, [*typed, "--replace"]).exit_code == 0
+    assert order == ["study.key.json", "study.html"], "a page is never without its key"
 
 
 def brightness(address: str) -> float:
