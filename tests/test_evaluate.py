@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 from torch import Tensor
 from typer.testing import CliRunner
@@ -588,6 +589,51 @@ def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
     ):
         with pytest.raises(NestedAttentionError, match=said):
             open_picture(tmp_path / name)
+
+
+def entries(*found: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of entries (tag, kind, count, value)."""
+    lines = b"".join(struct.pack("<HHI4s", *each) for each in found)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(found)) + lines + b"\0" * 4
+
+
+TURNED = (274, 3, 1, b"\6\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (entries(TURNED, (282, 2, 3, b"72\0\0")), (30, 40)),
+        (entries((271, 11, 1, struct.pack("<f", 1.5)), TURNED), (30, 40)),
+        (entries((256, 11, 1, struct.pack("<f", 40)), TURNED), (30, 40)),
+        (b"Exif\0\0no TIFF", (40, 30)),
+    ],
+    ids=["a resolution that is text", "a maker that is a number", "a width that is none", "no entries"],
+)
+def test_odd_exif_entries_stop_nothing(tmp_path: Path, exif: bytes, size: tuple[int, int]) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "odd.jpg", exif=exif)
+    assert open_picture(tmp_path / "odd.jpg").size == size
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, turn: int) -> None:
+    picture = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+    exif = picture.getexif()
+    exif[274] = turn
+    for ending in ("png", "webp", "tiff"):
+        path = tmp_path / f"{turn}.{ending}"
+        picture.save(path, exif=exif, lossless=True)
+        with Image.open(path) as opened:
+            assert open_picture(path).tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
+
+
+def test_whatever_pillow_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trip(path: Path) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'read'")
+
+    monkeypatch.setattr(Image, "open", trip)
+    with pytest.raises(NestedAttentionError, match="odd.jpg cannot be read as a picture .'NoneType'"):
+        open_picture(tmp_path / "odd.jpg")
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
