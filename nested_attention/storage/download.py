@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,10 @@ def _client(known: KnownWeights, models: Path) -> Any:
 
 def _facts(hub: Any, known: KnownWeights, models: Path) -> Any:
     """The size, the ETag (a large file's SHA-256) and the commit that the hub announces."""
-    with _naming_failure(known, models):
+    try:
         return hub.get_hf_file_metadata(hub.hf_hub_url(known.repo, known.file))
+    except Exception as error:
+        raise _failure(error, known, models) from error
 
 
 def _fetch(hub: Any, known: KnownWeights, facts: Any, staging: Path, models: Path) -> Path:
@@ -146,33 +148,46 @@ def _fetch(hub: Any, known: KnownWeights, facts: Any, staging: Path, models: Pat
     for other in staging.glob("*.part"):
         if other != part:
             other.unlink(missing_ok=True)  # of a version that the hub has replaced
-    if name == "unknown":
+    if name == "unknown" or _too_large(part, facts.size):
         part.unlink(missing_ok=True)
-    with _naming_failure(known, models), part.open("ab") as file:
-        # The commit of the facts, so that the file is the one they are about even if a newer one comes now.
-        hub.file_download.http_get(
-            hub.hf_hub_url(known.repo, known.file, revision=facts.commit_hash),
-            file,
-            resume_size=file.tell(),
-            headers=hub.utils.build_hf_headers(),
-            expected_size=facts.size,
-            displayed_filename=known.target,
-        )
+    try:
+        with part.open("ab") as file:
+            if facts.size is None or file.tell() < facts.size:  # else it was killed before it was checked
+                # The commit of the facts, so that the file is theirs even if a newer one comes now.
+                hub.file_download.http_get(
+                    hub.hf_hub_url(known.repo, known.file, revision=facts.commit_hash),
+                    file,
+                    resume_size=file.tell(),
+                    headers=hub.utils.build_hf_headers(),
+                    expected_size=facts.size,
+                    displayed_filename=known.target,
+                )
+    except Exception as error:
+        if not _too_large(part, facts.size):
+            raise _failure(error, known, models) from error
+        part.unlink()  # a server that ignores where to go on from has sent everything again
+        then = "More came than was announced, and the next run begins anew"
+        raise _failure(error, known, models, then) from error
     return part
 
 
-@contextlib.contextmanager
-def _naming_failure(known: KnownWeights, models: Path) -> Iterator[None]:
-    try:
-        yield
-    # Offline, blocked, refused, gone, out of space: the client raises its own, httpx's, requests' and the
-    # system's exceptions, which have no base of their own.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NestedAttentionError(
-            f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). What has "
-            f"come of it is kept, and the next run goes on from there. Or by hand: {known.by_hand(models)}"
-        ) from error
+def _too_large(part: Path, size: int | None) -> bool:
+    return size is not None and part.is_file() and part.stat().st_size > size
+
+
+def _failure(
+    error: Exception,
+    known: KnownWeights,
+    models: Path,
+    then: str = "What has come of it is kept, and the next run goes on from there",
+) -> NestedAttentionError:
+    """Offline, blocked, refused, gone, out of space: the client raises its own, httpx's, requests' and the
+    system's exceptions, which have no base of their own."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return NestedAttentionError(
+        f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). {then}. "
+        f"Or by hand: {known.by_hand(models)}"
+    )
 
 
 def check_content(path: Path, size: int | None, digest: str | None) -> None:
