@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -184,6 +184,28 @@ def test_a_bystander_in_the_truth_is_nobody(tmp_path: Path) -> None:
     judge._seen.update({paths[name]: torch.tensor(each) for name, each in faces.items()})
     found = judge(Sample("out", paths["out"], (person,), truth=paths["truth"]))
     assert (found["sim_ref"], found["sim_truth"]) == (1.0, 1.0)
+
+
+def test_a_truth_without_one_of_its_people_judges_nobody(tmp_path: Path) -> None:
+    """It would raise the figure: whoever is missing would count for nothing."""
+    faces = {"one": [[1.0, 0]], "two": [[0, 1.0]], "out": [[1.0, 0]], "truth": [[1.0, 0]]}
+    paths = {name: tmp_path / f"{name}.png" for name in faces}
+    for path in paths.values():
+        path.write_bytes(b"")
+    people = Person("ann", (paths["one"],)), Person("ben", (paths["two"],))
+    sample = Sample("out", paths["out"], people, truth=paths["truth"])
+
+    def find(path: Path) -> Any:
+        return faces[path.stem]
+
+    assert "truth.png, a picture of out, shows 1 of 2 faces" in faceless([sample], cast(Any, find))["out"]
+    pet = replace(sample, people=(people[0], replace(people[1], face=False)))
+    assert faceless([pet], cast(Any, find)) == {}
+    recogniser: Any = SimpleNamespace(state="", decides=False)
+    judge = IdentityScorer(recogniser, people)
+    judge._seen.update({paths[name]: torch.tensor(each) for name, each in faces.items()})
+    with pytest.raises(NestedAttentionError, match="the truth of out, shows 1 of 2 people"):
+        judge(sample)
 
 
 def test_two_people_are_told_apart(scored: dict[str, dict[str, Scores]]) -> None:

@@ -81,6 +81,12 @@ def test_copy_paste_of_several_people_is_the_mean_of_their_faces() -> None:
     assert copy_paste_of_people(torch.zeros(0, 2), truths, references) is None
 
 
+def test_copy_paste_compares_each_person_with_their_own_truth() -> None:
+    """Also where a face is nearer to the other person's: (50 − 10) / 60 of each."""
+    references, truths = at(0, 90), at(60, 30)
+    assert copy_paste_of_people(at(10, 80), truths, references) == pytest.approx(2 / 3)
+
+
 def test_id_conf_is_umos() -> None:
     assert id_conf([0.6, 0.15, 0.3]) == pytest.approx(0.5)  # (0.6 − 0.3) / 0.6
     assert id_conf([0.4, -0.2]) == 1.0  # 1.5, cut off at 1
