@@ -126,9 +126,21 @@ def test_pets_are_left_out_by_recognisers_of_faces(tmp_path: Path) -> None:
     assert [person.face for person in rex.people] == [False] and rex.prompt == "a pet"
 
 
+def test_references_and_truths_are_known_however_they_are_written(tmp_path: Path) -> None:
+    for name in ("Ref_1.PNG", "REF_1_b.png", "Ori.png", "Out.png", ".ipynb_checkpoints/Out-checkpoint.png"):
+        save(tmp_path / "anna" / name, np.zeros((32, 32, 3), np.uint8))
+    (sample,) = read_folder(tmp_path)
+    assert sample.name == "anna__Out" and sample.truth == tmp_path / "anna" / "Ori.png"
+    assert sorted(path.name for path in sample.people[0].references) == ["REF_1_b.png", "Ref_1.PNG"]
+    hidden = tmp_path / ".hidden"
+    (tmp_path / "anna").rename(hidden)
+    assert len(read_folder(hidden)) == 1, "what is named is read"
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
+        ({"a/ref_1.png": None, "a/ori.png": None, "a/ori.jpg": None}, "ori.jpg and ori.png; expected one"),
         ({}, "holds no pictures to score"),
         ({"a/ref_1.png": None}, "holds no pictures to score"),
         ({"a/out.png": None}, r"a holds out.png and no reference; expected ref_1.jpg beside it"),

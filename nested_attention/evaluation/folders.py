@@ -39,7 +39,7 @@ def read_folder(folder: Path) -> list[Sample]:
     if not folder.is_dir():
         raise NestedAttentionError(f"there is no folder {folder}; check the path of --images")
     samples: list[Sample] = []
-    for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+    for place in [folder, *sorted(path for path in folder.rglob("*") if _is_folder(path, folder))]:
         pictures = sorted(path for path in place.iterdir() if _is_picture(path))
         if pictures:
             samples += _of_one_folder(place, pictures, folder)
@@ -51,6 +51,11 @@ def read_folder(folder: Path) -> list[Sample]:
     return samples
 
 
+def _is_folder(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)  # .ipynb_checkpoints
+    return path.is_dir() and not hidden
+
+
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES and not path.name.startswith(".")  # macOS leaves `._out.jpg`
 
@@ -59,12 +64,18 @@ def _of_one_folder(place: Path, pictures: list[Path], root: Path) -> list[Sample
     name = place.relative_to(root).as_posix()
     name = root.resolve().name if name == "." else name
     numbered: dict[int, list[Path]] = {}
-    truth, scored = None, []
+    truth: Path | None = None
+    scored: list[Path] = []
     for path in pictures:
-        reference = _REFERENCE.fullmatch(path.stem)
+        stem = path.stem.casefold()  # cameras and Windows write capitals
+        reference = _REFERENCE.fullmatch(stem)
         if reference:
             numbered.setdefault(int(reference.group(1)), []).append(path)
-        elif path.stem == TRUTH:
+        elif stem == TRUTH:
+            if truth is not None:
+                raise NestedAttentionError(
+                    f"{place} holds {truth.name} and {path.name}; expected one true picture. Take one away"
+                )
             truth = path
         else:
             scored.append(path)

@@ -67,8 +67,10 @@ def copy_paste(generated: Tensor, truth: Tensor, reference: Tensor) -> float:
 
 def copy_paste_of_people(faces: Tensor, truths: Tensor, references: Tensor) -> float | None:
     """The mean of `copy_paste` over the people of the references (m, width), each with their own truth,
-    (m, width) in the same order, and the face of (n, width) that is theirs by `match` with the references. None without
-    a face: one that is not there copies nothing."""
+    (m, width) in the same order, and the face of (n, width) that is theirs by `match` with the references.
+
+    None without a face: one that is not there copies nothing.
+    """
     own = match(cosines(faces, references))
     found = [
         copy_paste(faces[face], truths[person], references[person])
