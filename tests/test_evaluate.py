@@ -487,8 +487,15 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     group = others["pictures"][0]["group"]
     assert fewer["mean", group] == rows["mean", group]["difference"]["pictures"] - 1
     assert unlike(document, others) == [f"1 of {len(document['pictures'])} pictures, whose prompts differ"]
+    others["scorers"][0]["state"] = "of other weights"
+    said = "a judge, then and now of other weights or settings"
+    assert compare(document, others) == [] and unlike(document, others)[0] == said
     others["scorers"][0]["title"] = "another judge"
     assert compare(document, others) == [] and "another judge then" in unlike(document, others)[0]
+    del others["scorers"][0]["state"]  # as figures of before are
+    assert compare(document, others) == []
+    others["scorers"][0]["title"] = "a judge"
+    assert compare(document, others)
     worse = {(row["measure"], row["group"]): row["verdict"] for row in compare(before, document)}
     assert worse["mean", "λ = 1"] == "worse"
     path = tmp_path / "before.json"
@@ -513,6 +520,15 @@ def test_groups_in_a_circle_are_too_few_to_compare(tmp_path: Path) -> None:
     assert now["groups"][0]["figures"]["brightness"]["mean"]["low"] is None
     (row,) = compare(now, before)
     assert row["difference"]["mean"] == pytest.approx(0.8) and row["verdict"] == "too few subjects"
+
+
+def test_a_recogniser_is_the_same_judge_of_other_people(tmp_path: Path) -> None:
+    """And another one with other weights, though both are called alike."""
+    people = [drawing.sample.people for drawing in drawings(tmp_path)[::2]]
+    ones: list[Any] = [SimpleNamespace(key="own", title="own", independent=True, state=s) for s in "aab"]
+    judges = [IdentityScorer(*each) for each in zip(ones, (people[0], people[1], people[1]), strict=True)]
+    first, same, other = (summarise([], [judge], {}, "", tmp_path)["scorers"][0] for judge in judges)
+    assert judges[0].state != judges[1].state and first == same != other
 
 
 @pytest.mark.parametrize(
