@@ -24,7 +24,7 @@ def page(
         "output/preferences.html"
     ),
     number: Annotated[int, typer.Option(min=1, help="Pairs on the page.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Which pairs, and which stands on the left.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which pairs are chosen, where there are more.")] = 0,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Write over a page and its key: its answers can be counted no more."),
@@ -45,7 +45,7 @@ def page(
             )
         before, after = read_figures(first), read_figures(second)
         chosen = pairs_of(before, after, number, seed)
-        text, key = write_preferences(chosen, (before["title"], after["title"]), seed)
+        text, key = write_preferences(chosen, (before["title"], after["title"]))
         out.parent.mkdir(parents=True, exist_ok=True)
         write(_key(out), json.dumps(key, indent=1) + "\n")  # first: a page without its key is lost work
         write(out, text)
