@@ -40,7 +40,7 @@ from nested_attention.evaluation.scorers import (
     everybody,
 )
 from nested_attention.evaluation.settings import ScorerSettings
-from nested_attention.evaluation.tasks import carry_out, faceless, folder_task
+from nested_attention.evaluation.tasks import Task, carry_out, faceless, folder_task
 from nested_attention.pictures.faces import Face
 from nested_attention.pictures.files import open_picture
 
@@ -124,6 +124,15 @@ def test_pets_are_left_out_by_recognisers_of_faces(tmp_path: Path) -> None:
     both, rex = read_folder(tmp_path)
     assert [person.face for person in both.people] == [True, False] and both.prompt == "a person and a pet"
     assert [person.face for person in rex.people] == [False] and rex.prompt == "a pet"
+
+
+def test_two_people_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("couple/ref_1.png", "couple/ref_2.png", "couple/out.png", "couple 1/ref_1.png"):
+        save(tmp_path / name, np.zeros((32, 32, 3), np.uint8))
+    assert len(read_folder(tmp_path)) == 1
+    save(tmp_path / "couple 1" / "out.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(NestedAttentionError, match="two people who would both be called 'couple 1'; rename"):
+        read_folder(tmp_path)
 
 
 def test_references_and_truths_are_known_however_they_are_written(tmp_path: Path) -> None:
@@ -620,6 +629,14 @@ def test_a_charts_points_lie_in_it_and_its_ticks_are_round() -> None:
 def test_two_judges_of_one_name_are_refused() -> None:
     with pytest.raises(NestedAttentionError, match="two scorers are called 'brightness'"):
         check_keys([Brightness(), Brightness()])
+
+
+def test_two_judges_of_one_name_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    painter, planned = Painter(), drawings(tmp_path)
+    samples = [drawing.sample for drawing in planned]
+    with pytest.raises(NestedAttentionError, match="two scorers are called 'brightness'"):
+        carry_out(Task(samples, [Brightness(), Brightness()], {}, planned, painter), run.Output(tmp_path), "")
+    assert painter.drawn == []
 
 
 def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:

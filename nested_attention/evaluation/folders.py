@@ -33,8 +33,8 @@ _PROMPTS = ("prompt", "caption_en")
 def read_folder(folder: Path) -> list[Sample]:
     """The pictures to be scored in a folder and those below, each with its people, prompt and truth.
 
-    Raises NestedAttentionError, naming the folder, for one without references, and where nothing is to be
-    scored.
+    Raises NestedAttentionError, naming the folder, for one without references, where nothing is to be scored,
+    and for two people of one name.
     """
     if not folder.is_dir():
         raise NestedAttentionError(f"there is no folder {folder}; check the path of --images")
@@ -48,7 +48,20 @@ def read_folder(folder: Path) -> list[Sample]:
             f"{folder} holds no pictures to score ({', '.join(PICTURES)}); expected a folder for each "
             "subject with ref_1.jpg and the pictures of them, as docs/evaluation.md shows"
         )
+    _check_people(samples)
     return samples
+
+
+def _check_people(samples: list[Sample]) -> None:
+    """Raises NestedAttentionError for two people of one name: the second of `couple`, and of `couple 2`."""
+    known: dict[str, Person] = {}
+    for person in (person for sample in samples for person in sample.people):
+        other = known.setdefault(person.name, person)
+        if other != person:
+            raise NestedAttentionError(
+                f"{other.references[0]} and {person.references[0]} show two people who would both be called "
+                f"{person.name!r}; rename one of the folders"
+            )
 
 
 def _is_folder(path: Path, root: Path) -> bool:

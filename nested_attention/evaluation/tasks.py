@@ -15,7 +15,7 @@ from .judges import load_judges
 from .recognisers import FaceFinder
 from .run import Output, Track, conclude, draw, score, silently
 from .samples import Sample
-from .scorers import Scorer
+from .scorers import Scorer, check_keys
 from .settings import DrawSettings, ScorerSettings
 
 
@@ -63,6 +63,7 @@ def carry_out(
     task: Task, output: Output, title: str, against: Path | None = None, track: Track[Any] = silently
 ) -> None:
     """Draw what is missing, score what is new, and write figures.json and report.html."""
+    check_keys(task.scorers)  # before hours of drawing
     output.folder.mkdir(parents=True, exist_ok=True)
     if task.drawer is not None:
         draw(task.drawings, task.drawer, task.told, output, track)
