@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from nested_attention.evaluation.scorers import (
 from nested_attention.evaluation.settings import ScorerSettings
 from nested_attention.evaluation.tasks import Task, carry_out, faceless, folder_task
 from nested_attention.pictures.faces import Face
-from nested_attention.pictures.files import open_picture
+from nested_attention.pictures.files import open_picture, read_picture
 
 
 def save(path: Path, picture: np.ndarray) -> Path:
@@ -701,6 +702,16 @@ def test_whatever_pillow_raises_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "open", trip)
     with pytest.raises(NestedAttentionError, match="odd.jpg cannot be read as a picture .'NoneType'"):
         open_picture(tmp_path / "odd.jpg")
+
+
+def test_few_decoded_pictures_are_kept(tmp_path: Path) -> None:
+    """One of a camera takes a quarter of a gigabyte."""
+    paths = [save(tmp_path / f"{n}.png", np.full((32, 32, 3), n, np.uint8)) for n in range(3)]
+    first = weakref.ref(read_picture(paths[0]))
+    assert first() is not None
+    for path in paths[1:]:
+        read_picture(path)
+    assert first() is None
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
