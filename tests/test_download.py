@@ -226,6 +226,47 @@ def test_two_downloads_at_once_do_not_mix(hub: Hub, comfyui: Path, monkeypatch: 
     assert refused == [True]
 
 
+def test_what_another_download_has_just_fetched_is_not_fetched_again(
+    hub: Hub, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the second one asks the hub for the file's size."""
+    known, models, said = find_weights(PERSON), comfyui / "models", []
+
+    def slowly(url: str) -> Any:
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", hub.facts)
+        download.download(known, models, print)
+        return hub.facts(url)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", slowly)
+    assert download.download(known, models, said.append).read_bytes() == CONTENT
+    assert hub.resumed == [0] and "Already there" in said[0]
+    assert installed(comfyui) == [TARGET]
+
+
+def test_nothing_is_cleaned_up_without_the_lock(
+    hub: Hub, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there afterwards may be another download's."""
+    known, models, held, seen = find_weights(PERSON), comfyui / "models", [], []
+
+    class Lock(download.FileLock):  # type: ignore[misc]
+        def __enter__(self) -> Any:
+            held.append(True)
+            return super().__enter__()
+
+        def __exit__(self, *given: Any) -> None:
+            held.pop()
+            super().__exit__(*given)
+
+    remove = download.shutil.rmtree
+    monkeypatch.setattr(download, "FileLock", Lock)
+    monkeypatch.setattr(
+        download.shutil, "rmtree", lambda *given, **named: (seen.append(bool(held)), remove(*given, **named))
+    )
+    download.download(known, models, print)
+    assert seen == [True] and not (models / Path(TARGET).parent / download.STAGING).exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -78,9 +78,7 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
     """
     place = known.place(models)
     if place.is_file():
-        check_header(place)
-        say(f"Already there: {place}")
-        return place
+        return _already(place, say)
     hub = _client(known, models)
     facts = _facts(hub, known, models)
     digest = facts.etag if facts.etag and _SHA256.fullmatch(facts.etag) else None
@@ -96,13 +94,16 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / "lock", timeout=0):
-            part = _fetch(hub, known, facts, staging, models)
-            try:
-                check_content(part, facts.size, digest)
-            except NestedAttentionError as error:
-                shutil.rmtree(staging, ignore_errors=True)  # nothing can come of it
-                raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
-            os.replace(part, place)
+            there = place.is_file()  # another download may have ended since it was asked first
+            if not there:
+                part = _fetch(hub, known, facts, staging, models)
+                try:
+                    check_content(part, facts.size, digest)
+                except NestedAttentionError as error:
+                    shutil.rmtree(staging, ignore_errors=True)  # nothing can come of it
+                    raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
+                os.replace(part, place)
+            shutil.rmtree(staging, ignore_errors=True)  # here: afterwards it may be another download's
     except Timeout as error:
         raise NestedAttentionError(
             f"another download of {place} is under way; wait until it has ended, and try again"
@@ -112,11 +113,19 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
             f"{place} cannot be written ({error.strerror or error}); check space and permissions. "
             f"{known.by_hand(models)}"
         ) from error
-    shutil.rmtree(staging, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another download is under way
-        staging.parent.rmdir()
+    for folder in (staging, staging.parent):  # Windows kept the former, whose lock was open
+        with contextlib.suppress(OSError):  # gone, or another download is under way
+            folder.rmdir()
+    if there:
+        return _already(place, say)
     say(f"Saved: {place}")
     _say_what_it_is(known, place, say)
+    return place
+
+
+def _already(place: Path, say: Say) -> Path:
+    check_header(place)
+    say(f"Already there: {place}")
     return place
 
 
