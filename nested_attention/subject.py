@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "nested_attention.subject", "1"
 _PROVENANCE = {"format", "format_version", "word", "fingerprint", "images", "library_version"}
+_HEADER_BYTES = 2**20  # a subject's header has a few hundred; a checkpoint's is to be told by its tensors
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -237,7 +238,7 @@ def read_subject(path: str | os.PathLike[str]) -> tuple[Subject, Tensor | None]:
 
     Raises NestedAttentionError for anything that `Subject.save` has not written, damaged content included.
     """
-    with open_tensors(path, safetensors_only=True) as file:
+    with open_tensors(path, safetensors_only=True, header_bytes=_HEADER_BYTES) as file:
         metadata = dict(file.metadata)
         digest = metadata.pop("digest", None)
         _check_complete(path, metadata, set(file.specs))  # before gigabytes of something else are read

@@ -40,6 +40,7 @@ class Hub:
     announced: bytes = CONTENT
     etag: str | None = None
     any_file: bool = False
+    ignores_range: bool = False
     fails: list[Exception] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
@@ -68,7 +69,9 @@ class Hub:
         if self.fails:
             temp_file.write(self.content[resume_size : len(self.content) // 2])
             raise self.fails.pop(0)
-        temp_file.write(self.content[resume_size:])
+        temp_file.write(self.content[0 if self.ignores_range else resume_size :])
+        if (found := temp_file.tell()) > expected_size:  # as the client checks it
+            raise OSError(f"Consistency check failed: file should be of size {expected_size} but has {found}")
 
 
 @pytest.fixture
@@ -167,6 +170,26 @@ def test_an_interrupted_download_goes_on(run: Run, hub: Hub, comfyui: Path) -> N
     assert installed(comfyui) == [TARGET]
 
 
+@pytest.mark.parametrize("length", [len(CONTENT) // 2, len(CONTENT), len(CONTENT) + 1])
+def test_a_partial_file_ends_in_a_whole_one_where_everything_is_sent_again(
+    run: Run, hub: Hub, comfyui: Path, length: int
+) -> None:
+    """As by a proxy that ignores Range, with a client that does not see it."""
+    staging = comfyui / "models" / Path(TARGET).parent / download.STAGING / Path(TARGET).name
+    staging.mkdir(parents=True)
+    part = staging / f"{hashlib.sha256(CONTENT).hexdigest()}.part"
+    part.write_bytes((CONTENT + b"x")[:length])
+    hub.ignores_range = True
+    code, said = run(PERSON, "--accept-licence")
+    if length < len(CONTENT):
+        assert code == 1 and "the next run begins anew" in " ".join(said.split()), said
+        assert not part.exists()
+        code, said = run(PERSON, "--accept-licence")
+    assert code == 0, said
+    assert hub.resumed == ([] if length == len(CONTENT) else [0] if length > len(CONTENT) else [length, 0])
+    assert (comfyui / "models" / TARGET).read_bytes() == CONTENT
+
+
 def test_what_came_of_one_file_outlives_the_download_of_another(run: Run, hub: Hub, comfyui: Path) -> None:
     hub.any_file, hub.fails = True, [ConnectionError("the line broke")]
     hub.asked.append("")
@@ -201,6 +224,47 @@ def test_two_downloads_at_once_do_not_mix(hub: Hub, comfyui: Path, monkeypatch: 
     monkeypatch.setattr(huggingface_hub.file_download, "http_get", meanwhile)
     assert download.download(known, models, print).read_bytes() == CONTENT
     assert refused == [True]
+
+
+def test_what_another_download_has_just_fetched_is_not_fetched_again(
+    hub: Hub, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while the second one asks the hub for the file's size."""
+    known, models, said = find_weights(PERSON), comfyui / "models", []
+
+    def slowly(url: str) -> Any:
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", hub.facts)
+        download.download(known, models, print)
+        return hub.facts(url)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", slowly)
+    assert download.download(known, models, said.append).read_bytes() == CONTENT
+    assert hub.resumed == [0] and "Already there" in said[0]
+    assert installed(comfyui) == [TARGET]
+
+
+def test_nothing_is_cleaned_up_without_the_lock(
+    hub: Hub, comfyui: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there afterwards may be another download's."""
+    known, models, held, seen = find_weights(PERSON), comfyui / "models", [], []
+
+    class Lock(download.FileLock):  # type: ignore[misc]
+        def __enter__(self) -> Any:
+            held.append(True)
+            return super().__enter__()
+
+        def __exit__(self, *given: Any) -> None:
+            held.pop()
+            super().__exit__(*given)
+
+    remove = download.shutil.rmtree
+    monkeypatch.setattr(download, "FileLock", Lock)
+    monkeypatch.setattr(
+        download.shutil, "rmtree", lambda *given, **named: (seen.append(bool(held)), remove(*given, **named))
+    )
+    download.download(known, models, print)
+    assert seen == [True] and not (models / Path(TARGET).parent / download.STAGING).exists()
 
 
 @pytest.mark.parametrize(

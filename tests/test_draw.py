@@ -4,7 +4,10 @@ of the smallest sizes."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +175,17 @@ def test_photographs_are_turned_and_lie_on_white(tmp_path: Path) -> None:
 def test_photographs_of_different_files_are_one_subject(tmp_path: Path, portrait: Path) -> None:
     done = draw(tmp_path / "two.png", "--photo", portrait, "--photo", portrait)
     assert done.output.count("portrait.png: as it is") == 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
+def test_help_goes_into_a_file_that_lacks_some_of_its_letters(encoding: str) -> None:
+    """As PowerShell's `>` on Windows."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nested_attention.cli", "draw", "--help"],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(encoding)
+    assert b"more is more of the subject" in done.stdout

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 from torch import Tensor
 from typer.testing import CliRunner
@@ -39,9 +41,9 @@ from nested_attention.evaluation.scorers import (
     everybody,
 )
 from nested_attention.evaluation.settings import ScorerSettings
-from nested_attention.evaluation.tasks import carry_out, faceless, folder_task
+from nested_attention.evaluation.tasks import Task, carry_out, faceless, folder_task
 from nested_attention.pictures.faces import Face
-from nested_attention.pictures.files import open_picture
+from nested_attention.pictures.files import open_picture, read_picture
 
 
 def save(path: Path, picture: np.ndarray) -> Path:
@@ -125,9 +127,30 @@ def test_pets_are_left_out_by_recognisers_of_faces(tmp_path: Path) -> None:
     assert [person.face for person in rex.people] == [False] and rex.prompt == "a pet"
 
 
+def test_two_people_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("couple/ref_1.png", "couple/ref_2.png", "couple/out.png", "couple 1/ref_1.png"):
+        save(tmp_path / name, np.zeros((32, 32, 3), np.uint8))
+    assert len(read_folder(tmp_path)) == 1
+    save(tmp_path / "couple 1" / "out.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(NestedAttentionError, match="two people who would both be called 'couple 1'; rename"):
+        read_folder(tmp_path)
+
+
+def test_references_and_truths_are_known_however_they_are_written(tmp_path: Path) -> None:
+    for name in ("Ref_1.PNG", "REF_1_b.png", "Ori.png", "Out.png", ".ipynb_checkpoints/Out-checkpoint.png"):
+        save(tmp_path / "anna" / name, np.zeros((32, 32, 3), np.uint8))
+    (sample,) = read_folder(tmp_path)
+    assert sample.name == "anna__Out" and sample.truth == tmp_path / "anna" / "Ori.png"
+    assert sorted(path.name for path in sample.people[0].references) == ["REF_1_b.png", "Ref_1.PNG"]
+    hidden = tmp_path / ".hidden"
+    (tmp_path / "anna").rename(hidden)
+    assert len(read_folder(hidden)) == 1, "what is named is read"
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
+        ({"a/ref_1.png": None, "a/ori.png": None, "a/ori.jpg": None}, "ori.jpg and ori.png; expected one"),
         ({}, "holds no pictures to score"),
         ({"a/ref_1.png": None}, "holds no pictures to score"),
         ({"a/out.png": None}, r"a holds out.png and no reference; expected ref_1.jpg beside it"),
@@ -183,6 +206,28 @@ def test_a_bystander_in_the_truth_is_nobody(tmp_path: Path) -> None:
     judge._seen.update({paths[name]: torch.tensor(each) for name, each in faces.items()})
     found = judge(Sample("out", paths["out"], (person,), truth=paths["truth"]))
     assert (found["sim_ref"], found["sim_truth"]) == (1.0, 1.0)
+
+
+def test_a_truth_without_one_of_its_people_judges_nobody(tmp_path: Path) -> None:
+    """It would raise the figure: whoever is missing would count for nothing."""
+    faces = {"one": [[1.0, 0]], "two": [[0, 1.0]], "out": [[1.0, 0]], "truth": [[1.0, 0]]}
+    paths = {name: tmp_path / f"{name}.png" for name in faces}
+    for path in paths.values():
+        path.write_bytes(b"")
+    people = Person("ann", (paths["one"],)), Person("ben", (paths["two"],))
+    sample = Sample("out", paths["out"], people, truth=paths["truth"])
+
+    def find(path: Path) -> Any:
+        return faces[path.stem]
+
+    assert "truth.png, a picture of out, shows 1 of 2 faces" in faceless([sample], cast(Any, find))["out"]
+    pet = replace(sample, people=(people[0], replace(people[1], face=False)))
+    assert faceless([pet], cast(Any, find)) == {}
+    recogniser: Any = SimpleNamespace(state="", decides=False)
+    judge = IdentityScorer(recogniser, people)
+    judge._seen.update({paths[name]: torch.tensor(each) for name, each in faces.items()})
+    with pytest.raises(NestedAttentionError, match="the truth of out, shows 1 of 2 people"):
+        judge(sample)
 
 
 def test_two_people_are_told_apart(scored: dict[str, dict[str, Scores]]) -> None:
@@ -452,8 +497,15 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     group = others["pictures"][0]["group"]
     assert fewer["mean", group] == rows["mean", group]["difference"]["pictures"] - 1
     assert unlike(document, others) == [f"1 of {len(document['pictures'])} pictures, whose prompts differ"]
+    others["scorers"][0]["state"] = "of other weights"
+    said = "a judge, then and now of other weights or settings"
+    assert compare(document, others) == [] and unlike(document, others)[0] == said
     others["scorers"][0]["title"] = "another judge"
     assert compare(document, others) == [] and "another judge then" in unlike(document, others)[0]
+    del others["scorers"][0]["state"]  # as figures of before are
+    assert compare(document, others) == []
+    others["scorers"][0]["title"] = "a judge"
+    assert compare(document, others)
     worse = {(row["measure"], row["group"]): row["verdict"] for row in compare(before, document)}
     assert worse["mean", "λ = 1"] == "worse"
     path = tmp_path / "before.json"
@@ -463,6 +515,30 @@ def test_a_later_run_is_compared_picture_by_picture(tmp_path: Path) -> None:
     found = run.conclude(samples, [Brightness()], scores, output, "A test", path)
     assert found["against"]["title"] == "A test" and len(found["against"]["rows"]) == 4
     assert "+0.100 (+0.100 to +0.100)" in output.page.read_text(encoding="utf-8")
+
+
+def test_groups_in_a_circle_are_too_few_to_compare(tmp_path: Path) -> None:
+    """Four people, each beside the one who follows: four groups, two of which share nobody."""
+    people = [drawing.sample.people[0] for drawing in drawings(tmp_path, "abcd")[::2][:4]]
+    samples = [
+        Sample(f"{n}", tmp_path / f"{n}.png", (people[n], people[(n + 1) % 4]), scale=1.0) for n in range(4)
+    ]
+    now, before = (
+        summarise(samples, [Brightness()], {s.name: {"brightness": score} for s in samples}, "", tmp_path)
+        for score in ({"mean": 0.9, "red": None}, {"mean": 0.1, "red": None})
+    )
+    assert now["groups"][0]["figures"]["brightness"]["mean"]["low"] is None
+    (row,) = compare(now, before)
+    assert row["difference"]["mean"] == pytest.approx(0.8) and row["verdict"] == "too few subjects"
+
+
+def test_a_recogniser_is_the_same_judge_of_other_people(tmp_path: Path) -> None:
+    """And another one with other weights, though both are called alike."""
+    people = [drawing.sample.people for drawing in drawings(tmp_path)[::2]]
+    ones: list[Any] = [SimpleNamespace(key="own", title="own", independent=True, state=s) for s in "aab"]
+    judges = [IdentityScorer(*each) for each in zip(ones, (people[0], people[1], people[1]), strict=True)]
+    first, same, other = (summarise([], [judge], {}, "", tmp_path)["scorers"][0] for judge in judges)
+    assert judges[0].state != judges[1].state and first == same != other
 
 
 @pytest.mark.parametrize(
@@ -556,6 +632,14 @@ def test_two_judges_of_one_name_are_refused() -> None:
         check_keys([Brightness(), Brightness()])
 
 
+def test_two_judges_of_one_name_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    painter, planned = Painter(), drawings(tmp_path)
+    samples = [drawing.sample for drawing in planned]
+    with pytest.raises(NestedAttentionError, match="two scorers are called 'brightness'"):
+        carry_out(Task(samples, [Brightness(), Brightness()], {}, planned, painter), run.Output(tmp_path), "")
+    assert painter.drawn == []
+
+
 def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert open_picture(tmp_path / "clear.png").getpixel((3, 3)) == (255, 255, 255)
@@ -573,6 +657,61 @@ def test_pictures_are_read_upright_on_white(tmp_path: Path) -> None:
     ):
         with pytest.raises(NestedAttentionError, match=said):
             open_picture(tmp_path / name)
+
+
+def entries(*found: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of entries (tag, kind, count, value)."""
+    lines = b"".join(struct.pack("<HHI4s", *each) for each in found)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(found)) + lines + b"\0" * 4
+
+
+TURNED = (274, 3, 1, b"\6\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (entries(TURNED, (282, 2, 3, b"72\0\0")), (30, 40)),
+        (entries((271, 11, 1, struct.pack("<f", 1.5)), TURNED), (30, 40)),
+        (entries((256, 11, 1, struct.pack("<f", 40)), TURNED), (30, 40)),
+        (b"Exif\0\0no TIFF", (40, 30)),
+    ],
+    ids=["a resolution that is text", "a maker that is a number", "a width that is none", "no entries"],
+)
+def test_odd_exif_entries_stop_nothing(tmp_path: Path, exif: bytes, size: tuple[int, int]) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "odd.jpg", exif=exif)
+    assert open_picture(tmp_path / "odd.jpg").size == size
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, turn: int) -> None:
+    picture = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+    exif = picture.getexif()
+    exif[274] = turn
+    for ending in ("png", "webp", "tiff"):
+        path = tmp_path / f"{turn}.{ending}"
+        picture.save(path, exif=exif, lossless=True)
+        with Image.open(path) as opened:
+            assert open_picture(path).tobytes() == ImageOps.exif_transpose(opened).convert("RGB").tobytes()
+
+
+def test_whatever_pillow_raises_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trip(path: Path) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'read'")
+
+    monkeypatch.setattr(Image, "open", trip)
+    with pytest.raises(NestedAttentionError, match="odd.jpg cannot be read as a picture .'NoneType'"):
+        open_picture(tmp_path / "odd.jpg")
+
+
+def test_few_decoded_pictures_are_kept(tmp_path: Path) -> None:
+    """One of a camera takes a quarter of a gigabyte."""
+    paths = [save(tmp_path / f"{n}.png", np.full((32, 32, 3), n, np.uint8)) for n in range(3)]
+    first = weakref.ref(read_picture(paths[0]))
+    assert first() is not None
+    for path in paths[1:]:
+        read_picture(path)
+    assert first() is None
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])

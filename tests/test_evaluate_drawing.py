@@ -175,6 +175,20 @@ def test_a_folder_keeps_to_the_encoders_it_was_drawn_with(models: Path, tmp_path
     draw([], lambda drawings: iter(()), told_of(replace(first, encoder=copied)), output)
 
 
+@pytest.mark.parametrize("names", [("a", "b-a", "a-b"), ("A", "b-a", "a-b")])
+def test_names_that_meet_in_one_file_are_said_before_anything_is_drawn(
+    models: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """a-b-a is of a and b-a, and of a-b and a."""
+    subjects = tuple(SubjectSettings(name=name, references=(Path("x"),)) for name in names)
+    output = Output(tmp_path / "out")
+    drawings = plan(settings(models, subjects=subjects), output.pictures, ["person"] * 3)
+    drawn: list[Any] = []
+    with pytest.raises(NestedAttentionError, match="a picture of a-b [+] [aA] and one of [aA] [+] b-a would"):
+        draw(drawings, lambda asked: drawn.append(asked) or iter(()), {}, output)
+    assert not drawn and not output.folder.exists()
+
+
 def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path, tmp_path: Path) -> None:
     cat = SubjectSettings(name="tom", references=(models / "rex.png",))
     given = settings(models, subjects=(cat,), prompts=("a {1}",))
@@ -197,6 +211,10 @@ def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path,
         ({"prompts": ("{1}, {2} and {3}",)}, "has 3 places for 2 subjects"),
         ({"prompts": ()}, "prompts is empty"),
         ({"subjects": ()}, r"subjects are \[\]"),
+        (
+            {"subjects": tuple(SubjectSettings(name=n, references=(Path("x"),)) for n in ("Ann", "ann"))},
+            r"subjects are \['Ann', 'ann'\]",
+        ),
         ({"attention_scales": (1.0, 1.0)}, "expected one or more different numbers"),
         ({"attention_scales": (0.0,)}, "expected numbers above 0"),
         ({"seeds": ()}, "seeds is"),

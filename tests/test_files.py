@@ -172,9 +172,9 @@ def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    first = tmp_path / f".{'0' * 32}.tmp"  # as they were called at first
-    foreign = [tmp_path / ".nested-attention.tmp", tmp_path / ".x.tmp", tmp_path / f"{'0' * 32}.tmp"]
-    for path in (first, *foreign):
+    names = ".nested-attention.tmp", ".x.tmp", f"{'0' * 32}.tmp", f".{'0' * 32}.tmp"  # other programs'
+    foreign = [tmp_path / name for name in names]
+    for path in foreign:
         path.write_text("half")
 
     def write_something() -> set[Path]:
@@ -182,9 +182,9 @@ def test_what_a_kill_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
             temporary.write_text("whole")
         return set(tmp_path.iterdir())
 
-    assert write_something() == {tmp_path / "x", left, first, *foreign}  # they may still be written to
+    assert write_something() == {tmp_path / "x", left, *foreign}  # they may still be written to
     old = time.time() - 2 * 24 * 60 * 60
-    for path in (left, first, *foreign):
+    for path in (left, *foreign):
         os.utime(path, (old, old))
     assert write_something() == {tmp_path / "x", *foreign}
 

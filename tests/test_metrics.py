@@ -81,6 +81,12 @@ def test_copy_paste_of_several_people_is_the_mean_of_their_faces() -> None:
     assert copy_paste_of_people(torch.zeros(0, 2), truths, references) is None
 
 
+def test_copy_paste_compares_each_person_with_their_own_truth() -> None:
+    """Also where a face is nearer to the other person's: (50 − 10) / 60 of each."""
+    references, truths = at(0, 90), at(60, 30)
+    assert copy_paste_of_people(at(10, 80), truths, references) == pytest.approx(2 / 3)
+
+
 def test_id_conf_is_umos() -> None:
     assert id_conf([0.6, 0.15, 0.3]) == pytest.approx(0.5)  # (0.6 − 0.3) / 0.6
     assert id_conf([0.4, -0.2]) == 1.0  # 1.5, cut off at 1
@@ -134,3 +140,34 @@ def test_a_difference_that_is_not_there_is_shown_once_in_twenty(pictures: tuple[
         assert found["low"] is not None and found["high"] is not None
         wrong += not found["low"] <= 0 <= found["high"]
     assert 0.03 < wrong / trials < 0.065
+
+
+@pytest.mark.parametrize(
+    ("people", "places", "interval"),
+    [(20, 2, True), (6, 2, True), (12, 3, True), (4, 2, False), (8, 3, False), (3, 3, False)],
+)
+def test_groups_that_share_people_are_no_independent_subjects(
+    people: int, places: int, interval: bool
+) -> None:
+    """As an evaluation draws them: everybody beside those who follow, in a circle."""
+    rng, trials, right = np.random.default_rng(0), 300, 0
+    casts = [[(first + step) % people for step in range(places)] for first in range(people)]
+    clusters = [frozenset(str(person) for person in cast) for cast in casts for _ in range(4)]
+    for _ in range(trials):
+        own = rng.normal(size=people)
+        values = np.array([own[cast].mean() for cast in casts]).repeat(4)
+        found = clustered_mean((values + rng.normal(scale=0.3, size=len(values))).tolist(), clusters)
+        assert (found["low"] is not None and found["high"] is not None) == interval
+        if found["low"] is not None and found["high"] is not None:
+            right += found["low"] <= 0 <= found["high"]
+    assert not interval or right / trials >= 0.93
+
+
+def test_groups_that_share_nobody_are_subjects_like_any_other() -> None:
+    values, names = [0.0, 1.0, 0.25, 2.0], "abcd"
+    couples = clustered_mean(values, [frozenset((name, f"{name} 2")) for name in names])
+    assert couples == clustered_mean(values, list(names))
+    shared = clustered_mean([*values, 0.5], [frozenset(group) for group in ("ab", "cd", "ef", "gh", "fg")])
+    assert shared["low"] is not None and shared["subjects"] == 5
+    trio = clustered_mean([1.0, 2.0], [frozenset("abc"), frozenset("cab")])
+    assert (trio["mean"], trio["subjects"]) == (1.5, 1), "in whatever order"

@@ -14,13 +14,16 @@ from typer.testing import CliRunner
 
 from nested_attention.cli.app import app
 from nested_attention.errors import NestedAttentionError
-from nested_attention.evaluation.figures import FORMAT
+from nested_attention.evaluation import run
+from nested_attention.evaluation.figures import FORMAT, read_figures
 from nested_attention.evaluation.preferences import (
     ANSWERS_FORMAT,
     QUESTIONS,
     count_preferences,
+    pairs_of,
     read_answers,
     read_key,
+    write_preferences,
 )
 
 PAIRS = 6
@@ -60,6 +63,25 @@ def page(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     assert found.exit_code == 0, found.output
     assert f"with {PAIRS} pairs" in found.output
     return out
+
+
+def test_a_study_is_not_written_over(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "study.html"
+    typed = ["preferences", "page", *map(str, folders), "--out", str(out)]
+    assert CliRunner().invoke(app, typed).exit_code == 0
+    key = out.with_suffix(".key.json")
+    first = key.read_bytes()
+    for there in (out, key):
+        said = CliRunner().invoke(app, typed)
+        assert said.exit_code == 1 and f"{there.name} is there already" in said.output.replace("\n", "")
+        out.unlink(missing_ok=True)
+        assert key.read_bytes() == first and not out.exists()
+    order: list[str] = []
+    monkeypatch.setattr(run, "write", lambda path, text: order.append(path.name))
+    assert CliRunner().invoke(app, [*typed, "--replace"]).exit_code == 0
+    assert order == ["study.key.json", "study.html"], "a page is never without its key"
 
 
 def brightness(address: str) -> float:
@@ -137,12 +159,35 @@ def test_win_rates_are_counted_for_the_model_not_the_side(page: Path, tmp_path: 
         ({"format": "x"}, "has the format 'x'"),
         ({"answers": []}, "the answers are empty"),
         ({"answers": [{"pair": "x", "question": "overall", "side": "left"}]}, "expected a pair of the key"),
+        ({"answers": [{"pair": "x"}]}, "expected a pair of the key"),
+        ({"answers": [{"pair": [], "question": {}, "side": 1}]}, "expected a pair of the key"),
+        ({"answers": ["x"]}, "expected a pair of the key"),
+        ({"answers": None}, "answers 1 are damaged: person is 'ann', answers are NoneType"),
+        ({"person": None}, "answers 1 are damaged: person is None"),
     ],
 )
 def test_answers_to_something_else_are_refused(page: Path, change: dict[str, Any], said: str) -> None:
     key = read_key(page.with_suffix(".key.json"))
     with pytest.raises(NestedAttentionError, match=said):
         count_preferences(key, [{**answers(key, "ann", prefers("A")), **change}])
+
+
+def test_two_people_of_one_name_are_no_one_person(page: Path) -> None:
+    key = read_key(page.with_suffix(".key.json"))
+    first, second = ({**answers(key, "Anna", prefers(one)), "id": one} for one in "AB")
+    with pytest.raises(NestedAttentionError, match="ones have the name 'Anna' and come from two browsers"):
+        count_preferences(key, [first, second])
+    assert count_preferences(key, [first, {**second, "person": "Anna K."}])["people"] == 2
+    assert count_preferences(key, [first, first])["people"] == 1
+    text = page.read_text(encoding="utf-8")
+    assert "{format, study, id, person" in text and "id = before.id || id" in text
+
+
+def test_nothing_that_others_know_says_which_picture_is_whose(folders: tuple[Path, Path]) -> None:
+    """No seed repeats the sides."""
+    pairs = pairs_of(*map(read_figures, folders), PAIRS, seed=0)
+    drawn = [write_preferences(pairs, ("a", "b"))[1]["pairs"].values() for _ in range(12)]
+    assert len({tuple(pair["left"] for pair in each) for each in drawn}) > 1
 
 
 def test_files_of_another_kind_are_refused(page: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:

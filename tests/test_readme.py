@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands."""
+"""The README's Python example runs as it stands, and its lists are whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from nested_attention.storage.registry import known_weights
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_known_file_can_be_asked_for_by_its_name() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (names,) = re.findall(r"The names are (.*?)\. ", text, re.S)
+    assert set(re.findall(r"`([^`]+)`", names)) == set(known_weights())
 
 
 def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ TRAVERSALS = [
     "",
     ".",
     "..",
+    "con",
+    "NUL",
+    "aux.safetensors",
+    "com1/alice.safetensors",
+    "Lpt9 .txt",
     "a" * 500,
     "a/" * 40 + "a",
 ]
@@ -331,7 +336,15 @@ def test_a_folder_that_cannot_be_made_says_so(subject: Subject, tmp_path: Path) 
 def test_a_path_inside_is_returned_whole(tmp_path: Path) -> None:
     assert inside(tmp_path, "a/b c/ä.safetensors") == tmp_path / "a" / "b c" / "ä.safetensors"
     assert inside(tmp_path, "a\\b") == tmp_path / "a" / "b"
-    for name in ("木\u3000村.safetensors", "8\u202fPM", "👩\u200d🚀"):  # wide, narrow and joining spaces
+    for name in (
+        "console",
+        "com10",
+        "auxiliary.safetensors",
+        "lpt",
+        "木\u3000村.safetensors",
+        "8\u202fPM",
+        "👩\u200d🚀",
+    ):  # wide, narrow and joining spaces
         assert inside(tmp_path, name) == tmp_path / name
 
 

@@ -387,6 +387,31 @@ def test_loading_what_is_not_there_or_no_subject(
         Subject.load(path)
 
 
+def forged(path: Path, header: dict[str, Any], rest: bytes = b"") -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+    return path
+
+
+@pytest.mark.parametrize("shape", [[0, 2**70], [0, 2**63 - 1, 2], [2**62, 2**62, 0]])
+def test_sizes_that_no_tensor_has_are_refused(tmp_path: Path, shape: list[int]) -> None:
+    metadata = dict.fromkeys(("word", "fingerprint", "images", "library_version", "digest"), "1")
+    header = {
+        "__metadata__": {"format": "nested_attention.subject", "format_version": "1", **metadata},
+        "tokens": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]},
+        "token_bias": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},
+    }
+    with pytest.raises(NestedAttentionError, match="sizes that are too large at tokens"):
+        Subject.load(forged(tmp_path / "x.safetensors", header))
+
+
+def test_a_large_header_is_no_subjects(tmp_path: Path) -> None:
+    """Read, it would take twenty times as much memory."""
+    path = forged(tmp_path / "x.safetensors", {"x" * 2**20: {}})
+    with pytest.raises(NestedAttentionError, match="a header of .* bytes, expected at most 1048576"):
+        Subject.load(path)
+
+
 def saved_bytes(directory: Path) -> bytes:
     torch.manual_seed(4)
     subject = Subject(torch.randn(4, 8), torch.zeros(4), "person", "0123456789abcdef" * 2, 2)

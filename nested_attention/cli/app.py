@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 from .extras import command
 
 try:
@@ -21,6 +24,10 @@ from .inspect import inspect
 from .preferences import preferences
 from .training import prepare, train
 from .world import world
+
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")  # a file on Windows has no λ
 
 DRAW, TRAIN, MEASURE, SMALL_WORLD = "Draw", "Train an encoder", "Measure", "The small world"
 

@@ -24,20 +24,31 @@ def page(
         "output/preferences.html"
     ),
     number: Annotated[int, typer.Option(min=1, help="Pairs on the page.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Which pairs, and which stands on the left.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which pairs are chosen, where there are more.")] = 0,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Write over a page and its key: its answers can be counted no more."),
+    ] = False,
 ) -> None:
     """Write a page of pairs, in one file that can be sent to anybody, and the key to it."""
+    from ..errors import NestedAttentionError
     from ..evaluation.figures import read_figures
     from ..evaluation.preferences import pairs_of, write_preferences
     from ..evaluation.run import write
 
     with stopping():
+        there = [path for path in (out, _key(out)) if path.exists()]
+        if there and not replace:
+            raise NestedAttentionError(
+                f"{there[0]} is there already, and answers to a page are counted with its own key alone. "
+                "Choose another name with --out, or say --replace if nobody has been asked yet"
+            )
         before, after = read_figures(first), read_figures(second)
         chosen = pairs_of(before, after, number, seed)
-        text, key = write_preferences(chosen, (before["title"], after["title"]), seed)
+        text, key = write_preferences(chosen, (before["title"], after["title"]))
         out.parent.mkdir(parents=True, exist_ok=True)
+        write(_key(out), json.dumps(key, indent=1) + "\n")  # first: a page without its key is lost work
         write(out, text)
-        write(_key(out), json.dumps(key, indent=1) + "\n")
     typer.echo(
         f"The page, with {len(chosen)} pairs: {out.resolve()}\n"
         f"The key, which nobody who answers should see: {_key(out).resolve()}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import NestedAttentionError
 from .samples import Sample
-from .scorers import Measure, Scorer, Scores
+from .scorers import Measure, Scorer, Scores, state_of_judge
 from .statistics import Mean, Rate, clustered_mean, wilson
 
 FORMAT = "nested_attention.evaluation 1"
@@ -58,6 +58,7 @@ def summarise(
             {
                 "key": scorer.key,
                 "title": scorer.title,
+                "state": state_of_judge(scorer),
                 "independent": scorer.independent,
                 "measures": [asdict(measure) for measure in scorer.measures],
             }
@@ -69,6 +70,7 @@ def summarise(
                 "name": sample.name,
                 "group": sample.group,
                 "subject": sample.subject,
+                "people": [person.name for person in sample.people],
                 "prompt": sample.prompt,
                 "text": sample.text,
                 "picture": _relative(sample.picture, folder),
@@ -84,7 +86,7 @@ def _figure(
     samples: Sequence[Sample], measure: Measure, scorer: str, scores: Mapping[str, Mapping[str, Scores]]
 ) -> Mean | Rate | None:
     found = [
-        (value, sample.subject)
+        (value, frozenset(person.name for person in sample.people))
         for sample in samples
         if (value := scores[sample.name][scorer][measure.key]) is not None
     ]
@@ -92,7 +94,7 @@ def _figure(
         return None
     if measure.rate:
         return wilson(sum(value == 1 for value, _ in found), len(found))
-    return clustered_mean([value for value, _ in found], [subject for _, subject in found])
+    return clustered_mean([value for value, _ in found], [people for _, people in found])
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -133,16 +135,16 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
     its interval. verdict: `better` or `worse` where the interval excludes 0, else `no difference shown`; `too
     few subjects` where there is no interval. What `unlike` names is left out.
     """
-    both, judges = [pair for pair in of_one_name(now, before) if alike(*pair)], _titles(before)
+    both, judges = [pair for pair in of_one_name(now, before) if alike(*pair)], _judges(before)
     rows = []
     for scorer in now["scorers"]:
-        if judges.get(scorer["key"]) != scorer["title"]:
+        if scorer["key"] not in judges or not _one_judge(scorer, judges[scorer["key"]]):
             continue
         for measure in scorer["measures"]:
             value = _value(scorer["key"], measure["key"])
             for group in now["groups"]:
                 pairs = [
-                    (value(picture) - value(earlier), picture["subject"])
+                    (value(picture) - value(earlier), frozenset(picture["people"]))
                     for picture, earlier in both
                     if picture["group"] == group["group"]
                     and value(picture) is not None
@@ -166,12 +168,17 @@ def compare(now: Document, before: Document) -> list[dict[str, Any]]:
 
 def unlike(now: Document, before: Document) -> list[str]:
     """What two runs call by one name and is not one: judges, and pictures of other prompts."""
-    judges, pairs = _titles(before), of_one_name(now, before)
-    told = [
-        f"{judges[scorer['key']]} then, {scorer['title']} now"
-        for scorer in now["scorers"]
-        if judges.get(scorer["key"], scorer["title"]) != scorer["title"]
-    ]
+    judges, pairs = _judges(before), of_one_name(now, before)
+    told = []
+    for scorer in now["scorers"]:
+        earlier = judges.get(scorer["key"], scorer)
+        if not _one_judge(scorer, earlier):
+            renamed = scorer["title"] != earlier["title"]
+            told.append(
+                f"{earlier['title']} then, {scorer['title']} now"
+                if renamed
+                else f"{scorer['title']}, then and now of other weights or settings"
+            )
     others = sum(not alike(*pair) for pair in pairs)
     return [*told, f"{others} of {len(pairs)} pictures, whose prompts differ"] if others else told
 
@@ -182,8 +189,13 @@ def of_one_name(first: Document, second: Document) -> list[tuple[dict[str, Any],
     return [(one, others[one["name"]]) for one in first["pictures"] if one["name"] in others]
 
 
-def _titles(document: Document) -> dict[str, str]:
-    return {scorer["key"]: scorer["title"] for scorer in document["scorers"]}
+def _judges(document: Document) -> dict[str, dict[str, Any]]:
+    return {scorer["key"]: scorer for scorer in document["scorers"]}
+
+
+def _one_judge(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    key = "state" if "state" in one and "state" in other else "title"  # figures of before have no state
+    return bool(one[key] == other[key])
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

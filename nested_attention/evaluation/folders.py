@@ -33,13 +33,13 @@ _PROMPTS = ("prompt", "caption_en")
 def read_folder(folder: Path) -> list[Sample]:
     """The pictures to be scored in a folder and those below, each with its people, prompt and truth.
 
-    Raises NestedAttentionError, naming the folder, for one without references, and where nothing is to be
-    scored.
+    Raises NestedAttentionError, naming the folder, for one without references, where nothing is to be scored,
+    and for two people of one name.
     """
     if not folder.is_dir():
         raise NestedAttentionError(f"there is no folder {folder}; check the path of --images")
     samples: list[Sample] = []
-    for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+    for place in [folder, *sorted(path for path in folder.rglob("*") if _is_folder(path, folder))]:
         pictures = sorted(path for path in place.iterdir() if _is_picture(path))
         if pictures:
             samples += _of_one_folder(place, pictures, folder)
@@ -48,7 +48,25 @@ def read_folder(folder: Path) -> list[Sample]:
             f"{folder} holds no pictures to score ({', '.join(PICTURES)}); expected a folder for each "
             "subject with ref_1.jpg and the pictures of them, as docs/evaluation.md shows"
         )
+    _check_people(samples)
     return samples
+
+
+def _check_people(samples: list[Sample]) -> None:
+    """Raises NestedAttentionError for two people of one name: the second of `couple`, and of `couple 2`."""
+    known: dict[str, Person] = {}
+    for person in (person for sample in samples for person in sample.people):
+        other = known.setdefault(person.name, person)
+        if other != person:
+            raise NestedAttentionError(
+                f"{other.references[0]} and {person.references[0]} show two people who would both be called "
+                f"{person.name!r}; rename one of the folders"
+            )
+
+
+def _is_folder(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)  # .ipynb_checkpoints
+    return path.is_dir() and not hidden
 
 
 def _is_picture(path: Path) -> bool:
@@ -59,12 +77,18 @@ def _of_one_folder(place: Path, pictures: list[Path], root: Path) -> list[Sample
     name = place.relative_to(root).as_posix()
     name = root.resolve().name if name == "." else name
     numbered: dict[int, list[Path]] = {}
-    truth, scored = None, []
+    truth: Path | None = None
+    scored: list[Path] = []
     for path in pictures:
-        reference = _REFERENCE.fullmatch(path.stem)
+        stem = path.stem.casefold()  # cameras and Windows write capitals
+        reference = _REFERENCE.fullmatch(stem)
         if reference:
             numbered.setdefault(int(reference.group(1)), []).append(path)
-        elif path.stem == TRUTH:
+        elif stem == TRUTH:
+            if truth is not None:
+                raise NestedAttentionError(
+                    f"{place} holds {truth.name} and {path.name}; expected one true picture. Take one away"
+                )
             truth = path
         else:
             scored.append(path)

@@ -66,15 +66,16 @@ def copy_paste(generated: Tensor, truth: Tensor, reference: Tensor) -> float:
 
 
 def copy_paste_of_people(faces: Tensor, truths: Tensor, references: Tensor) -> float | None:
-    """The mean of `copy_paste` over the faces (n, width) that match somebody of the truth (m, width) and of
-    the references (p, width), each by `match`. None if no face does: a face that is not there copies
-    nothing."""
-    truth_of = {face: person for person, face in enumerate(match(cosines(faces, truths))) if face is not None}
-    reference_of = match(cosines(faces, references))
+    """The mean of `copy_paste` over the people of the references (m, width), each with their own truth,
+    (m, width) in the same order, and the face of (n, width) that is theirs by `match` with the references.
+
+    None without a face: one that is not there copies nothing.
+    """
+    own = match(cosines(faces, references))
     found = [
-        copy_paste(faces[face], truths[truth_of[face]], references[person])
-        for person, face in enumerate(reference_of)
-        if face in truth_of and face is not None
+        copy_paste(faces[face], truths[person], references[person])
+        for person, face in enumerate(own)
+        if face is not None
     ]
     return sum(found) / len(found) if found else None
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 from typing import Any
 
 from ..errors import NestedAttentionError
@@ -69,17 +69,14 @@ def pairs_of(first: Document, second: Document, number: int, seed: int) -> list[
     ]
 
 
-def write_preferences(
-    pairs: Sequence[Pair], titles: tuple[str, str], seed: int
-) -> tuple[str, dict[str, Any]]:
+def write_preferences(pairs: Sequence[Pair], titles: tuple[str, str]) -> tuple[str, dict[str, Any]]:
     """The page, and the key that says which picture was whose.
 
-    Half of the pairs have A on the left. Nothing on the page tells the models apart: pictures are written
-    anew, without names or metadata, and questions have random names.
+    Half of the pairs have A on the left, by a chance that no seed repeats. Nothing on the page tells the
+    models apart: pictures are written anew, without names or metadata, and questions have random names.
     """
-    random = Random(seed)
     sides = [index % 2 == 0 for index in range(len(pairs))]
-    random.shuffle(sides)
+    SystemRandom().shuffle(sides)
     study = secrets.token_hex(8)
     asked, key = [], {}
     for pair, a_left in zip(pairs, sides, strict=True):
@@ -115,9 +112,11 @@ def count_preferences(key: dict[str, Any], answers: Sequence[dict[str, Any]]) ->
     """Win rates of A over B for each question, with Wilson's interval. A "neither" is counted apart.
 
     Of several answers of one person to a pair, the last counts. Raises NestedAttentionError for answers to
-    another page.
+    another page, and for those of one name that were given in two browsers: whether they are one person's,
+    nobody but who asked can know.
     """
     found: dict[tuple[str, str, str], str] = {}
+    browsers: dict[str, Any] = {}
     for number, document in enumerate(answers, start=1):
         _check(document, ANSWERS_FORMAT, f"answers {number}")
         if document.get("study") != key["study"]:
@@ -125,14 +124,28 @@ def count_preferences(key: dict[str, Any], answers: Sequence[dict[str, Any]]) ->
                 f"answers {number} are to the page {document.get('study')!r}, and the key belongs to "
                 f"{key['study']!r}; count each page's answers with its own key"
             )
-        for entry in document["answers"]:
-            pair, question, side = entry["pair"], entry["question"], entry["side"]
-            if pair not in key["pairs"] or question not in QUESTIONS or side not in SIDES:
+        person, entries = document.get("person"), document.get("answers")
+        if not isinstance(person, str) or not isinstance(entries, list):
+            raise NestedAttentionError(
+                f"answers {number} are damaged: person is {person!r}, answers are {type(entries).__name__}; "
+                "expected a name and a list, as the page writes them"
+            )
+        if browsers.setdefault(person, document.get("id")) != document.get("id"):
+            raise NestedAttentionError(
+                f"answers {number} and earlier ones have the name {person!r} and come from two browsers. If "
+                'these are two people, give one of them another "person" in the file; else leave one file out'
+            )
+        for entry in entries:
+            asked = (
+                [entry.get(name) for name in ("pair", "question", "side")] if isinstance(entry, dict) else []
+            )
+            if not _is_answer(asked, key):
                 raise NestedAttentionError(
                     f"answers {number} hold {entry!r}; expected a pair of the key, one of "
                     f"{', '.join(QUESTIONS)}, and one of {', '.join(SIDES)}"
                 )
-            found[str(document["person"]), pair, question] = side
+            pair, question, side = asked
+            found[person, pair, question] = side
     if not found:
         raise NestedAttentionError("the answers are empty; expected at least one")
     result: dict[str, Any] = {"A": key["A"], "B": key["B"], "people": len({person for person, _, _ in found})}
@@ -148,6 +161,13 @@ def count_preferences(key: dict[str, Any], answers: Sequence[dict[str, Any]]) ->
             "neither": votes.count("neither"),
         }
     return result
+
+
+def _is_answer(asked: list[Any], key: dict[str, Any]) -> bool:
+    known = (key["pairs"], QUESTIONS, SIDES)
+    return len(asked) == 3 and all(
+        isinstance(one, str) and one in names for one, names in zip(asked, known, strict=True)
+    )
 
 
 def _winner(left: str, side: str) -> str:

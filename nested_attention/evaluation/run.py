@@ -65,8 +65,17 @@ def draw(
     """Draw the pictures that are not there yet.
 
     told: everything that decides what a picture looks like, but its name. Raises NestedAttentionError if the
-    folder has pictures that were drawn otherwise.
+    folder has pictures that were drawn otherwise, and if two would go to one file.
     """
+    files: dict[str, Drawing] = {}
+    for drawing in drawings:
+        name = drawing.sample.name
+        other = files.setdefault(name.casefold(), drawing)  # Windows and macOS have one file for both
+        if other is not drawing:
+            raise NestedAttentionError(
+                f"a picture of {drawing.sample.subject} and one of {other.sample.subject} would have one "
+                f"name, {name}; rename one of the subjects"
+            )
     output.pictures.mkdir(parents=True, exist_ok=True)
     before = json.loads(output.drawn_with.read_text(encoding="utf-8")) if output.drawn_with.is_file() else {}
     changed = sorted(name for name in before if name in told and _differ(before[name], told[name]))

@@ -24,7 +24,7 @@ from .metrics import (
 from .recognisers import FaceFinder, Recogniser
 from .samples import Person, Sample
 
-FORMULAS = 2
+FORMULAS = 3
 """Counts changes of what a score is: those of before are not taken for it."""
 
 Better = Literal["higher", "lower"]
@@ -175,10 +175,15 @@ class IdentityScorer:
         return faces
 
     def _truths(self, sample: Sample, references: Tensor) -> Tensor | None:
-        """A descriptor of everybody who is found in the truth, (people, width): bystanders are nobody's."""
+        """Everybody's descriptor in the truth, (people, width): bystanders are nobody's."""
         if sample.truth is not None:
             faces = self._shown(sample.name, sample.truth)
             matched = [face for face in match(cosines(faces, references)) if face is not None]
+            if len(matched) < len(references):
+                raise NestedAttentionError(
+                    f"{sample.truth}, the truth of {sample.name}, shows {len(matched)} of {len(references)} "
+                    "people; expected all of them"
+                )
             return faces[matched]
         if not all(person.truths for person in sample.faces):
             return None
@@ -214,6 +219,12 @@ def everybody(samples: Iterable[Sample]) -> tuple[Person, ...]:
     """All people of an evaluation who have faces, each once, in order."""
     found: dict[str, Person] = {person.name: person for sample in samples for person in sample.faces}
     return tuple(found.values())
+
+
+def state_of_judge(scorer: Scorer) -> str:
+    """Changes when the judge does, whomever it judges."""
+    alone = f"{scorer.recogniser.state} {FORMULAS}" if isinstance(scorer, IdentityScorer) else scorer.state
+    return hashlib.sha256(alone.encode()).hexdigest()[:32]
 
 
 def check_keys(scorers: Iterable[Scorer]) -> None:

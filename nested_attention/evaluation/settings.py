@@ -104,8 +104,10 @@ class DrawSettings:
     def __post_init__(self) -> None:
         check_grid(self.attention_scales, self.seeds)
         names = [subject.name for subject in self.subjects]
-        if not names or len(set(names)) < len(names):
-            raise NestedAttentionError(f"subjects are {names}; expected one or more, each of its own name")
+        if not names or len({name.casefold() for name in names}) < len(names):  # names of files, too
+            raise NestedAttentionError(
+                f"subjects are {names}; expected one or more, each of its own name, capitals or not"
+            )
         if not self.prompts:
             raise NestedAttentionError("prompts is empty; expected one or more, such as 'a photo of a {1}'")
         for prompt in self.prompts:

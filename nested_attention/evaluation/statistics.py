@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import torch
@@ -139,7 +139,8 @@ FEWEST = 3
 
 
 class Mean(TypedDict):
-    """A mean over subjects, its 95 % interval (None of fewer than FEWEST subjects), and what it is of."""
+    """A mean over subjects, its 95 % interval (None with fewer than FEWEST that share nobody), and what it is
+    of."""
 
     mean: float
     low: float | None
@@ -148,23 +149,51 @@ class Mean(TypedDict):
     subjects: int
 
 
-def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
+def clustered_mean(values: Sequence[float], clusters: Sequence[str | frozenset[str]]) -> Mean:
     """The mean of the subjects' means, with Student's t interval over subjects.
 
-    clusters: the subject of each picture. Pictures of one subject are alike, so that each subject counts as
-    one observation, however many pictures it has. The interval is at most as often wrong as it says where
-    subjects' means differ in variance, as those of few and of many pictures do (Ibragimov and Müller, 2010).
+    clusters: the subject of each picture, or everybody who is in it. Pictures of one subject are alike, so
+    that each subject counts as one observation, however many pictures it has. The interval is at most as
+    often wrong as it says where subjects' means differ in variance, as those of few and of many pictures do
+    (Ibragimov and Müller, 2010). Where subjects share people, the standard error is the jackknife's over
+    people, and the degrees of freedom are of the subjects that share nobody.
+
     Raises ValueError without values.
     """
     if not values or len(values) != len(clusters):
         raise ValueError(f"a mean needs values, each with its subject; found {len(values)}, {len(clusters)}")
-    groups: dict[str, list[float]] = {}
+    groups: dict[frozenset[str], list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
-        groups.setdefault(cluster, []).append(value)
+        who = frozenset([cluster]) if isinstance(cluster, str) else cluster
+        groups.setdefault(who, []).append(value)
     means = torch.tensor([sum(group) / len(group) for group in groups.values()], dtype=torch.float64)
-    mean, number = float(means.mean()), len(groups)
+    mean, number, apart = float(means.mean()), len(groups), _sharing_nobody(groups)
     low = high = None
-    if number >= FEWEST:
-        half = float(stdtrit(number - 1, 1 - LEVEL / 2)) * float(means.std()) / math.sqrt(number)
+    if apart >= FEWEST:
+        error = _jackknife(means, list(groups)) if apart < number else float(means.std()) / math.sqrt(number)
+        half = float(stdtrit(apart - 1, 1 - LEVEL / 2)) * error
         low, high = mean - half, mean + half
     return {"mean": mean, "low": low, "high": high, "pictures": len(values), "subjects": number}
+
+
+def _sharing_nobody(groups: Iterable[frozenset[str]]) -> int:
+    """How many of the groups of people share nobody, taken as they come, the smallest first."""
+    found, number = set[str](), 0
+    for group in sorted(groups, key=len):
+        if found.isdisjoint(group):
+            found |= group
+            number += 1
+    return number
+
+
+def _jackknife(means: Tensor, groups: Sequence[frozenset[str]]) -> float:
+    """The standard error of the mean of `means` (n,), each of a group of people: everybody is left out once,
+    with all of their groups. Those who are always together are left out together.
+
+    It is too large rather than too small: what two people have in common counts for each of them.
+    """
+    everybody = sorted(frozenset().union(*groups))
+    of_whom = {tuple(person in group for group in groups) for person in everybody}
+    without = [float(means[~torch.tensor(rows)].mean()) for rows in sorted(of_whom)]
+    squares = sum((one - float(means.mean())) ** 2 for one in without)
+    return math.sqrt(squares * (len(without) - 1) / len(without))

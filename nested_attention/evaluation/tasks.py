@@ -15,7 +15,7 @@ from .judges import load_judges
 from .recognisers import FaceFinder
 from .run import Output, Track, conclude, draw, score, silently
 from .samples import Sample
-from .scorers import Scorer
+from .scorers import Scorer, check_keys
 from .settings import DrawSettings, ScorerSettings
 
 
@@ -63,6 +63,7 @@ def carry_out(
     task: Task, output: Output, title: str, against: Path | None = None, track: Track[Any] = silently
 ) -> None:
     """Draw what is missing, score what is new, and write figures.json and report.html."""
+    check_keys(task.scorers)  # before hours of drawing
     output.folder.mkdir(parents=True, exist_ok=True)
     if task.drawer is not None:
         draw(task.drawings, task.drawer, task.told, output, track)
@@ -71,18 +72,19 @@ def carry_out(
 
 
 def faceless(samples: Sequence[Sample], find: FaceFinder) -> dict[str, str]:
-    """Sample → which of its references or true pictures shows no face."""
+    """Sample → which of its references or true pictures shows no face, or fewer than its people."""
     found: dict[str, str] = {}
     for sample in samples:
-        shown = {
-            path: person.name for person in sample.faces for path in (*person.references, *person.truths)
+        needed = {
+            path: (person.name, 1) for person in sample.faces for path in (*person.references, *person.truths)
         }
         if sample.truth is not None and sample.faces:
-            shown[sample.truth] = sample.name
-        for path, name in shown.items():
-            if not find(path):
+            needed[sample.truth] = sample.name, len(sample.faces)
+        for path, (name, people) in needed.items():
+            if (faces := len(find(path))) < people:
+                shown = f"shows {faces} of {people} faces" if faces else "shows no face that was found"
                 found[sample.name] = (
-                    f"{path}, a picture of {name}, shows no face that was found; expected one that shows "
+                    f"{path}, a picture of {name}, {shown}; expected {'one' if people == 1 else 'each'} with "
                     "both eyes and the mouth. Take another photograph, crop this one closer, or say "
                     "`face: false` of a pet, among the subjects or in the folder's meta.json"
                 )

@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,7 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
     """
     place = known.place(models)
     if place.is_file():
-        check_header(place)
-        say(f"Already there: {place}")
-        return place
+        return _already(place, say)
     hub = _client(known, models)
     facts = _facts(hub, known, models)
     digest = facts.etag if facts.etag and _SHA256.fullmatch(facts.etag) else None
@@ -96,13 +94,16 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / "lock", timeout=0):
-            part = _fetch(hub, known, facts, staging, models)
-            try:
-                check_content(part, facts.size, digest)
-            except NestedAttentionError as error:
-                shutil.rmtree(staging, ignore_errors=True)  # nothing can come of it
-                raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
-            os.replace(part, place)
+            there = place.is_file()  # another download may have ended since it was asked first
+            if not there:
+                part = _fetch(hub, known, facts, staging, models)
+                try:
+                    check_content(part, facts.size, digest)
+                except NestedAttentionError as error:
+                    shutil.rmtree(staging, ignore_errors=True)  # nothing can come of it
+                    raise NestedAttentionError(f"{error}. {known.by_hand(models)}") from error
+                os.replace(part, place)
+            shutil.rmtree(staging, ignore_errors=True)  # here: afterwards it may be another download's
     except Timeout as error:
         raise NestedAttentionError(
             f"another download of {place} is under way; wait until it has ended, and try again"
@@ -112,11 +113,19 @@ def download(known: KnownWeights, models: Path, say: Say, *, accept_unverified: 
             f"{place} cannot be written ({error.strerror or error}); check space and permissions. "
             f"{known.by_hand(models)}"
         ) from error
-    shutil.rmtree(staging, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another download is under way
-        staging.parent.rmdir()
+    for folder in (staging, staging.parent):  # Windows kept the former, whose lock was open
+        with contextlib.suppress(OSError):  # gone, or another download is under way
+            folder.rmdir()
+    if there:
+        return _already(place, say)
     say(f"Saved: {place}")
     _say_what_it_is(known, place, say)
+    return place
+
+
+def _already(place: Path, say: Say) -> Path:
+    check_header(place)
+    say(f"Already there: {place}")
     return place
 
 
@@ -134,8 +143,10 @@ def _client(known: KnownWeights, models: Path) -> Any:
 
 def _facts(hub: Any, known: KnownWeights, models: Path) -> Any:
     """The size, the ETag (a large file's SHA-256) and the commit that the hub announces."""
-    with _naming_failure(known, models):
+    try:
         return hub.get_hf_file_metadata(hub.hf_hub_url(known.repo, known.file))
+    except Exception as error:
+        raise _failure(error, known, models) from error
 
 
 def _fetch(hub: Any, known: KnownWeights, facts: Any, staging: Path, models: Path) -> Path:
@@ -146,33 +157,46 @@ def _fetch(hub: Any, known: KnownWeights, facts: Any, staging: Path, models: Pat
     for other in staging.glob("*.part"):
         if other != part:
             other.unlink(missing_ok=True)  # of a version that the hub has replaced
-    if name == "unknown":
+    if name == "unknown" or _too_large(part, facts.size):
         part.unlink(missing_ok=True)
-    with _naming_failure(known, models), part.open("ab") as file:
-        # The commit of the facts, so that the file is the one they are about even if a newer one comes now.
-        hub.file_download.http_get(
-            hub.hf_hub_url(known.repo, known.file, revision=facts.commit_hash),
-            file,
-            resume_size=file.tell(),
-            headers=hub.utils.build_hf_headers(),
-            expected_size=facts.size,
-            displayed_filename=known.target,
-        )
+    try:
+        with part.open("ab") as file:
+            if facts.size is None or file.tell() < facts.size:  # else it was killed before it was checked
+                # The commit of the facts, so that the file is theirs even if a newer one comes now.
+                hub.file_download.http_get(
+                    hub.hf_hub_url(known.repo, known.file, revision=facts.commit_hash),
+                    file,
+                    resume_size=file.tell(),
+                    headers=hub.utils.build_hf_headers(),
+                    expected_size=facts.size,
+                    displayed_filename=known.target,
+                )
+    except Exception as error:
+        if not _too_large(part, facts.size):
+            raise _failure(error, known, models) from error
+        part.unlink()  # a server that ignores where to go on from has sent everything again
+        then = "More came than was announced, and the next run begins anew"
+        raise _failure(error, known, models, then) from error
     return part
 
 
-@contextlib.contextmanager
-def _naming_failure(known: KnownWeights, models: Path) -> Iterator[None]:
-    try:
-        yield
-    # Offline, blocked, refused, gone, out of space: the client raises its own, httpx's, requests' and the
-    # system's exceptions, which have no base of their own.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NestedAttentionError(
-            f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). What has "
-            f"come of it is kept, and the next run goes on from there. Or by hand: {known.by_hand(models)}"
-        ) from error
+def _too_large(part: Path, size: int | None) -> bool:
+    return size is not None and part.is_file() and part.stat().st_size > size
+
+
+def _failure(
+    error: Exception,
+    known: KnownWeights,
+    models: Path,
+    then: str = "What has come of it is kept, and the next run goes on from there",
+) -> NestedAttentionError:
+    """Offline, blocked, refused, gone, out of space: the client raises its own, httpx's, requests' and the
+    system's exceptions, which have no base of their own."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return NestedAttentionError(
+        f"{known.file} of {known.repo} could not be fetched ({type(error).__name__}: {reason}). {then}. "
+        f"Or by hand: {known.by_hand(models)}"
+    )
 
 
 def check_content(path: Path, size: int | None, digest: str | None) -> None:

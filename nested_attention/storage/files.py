@@ -18,9 +18,7 @@ from ..errors import NestedAttentionError
 from ..prompt import short
 
 _PREFIX, _SUFFIX = ".nested-attention-", ".tmp"
-_TEMPORARY = re.compile(
-    rf"{re.escape(_PREFIX)}\w+{re.escape(_SUFFIX)}|\.[0-9a-f]{{32}}\.tmp"
-)  # the latter: before 0.2
+_TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}\w+{re.escape(_SUFFIX)}")
 _OLD_S = 24 * 60 * 60  # what has not changed for so long was left by a process that was killed
 _KINDS = {
     stat.S_IFDIR: "a folder",

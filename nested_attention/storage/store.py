@@ -28,6 +28,9 @@ SUFFIX = ".safetensors"
 _HEADER_BYTES = 2**16  # a subject's header has a few hundred; a checkpoint's is not worth reading
 _REFUSED = set('<>:"|?*')  # names that cannot be copied to every system, drives and streams included
 _INVISIBLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, broken ones, and line ends, by Unicode category
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {  # on Windows, whatever follows a dot
+    f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³"
+}
 _LONGEST, _DEEPEST = 120, 16  # bytes of one part of a name, parts of a name
 _TOKENS = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
 
@@ -153,7 +156,8 @@ def inside(root: Path, relative: str) -> Path:
     if len(parts) > _DEEPEST or not all(map(_is_plain, parts)):
         raise NestedAttentionError(
             f"{short(relative)!r} is no name of a file below {root}: expected names of folders and a file "
-            "with / between them, without .. and without a drive or any of " + " ".join(sorted(_REFUSED))
+            "with / between them, none of them .., a drive, or con or another device of Windows, and without "
+            + " ".join(sorted(_REFUSED))
         )
     real = Path(os.path.realpath(root))
     path = Path(os.path.realpath(real.joinpath(*parts)))
@@ -187,6 +191,8 @@ def _check_text(name: object) -> None:
 def _is_plain(part: str) -> bool:
     """Whether it names one file or folder on every system, and a visible one."""
     if not part or len(part.encode(errors="replace")) > _LONGEST or part[0] == "." or part[-1] in ". ":
+        return False
+    if part.split(".")[0].rstrip().casefold() in _DEVICES:
         return False
     return not any(letter in _REFUSED or category(letter) in _INVISIBLE for letter in part)
 

@@ -34,6 +34,7 @@ _NOT_TENSORS = {
     b"<html": "a web page; download the file itself, not the page that shows it",
 }
 _HEADER_BYTES = 100 * 10**6  # of a safetensors file, at most: the format's own limit
+_LARGEST = 2**63 - 1  # of sizes and their products, as PyTorch counts
 _DTYPES = {
     name: getattr(torch, torch_name)
     for name, torch_name in {
@@ -97,17 +98,20 @@ def read_shapes(
 
 
 @contextlib.contextmanager
-def open_tensors(path: str | os.PathLike[str], *, safetensors_only: bool = False) -> Iterator[TensorReader]:
+def open_tensors(
+    path: str | os.PathLike[str], *, safetensors_only: bool = False, header_bytes: int = _HEADER_BYTES
+) -> Iterator[TensorReader]:
     """A file of tensors to read one after the other, and only those that are wanted.
 
-    safetensors_only: refuse PyTorch files, for content that was never written as one. Raises
+    safetensors_only: refuse PyTorch files, for content that was never written as one. header_bytes: of a
+    safetensors file, at most; in memory a header may take twenty times as much. Raises
     NestedAttentionError if the file is missing, empty, damaged, no regular file or not a file of tensors, and
     when the block ends if the file was written to or replaced meanwhile.
     """
     with _opened(path, safetensors_only) as (file, kind):
         state = file_state(os.fstat(file.fileno()))
         with _naming_damage(path, kind):
-            reader = _safetensors_reader(file) if kind == "safetensors" else _torch_reader(file)
+            reader = _safetensors_reader(file, header_bytes) if kind == "safetensors" else _torch_reader(file)
         yield reader
         if file_state(os.fstat(file.fileno())) != state:
             raise _changed(path)
@@ -156,8 +160,8 @@ def _naming_damage(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         ) from error
 
 
-def _safetensors_reader(file: BinaryIO) -> TensorReader:
-    specs, places, metadata = _read_header(file)
+def _safetensors_reader(file: BinaryIO, header_bytes: int) -> TensorReader:
+    specs, places, metadata = _read_header(file, header_bytes)
 
     def read(name: str) -> Tensor:
         begin, end = places[name]
@@ -171,7 +175,7 @@ def _safetensors_reader(file: BinaryIO) -> TensorReader:
 
 
 def _read_header(
-    file: BinaryIO,
+    file: BinaryIO, header_bytes: int = _HEADER_BYTES
 ) -> tuple[dict[str, TensorSpec], dict[str, tuple[int, int]], dict[str, str]]:
     """The tensors of a safetensors file, where each begins and ends in the file, and the metadata.
 
@@ -181,8 +185,8 @@ def _read_header(
     """
     start = file.read(8)
     length = struct.unpack("<Q", start)[0]
-    if length > _HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes")
+    if length > header_bytes:
+        raise ValueError(f"a header of {length} bytes, expected at most {header_bytes}")
     text = file.read(length)
     if len(text) != length:
         raise ValueError(f"a header of {length} bytes of which {len(text)} are there")
@@ -195,6 +199,8 @@ def _read_header(
         shape, dtype, (begin, end) = entry["shape"], _DTYPES[entry["dtype"]], entry["data_offsets"]
         if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
             raise ValueError(f"sizes that are no numbers at {name}")
+        if math.prod(max(size, 1) for size in shape) > _LARGEST:
+            raise ValueError(f"sizes that are too large at {name}")
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{end - begin} bytes for shape {tuple(shape)} of {dtype} at {name}")
         specs[name] = TensorSpec(tuple(shape), dtype)
