@@ -4,15 +4,16 @@ import { app } from "../../scripts/app.js"
 const root = () => app.rootGraph ?? app.graph
 
 /**
- * Whether the run was queued from the workflow that is open. `workflow`: the id of its graph, for a run that the
- * editor does not know: not yet, or not since the page was loaded. Two workflows that began as one share that id.
+ * Whether the run was queued from the workflow that is open. `workflow`: the id of its graph, which two workflows that
+ * began as one share. It is all there is for a run that the editor does not know: not yet, or not since the page was
+ * loaded. And while another workflow is being opened, its nodes are there before the editor calls it the open one.
  */
 export function isOfOpenWorkflow(run, workflow = root().id) {
   const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia
   const execution = pinia?._s.get("execution")
   const queued = (execution?.queuedJobs ?? execution?.queuedPrompts)?.[run]?.workflow // the latter in front end 1.27
-  if (!queued) return workflow === root().id
-  return queued.path === app.extensionManager.workflow.activeWorkflow?.path
+  if (workflow ? workflow !== root().id : !queued) return false
+  return !queued || queued.path === app.extensionManager.workflow.activeWorkflow?.path
 }
 
 /** The node of an execution's id, in which the nodes of subgraphs stand behind those they are in: 12:7. */

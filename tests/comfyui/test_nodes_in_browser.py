@@ -154,7 +154,7 @@ QUEUE_TWO = """async () => {
     }))
     const set = (name, value) => app.graph._nodes.flatMap(({widgets}) => widgets ?? [])
         .filter(widget => widget.name === name).forEach(widget => { widget.value = value })
-    set('steps', 8)
+    set('steps', 40)  // so that the other workflow is open when the first ends
     await app.queuePrompt(0)
     set('text', 'a photo of a lamp')
     await app.queuePrompt(0)
