@@ -235,6 +235,46 @@ class TestSlot:
         assert torch.allclose(outputs[1], outputs[0] + 0.1 * hidden, atol=1e-5)
 
     @torch.no_grad()
+    def test_keywords_of_another_processor_reach_it(self, unet: UNet2DConditionModel) -> None:
+        """diffusers passes on those that a processor's signature names, such as the masks of IP-Adapter."""
+
+        class Louder(AttnProcessor2_0):
+            def __call__(
+                self, attn: Any, hidden_states: Tensor, *args: Any, gain: float = 1.0, **kwargs: Any
+            ) -> Tensor:
+                return gain * super().__call__(attn, hidden_states, *args, **kwargs)
+
+        site = diffusers_sites(unet)[0]
+        cross: Any = unet.get_submodule(site.name)
+        own: Any = unet.get_submodule(site.name.removesuffix("attn2") + "attn1")
+        generator = torch.Generator().manual_seed(1)
+        hidden = torch.randn(3, 64, site.inner_dim, generator=generator)
+        text = torch.randn(3, TOKENS, site.context_dim, generator=generator)
+        images = torch.randn(3, 1, 4, site.context_dim, generator=generator)
+        mask = torch.zeros(1, 1, 8, 8)
+        mask[..., :4] = 1
+        adapter = IPAdapterAttnProcessor2_0(site.inner_dim, site.context_dim)
+        binding = SubjectBinding(projections=project(unet), mask=mark((1, 4)))
+        for layer, processor, given, keywords in (
+            (cross, adapter, ((text, [images]),), {"ip_adapter_masks": [mask]}),
+            (cross, Louder(), (text,), {"gain": 2.0}),
+            (own, Louder(), (), {"gain": 2.0}),
+        ):
+            stock = layer.processor
+            layer.set_processor(processor)
+            without, expected = layer(hidden, *given), layer(hidden, *given, **keywords)
+            assert not torch.allclose(without, expected)
+            slot = SubjectSlot.install(unet)
+            apart = SelfAttentionSlot.install(slot)
+            assert torch.equal(layer(hidden, *given, **keywords), expected)
+            with slot.bind(binding):
+                change = layer(hidden, *given, **keywords) - layer(hidden, *given)
+            assert torch.allclose(change, expected - without, atol=1e-5)
+            apart.remove()
+            slot.remove()
+            layer.set_processor(stock)
+
+    @torch.no_grad()
     def test_weights_of_another_processor_stay_the_unets(self, unet: UNet2DConditionModel) -> None:
         """IP-Adapter's: they move with it, and are as they were when the slot is gone."""
         layers: list[Any] = [unet.get_submodule(site.name) for site in diffusers_sites(unet)]

@@ -23,6 +23,7 @@ from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
 from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
+from .keywords import name_keywords
 
 Attention = Callable[..., Tensor]
 """(query, key, value, subjects, *, heads) → out, as `attention.nested_cross_attention`."""
@@ -310,21 +311,19 @@ class NestedAttentionProcessor(nn.Module):
     def __init__(self, site: str, previous: Any, slot: SubjectSlot) -> None:
         super().__init__()
         self.site, self.previous, self.slot = site, previous, slot
+        name_keywords(self, previous)
 
-    def forward(
+    def __call__(  # not `forward`: diffusers reads its signature
         self,
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        ip_adapter_masks: Any = None,  # named, for diffusers passes on what a processor's signature names
         **kwargs: Any,
     ) -> Tensor:
         """(B, L, C), text (B, T, context width) → (B, L, C)"""
         subjects = self.slot.at(self.site, hidden_states.shape[1])
-        if ip_adapter_masks is not None:
-            kwargs["ip_adapter_masks"] = ip_adapter_masks
         if temb is not None:  # SDXL passes none, and not every processor takes one
             kwargs["temb"] = temb
         shown = bool(self.slot.observers) and bool(self.slot.bindings) and self.slot.watched(self.site)

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 from ...regions import area_mean, bias_in_rows, rows_apart
+from .keywords import name_keywords
 from .processors import SubjectBinding, SubjectSlot
 
 
@@ -71,6 +72,7 @@ class RegionSelfAttentionProcessor:
 
     def __init__(self, site: str, previous: Any, slot: SelfAttentionSlot) -> None:
         self.site, self.previous, self.slot = site, previous, slot
+        name_keywords(self, previous)
 
     def __call__(
         self,
