@@ -24,6 +24,7 @@ from nested_attention.hosts.diffusers import (
     personalize,
     processors,
 )
+from nested_attention.hosts.diffusers.binding import PAPER
 from nested_attention.settings import SubjectSettings
 from nested_attention.sites import diffusers_sites
 
@@ -72,7 +73,7 @@ def project(unet: UNet2DConditionModel, rows: int = 1, seed: int = 0) -> dict[st
 
 def paper(**settings: Any) -> SubjectSettings:
     """As the paper trains, but for these."""
-    return replace(processors.PAPER, **settings)
+    return replace(PAPER, **settings)
 
 
 def mark(*tokens: tuple[int, int], batch: int = 3) -> Tensor:

@@ -24,7 +24,8 @@ from ...settings import SubjectSettings
 from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
 from .applied import AppliedSubject
-from .processors import SubjectBinding, SubjectSlot
+from .binding import SubjectBinding
+from .processors import SubjectSlot
 from .recorder import Recorder
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot

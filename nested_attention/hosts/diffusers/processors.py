@@ -5,10 +5,9 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,62 +20,14 @@ from ...inspection.observed import ObservedLayer, ObservedSubject, Observer
 from ...kernels import correction, nested
 from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
-from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
+from .binding import SubjectBinding
 from .keywords import name_keywords
 
 Attention = Callable[..., Tensor]
 """(query, key, value, subjects, *, heads) → out, as `attention.nested_cross_attention`."""
 
-PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm, injection="nested")
-"""As the paper trains its encoders."""
-
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SubjectBinding:
-    """A subject in one forward pass of a UNet: `BoundSubject` for all of its cross-attention layers at once.
-
-    `projections`, `mask` and `word` say where it is; `settings` say how it counts, but that the passes a
-    subject counts in, and its prompt, are the caller's: `word`, `name`, `start`, `end`, `region`,
-    `when_missing` and `apply_to_negative` of the settings are not read.
-    """
-
-    projections: Mapping[
-        str, tuple[Tensor, Tensor]
-    ]  # site → K̆, V̆ (1|B, N, inner), as SubjectEncoder.project gives
-    mask: Tensor  # (B, T) bool, best on the CPU: no row is looked for on the device then
-    word: Tensor | None = None  # (B, T) bool: all tokens of the word, for `bounded`; None: the mask
-    settings: SubjectSettings = PAPER
-    token_bias: Tensor | None = None  # (N,) or (1|B, N)
-    region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
-    name: str = ""  # what observers call it
-
-    @cached_property
-    def factors(self) -> Mapping[str, float]:
-        """On the strength, at each site."""
-        return self.settings.factors(self.projections)
-
-    @property
-    def strength(self) -> float:
-        return self.settings.strength
-
-    def strength_at(self, site: str) -> float:
-        return self.settings.strength * self.factors[site]
-
-    def at(self, site: str, region: Tensor | None = None) -> BoundSubject:
-        """The subject at one layer. region: on the layer's grid, (1|B, L); None: everywhere."""
-        key, value = self.projections[site]
-        return self.settings.bind(
-            key,
-            value,
-            self.mask,
-            word=self.word,
-            factor=self.factors[site],
-            token_bias=self.token_bias,
-            region=region,
-        )
 
 
 class SubjectSlot:

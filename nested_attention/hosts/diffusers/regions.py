@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...inspection.observed import Observer
 from ...regions import RegionFinder, watched_steps
-from .processors import SubjectBinding, SubjectSlot
+from .binding import SubjectBinding
+from .processors import SubjectSlot
 
 logger = logging.getLogger("nested_attention")
 

@@ -9,8 +9,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 from ...regions import area_mean, bias_in_rows, rows_apart
+from .binding import SubjectBinding
 from .keywords import name_keywords
-from .processors import SubjectBinding, SubjectSlot
+from .processors import SubjectSlot
 
 
 class SelfAttentionSlot:
