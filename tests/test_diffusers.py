@@ -426,16 +426,25 @@ class TestPersonalize:
         assert type(pipeline) is StableDiffusionXLPipeline
         assert not torch.equal(subject, base)
 
+    @pytest.mark.parametrize("start", [0.0, 0.5])
     def test_processors_that_are_exchanged_within_are_refused(
-        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, start: float
     ) -> None:
+        """Before the first pass that carries a subject, which may be the only one."""
         base = draw(pipeline)
-        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder)]):
+        passed: list[int] = []
+
+        def count(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            passed.append(step)
+            return {}
+
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder, start=start)]):
             pipeline.unet.set_attn_processor(AttnProcessor2_0())
             with pytest.raises(
                 NestedAttentionError, match="attn2 runs AttnProcessor2_0, which was set after"
             ):
-                draw(pipeline)
+                draw(pipeline, callback_on_step_end=count)
+        assert passed == ([] if start == 0 else [0])
         assert torch.equal(draw(pipeline), base)
 
     def test_sliced_attention_carries_subjects(

@@ -126,8 +126,8 @@ class SubjectSlot:
     def bind(self, *bindings: SubjectBinding) -> Iterator[None]:
         """Within the context, forward passes carry these subjects, and no others.
 
-        Raises NestedAttentionError for projections of other sites or widths than the UNet's, ValueError as
-        `check_subjects` does.
+        Raises NestedAttentionError for projections of other sites or widths than the UNet's, and where other
+        processors were put into the layers, ValueError as `check_subjects` does.
         """
         before = self._bindings
         self.set(*bindings)
@@ -144,7 +144,10 @@ class SubjectSlot:
         if bindings and check:
             first = next(iter(self.sites))
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
-        self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
+        carried = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
+        if carried:  # the pass may have begun, past `_note_pass`
+            self._check_processors()
+        self._bindings = carried
         self._layers, self._rows, self._regions = {}, {}, {}
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
