@@ -478,6 +478,19 @@ class TestPersonalize:
             for layer, processor in zip(layers, stock, strict=True):
                 layer.set_processor(processor)
 
+    @pytest.mark.parametrize("method", ["load_ip_adapter", "unload_ip_adapter"])
+    def test_an_ip_adapter_comes_and_goes_outside(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, method: str
+    ) -> None:
+        """Nothing is loaded or unloaded by halves."""
+        subjects = [AppliedSubject(make_subject(encoder), encoder, bound_self_attention=True)]
+        with personalize(pipeline, subjects):
+            within = pipeline.unet.attn_processors
+            with pytest.raises(NestedAttentionError, match=f"{method} exchanges .* leave the context first"):
+                getattr(pipeline, method)()
+            assert pipeline.unet.attn_processors == within
+        pipeline.unload_ip_adapter()
+
     def test_what_fails_on_entering_leaves_nothing_behind(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:

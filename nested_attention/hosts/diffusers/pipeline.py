@@ -35,6 +35,9 @@ Masks = tuple[Tensor, Tensor]
 
 logger = logging.getLogger("nested_attention")
 
+_EXCHANGING = ("load_ip_adapter", "unload_ip_adapter")
+"""Methods of a pipeline that make attention processors anew, each of the class that is there."""
+
 _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
@@ -90,7 +93,17 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
         with slot.previous_processors():  # it looks for IP-Adapter's own
             return kind.set_ip_adapter_scale(self, *args, **kwargs)
 
+    def exchange(name: str) -> Callable[..., Any]:
+        def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+            raise NestedAttentionError(
+                f"personalize: {name} exchanges the attention processors that carry the subjects; leave the "
+                "context first, and enter it again afterwards"
+            )
+
+        return functools.wraps(getattr(kind, name))(refused)
+
     body = {"__call__": functools.wraps(kind.__call__)(call), "__module__": kind.__module__}
+    body |= {name: exchange(name) for name in _EXCHANGING if hasattr(kind, name)}
     if hasattr(kind, "set_ip_adapter_scale"):
         body["set_ip_adapter_scale"] = set_ip_adapter_scale
     original = vars(pipeline).get("encode_prompt")  # an instance's own, where someone else replaced it
