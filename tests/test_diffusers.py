@@ -426,6 +426,30 @@ class TestPersonalize:
         assert type(pipeline) is StableDiffusionXLPipeline
         assert not torch.equal(subject, base)
 
+    def test_a_prompt_that_is_encoded_by_itself_carries_no_subject(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its embeddings do not say at which tokens the words are. The pipeline refuses them."""
+        other = StableDiffusionXLPipeline(**pipeline.components, add_watermarker=False)
+        other.set_progress_bar_config(disable=True)
+        base = draw(other)
+        plain = pipeline.encode_prompt(PROMPT)
+        names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"
+        names = *names, "negative_pooled_prompt_embeds"
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder, name="alice")]):
+            encoded = pipeline.encode_prompt("a photo of a <alice> on the beach")
+            assert torch.equal(draw(other), base)
+            assert all(torch.equal(x, y) for x, y in zip(encoded, plain, strict=True))
+            (told,) = caplog.messages
+            assert "called by itself, and what it returns carries no subject" in told
+            pipeline.encode_prompt("a house")
+            assert len(caplog.messages) == 1
+            embeds = dict(zip(names, encoded, strict=True))
+            assert torch.equal(draw(other, None, **embeds), base)
+            with pytest.raises(NestedAttentionError, match="prompt instead of prompt_embeds"):
+                draw(pipeline, None, **embeds)
+            assert not torch.equal(draw(pipeline), base)
+
     @pytest.mark.parametrize("start", [0.0, 0.5])
     def test_processors_that_are_exchanged_within_are_refused(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, start: float

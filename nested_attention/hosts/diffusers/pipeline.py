@@ -47,7 +47,8 @@ def personalize(
 ) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
-    Only this pipeline's own calls use the subjects. Another pipeline on the same UNet draws without them.
+    Only this pipeline's own calls, with prompts as text, use the subjects. Another pipeline on the same UNet
+    draws without them, and so do embeddings of `encode_prompt` wherever they are used, which a warning says.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
     negative ones those of `apply_to_negative`. K̆ and V̆
@@ -81,6 +82,7 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
     kind = type(pipeline)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run.calling = True
         try:
             out = kind.__call__(self, *args, **kwargs)
             run.keep()
@@ -135,6 +137,8 @@ class _Run:
             check_sites(subject.encoder.config.sites, diffusers_sites(pipeline.unet))
         self._projections = [self._project(subject) for subject in subjects]
         self._biases = [padded_bias(subjects_of(subject.subject)) for subject in subjects]
+        self.calling = False
+        """Whether the pipeline's own call is running, whose prompts are then encoded."""
         self._masks: list[Masks] | None = None  # of each subject, in the positive prompts
         self._negative: list[Masks] = []  # and in the negative ones
         self._guided = False
@@ -147,6 +151,17 @@ class _Run:
         bound = inspect.signature(self._encode).bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        if self.calling:
+            self._begin(given)
+        else:
+            self._tell_of_encoding(given)
+        for name in _PROMPTS:
+            if given.get(name) is not None:
+                given[name] = self._replaced(given[name])
+        return self._encode(*bound.args, **bound.kwargs)
+
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        """A call, with what it gives to encode_prompt."""
         if given.get("prompt") is None or given.get("prompt_embeds") is not None:
             raise NestedAttentionError(
                 "personalize: the pipeline was called without a prompt as text, so the words that carry the "
@@ -169,13 +184,10 @@ class _Run:
         self._guided = bool(given.get("do_classifier_free_guidance"))
         self._bound = self._regions = None
         self._times = []
-        for name in _PROMPTS:
-            if given.get(name) is not None:
-                given[name] = self._replaced(given[name])
-        return self._encode(*bound.args, **bound.kwargs)
 
     def end(self) -> None:
         """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
+        self.calling = False
         self._masks = self._bound = self._regions = None
         self._observers = ()
 
@@ -323,6 +335,15 @@ class _Run:
     def _replaced(self, prompt: str | list[str]) -> str | list[str]:
         texts = [parse_prompt(text, [s.called for s in self._subjects]).text for text in _texts(prompt)]
         return texts[0] if isinstance(prompt, str) else texts
+
+    def _tell_of_encoding(self, given: Mapping[str, Any]) -> None:
+        """Of a prompt that a user encodes: nothing tells which words an embedding has at its tokens."""
+        texts = [text for name in ("prompt", "prompt_2") for text in _texts(given.get(name) or "")]
+        if any(parse_prompt(text, [s.called for s in self._subjects]).occurrences for text in texts):
+            logger.warning(
+                "personalize: encode_prompt was called by itself, and what it returns carries no subject; "
+                "call the pipeline with the prompt as text"
+            )
 
     def _tell_of_missing(self, settings: SubjectSettings, prompts: Sequence[str]) -> None:
         called = settings.called
