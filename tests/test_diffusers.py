@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from explicit import explicit_nested_attention
 from tiny_sdxl import STEPS, TEXT_WIDTHS, make_encoder, make_pipeline, make_subject, make_unet
@@ -574,6 +578,32 @@ class TestPersonalize:
             draw(pipeline)
         assert [i for i, found in enumerate(masks) if found] == steps
         assert len(masks) == STEPS
+
+    def test_a_subject_that_counts_in_no_step_is_told(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Image to image with strength 0.3 runs the last part of the model's schedule."""
+        again = StableDiffusionXLImg2ImgPipeline(**pipeline.components, add_watermarker=False)
+        again.set_progress_bar_config(disable=True)
+        options = {"image": torch.zeros(1, 3, 32, 32), "strength": 0.3, "num_inference_steps": 20}
+        options |= {"height": None, "width": None}
+
+        def told(prompt: str, pipe: Any = again, **settings: Any) -> list[str]:
+            caplog.clear()
+            subject = AppliedSubject(make_subject(encoder), encoder, when_missing="warn", **settings)
+            with personalize(pipe, [subject]):
+                draw(pipe, prompt, **(options if pipe is again else {}))
+            return [record.message for record in caplog.records if record.name == "nested_attention"]
+
+        (message,) = told(PROMPT, end=0.6)
+        assert "'person' does not count in this picture" in message
+        assert "between start 0 and end 0.6" in message and "whole schedule" in message
+        assert not told(PROMPT, end=0.8) and not told(PROMPT, pipeline, end=0.6)
+        assert not told(PROMPT, end=0.6, strength=0.0)
+        (missing,) = told("a house", end=0.6)
+        assert "no prompt carries" in missing
+        options["denoising_end"] = 0.9
+        assert not told(PROMPT, end=0.6)  # another pipeline goes on
 
     def test_only_positive_rows_are_marked(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]

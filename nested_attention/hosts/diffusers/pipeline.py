@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...inspection.recording import Recording
-from ...placeholders import parse_prompt, why_missing
-from ...prompt import Tokenize, short, words_in
-from ...settings import SubjectSettings
+from ...placeholders import parse_prompt
+from ...prompt import Tokenize
 from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
 from .applied import AppliedSubject
 from .binding import SubjectBinding
+from .missing import tell_missing, tell_uncounted
 from .processors import SubjectSlot
 from .recorder import Recorder
 from .regions import AutomaticRegions
@@ -53,6 +53,10 @@ def personalize(
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
     negative ones those of `apply_to_negative`. K̆ and V̆
     are computed once, on entering. recorder: keeps maps of what the subjects do in each call.
+
+    A subject's `start` and `end` are parts of the schedule that the model was trained with, from all noise to
+    none, not of a call's steps. Image to image with strength 0.3 runs its last 0.3, and a subject that ends
+    at 0.6 counts in no step of it. A warning says so after the call.
 
     Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
     for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
@@ -145,6 +149,7 @@ class _Run:
         self._bound: tuple[Any, ...] | None = None
         self._regions: tuple[int, AutomaticRegions] | None = None
         self._times: list[float] = []  # timesteps so far, where regions are to be found
+        self._counted: set[int] = set()  # numbers of the subjects that were in force at a step of the call
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own encode_prompt, on text with the placeholders replaced."""
@@ -180,10 +185,11 @@ class _Run:
                     self._negative[number] = read[number]
         for subject, *masks in zip(self._subjects, self._masks, self._negative, strict=True):
             if subject.strength and not any(bool(last.any()) for last, _ in masks):
-                self._tell_of_missing(subject, [*prompts, *prompts_2])
+                tell_missing(subject, [*prompts, *prompts_2])
         self._guided = bool(given.get("do_classifier_free_guidance"))
         self._bound = self._regions = None
         self._times = []
+        self._counted = set()
 
     def end(self) -> None:
         """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
@@ -193,6 +199,7 @@ class _Run:
 
     def keep(self) -> None:
         """After a call that was not interrupted."""
+        self._tell_of_uncounted()
         for recording in self._observers:
             if self._recorder is not None:
                 self._recorder.keep(recording)
@@ -205,6 +212,7 @@ class _Run:
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         batch = len(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
         active = self._active(timestep)
+        self._counted.update(active)
         if self._regions is None or self._regions[0] != batch:
             bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
             number = len(self._masks[0][0]) if self._masks else batch
@@ -345,17 +353,16 @@ class _Run:
                 "call the pipeline with the prompt as text"
             )
 
-    def _tell_of_missing(self, settings: SubjectSettings, prompts: Sequence[str]) -> None:
-        called = settings.called
-        text = " ".join(dict.fromkeys(prompts))
-        message = (
-            f"personalize: no prompt carries the subject {called.name!r} (word {called.word!r}). Of the "
-            f"prompt {short(text)!r}, {why_missing(called, words_in(text))}, within the tokens that the text "
-            "encoders read"
-        )
-        if settings.when_missing == "error":
-            raise NestedAttentionError(message)
-        logger.warning(message)
+    def _tell_of_uncounted(self) -> None:
+        """Of a subject that prompts carry, in none of the call's steps. Where a call leaves noise for another
+        pipeline (denoising_end), it may count there."""
+        if self._masks is None or getattr(self._pipeline, "denoising_end", None) is not None:
+            return
+        for number, subject in enumerate(self._subjects):
+            masks = self._masks[number], self._negative[number]
+            carried = bool(subject.strength) and any(bool(last.any()) for last, _ in masks)
+            if carried and number not in self._counted:
+                tell_uncounted(subject)
 
     def _check_names(self) -> None:
         subjects = [s.called for s in self._subjects]
