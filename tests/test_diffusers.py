@@ -625,6 +625,22 @@ class TestPersonalize:
             draw(pipeline, negative_prompt="a bad person")
         assert masks[-1][0].nonzero().tolist() == [[1, WORD]]
 
+    def test_a_word_of_a_negative_prompt_is_claimed_by_what_is_applied_to_it(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]
+    ) -> None:
+        subject, prompt = make_subject(encoder), "<alice> and <bob>"
+        alice = AppliedSubject(subject, encoder, name="alice", apply_to_negative=True)
+        bob = AppliedSubject(subject, encoder, name="bob")
+        with personalize(pipeline, [alice, bob]):
+            for negative, word in (("a blurry person", 3), ("<bob>, a blurry person", 5)):
+                draw(pipeline, prompt, negative_prompt=negative)
+                assert [m.nonzero().tolist() for m in masks[-1]] == [[[0, word], [1, 1]], [[1, 3]]]
+            with pytest.raises(NestedAttentionError, match="did you mean <bob>"):
+                draw(pipeline, prompt, negative_prompt="<bop>, a blurry person")
+        both = [alice, replace(bob, apply_to_negative=True)]
+        with personalize(pipeline, both), pytest.raises(NestedAttentionError, match="'alice' and 'bob'"):
+            draw(pipeline, prompt, negative_prompt="a blurry person")
+
     def test_a_missing_word_may_be_a_warning(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...inspection.recording import Recording
-from ...placeholders import parse_prompt
+from ...placeholders import SubjectWord, parse_prompt
 from ...prompt import Tokenize
 from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
@@ -177,12 +177,10 @@ class _Run:
         copies = given.get("num_images_per_prompt") or 1
         self._masks = self._mark(prompts, prompts_2, len(prompts), copies)
         self._negative = [(torch.zeros_like(last), torch.zeros_like(last)) for last, _ in self._masks]
-        if any(subject.apply_to_negative for subject in self._subjects):
+        applied = [s.called for s in self._subjects if s.apply_to_negative]
+        if applied:
             negative_2 = _texts(given.get("negative_prompt_2") or negative)
-            read = self._mark(negative, negative_2, len(prompts), copies)
-            for number, subject in enumerate(self._subjects):
-                if subject.apply_to_negative:
-                    self._negative[number] = read[number]
+            self._negative = self._mark(negative, negative_2, len(prompts), copies, applied)
         for subject, *masks in zip(self._subjects, self._masks, self._negative, strict=True):
             if subject.strength and not any(bool(last.any()) for last, _ in masks):
                 tell_missing(subject, [*prompts, *prompts_2])
@@ -301,10 +299,18 @@ class _Run:
             for site, (key, value) in found.items()
         }
 
-    def _mark(self, prompts: list[str], prompts_2: list[str], rows: int, copies: int) -> list[Masks]:
+    def _mark(
+        self,
+        prompts: list[str],
+        prompts_2: list[str],
+        rows: int,
+        copies: int,
+        carried: Sequence[SubjectWord] | None = None,
+    ) -> list[Masks]:
         """For each subject its places in the prompts: 1 or `rows` of them, each drawn `copies` times.
 
-        A place counts if either text encoder reads the word there: usually both read the same text.
+        A place counts if either text encoder reads the word there: usually both read the same text. carried:
+        the subjects that the prompts may carry, all if left out.
         """
         tokenizers = [
             tokenizer
@@ -318,7 +324,7 @@ class _Run:
         for tokenizer, column in zip(tokenizers, (prompts, prompts_2), strict=False):  # as encode_prompt does
             tokenize = self._tokenize(tokenizer)
             for row, text in enumerate(column if len(column) == rows else column * rows):
-                parsed = parse_prompt(text, subjects)
+                parsed = parse_prompt(text, subjects, carried)
                 if parsed.conflicts:
                     raise NestedAttentionError(f"personalize: {parsed.conflicts[0]}")
                 for subject, positions in parsed.carried(tokenize):
