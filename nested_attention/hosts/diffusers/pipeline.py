@@ -214,14 +214,15 @@ class _Run:
         if self._regions is None or self._regions[0] != batch:
             bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
             number = len(self._masks[0][0]) if self._masks else batch
-            pictures = [row % number for row in range(batch)]  # negative prompts stand before the others
+            pictures = [row % number for row in range(batch)]
+            negative = range(batch - number)  # they stand before the others
             if self._regions is None:
                 steps = self._number_of_steps() if self._counting else 0
                 if self._recorder is not None:
                     self._observers = (self._recorder.begin(self._subjects, number, steps),)
-                regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures)
+                regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures, negative)
             else:  # guidance was switched on or off
-                regions = self._regions[1].moved(bindings, pictures)
+                regions = self._regions[1].moved(bindings, pictures, negative)
             self._regions = batch, regions
         regions = self._regions[1]
         bindings_now = regions.at(self._step(timestep), active)

@@ -5,7 +5,7 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -65,6 +65,8 @@ class SubjectSlot:
         """Number of the sampling's step, for observers."""
         self.pictures: Sequence[int] | None = None
         """Number of the picture that each row of a pass is, for observers. None: rows are pictures."""
+        self.negative: Collection[int] = ()
+        """Rows of negative prompts. Observers are not told who is carried there: it is not in the picture."""
 
     @property
     def bindings(self) -> tuple[SubjectBinding, ...]:
@@ -175,9 +177,14 @@ class SubjectSlot:
                 binding.at(site, self._region(binding, site, queries)) if binding.strength_at(site) else None
             )
 
+        positive = torch.ones(len(query), 1, dtype=torch.bool)
+        positive[list(self.negative)] = False
         subjects = [
             ObservedSubject(
-                b.name, b.mask.cpu(), (b.mask if b.word is None else b.word).cpu(), partial(bind, b)
+                b.name,
+                b.mask.cpu() & positive,
+                (b.mask if b.word is None else b.word).cpu(),
+                partial(bind, b),
             )
             for b in self._bindings
         ]
