@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class ParsedPrompt:
 
     occurrences: ascending and apart. lookalikes: the different texts in angle brackets that call no subject.
     conflicts: one message for each two subjects that claim an occurrence; it carries neither. A host refuses
-    them where the prompt is meant to carry subjects: in a negative prompt they do not matter.
+    them in a positive prompt. In a negative one they matter at most between subjects that are applied to it.
     """
 
     text: str
@@ -84,13 +84,16 @@ class ParsedPrompt:
         return ((occurrence.subject, positions) for occurrence, positions in found if positions)
 
 
-def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
+def parse_prompt(
+    text: str, subjects: Sequence[SubjectWord], carried: Collection[SubjectWord] | None = None
+) -> ParsedPrompt:
     """Replaces placeholders by words and finds every occurrence of every subject.
 
     `<name>` becomes the subject's word and `<name:other>` the other word; where a prompt has none for a
-    subject, each bare occurrence of its word carries it. Other text in angle brackets and two subjects on one
-    occurrence are reported. Raises NestedAttentionError for a mistyped placeholder of a subject that the
-    prompt calls nowhere else.
+    subject, each bare occurrence of its word carries it. carried: the subjects that this prompt may carry,
+    all if left out; of the others, placeholders are replaced alone. Other text in angle brackets and two
+    subjects on one occurrence are reported. Raises NestedAttentionError for a mistyped placeholder of a
+    subject that the prompt calls nowhere else.
     """
     if not subjects:
         return ParsedPrompt(text, ())
@@ -139,7 +142,8 @@ def parse_prompt(text: str, subjects: Sequence[SubjectWord]) -> ParsedPrompt:
         if subject not in named
         for span in apart(word_spans(result, subject.word), taken)
     ]
-    occurrences = sorted(placed + bare, key=attrgetter("start", "end"))
+    meant = subjects if carried is None else carried
+    occurrences = sorted((o for o in placed + bare if o.subject in meant), key=attrgetter("start", "end"))
     called = {subject.name for subject in named}
     called |= {s.name for s in {o.subject for o in bare} if name_key(s.name) == name_key(s.word)}
     for written, near in lookalikes.items():  # where that subject is called properly, it is another's word

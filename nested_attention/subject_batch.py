@@ -73,9 +73,11 @@ def subjects_of(subject: Subject | SubjectBatch) -> Sequence[Subject]:
 
 
 def padded_tokens(subjects: Sequence[Subject]) -> Tensor:
-    """(subjects, N, token_dim), shorter subjects filled up with zeros, which `padded_bias` switches off."""
+    """(subjects, N, token_dim) where the first subject is, shorter ones filled up with zeros, which
+    `padded_bias` switches off."""
     length = max(len(one.tokens) for one in subjects)
-    return torch.stack([pad(one.tokens, (0, 0, 0, length - len(one.tokens))) for one in subjects])
+    tokens = (one.tokens.to(subjects[0].tokens.device) for one in subjects)
+    return torch.stack([pad(x, (0, 0, 0, length - len(x))) for x in tokens])
 
 
 def padded_bias(subjects: Sequence[Subject]) -> Tensor:
@@ -84,9 +86,11 @@ def padded_bias(subjects: Sequence[Subject]) -> Tensor:
 
 
 def pad_biases(biases: Sequence[Tensor]) -> Tensor:
-    """(N₁,), (N₂,), … → (number, the largest N), filled up with tokens that are not attended."""
+    """(N₁,), (N₂,), … → (number, the largest N) where the first is, filled up with tokens that are not
+    attended."""
     length = max(len(bias) for bias in biases)
-    return torch.stack([pad(bias, (0, length - len(bias)), value=-torch.inf) for bias in biases])
+    together = (bias.to(biases[0].device) for bias in biases)
+    return torch.stack([pad(bias, (0, length - len(bias)), value=-torch.inf) for bias in together])
 
 
 def subject_at(subject: Subject | SubjectBatch, row: int) -> Subject:

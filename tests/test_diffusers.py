@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from explicit import explicit_nested_attention
 from tiny_sdxl import STEPS, TEXT_WIDTHS, make_encoder, make_pipeline, make_subject, make_unet
@@ -24,6 +28,7 @@ from nested_attention.hosts.diffusers import (
     personalize,
     processors,
 )
+from nested_attention.hosts.diffusers.binding import PAPER
 from nested_attention.settings import SubjectSettings
 from nested_attention.sites import diffusers_sites
 
@@ -72,7 +77,7 @@ def project(unet: UNet2DConditionModel, rows: int = 1, seed: int = 0) -> dict[st
 
 def paper(**settings: Any) -> SubjectSettings:
     """As the paper trains, but for these."""
-    return replace(processors.PAPER, **settings)
+    return replace(PAPER, **settings)
 
 
 def mark(*tokens: tuple[int, int], batch: int = 3) -> Tensor:
@@ -235,6 +240,46 @@ class TestSlot:
         assert torch.allclose(outputs[1], outputs[0] + 0.1 * hidden, atol=1e-5)
 
     @torch.no_grad()
+    def test_keywords_of_another_processor_reach_it(self, unet: UNet2DConditionModel) -> None:
+        """diffusers passes on those that a processor's signature names, such as the masks of IP-Adapter."""
+
+        class Louder(AttnProcessor2_0):
+            def __call__(
+                self, attn: Any, hidden_states: Tensor, *args: Any, gain: float = 1.0, **kwargs: Any
+            ) -> Tensor:
+                return gain * super().__call__(attn, hidden_states, *args, **kwargs)
+
+        site = diffusers_sites(unet)[0]
+        cross: Any = unet.get_submodule(site.name)
+        own: Any = unet.get_submodule(site.name.removesuffix("attn2") + "attn1")
+        generator = torch.Generator().manual_seed(1)
+        hidden = torch.randn(3, 64, site.inner_dim, generator=generator)
+        text = torch.randn(3, TOKENS, site.context_dim, generator=generator)
+        images = torch.randn(3, 1, 4, site.context_dim, generator=generator)
+        mask = torch.zeros(1, 1, 8, 8)
+        mask[..., :4] = 1
+        adapter = IPAdapterAttnProcessor2_0(site.inner_dim, site.context_dim)
+        binding = SubjectBinding(projections=project(unet), mask=mark((1, 4)))
+        for layer, processor, given, keywords in (
+            (cross, adapter, ((text, [images]),), {"ip_adapter_masks": [mask]}),
+            (cross, Louder(), (text,), {"gain": 2.0}),
+            (own, Louder(), (), {"gain": 2.0}),
+        ):
+            stock = layer.processor
+            layer.set_processor(processor)
+            without, expected = layer(hidden, *given), layer(hidden, *given, **keywords)
+            assert not torch.allclose(without, expected)
+            slot = SubjectSlot.install(unet)
+            apart = SelfAttentionSlot.install(slot)
+            assert torch.equal(layer(hidden, *given, **keywords), expected)
+            with slot.bind(binding):
+                change = layer(hidden, *given, **keywords) - layer(hidden, *given)
+            assert torch.allclose(change, expected - without, atol=1e-5)
+            apart.remove()
+            slot.remove()
+            layer.set_processor(stock)
+
+    @torch.no_grad()
     def test_weights_of_another_processor_stay_the_unets(self, unet: UNet2DConditionModel) -> None:
         """IP-Adapter's: they move with it, and are as they were when the slot is gone."""
         layers: list[Any] = [unet.get_submodule(site.name) for site in diffusers_sites(unet)]
@@ -385,16 +430,49 @@ class TestPersonalize:
         assert type(pipeline) is StableDiffusionXLPipeline
         assert not torch.equal(subject, base)
 
-    def test_processors_that_are_exchanged_within_are_refused(
-        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder
+    def test_a_prompt_that_is_encoded_by_itself_carries_no_subject(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
     ) -> None:
+        """Its embeddings do not say at which tokens the words are. The pipeline refuses them."""
+        other = StableDiffusionXLPipeline(**pipeline.components, add_watermarker=False)
+        other.set_progress_bar_config(disable=True)
+        base = draw(other)
+        plain = pipeline.encode_prompt(PROMPT)
+        names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds"
+        names = *names, "negative_pooled_prompt_embeds"
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder, name="alice")]):
+            encoded = pipeline.encode_prompt("a photo of a <alice> on the beach")
+            assert torch.equal(draw(other), base)
+            assert all(torch.equal(x, y) for x, y in zip(encoded, plain, strict=True))
+            (told,) = caplog.messages
+            assert "called by itself, and what it returns carries no subject" in told
+            pipeline.encode_prompt("a house")
+            assert len(caplog.messages) == 1
+            embeds = dict(zip(names, encoded, strict=True))
+            assert torch.equal(draw(other, None, **embeds), base)
+            with pytest.raises(NestedAttentionError, match="prompt instead of prompt_embeds"):
+                draw(pipeline, None, **embeds)
+            assert not torch.equal(draw(pipeline), base)
+
+    @pytest.mark.parametrize("start", [0.0, 0.5])
+    def test_processors_that_are_exchanged_within_are_refused(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, start: float
+    ) -> None:
+        """Before the first pass that carries a subject, which may be the only one."""
         base = draw(pipeline)
-        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder)]):
+        passed: list[int] = []
+
+        def count(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            passed.append(step)
+            return {}
+
+        with personalize(pipeline, [AppliedSubject(make_subject(encoder), encoder, start=start)]):
             pipeline.unet.set_attn_processor(AttnProcessor2_0())
             with pytest.raises(
                 NestedAttentionError, match="attn2 runs AttnProcessor2_0, which was set after"
             ):
-                draw(pipeline)
+                draw(pipeline, callback_on_step_end=count)
+        assert passed == ([] if start == 0 else [0])
         assert torch.equal(draw(pipeline), base)
 
     def test_sliced_attention_carries_subjects(
@@ -427,6 +505,19 @@ class TestPersonalize:
         finally:
             for layer, processor in zip(layers, stock, strict=True):
                 layer.set_processor(processor)
+
+    @pytest.mark.parametrize("method", ["load_ip_adapter", "unload_ip_adapter"])
+    def test_an_ip_adapter_comes_and_goes_outside(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, method: str
+    ) -> None:
+        """Nothing is loaded or unloaded by halves."""
+        subjects = [AppliedSubject(make_subject(encoder), encoder, bound_self_attention=True)]
+        with personalize(pipeline, subjects):
+            within = pipeline.unet.attn_processors
+            with pytest.raises(NestedAttentionError, match=f"{method} exchanges .* leave the context first"):
+                getattr(pipeline, method)()
+            assert pipeline.unet.attn_processors == within
+        pipeline.unload_ip_adapter()
 
     def test_what_fails_on_entering_leaves_nothing_behind(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, monkeypatch: pytest.MonkeyPatch
@@ -488,6 +579,32 @@ class TestPersonalize:
         assert [i for i, found in enumerate(masks) if found] == steps
         assert len(masks) == STEPS
 
+    def test_a_subject_that_counts_in_no_step_is_told(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Image to image with strength 0.3 runs the last part of the model's schedule."""
+        again = StableDiffusionXLImg2ImgPipeline(**pipeline.components, add_watermarker=False)
+        again.set_progress_bar_config(disable=True)
+        options = {"image": torch.zeros(1, 3, 32, 32), "strength": 0.3, "num_inference_steps": 20}
+        options |= {"height": None, "width": None}
+
+        def told(prompt: str, pipe: Any = again, **settings: Any) -> list[str]:
+            caplog.clear()
+            subject = AppliedSubject(make_subject(encoder), encoder, when_missing="warn", **settings)
+            with personalize(pipe, [subject]):
+                draw(pipe, prompt, **(options if pipe is again else {}))
+            return [record.message for record in caplog.records if record.name == "nested_attention"]
+
+        (message,) = told(PROMPT, end=0.6)
+        assert "'person' does not count in this picture" in message
+        assert "between start 0 and end 0.6" in message and "whole schedule" in message
+        assert not told(PROMPT, end=0.8) and not told(PROMPT, pipeline, end=0.6)
+        assert not told(PROMPT, end=0.6, strength=0.0)
+        (missing,) = told("a house", end=0.6)
+        assert "no prompt carries" in missing
+        options["denoising_end"] = 0.9
+        assert not told(PROMPT, end=0.6)  # another pipeline goes on
+
     def test_only_positive_rows_are_marked(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]
     ) -> None:
@@ -507,6 +624,22 @@ class TestPersonalize:
         with personalize(pipeline, [AppliedSubject(subject, encoder)]):
             draw(pipeline, negative_prompt="a bad person")
         assert masks[-1][0].nonzero().tolist() == [[1, WORD]]
+
+    def test_a_word_of_a_negative_prompt_is_claimed_by_what_is_applied_to_it(
+        self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, masks: list[list[Tensor]]
+    ) -> None:
+        subject, prompt = make_subject(encoder), "<alice> and <bob>"
+        alice = AppliedSubject(subject, encoder, name="alice", apply_to_negative=True)
+        bob = AppliedSubject(subject, encoder, name="bob")
+        with personalize(pipeline, [alice, bob]):
+            for negative, word in (("a blurry person", 3), ("<bob>, a blurry person", 5)):
+                draw(pipeline, prompt, negative_prompt=negative)
+                assert [m.nonzero().tolist() for m in masks[-1]] == [[[0, word], [1, 1]], [[1, 3]]]
+            with pytest.raises(NestedAttentionError, match="did you mean <bob>"):
+                draw(pipeline, prompt, negative_prompt="<bop>, a blurry person")
+        both = [alice, replace(bob, apply_to_negative=True)]
+        with personalize(pipeline, both), pytest.raises(NestedAttentionError, match="'alice' and 'bob'"):
+            draw(pipeline, prompt, negative_prompt="a blurry person")
 
     def test_a_missing_word_may_be_a_warning(
         self, pipeline: StableDiffusionXLPipeline, encoder: SubjectEncoder, caplog: pytest.LogCaptureFixture

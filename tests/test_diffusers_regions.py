@@ -15,6 +15,7 @@ from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers import AppliedSubject, SubjectBinding, SubjectSlot, personalize
 from nested_attention.hosts.diffusers.regions import AutomaticRegions
 from nested_attention.hosts.diffusers.self_attention import RegionSelfAttentionProcessor
+from nested_attention.regions import RegionFinder
 from nested_attention.settings import SubjectSettings
 from nested_attention.subject_batch import SubjectBatch
 
@@ -96,6 +97,54 @@ def test_found_regions(pipeline: StableDiffusionXLPipeline, encoder: SubjectEnco
     assert not differ(late[-1], late_plain[-1], 2e-5)
     early, early_plain = steps({**auto, "end": 0.6}), steps({"end": 0.6})
     assert differ(early[-1], early_plain[-1], 2e-5) and differ(early[-1], found[-1], 2e-5)
+
+
+@pytest.mark.parametrize("guided_to", [0, 8])
+def test_a_negative_prompt_has_no_say_in_where_a_region_is(
+    pipeline: StableDiffusionXLPipeline,
+    encoder: SubjectEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    guided_to: int,
+) -> None:
+    """It holds the picture's region all the same."""
+    found: list[Tensor] = []
+    settle = RegionFinder.settle
+
+    def noted(self: RegionFinder) -> Tensor | None:
+        regions = settle(self)
+        found.append(regions)
+        return regions
+
+    monkeypatch.setattr(RegionFinder, "settle", noted)
+    held: list[Tensor] = []
+    at = AutomaticRegions.at
+
+    def bound(self: AutomaticRegions, step: int, active: Any = None) -> Any:
+        bindings = at(self, step, active)
+        held.append(bindings[0].region)
+        return bindings
+
+    monkeypatch.setattr(AutomaticRegions, "at", bound)
+    auto = {"region_mode": "auto"}
+
+    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step != guided_to:
+            return {}
+        pipe._guidance_scale = 1.0
+        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
+
+    for applied in (False, True):
+        draw(
+            pipeline,
+            two(encoder, {**auto, "apply_to_negative": applied}, auto),
+            negative_prompt="<alice> <alice>",
+            num_inference_steps=4,
+            callback_on_step_end=stop_guiding,
+            callback_on_step_end_tensor_inputs=list(NEEDED),
+        )
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert len(held[-1]) == (1 if guided_to == 0 else 2) and torch.equal(held[-1][-1], found[1][0, 0])
+    assert torch.equal(held[-1][0], found[1][0, 0])
 
 
 def test_what_finds_no_region_is_told(

@@ -523,6 +523,18 @@ class TestInDiffusers:
         assert np.array_equal(shown, alone)
         assert "NaN" not in page(document(seen, [picture], []), "maps")
 
+    def test_what_a_negative_prompt_attends_is_not_in_the_picture(
+        self, pipeline: Any, encoder: SubjectEncoder
+    ) -> None:
+        seen = []
+        for applied in (False, True):
+            recorder = Recorder(Watch(layers="all"))
+            subjects = self.two(encoder, apply_to_negative=applied)
+            self.draw(pipeline, subjects, recorder, negative_prompt="<alice> <alice>", num_inference_steps=1)
+            seen.append(recorder.observation().subjects[0])
+        for site, maps in seen[0].maps.items():
+            torch.testing.assert_close(seen[1].maps[site], maps, rtol=1e-4, atol=1e-5)
+
     def test_an_interrupted_call_leaves_nothing(self, pipeline: Any, encoder: SubjectEncoder) -> None:
         recorder = Recorder(Watch(layers="all"))
         self.draw(pipeline, self.two(encoder), recorder)

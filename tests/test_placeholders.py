@@ -145,6 +145,18 @@ def test_an_occurrence_that_two_subjects_claim_carries_neither() -> None:
     assert "'old man' and 'carl'" in overlapping.conflicts[0]
 
 
+def test_a_prompt_that_only_some_subjects_may_carry() -> None:
+    """A negative one: what is said of the others is replaced, and claims no word of theirs."""
+    parsed = parse_prompt("a person", [ALICE, BOB], [ALICE])
+    assert (carried(parsed), parsed.conflicts) == ([("alice", 2, "person")], ())
+    parsed = parse_prompt("<bob>, a person", [ALICE, BOB], [ALICE])
+    assert (parsed.text, carried(parsed)) == ("person, a person", [("alice", 10, "person")])
+    assert parse_prompt("a person", [ALICE, BOB, SubjectWord("c", "person")], [ALICE, BOB]).conflicts
+    for some in (None, [], [ALICE]):
+        with pytest.raises(NestedAttentionError, match="did you mean <bob>"):
+            parse_prompt("<bop> and a person", [ALICE, BOB], some)
+
+
 @given(st.text(alphabet="<>:( )alicebox1.\n", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

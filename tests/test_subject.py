@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from nested_attention.encoder import SubjectEncoder, SubjectEncoderConfig
 from nested_attention.errors import NestedAttentionError
 from nested_attention.storage.tensors import open_tensors
 from nested_attention.subject import Subject
+from nested_attention.subject_batch import padded_bias, padded_tokens
 
 TOKENS = 6
 CONFIG = SubjectEncoderConfig(
@@ -212,6 +214,15 @@ def test_mixing_weighs_and_normalises(sizes: tuple[int, int], weight: float, bia
         mass = [(1 - weight) * float(first.exp().sum()), weight * sizes[1]]
         expected = [part / sum(mass) for part in mass]
         assert shares(mixed, list(sizes)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_batch_is_where_its_first_subject_is() -> None:
+    """The meta device, which no Subject can be on, stands for another one."""
+    longer = SimpleNamespace(tokens=torch.ones(20, 20), token_bias=torch.zeros(20))
+    there = SimpleNamespace(**{name: x[:12].to("meta") for name, x in vars(longer).items()})
+    for read, shape in ((padded_tokens, (2, 20, 20)), (padded_bias, (2, 20))):
+        assert read([there, longer]).device.type == "meta"
+        assert read([there, longer]).shape == shape
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan, math.inf])

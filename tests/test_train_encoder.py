@@ -31,7 +31,8 @@ from nested_attention.card import EncoderCard, describe
 from nested_attention.checkpoint import load_subject_encoder, read_card, save_subject_encoder
 from nested_attention.encoder import SubjectEncoder, site_key
 from nested_attention.errors import NestedAttentionError
-from nested_attention.hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from nested_attention.hosts.diffusers.binding import SubjectBinding
+from nested_attention.hosts.diffusers.processors import SubjectSlot
 from nested_attention.paths import PACK, SMALL_WORLD
 from nested_attention.storage.tensors import read_tensors
 from nested_attention.training import run as running

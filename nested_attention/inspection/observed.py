@@ -22,7 +22,8 @@ Box = tuple[int, int, int, int, int, int]
 @dataclass(frozen=True, eq=False)
 class ObservedSubject:
     """A subject of a forward pass. mask, word: (B, T) bool on the CPU, the tokens whose value is replaced and
-    all of the word's. bind: the subject at this layer, None where it does not count."""
+    all of the word's. The mask leaves out negative prompts, whose attention is to what the picture is steered
+    away from. bind: the subject at this layer, in all rows; None where it does not count."""
 
     name: str
     mask: Tensor
@@ -31,7 +32,7 @@ class ObservedSubject:
 
     @property
     def rows(self) -> list[int]:
-        """The rows that carry it."""
+        """The rows of positive prompts that carry it."""
         return self.mask.any(dim=1).nonzero().flatten().tolist()
 
 

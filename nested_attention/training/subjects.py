@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..attention import onto
 from ..encoder import SubjectEncoder
-from ..hosts.diffusers.processors import SubjectBinding, SubjectSlot
+from ..hosts.diffusers.binding import SubjectBinding
+from ..hosts.diffusers.processors import SubjectSlot
 from .data import Batch
 from .mechanisms import mechanism_of
 from .mechanisms.mechanism import Projections

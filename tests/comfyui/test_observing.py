@@ -243,6 +243,21 @@ def test_values_are_the_mechanisms_own(world: Any, observe: Callable[..., Observ
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 
 
+def test_what_a_negative_prompt_attends_is_not_in_the_picture(
+    world: Any, observe: Callable[..., Observed]
+) -> None:
+    from tiny import encode, sample
+
+    seen = []
+    for applied in (False, True):
+        model, clip = chain(world, apply_to_negative=applied)
+        watched, recorder = observe(model)
+        sample(watched, encode(clip, TWO), encode(clip, "<alice> <alice>"), steps=1)
+        seen.append(recorder.observation().subjects[0])
+    for site, maps in seen[0].maps.items():
+        torch.testing.assert_close(seen[1].maps[site], maps, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_that_another_pack_adds_are_refused(world: Any, observe: Callable[..., Observed]) -> None:
     from nested_attention.errors import NestedAttentionError
 

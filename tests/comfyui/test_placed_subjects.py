@@ -272,6 +272,24 @@ class TestFound:
 
         assert carries(heun(*two(world, self.AUTO, self.AUTO)), heun(*two(world, {}, {})))
 
+    def test_a_negative_prompt_has_no_say_in_where_a_region_is(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Watched in the first of 3 steps, whose latents are the same."""
+        from nested_attention.regions import RegionFinder
+
+        found: list[Tensor] = []
+        settle = RegionFinder.settle
+        monkeypatch.setattr(RegionFinder, "settle", lambda self: found.append(settle(self)) or found[-1])
+        for apart in (False, True):
+            if apart:
+                monkeypatch.setattr(world.model.model, "memory_required", lambda *args, **kwargs: 1e20)
+            for applied in (False, True):
+                both = two(world, {**self.AUTO, "apply_to_negative": applied}, self.AUTO)
+                self.steps(*both, steps=3, negative="<alice> <alice>")
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-4)
+
     def test_a_region_that_cannot_be_found_is_said(
         self, world: Any, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ...errors import NestedAttentionError
 from ...inspection.recording import Recording
-from ...placeholders import parse_prompt, why_missing
-from ...prompt import Tokenize, short, words_in
-from ...settings import SubjectSettings
+from ...placeholders import SubjectWord, parse_prompt
+from ...prompt import Tokenize
 from ...sites import check_sites, diffusers_sites
 from ...subject_batch import padded_bias, padded_tokens, subjects_of
 from .applied import AppliedSubject
-from .processors import SubjectBinding, SubjectSlot
+from .binding import SubjectBinding
+from .missing import tell_missing, tell_uncounted
+from .processors import SubjectSlot
 from .recorder import Recorder
 from .regions import AutomaticRegions
 from .self_attention import SelfAttentionSlot
@@ -33,6 +34,9 @@ Masks = tuple[Tensor, Tensor]
 """(rows, tokens) bool: the last tokens of a subject's words, and all of them."""
 
 logger = logging.getLogger("nested_attention")
+
+_EXCHANGING = ("load_ip_adapter", "unload_ip_adapter")
+"""Methods of a pipeline that make attention processors anew, each of the class that is there."""
 
 _PROMPTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
@@ -43,11 +47,16 @@ def personalize(
 ) -> Iterator[Any]:
     """Within the context, the pipeline's prompts carry the subjects; afterwards it is as it was.
 
-    Only this pipeline's own calls use the subjects. Another pipeline on the same UNet draws without them.
+    Only this pipeline's own calls, with prompts as text, use the subjects. Another pipeline on the same UNet
+    draws without them, and so do embeddings of `encode_prompt` wherever they are used, which a warning says.
 
     `<name>` and `<name:word>` are replaced in every prompt; only positive prompts carry subjects, and
     negative ones those of `apply_to_negative`. K̆ and V̆
     are computed once, on entering. recorder: keeps maps of what the subjects do in each call.
+
+    A subject's `start` and `end` are parts of the schedule that the model was trained with, from all noise to
+    none, not of a call's steps. Image to image with strength 0.3 runs its last 0.3, and a subject that ends
+    at 0.6 counts in no step of it. A warning says so after the call.
 
     Raises NestedAttentionError on entering, for an encoder that was not trained for the pipeline's UNet and
     for two subjects of one name; and when the pipeline is called, if no prompt carries one of the subjects
@@ -77,6 +86,7 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
     kind = type(pipeline)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run.calling = True
         try:
             out = kind.__call__(self, *args, **kwargs)
             run.keep()
@@ -89,7 +99,17 @@ def _intercepted(pipeline: Any, run: _Run, slot: SubjectSlot) -> Iterator[None]:
         with slot.previous_processors():  # it looks for IP-Adapter's own
             return kind.set_ip_adapter_scale(self, *args, **kwargs)
 
+    def exchange(name: str) -> Callable[..., Any]:
+        def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+            raise NestedAttentionError(
+                f"personalize: {name} exchanges the attention processors that carry the subjects; leave the "
+                "context first, and enter it again afterwards"
+            )
+
+        return functools.wraps(getattr(kind, name))(refused)
+
     body = {"__call__": functools.wraps(kind.__call__)(call), "__module__": kind.__module__}
+    body |= {name: exchange(name) for name in _EXCHANGING if hasattr(kind, name)}
     if hasattr(kind, "set_ip_adapter_scale"):
         body["set_ip_adapter_scale"] = set_ip_adapter_scale
     original = vars(pipeline).get("encode_prompt")  # an instance's own, where someone else replaced it
@@ -121,18 +141,32 @@ class _Run:
             check_sites(subject.encoder.config.sites, diffusers_sites(pipeline.unet))
         self._projections = [self._project(subject) for subject in subjects]
         self._biases = [padded_bias(subjects_of(subject.subject)) for subject in subjects]
+        self.calling = False
+        """Whether the pipeline's own call is running, whose prompts are then encoded."""
         self._masks: list[Masks] | None = None  # of each subject, in the positive prompts
         self._negative: list[Masks] = []  # and in the negative ones
         self._guided = False
         self._bound: tuple[Any, ...] | None = None
         self._regions: tuple[int, AutomaticRegions] | None = None
         self._times: list[float] = []  # timesteps so far, where regions are to be found
+        self._counted: set[int] = set()  # numbers of the subjects that were in force at a step of the call
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own encode_prompt, on text with the placeholders replaced."""
         bound = inspect.signature(self._encode).bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        if self.calling:
+            self._begin(given)
+        else:
+            self._tell_of_encoding(given)
+        for name in _PROMPTS:
+            if given.get(name) is not None:
+                given[name] = self._replaced(given[name])
+        return self._encode(*bound.args, **bound.kwargs)
+
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        """A call, with what it gives to encode_prompt."""
         if given.get("prompt") is None or given.get("prompt_embeds") is not None:
             raise NestedAttentionError(
                 "personalize: the pipeline was called without a prompt as text, so the words that carry the "
@@ -143,30 +177,27 @@ class _Run:
         copies = given.get("num_images_per_prompt") or 1
         self._masks = self._mark(prompts, prompts_2, len(prompts), copies)
         self._negative = [(torch.zeros_like(last), torch.zeros_like(last)) for last, _ in self._masks]
-        if any(subject.apply_to_negative for subject in self._subjects):
+        applied = [s.called for s in self._subjects if s.apply_to_negative]
+        if applied:
             negative_2 = _texts(given.get("negative_prompt_2") or negative)
-            read = self._mark(negative, negative_2, len(prompts), copies)
-            for number, subject in enumerate(self._subjects):
-                if subject.apply_to_negative:
-                    self._negative[number] = read[number]
+            self._negative = self._mark(negative, negative_2, len(prompts), copies, applied)
         for subject, *masks in zip(self._subjects, self._masks, self._negative, strict=True):
             if subject.strength and not any(bool(last.any()) for last, _ in masks):
-                self._tell_of_missing(subject, [*prompts, *prompts_2])
+                tell_missing(subject, [*prompts, *prompts_2])
         self._guided = bool(given.get("do_classifier_free_guidance"))
         self._bound = self._regions = None
         self._times = []
-        for name in _PROMPTS:
-            if given.get(name) is not None:
-                given[name] = self._replaced(given[name])
-        return self._encode(*bound.args, **bound.kwargs)
+        self._counted = set()
 
     def end(self) -> None:
         """After a call: the passes that follow, another pipeline's on the same UNet, carry no subject."""
+        self.calling = False
         self._masks = self._bound = self._regions = None
         self._observers = ()
 
     def keep(self) -> None:
         """After a call that was not interrupted."""
+        self._tell_of_uncounted()
         for recording in self._observers:
             if self._recorder is not None:
                 self._recorder.keep(recording)
@@ -179,17 +210,19 @@ class _Run:
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         batch = len(args[2] if len(args) > 2 else kwargs["encoder_hidden_states"])
         active = self._active(timestep)
+        self._counted.update(active)
         if self._regions is None or self._regions[0] != batch:
             bindings = [self._binding(number, batch) for number in range(len(self._subjects))]
             number = len(self._masks[0][0]) if self._masks else batch
-            pictures = [row % number for row in range(batch)]  # negative prompts stand before the others
+            pictures = [row % number for row in range(batch)]
+            negative = range(batch - number)  # they stand before the others
             if self._regions is None:
                 steps = self._number_of_steps() if self._counting else 0
                 if self._recorder is not None:
                     self._observers = (self._recorder.begin(self._subjects, number, steps),)
-                regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures)
+                regions = AutomaticRegions(slot, bindings, steps, self._observers, pictures, negative)
             else:  # guidance was switched on or off
-                regions = self._regions[1].moved(bindings, pictures)
+                regions = self._regions[1].moved(bindings, pictures, negative)
             self._regions = batch, regions
         regions = self._regions[1]
         bindings_now = regions.at(self._step(timestep), active)
@@ -267,10 +300,18 @@ class _Run:
             for site, (key, value) in found.items()
         }
 
-    def _mark(self, prompts: list[str], prompts_2: list[str], rows: int, copies: int) -> list[Masks]:
+    def _mark(
+        self,
+        prompts: list[str],
+        prompts_2: list[str],
+        rows: int,
+        copies: int,
+        carried: Sequence[SubjectWord] | None = None,
+    ) -> list[Masks]:
         """For each subject its places in the prompts: 1 or `rows` of them, each drawn `copies` times.
 
-        A place counts if either text encoder reads the word there: usually both read the same text.
+        A place counts if either text encoder reads the word there: usually both read the same text. carried:
+        the subjects that the prompts may carry, all if left out.
         """
         tokenizers = [
             tokenizer
@@ -284,7 +325,7 @@ class _Run:
         for tokenizer, column in zip(tokenizers, (prompts, prompts_2), strict=False):  # as encode_prompt does
             tokenize = self._tokenize(tokenizer)
             for row, text in enumerate(column if len(column) == rows else column * rows):
-                parsed = parse_prompt(text, subjects)
+                parsed = parse_prompt(text, subjects, carried)
                 if parsed.conflicts:
                     raise NestedAttentionError(f"personalize: {parsed.conflicts[0]}")
                 for subject, positions in parsed.carried(tokenize):
@@ -310,17 +351,25 @@ class _Run:
         texts = [parse_prompt(text, [s.called for s in self._subjects]).text for text in _texts(prompt)]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def _tell_of_missing(self, settings: SubjectSettings, prompts: Sequence[str]) -> None:
-        called = settings.called
-        text = " ".join(dict.fromkeys(prompts))
-        message = (
-            f"personalize: no prompt carries the subject {called.name!r} (word {called.word!r}). Of the "
-            f"prompt {short(text)!r}, {why_missing(called, words_in(text))}, within the tokens that the text "
-            "encoders read"
-        )
-        if settings.when_missing == "error":
-            raise NestedAttentionError(message)
-        logger.warning(message)
+    def _tell_of_encoding(self, given: Mapping[str, Any]) -> None:
+        """Of a prompt that a user encodes: nothing tells which words an embedding has at its tokens."""
+        texts = [text for name in ("prompt", "prompt_2") for text in _texts(given.get(name) or "")]
+        if any(parse_prompt(text, [s.called for s in self._subjects]).occurrences for text in texts):
+            logger.warning(
+                "personalize: encode_prompt was called by itself, and what it returns carries no subject; "
+                "call the pipeline with the prompt as text"
+            )
+
+    def _tell_of_uncounted(self) -> None:
+        """Of a subject that prompts carry, in none of the call's steps. Where a call leaves noise for another
+        pipeline (denoising_end), it may count there."""
+        if self._masks is None or getattr(self._pipeline, "denoising_end", None) is not None:
+            return
+        for number, subject in enumerate(self._subjects):
+            masks = self._masks[number], self._negative[number]
+            carried = bool(subject.strength) and any(bool(last.any()) for last, _ in masks)
+            if carried and number not in self._counted:
+                tell_uncounted(subject)
 
     def _check_names(self) -> None:
         subjects = [s.called for s in self._subjects]

@@ -5,10 +5,9 @@ For training, and wherever the conditioning is at hand; `pipeline.py` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,61 +20,14 @@ from ...inspection.observed import ObservedLayer, ObservedSubject, Observer
 from ...kernels import correction, nested
 from ...kernels.rows import Rows, read_rows
 from ...regions import area_mean
-from ...settings import SubjectSettings
 from ...sites import diffusers_sites, uncompiled
+from .binding import SubjectBinding
+from .keywords import name_keywords
 
 Attention = Callable[..., Tensor]
 """(query, key, value, subjects, *, heads) → out, as `attention.nested_cross_attention`."""
 
-PAPER = SubjectSettings(alpha=BoundSubject.alpha, norm=BoundSubject.norm, injection="nested")
-"""As the paper trains its encoders."""
-
 _UNSUPPORTED = ("spatial_norm", "group_norm", "norm_q", "norm_k", "residual_connection")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SubjectBinding:
-    """A subject in one forward pass of a UNet: `BoundSubject` for all of its cross-attention layers at once.
-
-    `projections`, `mask` and `word` say where it is; `settings` say how it counts, but that the passes a
-    subject counts in, and its prompt, are the caller's: `word`, `name`, `start`, `end`, `region`,
-    `when_missing` and `apply_to_negative` of the settings are not read.
-    """
-
-    projections: Mapping[
-        str, tuple[Tensor, Tensor]
-    ]  # site → K̆, V̆ (1|B, N, inner), as SubjectEncoder.project gives
-    mask: Tensor  # (B, T) bool, best on the CPU: no row is looked for on the device then
-    word: Tensor | None = None  # (B, T) bool: all tokens of the word, for `bounded`; None: the mask
-    settings: SubjectSettings = PAPER
-    token_bias: Tensor | None = None  # (N,) or (1|B, N)
-    region: Tensor | None = None  # (1|B, h, w) in [0, 1], at any resolution: averaged over each layer's grid
-    name: str = ""  # what observers call it
-
-    @cached_property
-    def factors(self) -> Mapping[str, float]:
-        """On the strength, at each site."""
-        return self.settings.factors(self.projections)
-
-    @property
-    def strength(self) -> float:
-        return self.settings.strength
-
-    def strength_at(self, site: str) -> float:
-        return self.settings.strength * self.factors[site]
-
-    def at(self, site: str, region: Tensor | None = None) -> BoundSubject:
-        """The subject at one layer. region: on the layer's grid, (1|B, L); None: everywhere."""
-        key, value = self.projections[site]
-        return self.settings.bind(
-            key,
-            value,
-            self.mask,
-            word=self.word,
-            factor=self.factors[site],
-            token_bias=self.token_bias,
-            region=region,
-        )
 
 
 class SubjectSlot:
@@ -113,6 +65,8 @@ class SubjectSlot:
         """Number of the sampling's step, for observers."""
         self.pictures: Sequence[int] | None = None
         """Number of the picture that each row of a pass is, for observers. None: rows are pictures."""
+        self.negative: Collection[int] = ()
+        """Rows of negative prompts. Observers are not told who is carried there: it is not in the picture."""
 
     @property
     def bindings(self) -> tuple[SubjectBinding, ...]:
@@ -174,8 +128,8 @@ class SubjectSlot:
     def bind(self, *bindings: SubjectBinding) -> Iterator[None]:
         """Within the context, forward passes carry these subjects, and no others.
 
-        Raises NestedAttentionError for projections of other sites or widths than the UNet's, ValueError as
-        `check_subjects` does.
+        Raises NestedAttentionError for projections of other sites or widths than the UNet's, and where other
+        processors were put into the layers, ValueError as `check_subjects` does.
         """
         before = self._bindings
         self.set(*bindings)
@@ -192,7 +146,10 @@ class SubjectSlot:
         if bindings and check:
             first = next(iter(self.sites))
             check_subjects([binding.at(first) for binding in bindings], *bindings[0].mask.shape)
-        self._bindings = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
+        carried = tuple(b for b in bindings if b.strength and bool(b.mask.any()))
+        if carried:  # the pass may have begun, past `_note_pass`
+            self._check_processors()
+        self._bindings = carried
         self._layers, self._rows, self._regions = {}, {}, {}
 
     def at(self, site: str, queries: int) -> list[BoundSubject]:
@@ -220,9 +177,14 @@ class SubjectSlot:
                 binding.at(site, self._region(binding, site, queries)) if binding.strength_at(site) else None
             )
 
+        positive = torch.ones(len(query), 1, dtype=torch.bool)
+        positive[list(self.negative)] = False
         subjects = [
             ObservedSubject(
-                b.name, b.mask.cpu(), (b.mask if b.word is None else b.word).cpu(), partial(bind, b)
+                b.name,
+                b.mask.cpu() & positive,
+                (b.mask if b.word is None else b.word).cpu(),
+                partial(bind, b),
             )
             for b in self._bindings
         ]
@@ -310,21 +272,19 @@ class NestedAttentionProcessor(nn.Module):
     def __init__(self, site: str, previous: Any, slot: SubjectSlot) -> None:
         super().__init__()
         self.site, self.previous, self.slot = site, previous, slot
+        name_keywords(self, previous)
 
-    def forward(
+    def __call__(  # not `forward`: diffusers reads its signature
         self,
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        ip_adapter_masks: Any = None,  # named, for diffusers passes on what a processor's signature names
         **kwargs: Any,
     ) -> Tensor:
         """(B, L, C), text (B, T, context width) → (B, L, C)"""
         subjects = self.slot.at(self.site, hidden_states.shape[1])
-        if ip_adapter_masks is not None:
-            kwargs["ip_adapter_masks"] = ip_adapter_masks
         if temb is not None:  # SDXL passes none, and not every processor takes one
             kwargs["temb"] = temb
         shown = bool(self.slot.observers) and bool(self.slot.bindings) and self.slot.watched(self.site)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from ...inspection.observed import Observer
 from ...regions import RegionFinder, watched_steps
-from .processors import SubjectBinding, SubjectSlot
+from .binding import SubjectBinding
+from .processors import SubjectSlot
 
 logger = logging.getLogger("nested_attention")
 
@@ -25,7 +26,8 @@ class AutomaticRegions:
 
     In the first steps (`regions.WATCHED_SHARE`) the words' attention is watched, without regions; from then
     on the regions are held. observers: see the layers of all steps. pictures: number of the picture that each
-    row is; the row's own if left out. One sampling, and one thread at a time.
+    row is; the row's own if left out. negative: rows of negative prompts, in which nothing is watched, and
+    the pictures' regions are held. One sampling, and one thread at a time.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class AutomaticRegions:
         steps: int,
         observers: Sequence[Observer] = (),
         pictures: Sequence[int] | None = None,
+        negative: Collection[int] = (),
     ) -> None:
+        self._negative = negative
         self._slot, self._observers = slot, tuple(observers)
         rows = range(len(bindings[0].mask)) if bindings else range(0)
         self._pictures = tuple(rows if pictures is None else pictures)
@@ -50,10 +54,12 @@ class AutomaticRegions:
             logger.warning(told)
         self._found: Tensor | None = None
 
-    def moved(self, bindings: Sequence[SubjectBinding], pictures: Sequence[int]) -> AutomaticRegions:
+    def moved(
+        self, bindings: Sequence[SubjectBinding], pictures: Sequence[int], negative: Collection[int] = ()
+    ) -> AutomaticRegions:
         """The same sampling of the same pictures gone on with other rows: a pipeline that stops guiding
         halves its batch. What was seen, and what was found, is kept."""
-        other = AutomaticRegions(self._slot, bindings, 0, self._observers, pictures)
+        other = AutomaticRegions(self._slot, bindings, 0, self._observers, pictures, negative)
         other._watched, other._finder = self._watched, self._finder
         other._hold(self._found)
         return other
@@ -82,7 +88,7 @@ class AutomaticRegions:
                 logger.warning(told)
             found, self._finder = self._finder.settle(), None
             self._hold(found)
-        self._slot.step, self._slot.pictures = step, self._pictures
+        self._slot.step, self._slot.pictures, self._slot.negative = step, self._pictures, self._negative
         self._slot.observers = self._observers if self._finder is None else (*self._observers, self._finder)
         numbers = range(len(self._bindings)) if active is None else active
         return tuple(self._bindings[i] for i in numbers)

@@ -9,7 +9,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 from ...regions import area_mean, bias_in_rows, rows_apart
-from .processors import SubjectBinding, SubjectSlot
+from .binding import SubjectBinding
+from .keywords import name_keywords
+from .processors import SubjectSlot
 
 
 class SelfAttentionSlot:
@@ -71,6 +73,7 @@ class RegionSelfAttentionProcessor:
 
     def __init__(self, site: str, previous: Any, slot: SelfAttentionSlot) -> None:
         self.site, self.previous, self.slot = site, previous, slot
+        name_keywords(self, previous)
 
     def __call__(
         self,

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...encoder import Injection, SubjectEncoder, SubjectEncoderConfig
-from ...hosts.diffusers.processors import Attention, SubjectBinding
+from ...hosts.diffusers.binding import SubjectBinding
+from ...hosts.diffusers.processors import Attention
 from ...settings import SubjectSettings
 
 Projections = dict[str, tuple[Tensor, Tensor]]

@@ -22,7 +22,8 @@ from .regions import PassRegion, SamplingRun, grid_of
 class CarriedSubject:
     """A subject in one forward pass: rows and tokens that carry it, (B, T) bool on the CPU.
 
-    region: where it counts, None for everywhere.
+    region: where it counts, None for everywhere. seen: the mask without negative prompts, None if there are
+    none.
     """
 
     subject: AppliedSubject
@@ -31,6 +32,7 @@ class CarriedSubject:
     word: Tensor
     token_bias: Tensor | None
     region: PassRegion | None = None
+    seen: Tensor | None = None
 
     @property
     def strength(self) -> float:
@@ -39,6 +41,10 @@ class CarriedSubject:
     def word_in(self, tokens: int) -> Tensor:
         """(B, tokens) bool on the CPU: all tokens of the word, in a context of that length."""
         return fit(self.word, tokens)
+
+    def seen_in(self, tokens: int) -> Tensor:
+        """(B, tokens) bool on the CPU: what observers are told of the mask, in a context of that length."""
+        return fit(self.mask if self.seen is None else self.seen, tokens)
 
     def bind(
         self, site: str, query: Tensor, tokens: int, options: Mapping[str, Any] | None = None
@@ -67,16 +73,17 @@ def carried_in(
     run: SamplingRun | None = None,
     where: Pass | None = None,
 ) -> list[CarriedSubject]:
-    """Which of the subjects the rows of a forward pass carry. codes: (B, T) on the CPU.
+    """Which of the subjects the rows of a forward pass carry. codes: (B, T) on the CPU, negated in negative
+    prompts.
 
     Raises NestedAttentionError where pictures or places matter, and nobody tells them.
     """
     found = []
     for number, subject in enumerate(subjects, 1):
-        mask = codes == 2 * number
+        mask = codes.abs() == 2 * number
         if not bool(mask.any()):
             continue
-        word, region = (codes >> 1) == number, None
+        word, region = (codes.abs() >> 1) == number, None
         own, bias = values.get(subject.values), subject.token_bias
         if subject.batch or subject.settings.placed:
             if run is None or where is None:
@@ -98,7 +105,7 @@ def carried_in(
                     if not bool(mask.any()):
                         continue
         bias = None if bias is None else onto(bias, device)
-        found.append(CarriedSubject(subject, own, mask, word, bias, region))
+        found.append(CarriedSubject(subject, own, mask, word, bias, region, mask & (codes > 0)))
         if run is not None:
             run.carried.add(subject.key)
     return found

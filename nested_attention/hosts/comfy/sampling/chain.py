@@ -299,12 +299,13 @@ class SubjectChain(Shared):
         """The conditioning with its marks as numbers beside the text context, where ComfyUI batches them.
 
         Marks that do not count are left out. Subject n has 2n at the tokens whose value is replaced, and
-        2n + 1 at the other tokens of its word.
+        2n + 1 at the other tokens of its word; both are negated in a negative prompt.
         """
         numbers = self._numbers(prompt.negative)
         codes = stacked([None if marks is None else marks.numbered(numbers) for marks in prompt.marks])
         model_conds = {k: v for k, v in prompt.cond.get("model_conds", {}).items() if k != COND}
         if codes is not None:
+            codes = -codes if prompt.negative else codes
             model_conds[COND] = comfy.conds.CONDCrossAttn(codes[..., None])
         return {**prompt.cond, "model_conds": model_conds}
 
@@ -377,7 +378,7 @@ def _negative(role: str, cond: Mapping[str, Any]) -> bool:
 
 def _only(codes: Tensor, numbers: Iterable[int]) -> Tensor | None:
     """The codes (B, T) of these subjects, others as unmarked; None if nothing is left."""
-    kept = torch.isin(codes >> 1, torch.tensor(sorted(numbers), dtype=codes.dtype))
+    kept = torch.isin(codes.abs() >> 1, torch.tensor(sorted(numbers), dtype=codes.dtype))
     return torch.where(kept, codes, 0) if bool(kept.any()) else None
 
 

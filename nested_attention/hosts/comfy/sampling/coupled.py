@@ -97,6 +97,6 @@ class CoupledRows:
                 codes.append(in_pass[of_pass[: len(codes)].count(found)])
                 continue
             candidates = in_pass + [spread(one.marks.numbered(self.numbers)) for one in other]
-            check_same(candidates)
+            check_same([one.abs() for one in candidates])  # whatever the sign, which prompts it is
             codes.append(candidates[0] if candidates else spread(None))
         return torch.cat(codes)

@@ -12,7 +12,6 @@ from torch import Tensor
 from ....attention import BoundSubject
 from ....errors import NestedAttentionError
 from ....inspection.observed import ObservedLayer, ObservedSubject
-from ..prompts.marks import fit
 from .carried import CarriedSubject
 from .layer import NestedLayer
 from .places import Pass
@@ -57,7 +56,7 @@ class ObservedSlot:
             return one.bind(site, q, tokens, options) if one.subject.strength_at(site) else None
 
         subjects = [
-            ObservedSubject(one.subject.key, fit(one.mask, tokens), one.word_in(tokens), partial(bind, one))
+            ObservedSubject(one.subject.key, one.seen_in(tokens), one.word_in(tokens), partial(bind, one))
             for one in self.carried
         ]
         grid = grid_of(site, q.shape[1], options, run.purpose)
