@@ -136,15 +136,13 @@ def count_preferences(key: dict[str, Any], answers: Sequence[dict[str, Any]]) ->
                 'these are two people, give one of them another "person" in the file; else leave one file out'
             )
         for entry in entries:
-            asked = (
-                [entry.get(name) for name in ("pair", "question", "side")] if isinstance(entry, dict) else []
-            )
-            if not _is_answer(asked, key):
+            answer = _answer(entry, key)
+            if answer is None:
                 raise NestedAttentionError(
                     f"answers {number} hold {entry!r}; expected a pair of the key, one of "
                     f"{', '.join(QUESTIONS)}, and one of {', '.join(SIDES)}"
                 )
-            pair, question, side = asked
+            pair, question, side = answer
             found[person, pair, question] = side
     if not found:
         raise NestedAttentionError("the answers are empty; expected at least one")
@@ -163,11 +161,15 @@ def count_preferences(key: dict[str, Any], answers: Sequence[dict[str, Any]]) ->
     return result
 
 
-def _is_answer(asked: list[Any], key: dict[str, Any]) -> bool:
-    known = (key["pairs"], QUESTIONS, SIDES)
-    return len(asked) == 3 and all(
-        isinstance(one, str) and one in names for one, names in zip(asked, known, strict=True)
-    )
+def _answer(entry: Any, key: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Pair, question and side; None unless all three are known."""
+    found = []
+    for name, known in (("pair", key["pairs"]), ("question", QUESTIONS), ("side", SIDES)):
+        value = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(value, str) or value not in known:
+            return None
+        found.append(value)
+    return found[0], found[1], found[2]
 
 
 def _winner(left: str, side: str) -> str:

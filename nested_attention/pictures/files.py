@@ -36,7 +36,7 @@ def upright(picture: Image.Image) -> Image.Image:
     picture.load()
     # Not by Pillow's exif_transpose, which writes EXIF anew and trips over entries that nobody asked for.
     try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises what its parser meets
         turn = None
     return _in_bytes(picture if turn is None else picture.transpose(turn)).convert("RGBA")

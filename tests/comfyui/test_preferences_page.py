@@ -45,7 +45,7 @@ def test_answers_are_kept_downloaded_and_counted(tmp_path: Path) -> None:
     for path, level in zip(paths, (90, 40, 200), strict=True):
         Image.new("RGB", (64, 64), (level,) * 3).save(path)
     pairs = [Pair(f"p{n}", f"prompt {n}", (paths[0],), (paths[1], paths[2])) for n in range(3)]
-    page_text, key = write_preferences(pairs, ("A model", "B model"), 0)
+    page_text, key = write_preferences(pairs, ("A model", "B model"))
     file = tmp_path / "study.html"
     file.write_text(page_text, encoding="utf-8")
     with sync_playwright() as playwright:
@@ -67,6 +67,7 @@ def test_answers_are_kept_downloaded_and_counted(tmp_path: Path) -> None:
                     choice = "neither" if question == "prompt" else side
                     section.locator(f"[data-question={question}] input[value={choice}]").check()
                 if number == 1:
+                    browsers_own = page.evaluate("id")
                     _reload_until_kept(page, 6)
                     page.click("#next")
                 if number < 2:
@@ -80,6 +81,7 @@ def test_answers_are_kept_downloaded_and_counted(tmp_path: Path) -> None:
             browser.close()
     assert not complaints and saved.name == "answers-Ann_O_Neil.json"
     answers = read_answers(saved)
+    assert len(browsers_own) == 16 and answers["id"] == browsers_own, "over a reload"
     assert answers["person"] == "Ann O'Neil" and len(answers["answers"]) == 9
     found = count_preferences(json.loads(json.dumps(key)), [answers])
     assert found["prompt"] == {"wins_of_a": None, "neither": 3}
