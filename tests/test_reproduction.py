@@ -744,7 +744,7 @@ def test_the_whole_page_has_no_gap() -> None:
         assert all(any(cell.strip() for cell in row.split("|")[4:]) for row in rows), key
         assert parts[own].count("\n- ") >= sum(claim.question == key for claim in CLAIMS) > 0
     assert "resembles the second" in parts[titles["mixing"]] and "prompt |" not in parts[titles["mixing"]]
-    assert "person, λ = 1, from 4 pictures" in parts[titles["references"]]
+    assert "| person, from 4 pictures |" in parts[titles["references"]]
     assert "Decoupled CA, from scratch" in parts[titles["scratch"]]
 
 

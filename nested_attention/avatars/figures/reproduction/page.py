@@ -100,7 +100,9 @@ def _introduction(summary: Summary, there: int, wanted: int) -> str:
         f"{QUERIES} queries have the same pictures in the same order, the same noise and the same Q-Former "
         "to begin with. Two things differ from the paper, but for the part *From scratch*: that Q-Former has "
         "learned to redraw close-ups beforehand, and the keys of tokens, where a mechanism has any, are "
-        "trained [whitened](training.md#train).\n\n"
+        "trained [whitened](training.md#train). Weights are not published: where a published run was drawn "
+        "further on another machine, it was trained again, on the same seed, and the later drawings are of "
+        "these weights, which differ from the first ones by how processors round.\n\n"
         f"**Pictures.** Every drawing shows the same {size.cases} held-out subjects in prompts that no "
         f"training saw, from the same noise ({size.sampling.steps} steps, guidance "
         f"{size.sampling.guidance:g}); every picture counts. *Identity*: all subjects of a picture are "
@@ -266,7 +268,7 @@ def told(run: Run, drawing: Drawing) -> str:
     """What was drawn, in words."""
     control = mechanism(run.mechanism).control
     if drawing.kind == "references":
-        return f"{told(run, Drawing('alone', drawing.word))}, from {drawing.value:g} pictures"
+        return f"{drawing.word}, from {drawing.value:g} pictures"
     if drawing.kind == "mixed":
         return "mixed" if drawing.value else "not mixed"
     if drawing.kind == "noun":
