@@ -6,6 +6,7 @@ them in a thread of its own. Only tensors say that they are on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -64,6 +65,16 @@ def drawn(model: Any, clip: Any) -> Tensor:
     return sample(model, positive, encode(clip, "bad"), cfg=1.0)
 
 
+def personalised(world: Any, way: str, move: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """With both subjects, and moved before them, between them or after them."""
+    model, clip = both(
+        world,
+        move(loadable(world)) if way == "before" else loadable(world),
+        between=move if way == "between" else lambda model: model,
+    )
+    return move(model) if way == "after" else model, clip
+
+
 def beside(model: Any) -> list[Any]:
     return list(model.get_additional_models_with_key(KEY))
 
@@ -76,12 +87,7 @@ def copy_in(model: Any) -> Any:
 @pytest.mark.parametrize("way", ["before", "between", "after"])
 def test_a_model_that_is_split_between_gpus_draws_the_same(world: Any, way: str) -> None:
     plain = drawn(*both(world, world.model))
-    model, clip = both(
-        world,
-        split(loadable(world)) if way == "before" else loadable(world),
-        between=split if way == "between" else lambda model: model,
-    )
-    model = split(model) if way == "after" else model
+    model, clip = personalised(world, way, split)
     torch.testing.assert_close(drawn(model, clip), plain, rtol=1e-3, atol=1e-3)
     copies = beside(copy_in(model))
     assert [one.load_device for one in beside(model)] == [FIRST] * 2
@@ -104,12 +110,7 @@ def test_a_copy_that_is_used_again_knows_who_is_who(world: Any) -> None:
 @pytest.mark.parametrize("way", ["before", "between", "after"])
 def test_a_model_that_is_moved_to_another_gpu_has_its_subjects_there(world: Any, way: str) -> None:
     plain = drawn(*both(world, world.model))
-    model, clip = both(
-        world,
-        on_second(loadable(world)) if way == "before" else loadable(world),
-        between=on_second if way == "between" else lambda model: model,
-    )
-    model = on_second(model) if way == "after" else model
+    model, clip = personalised(world, way, on_second)
     torch.testing.assert_close(drawn(model, clip), plain, rtol=1e-3, atol=1e-3)
     assert [one.load_device for one in beside(model)] == [SECOND] * 2
 
