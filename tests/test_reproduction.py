@@ -96,7 +96,7 @@ def test_the_matrix_holds_what_was_asked_for() -> None:
         for name in ("nested", "decoupled"):
             pets = wanted[Run(mechanism=name, words=("pet",), seed=seed)]
             assert any(each.kind == "pair" for each in pets)
-        assert {each.value for each in wanted[Run(seed=seed)] if each.kind == "references"} == {2, 4}
+    assert {each.value for each in wanted[Run()] if each.kind == "references"} == {2, 4}
     assert {run.alpha for run in wanted} == set(ALPHAS) == {None, 1.0, 2.0, 3.0}
     assert {run.queries for run in wanted} == set(COUNTS) == {4, 16, 32, 64}
     assert {each for run in wanted for each in run.departures} == set(DEPARTURES)
