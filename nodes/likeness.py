@@ -7,10 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..nested_attention.hosts.comfy import STATE, told
-from ..nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER
-from ..nested_attention.pictures.blazeface import load_blazeface
+from ..nested_attention.paths import FACE_RECOGNISER
 from ..nested_attention.pictures.check import check_pictures
-from ..nested_attention.pictures.pyramid import TiledFaceDetector
+from ..nested_attention.pictures.pyramid import face_detector
 from ..nested_attention.pictures.recognise import compare, load_face_recogniser
 from .common import naming, schema
 
@@ -80,9 +79,8 @@ class MeasureLikeness(io.ComfyNode):
     def execute(cls, reference: Any, image: Any) -> io.NodeOutput:
         node = "Likeness"
         references, pictures = check_pictures(reference, node).cpu(), check_pictures(image, node).cpu()
-        detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
         with naming(node):
-            found = compare(references, pictures, detect, load_face_recogniser(FACE_RECOGNISER))
+            found = compare(references, pictures, face_detector(), load_face_recogniser(FACE_RECOGNISER))
         lines = [
             one.verdict if len(found) == 1 else f"picture {number} of {len(found)}: {one.verdict}"
             for number, one in enumerate(found, start=1)

@@ -8,18 +8,15 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy.notices import warn
-from ..nested_attention.paths import FACE_DETECTOR
 from ..nested_attention.pictures.align import align_faces
 from ..nested_attention.pictures.background import estimate_subjects
-from ..nested_attention.pictures.blazeface import load_blazeface
 from ..nested_attention.pictures.check import check_masks, check_pictures
 from ..nested_attention.pictures.draw import draw_faces
 from ..nested_attention.pictures.faces import WHICH, FaceDetector, Which, upright_square
 from ..nested_attention.pictures.insight import InsightFaceDetector
 from ..nested_attention.pictures.isolate import BACKGROUNDS, Isolation, isolate_subjects
-from ..nested_attention.pictures.pyramid import TiledFaceDetector
+from ..nested_attention.pictures.pyramid import face_detector
 from ..nested_attention.pictures.square import PADDINGS, Padding
 from .common import naming, schema
 
@@ -145,12 +142,10 @@ class AlignFace(io.ComfyNode):
         min_score: float = 0.0,
     ) -> io.NodeOutput:
         pictures = check_pictures(image, "Align Face").cpu()
-        try:
+        with naming("Align Face"):
             beyond: Padding = PADDINGS[padding]
             detect = _detector(detector, min_score)
             faces = align_faces(pictures, detect, which=which, index=index, size=size, padding=beyond)
-        except NestedAttentionError as error:
-            raise NestedAttentionError(f"Align Face: {error}") from error
         count = sum(len(found) for found in faces.found)
         place = upright_square(faces.taken[0][0], pictures.shape[2], pictures.shape[1])
         return io.NodeOutput(
@@ -162,8 +157,7 @@ def _detector(name: str, min_score: float) -> FaceDetector:
     if name == "insightface":
         root = Path(folder_paths.models_dir) / "insightface"
         return InsightFaceDetector(root, min_score) if min_score else InsightFaceDetector(root)
-    network = load_blazeface(FACE_DETECTOR)
-    return TiledFaceDetector(network, min_score) if min_score else TiledFaceDetector(network)
+    return face_detector(min_score) if min_score else face_detector()
 
 
 class IsolateSubject(io.ComfyNode):

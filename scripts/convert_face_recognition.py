@@ -26,10 +26,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nested_attention.paths import FACE_DETECTOR  # noqa: E402
 from nested_attention.paths import FACE_RECOGNISER as TARGET  # noqa: E402
-from nested_attention.pictures.blazeface import load_blazeface  # noqa: E402
-from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
+from nested_attention.pictures.pyramid import face_detector  # noqa: E402
 from nested_attention.pictures.recognise import (  # noqa: E402
     SIDE,
     FaceRecogniser,
@@ -108,7 +106,7 @@ def photographs() -> dict[str, torch.Tensor]:
     from skimage import data, filters, transform
 
     picture = torch.from_numpy(data.astronaut() / 255).float()
-    detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
+    detect = face_detector()
 
     def chip(values: torch.Tensor) -> torch.Tensor:
         return face_chip(values, detect(values)[0])
@@ -160,7 +158,7 @@ def compare(network: FaceRecogniser) -> None:
     landmarks = dlib.shape_predictor(models.pose_predictor_five_point_model_location())(photo, rectangle)
     whole = torch.tensor(list(original.compute_face_descriptor(photo, landmarks)))
     picture = torch.from_numpy(photo / 255).float()
-    face = TiledFaceDetector(load_blazeface(FACE_DETECTOR))(picture)[0]
+    face = face_detector()(picture)[0]
     apart = float((describe(network, picture, [face])[0] - whole).norm())
     print(f"astronaut, each with its own detector, landmarks and weights: descriptors {apart:.4f} apart")
 

@@ -36,9 +36,8 @@ from nested_attention.checkpoint import load_subject_encoder  # noqa: E402
 from nested_attention.demo.draw import load_workflow, node_of  # noqa: E402
 from nested_attention.demo.server import ComfyServer  # noqa: E402
 from nested_attention.find_comfyui import find_comfyui  # noqa: E402
-from nested_attention.paths import ADAPTERS, FACE_DETECTOR, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
-from nested_attention.pictures.blazeface import load_blazeface  # noqa: E402
-from nested_attention.pictures.pyramid import TiledFaceDetector  # noqa: E402
+from nested_attention.paths import ADAPTERS, FACE_RECOGNISER, SMALL_WORLD  # noqa: E402
+from nested_attention.pictures.pyramid import face_detector  # noqa: E402
 from nested_attention.pictures.recognise import compare, load_face_recogniser  # noqa: E402
 from nested_attention.settings import SubjectSettings  # noqa: E402
 
@@ -137,7 +136,7 @@ def likeness() -> Image.Image:
         name: picture.resize((side, side), Image.Resampling.LANCZOS) for name, picture in pictures.items()
     }
     batches = {name: torch.from_numpy(np.asarray(p)).float()[None] / 255 for name, p in pictures.items()}
-    detect, network = TiledFaceDetector(load_blazeface(FACE_DETECTOR)), load_face_recogniser(FACE_RECOGNISER)
+    detect, network = face_detector(), load_face_recogniser(FACE_RECOGNISER)
     sheet = Image.new("RGB", (len(shown) * (side + GAP) + GAP, side + 64), (250, 249, 246))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, (name, picture) in enumerate(shown.items()):

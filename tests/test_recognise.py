@@ -12,10 +12,9 @@ from skimage import data, filters, transform
 from torch import Tensor
 
 from nested_attention.errors import NestedAttentionError
-from nested_attention.paths import FACE_DETECTOR, FACE_RECOGNISER
-from nested_attention.pictures.blazeface import load_blazeface
+from nested_attention.paths import FACE_RECOGNISER
 from nested_attention.pictures.faces import Face
-from nested_attention.pictures.pyramid import TiledFaceDetector
+from nested_attention.pictures.pyramid import TiledFaceDetector, face_detector
 from nested_attention.pictures.recognise import (
     DLIB,
     SAME_PERSON,
@@ -52,7 +51,7 @@ def network() -> FaceRecogniser:
 
 @pytest.fixture(scope="module")
 def detect() -> TiledFaceDetector:
-    return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
+    return face_detector()
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,9 @@ from PIL import Image
 
 from ..errors import NestedAttentionError
 from ..hosts.diffusers import AppliedSubject, Recorder, encode_subject, personalize
-from ..paths import FACE_DETECTOR
-from ..pictures.blazeface import load_blazeface
 from ..pictures.files import read_picture
 from ..pictures.prepare import Prepare, Prepared, prepare_pictures
-from ..pictures.pyramid import TiledFaceDetector
+from ..pictures.pyramid import face_detector
 from ..pictures.suspect import means_animal
 from ..storage.files import replacing
 from .models import load_models, sampling
@@ -91,9 +89,8 @@ def drawn(drawing: Drawing, recorder: Recorder | None = None) -> tuple[Image.Ima
         checkpoint, drawing.encoder, drawing.vision, prompt=drawing.prompt, device=drawing.device
     )
     word = drawing.word or models.encoder.config.word
-    detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
     prepared = prepare_pictures(
-        photographs, drawing.prepare, detect,
+        photographs, drawing.prepare, face_detector(),
         animal=means_animal(models.encoder.config.word, word), drawings=checkpoint is None,
     )  # fmt: skip
     subject = encode_subject(models.encoder, models.vision, prepared.pictures)

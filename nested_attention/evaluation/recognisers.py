@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NestedAttentionError
-from ..paths import FACE_DETECTOR, FACE_RECOGNISER
-from ..pictures.blazeface import load_blazeface
+from ..paths import FACE_RECOGNISER
 from ..pictures.faces import Face, FaceDetector
 from ..pictures.files import read_picture
-from ..pictures.pyramid import TiledFaceDetector
+from ..pictures.pyramid import face_detector
 from ..pictures.recognise import (
     FaceRecogniser,
     describe,
@@ -71,7 +70,7 @@ class Recogniser(Protocol):
 class FaceFinder:
     """The packaged detector, which looks at each file once."""
 
-    detect: FaceDetector = field(default_factory=lambda: TiledFaceDetector(load_blazeface(FACE_DETECTOR)))
+    detect: FaceDetector = field(default_factory=face_detector)
     _found: dict[Path, list[Face]] = field(default_factory=dict)
 
     def __call__(self, path: Path) -> list[Face]:

@@ -59,50 +59,61 @@ def prepare_pictures(
     """
     if how not in PREPARE:
         raise NestedAttentionError(f"prepare is {how!r}; expected one of {', '.join(PREPARE)}")
-    one_size = len({picture.shape for picture in pictures}) == 1
-    unchanged: Taken = "as it is"
-    made: list[Tensor] = []
-    taken: list[Taken] = []
-    doubts: list[str] = []
-    missed: list[tuple[Missed, ...]] = []
-    for number, picture in enumerate(pictures, 1):
-        name = f"picture {number} of {len(pictures)}"
-        faces = [] if how in ("none", "isolate") or (how == "auto" and animal) else detect(picture)
-        if faces:
-            made.append(cut(picture, ffhq_square(_largest(faces)), SIZE))
-            taken.append("face")
-            missed.append(())
-            continue
-        if how == "face":
-            raise NestedAttentionError(
-                f"{name} ({picture.shape[1]} × {picture.shape[0]} pixels): no face was found. Expected a "
-                "face that shows both eyes and the mouth, and is not upside down. Take another picture, set "
-                "prepare to none for one that is cropped already, or to isolate for a pet"
-            )
-        leave = how == "none" or (how == "auto" and drawings)
-        found = None if leave else estimate_subject(picture)
-        if found is not None and (found.sure or how == "isolate"):
-            made.append(_isolated(picture, found, name))
-            taken.append("isolated")
-            missed.append(())
-            if found.doubt:
-                doubts.append(
-                    f"{name}: the background could not be told from the subject with certainty "
-                    f"({found.doubt}). Look at the preview; if it is wrong, use Isolate Subject with a mask"
-                )
-            continue
-        made.append(cut(picture, Square.in_middle(picture), SIZE))
-        taken.append(unchanged)
-        missed.append(() if found is None else ("subject",) if animal else ("face", "subject"))
-        if found is not None:
-            doubts.append(
-                f"{name}: {'' if animal else 'no face was found, and '}the background could not be "
-                f"told from the subject ({found.doubt}), so the picture is used as it is. Crop it to the "
-                f"subject, or use {'' if animal else 'Align Face or '}Isolate Subject with a mask"
-            )
-    if one_size and set(taken) == {unchanged}:
+    found = [
+        _prepare_one(picture, f"picture {number} of {len(pictures)}", how, detect, animal, drawings)
+        for number, picture in enumerate(pictures, 1)
+    ]
+    made = [one.pixels for one in found]
+    if len({picture.shape for picture in pictures}) == 1 and all(one.taken == "as it is" for one in found):
         made = list(pictures)  # the vision model crops and shrinks them by itself
-    return Prepared(torch.stack(made), tuple(taken), tuple(doubts), tuple(missed))
+    return Prepared(
+        torch.stack(made),
+        tuple(one.taken for one in found),
+        tuple(one.doubt for one in found if one.doubt),
+        tuple(one.missed for one in found),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _One:
+    """Of one picture what `Prepared` says of all; pixels: (height, width, 3)."""
+
+    pixels: Tensor
+    taken: Taken
+    missed: tuple[Missed, ...] = ()
+    doubt: str = ""
+
+
+def _prepare_one(
+    picture: Tensor, name: str, how: Prepare, detect: FaceDetector, animal: bool, drawings: bool
+) -> _One:
+    faces = [] if how in ("none", "isolate") or (how == "auto" and animal) else detect(picture)
+    if faces:
+        return _One(cut(picture, ffhq_square(_largest(faces)), SIZE), "face")
+    if how == "face":
+        raise NestedAttentionError(
+            f"{name} ({picture.shape[1]} × {picture.shape[0]} pixels): no face was found. Expected a face "
+            "that shows both eyes and the mouth, and is not upside down. Take another picture, set prepare "
+            "to none for one that is cropped already, or to isolate for a pet"
+        )
+    as_it_is = cut(picture, Square.in_middle(picture), SIZE)
+    if how == "none" or (how == "auto" and drawings):
+        return _One(as_it_is, "as it is")
+    found = estimate_subject(picture)
+    if found.sure or how == "isolate":
+        doubt = (
+            f"{name}: the background could not be told from the subject with certainty ({found.doubt}). Look "
+            "at the preview; if it is wrong, use Isolate Subject with a mask"
+        )
+        return _One(_isolated(picture, found, name), "isolated", doubt=doubt if found.doubt else "")
+    return _One(
+        as_it_is,
+        "as it is",
+        ("subject",) if animal else ("face", "subject"),
+        f"{name}: {'' if animal else 'no face was found, and '}the background could not be told from the "
+        f"subject ({found.doubt}), so the picture is used as it is. Crop it to the subject, or use "
+        f"{'' if animal else 'Align Face or '}Isolate Subject with a mask",
+    )
 
 
 def _largest(faces: Sequence[Face]) -> Face:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from .blazeface import SIDE, BlazeFace
+from ..paths import FACE_DETECTOR
+from .blazeface import SIDE, BlazeFace, load_blazeface
 from .faces import Face, distinct
 from .square import Square, cut
 
@@ -87,6 +89,13 @@ class TiledFaceDetector:
                 for reading, score, square in zip(readings, scores, squares * 2, strict=True)
             ]
         )
+
+
+@lru_cache(maxsize=1)
+def face_detector(threshold: float = ACCEPT) -> TiledFaceDetector:
+    """The one whose weights come with the pack. Raises NestedAttentionError where they are missing or
+    damaged."""
+    return TiledFaceDetector(load_blazeface(FACE_DETECTOR), threshold)
 
 
 def _mean(faces: Sequence[Face]) -> Face:

@@ -17,10 +17,8 @@ from front_ends import FRONT_ENDS
 from PIL import Image
 from skimage import data
 
-from nested_attention.paths import FACE_DETECTOR
-from nested_attention.pictures.blazeface import load_blazeface
 from nested_attention.pictures.prepare import prepare_pictures
-from nested_attention.pictures.pyramid import TiledFaceDetector
+from nested_attention.pictures.pyramid import face_detector
 
 pytestmark = [
     pytest.mark.browser,
@@ -208,7 +206,7 @@ def test_of_a_photograph_the_face_is_taken_and_the_small_world_says_it_cannot_dr
     canvas.place_a_picture("node", "a photo of a person in a forest")
     canvas.run()
     assert canvas.says("node")[0] == "1 picture: face found"
-    detect = TiledFaceDetector(load_blazeface(FACE_DETECTOR))
+    detect = face_detector()
     picture = torch.from_numpy(photograph).float() / 255
     prepared = prepare_pictures([picture], "auto", detect)
     assert prepared.taken == ("face",)

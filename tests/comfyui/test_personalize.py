@@ -184,8 +184,8 @@ def test_a_drawing_world_says_that_a_photograph_is_none_of_its_pictures(
 
 
 def test_the_state_says_what_was_not_found(comfyui: Path, nodes: dict[str, Any]) -> None:  # noqa: F811
-    from nested_attention.hosts.comfy.encoding.pictures import face_detector
     from nested_attention.pictures.prepare import prepare_pictures
+    from nested_attention.pictures.pyramid import face_detector
 
     said = sys.modules[nodes["Personalize"].__module__]._said
     prepared = prepare_pictures([astronaut()[0], cat()[0]], "auto", face_detector())
@@ -204,8 +204,8 @@ def test_the_state_says_what_was_not_found(comfyui: Path, nodes: dict[str, Any])
     ],
 )
 def test_what_is_taken_of_photographs(comfyui: Path, prepare: Any, word: str, taken: tuple[str, ...]) -> None:
-    from nested_attention.hosts.comfy.encoding.pictures import face_detector
     from nested_attention.pictures.prepare import prepare_pictures
+    from nested_attention.pictures.pyramid import face_detector
     from nested_attention.pictures.suspect import means_animal
 
     horse = torch.from_numpy(data.horse()).float()[..., None].expand(-1, -1, 3)

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ...errors import NestedAttentionError
-from ...paths import FACE_DETECTOR
 from ...pictures.align import align_faces
-from ...pictures.blazeface import load_blazeface
 from ...pictures.faces import ffhq_square
 from ...pictures.isolate import Isolation, isolate_subjects
-from ...pictures.pyramid import TiledFaceDetector
+from ...pictures.pyramid import face_detector
 from ...pictures.square import Square, cut
 from ...prompt import Tokenize, find_word, short, word_spans
 from .pictures import Size, bucket_of, bucket_sizes, decode, fit
@@ -77,10 +75,6 @@ class Recipe:
         if settings.sizes is not None:
             return list(settings.sizes)
         return bucket_sizes(settings.resolution, settings.step, square=settings.square)
-
-    @cached_property
-    def _detector(self) -> TiledFaceDetector:
-        return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
     def caption(self, text: str | None, tokenize: Tokenize) -> tuple[str, list[int]]:
         """A caption with the training word in the subject's place, and the positions of its last token: of
@@ -164,7 +158,7 @@ class Recipe:
 
     def _face(self, picture: Tensor) -> Square:
         try:
-            ((face,),) = align_faces(picture[None], self._detector, size=REFERENCE).taken
+            ((face,),) = align_faces(picture[None], face_detector(), size=REFERENCE).taken
         except NestedAttentionError as error:
             raise Rejected("no face", str(error).partition(": ")[2]) from error
         return ffhq_square(face)

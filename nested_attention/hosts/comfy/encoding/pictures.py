@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from ....errors import NestedAttentionError
 from ....inspection.looks import looks, reference
-from ....paths import FACE_DETECTOR
-from ....pictures.blazeface import load_blazeface
 from ....pictures.check import check_pictures
 from ....pictures.faces import FaceDetector
-from ....pictures.pyramid import TiledFaceDetector
+from ....pictures.pyramid import face_detector
 from ....pictures.suspect import suspicions
 from ....prompt import short
 from ....subject import Reference, Subject
@@ -118,12 +116,6 @@ def _detector(handle: SubjectEncoderHandle) -> FaceDetector | None:
     where it finds none, and IP-Adapter's files do not say what they are for."""
     config = handle.config
     return face_detector() if config.vision_dim >= PHOTOGRAPHS and config.injection == "nested" else None
-
-
-@lru_cache(maxsize=1)
-def face_detector() -> FaceDetector:
-    """The one that comes with the pack."""
-    return TiledFaceDetector(load_blazeface(FACE_DETECTOR))
 
 
 def read_weights(text: str, pictures: int, node: str = ENCODE_SUBJECT) -> tuple[float, ...] | None:

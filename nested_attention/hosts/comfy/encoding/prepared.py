@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ....pictures.check import check_pictures
 from ....pictures.prepare import Prepare, Prepared, prepare_pictures
+from ....pictures.pyramid import face_detector
 from ....pictures.suspect import means_animal, photographs
 from ..notices import warn
 from .memory import SubjectEncoderHandle
-from .pictures import PHOTOGRAPHS, face_detector
+from .pictures import PHOTOGRAPHS
 
 
 def prepare_references(
