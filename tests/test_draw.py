@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +22,16 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
 from nested_attention.avatars.drawing.references import held_out, reference_picture
-from nested_attention.checkpoint import save_subject_encoder
+from nested_attention.card import EncoderCard
+from nested_attention.checkpoint import load_subject_encoder, save_subject_encoder
 from nested_attention.cli.app import app
-from nested_attention.demo import photograph
+from nested_attention.demo import models, photograph
 from nested_attention.demo.models import sampling
 from nested_attention.encoder import SubjectEncoder
 from nested_attention.errors import NestedAttentionError
 from nested_attention.hosts.diffusers.vision import load_vision
 from nested_attention.pictures.files import read_picture
+from nested_attention.storage.registry import find_weights
 
 PROMPT = "a photo of a person at the beach"
 
@@ -110,6 +113,34 @@ def test_an_sdxl_with_files_of_its_own(tmp_path: Path, portrait: Path, sdxl: dic
             pictures.append(np.asarray(picture).astype(int))
     assert pictures[0].shape == (64, 64, 3)
     assert np.abs(pictures[0] - pictures[1]).max() <= 2  # the file holds half precision
+
+
+def test_without_a_vision_model_it_is_named_before_sdxl_is_read(
+    tmp_path: Path, portrait: Path, sdxl: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an encoder of one's own has it: the registry knows nothing of that, its card does."""
+    monkeypatch.setattr(models, "_models_folder", lambda: tmp_path / "models")
+    monkeypatch.setattr(models, "_sdxl", pytest.fail)
+    own = load_subject_encoder(sdxl["encoder.safetensors"])
+    save_subject_encoder(own, tmp_path / "album.safetensors", card=EncoderCard(vision_model="CLIP-H"))
+    names = ["--photo", portrait, "--checkpoint", sdxl["sdxl"], "--device", "cpu", "--size", 64]
+    for file, told in (("encoder.safetensors", "not known"), ("album.safetensors", "CLIP-H")):
+        done = draw(tmp_path / "out.png", *names, "--encoder", tmp_path / file)
+        said = " ".join(done.output.split())
+        assert f"the vision model of {file} is {told}, and none is installed" in said
+        assert "--vision" in said and "download clip-vit-h" in said
+
+
+def test_the_usual_vision_model_is_taken_where_it_is_installed(
+    tmp_path: Path, portrait: Path, sdxl: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_models_folder", lambda: tmp_path / "models")
+    place = find_weights("clip-vit-h").place(tmp_path / "models")
+    place.parent.mkdir(parents=True)
+    shutil.copy(sdxl["vision.safetensors"], place)
+    names = ["--checkpoint", sdxl["sdxl"], "--encoder", sdxl["encoder.safetensors"], "--device", "cpu"]
+    done = draw(tmp_path / "one.png", *names, "--photo", portrait, "--size", 64, "--prepare", "none")
+    assert done.exit_code == 0, done.output
 
 
 def test_a_vision_model_from_one_file(sdxl: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from ..avatars.drawing.identity import Person, Pet
 from ..avatars.drawing.pose import width_of
 from ..avatars.models.pipeline import world_pipeline
 from ..avatars.models.world import Sampling
-from ..checkpoint import load_subject_encoder
+from ..checkpoint import load_subject_encoder, read_card
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..find_comfyui import find_comfyui
@@ -46,7 +47,8 @@ def load_models(
     """checkpoint: of SDXL, a file, a folder in diffusers' layout or a name on the model hub; None: the small
     world. encoder: a file, a name of the registry, or one of the small world's words; None: the first that is
     installed, or that of a word of the prompt. vision: as `load_vision` takes it; None: the one that the
-    registry names for the encoder, else the checkpoint's `image_encoder`. device: None is the GPU where there
+    registry names for the encoder, else the checkpoint's `image_encoder`, else CLIP ViT-H where it is
+    installed. device: None is the GPU where there
     is one; the small world stays on the CPU.
 
     Raises NestedAttentionError for what is not there, saying how to get it.
@@ -59,8 +61,8 @@ def load_models(
     dtype = torch.float32 if where.type == "cpu" else torch.float16
     path, known = _encoder_file(encoder)
     own = load_subject_encoder(path, dtype=dtype, **(_told(known) if known else {}))
+    seer = _vision(vision, path, known, checkpoint, dtype)  # often what is missing, and small beside SDXL
     pipeline = _sdxl(checkpoint, dtype)
-    seer = _vision(vision, known, checkpoint, dtype)
     return Models(pipeline.to(where), own.requires_grad_(False).to(where), seer.to(where))
 
 
@@ -149,7 +151,9 @@ def _encoder_file(named: str | None) -> tuple[Path, KnownWeights | None]:
     )
 
 
-def _vision(named: str | None, encoder: KnownWeights | None, checkpoint: str, dtype: torch.dtype) -> Any:
+def _vision(
+    named: str | None, path: Path, encoder: KnownWeights | None, checkpoint: str, dtype: torch.dtype
+) -> Any:
     models = _models_folder()
     if named is not None:
         return load_vision(named, dtype=dtype)
@@ -161,9 +165,20 @@ def _vision(named: str | None, encoder: KnownWeights | None, checkpoint: str, dt
             f"not installed. Fetch it with `nested-attention download {needed.name}`, or name one with "
             "--vision"
         )
-    if Path(checkpoint).is_file():
-        raise NestedAttentionError("which vision model the encoder needs is not known; name it with --vision")
-    return load_vision(checkpoint, "image_encoder", dtype=dtype)
+    if Path(checkpoint, "image_encoder").is_dir():
+        return load_vision(checkpoint, "image_encoder", dtype=dtype)
+    if not Path(checkpoint).exists():  # a name on the hub, where few have one
+        with contextlib.suppress(NestedAttentionError):
+            return load_vision(checkpoint, "image_encoder", dtype=dtype)
+    usual = find_weights("clip-vit-h")
+    if models is not None and usual.place(models).is_file():
+        return load_vision(usual.place(models), dtype=dtype)
+    told = read_card(path).vision_model
+    raise NestedAttentionError(
+        f"the vision model of {path.name} is {told or 'not known'}, and none is installed. Name it with "
+        "--vision, or fetch CLIP ViT-H, which most encoders for SDXL read, with `nested-attention download "
+        f"{usual.name}`"
+    )
 
 
 def _models_folder() -> Path | None:
