@@ -28,11 +28,9 @@ from nested_attention.avatars.models.pixels import to_tensor
 from nested_attention.avatars.models.world import load_world
 from nested_attention.checkpoint import load_subject_encoder, read_card
 from nested_attention.errors import NestedAttentionError
-from nested_attention.paths import FACE_DETECTOR
 from nested_attention.pictures.align import align_faces
-from nested_attention.pictures.blazeface import load_blazeface
 from nested_attention.pictures.files import pixels
-from nested_attention.pictures.pyramid import TiledFaceDetector
+from nested_attention.pictures.pyramid import TiledFaceDetector, face_detector
 from nested_attention.training import shards
 from nested_attention.training.frozen import BaseModel, FrozenEncoders, load_pipeline
 from nested_attention.training.prepare import encode as encoding
@@ -357,6 +355,21 @@ def test_a_start_that_is_interrupted_is_not_repeated_and_a_read_only_disk_is_rea
     verify(folder, index)
 
 
+def test_what_was_read_counts_for_the_next_start_and_for_other_machines(
+    people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `prepare`, however it ends; and machines number the disk that they share each in its own way."""
+    folder = people / "prepared"
+    index, state = Index.read(folder), shards.file_state
+    (folder / "verified.json").unlink()
+    encoding.Journal(folder)  # and is stopped
+    monkeypatch.setattr(shards, "read_shard", pytest.fail)
+    encoding.Journal(folder)
+    monkeypatch.setattr(shards, "file_state", lambda found: (state(found)[0] + 1, *state(found)[1:]))
+    for shard in index.shards:
+        Verified(folder).check(shard.file, shard.checksum)
+
+
 def failing_after(number: int, check: Any) -> Any:
     """The method, until it has been called that often."""
     calls: list[str] = []
@@ -538,7 +551,7 @@ def test_faces_takes_the_aligned_face_and_the_whole_photograph(tmp_path: Path) -
     look = faces.look(sample)
     found = faces.prepare(sample, look)
     picture = pixels(Image.open(io.BytesIO(sample.picture())))
-    aligned = align_faces(picture[None], TiledFaceDetector(load_blazeface(FACE_DETECTOR)))
+    aligned = align_faces(picture[None], face_detector())
     torch.testing.assert_close(found.reference, aligned.crops[0].movedim(-1, 0))
     assert look.size == (512, 512) and found.target.shape == (3, 512, 512)
     assert found.reference.shape == (3, 512, 512) and not torch.equal(found.reference, found.target)
@@ -825,6 +838,29 @@ def test_the_recipe_says_whether_a_folder_is_a_subject(
         with pytest.raises(NestedAttentionError, match="asked"):
             prepare(preparing(world_on_disk, tmp_path, recipe=recipe), quietly)
     assert asked == [True, False, False]
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_an_album_in_a_tar_says_whose_pictures_are(world_on_disk: Path, people: Path, says: bool) -> None:
+    """Without that, each picture is its own reference: whoever prepares it is told, and how to say it."""
+    with tarfile.open(people / "album.tar", "w") as archive:
+        for number in range(6):
+            key = f"anna/{number}" if number < 3 else f"ben/{number}"
+            for ending in ("png", "txt"):
+                archive.add(people / "pictures" / f"person-{number:05d}.{ending}", f"{key}.{ending}")
+            if says:
+                subject = tarfile.TarInfo(f"{key}.subject.txt")
+                subject.size = 4
+                archive.addfile(subject, io.BytesIO(b"anna" if number < 3 else b"ben "))
+    source, said = SourceSettings(kind="webdataset", path=people / "album.tar"), list[str]()
+    index = prepare(
+        preparing(world_on_disk, people, output=people / "album", source=source, held_out=0), said.append
+    )
+    assert len({row.subject for shard in index.shards for row in shard.rows}) == (2 if says else 6)
+    told = [line for line in said if "no subject has two pictures" in line]
+    assert len(told) == (0 if says else 1) and all("KEY.subject.txt" in line for line in told)
+    page = (people / "album" / "report.html").read_text()
+    assert ("no subject has two pictures" in page) is not says
 
 
 def test_a_kill_while_the_end_is_written_forgets_nothing(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from small_training import SIZES, base_of, preparing, training
@@ -495,6 +496,51 @@ def test_it_begins_with_the_cross_attentions_own_keys_and_values(unet: Any, prep
     narrow = encoder_config(replace(SIZES, token_dim=64), unet, Index.read(prepared), 128)
     with pytest.raises(NestedAttentionError, match="encoder.token_dim 64, and the text is 256 wide"):
         new_encoder(StartSettings(kind="cross_attention"), narrow, unet, seed=0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_process_of_a_machine_reads_all_shards(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """The others need not, even where nothing can be noted beside the data."""
+    read: list[Path] = []
+
+    def begun(*given: Any) -> Any:
+        raise NestedAttentionError("begun")
+
+    monkeypatch.setattr(PartialState, "is_local_main_process", property(lambda self: first))
+    monkeypatch.setattr(running, "verify", lambda folder, index: read.append(folder))
+    monkeypatch.setattr(running, "_Run", begun)
+    with pytest.raises(NestedAttentionError, match="begun"):
+        train(training(world_on_disk, prepared, tmp_path / "run"), say=quietly)
+    assert read == ([prepared] if first else [])
+
+
+def test_what_is_wrong_with_the_data_is_said_before_any_of_it_is_read(
+    world_on_disk: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "verify", pytest.fail)
+    settings = training(world_on_disk, prepared, tmp_path / "run")
+    missing = replace(settings.phases[0], data=tmp_path / "later")
+    with pytest.raises(NestedAttentionError, match=r"later has no index\.json"):
+        train(replace(settings, phases=(*settings.phases, missing)), say=quietly)
+
+
+def test_another_layer_than_the_start_has_learned_to_read_is_said(
+    world_on_disk: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """Both are of one width, so that nothing else would tell."""
+    encoder = load_subject_encoder(SMALL_WORLD / "person_encoder.safetensors")
+    own = encoder.config.features
+    other = "penultimate_hidden_states" if own == "last_hidden_state" else "last_hidden_state"
+    encoder.config = replace(encoder.config, features=other)
+    save_subject_encoder(encoder, tmp_path / "other.safetensors")
+    for file, times in ((SMALL_WORLD / "person_encoder.safetensors", 0), (tmp_path / "other.safetensors", 1)):
+        said: list[str] = []
+        start = StartSettings(kind="file", path=file)
+        settings = training(world_on_disk, prepared, tmp_path / file.stem, steps=1, start=start)
+        train(settings, say=said.append)
+        assert sum(f"set `features: {other}`" in line for line in said) == times
 
 
 @pytest.mark.parametrize("queries", [4, 32, 40])

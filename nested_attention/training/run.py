@@ -16,11 +16,11 @@ from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 
 from ..card import EncoderCard
-from ..checkpoint import read_card, save_subject_encoder
+from ..checkpoint import read_card, read_encoder_config, save_subject_encoder
 from ..encoder import SubjectEncoder
 from ..errors import NestedAttentionError
 from ..hosts.diffusers.processors import SubjectSlot
-from ..storage.files import replacing, sha256_of
+from ..storage.files import digest_of, replacing
 from .checkpoints import checkpoints_in
 from .fp8 import hold_in_fp8
 from .frozen import DTYPES, load_schedule, load_unet, vision_name
@@ -65,10 +65,15 @@ def train(settings: TrainSettings, *, resume: Resume = "latest", say: Say = prin
             f"{settings.output} has checkpoints of a run; set another `output`, delete the folder, or "
             "resume it"
         )
-    indices = [_data(phase, state) for phase in settings.phases]
+    indices = [_index(phase, state.num_processes) for phase in settings.phases]
     _check_alike(settings, indices)
+    with state.main_process_first():  # whose reading serves all, where what it has read can be noted
+        if state.is_local_main_process:
+            for phase, index in zip(settings.phases, indices, strict=True):
+                verify(phase.data, index)
     tell: Say = say if state.is_main_process else lambda line: None
     _tell_of_vision(settings, indices[-1], tell)
+    _tell_of_features(settings.start, indices[0], tell)
     run = _Run(settings, indices, state.device)
     try:
         samples = _seen(settings.start)
@@ -88,14 +93,12 @@ def _seen(start: StartSettings) -> int:
     return read_card(start.path).samples if start.path is not None and start.projections else 0
 
 
-def _data(phase: PhaseSettings, state: Any) -> Index:
-    """The index of a phase's data, once it has been verified by one of the processes."""
+def _index(phase: PhaseSettings, processes: int) -> Index:
+    """The index of a phase's data."""
     index = Index.read(phase.data)
-    with state.main_process_first():
-        verify(phase.data, index)
-    if phase.batch % state.num_processes:
+    if phase.batch % processes:
         raise NestedAttentionError(
-            f"batch is {phase.batch}, for {state.num_processes} processes together; expected a multiple"
+            f"batch is {phase.batch}, for {processes} processes together; expected a multiple"
         )
     if not any(not shard.held_out for shard in index.shards):
         raise NestedAttentionError(f"{phase.data} has no examples to train on; prepare more pictures")
@@ -123,6 +126,20 @@ def _tell_of_vision(settings: TrainSettings, index: Index, say: Say) -> None:
             f"model.vision is {ours}, and {settings.phases[-1].data} was prepared with {index.vision}, which "
             "the encoder's file will name: training reads features that are there. If they are not one "
             "model, prepare the data again with the one that is meant"
+        )
+
+
+def _tell_of_features(start: StartSettings, index: Index, say: Say) -> None:
+    """Say so where a Q-Former is to go on with another layer of the vision model than it has learned to read:
+    both are of one width."""
+    if start.path is None:
+        return
+    read = read_encoder_config(start.path).features
+    if read != index.features:
+        say(
+            f"start.path: {start.path} reads {read}, and the data was prepared with {index.features}, which "
+            f"its Q-Former has to learn to read anew. To go on with what it can, set `features: {read}` and "
+            "prepare the data again"
         )
 
 
@@ -289,10 +306,7 @@ def _check_fits(settings: TrainSettings, unet: Any, batch: Mapping[str, torch.Te
 
 def _beginning(start: StartSettings, unet: Any) -> dict[str, Any]:
     """What tells a run's start from another, and its UNet."""
-    begun = None
-    if start.path is not None:
-        with start.path.open("rb") as file:
-            begun = sha256_of(file)
+    begun = None if start.path is None else digest_of(start.path)
     return {"start": [start.kind, start.projections, begun], "unet": _print(unet)}
 
 

@@ -162,20 +162,22 @@ def read_shard(path: Path, wanted: str) -> TensorFile:
 
 
 LOOKED_AT = 16
-"""Files after which is noted what has been read."""
+"""Files after whose reading is noted what has been read."""
 
 
 class Verified:
     """Which files of a prepared folder have been read and found to be whole: `verified.json`.
 
-    A file is not read again until it changes.
+    A file is not read again until it changes. What has been read is noted now and then, and by `write`, so
+    that a start which is interrupted costs no reading again; data that cannot be written beside is read at
+    each start.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "verified.json"
-        self._changed = False
+        self._new = 0
         try:
-            self._known = {name: tuple(state) for name, state in json.loads(self._path.read_text()).items()}
+            self._known = {name: list(state) for name, state in json.loads(self._path.read_text()).items()}
         except (OSError, ValueError, AttributeError, TypeError):
             self._known = {}
 
@@ -183,20 +185,21 @@ class Verified:
         """Raises NestedAttentionError for a file that is missing or damaged."""
         path = self._folder / file
         try:
-            state = file_state(os.stat(path))
+            _, *state = file_state(os.stat(path))  # machines that share a disk number it each in its own way
         except OSError as error:
             raise NestedAttentionError(f"{path} is missing ({error.strerror})") from error
         if self._known.get(file) != state:
             read_shard(path, wanted)
             self._known[file] = state
-            self._changed = True
+            self._new += 1
+            if self._new == LOOKED_AT:
+                self.write()
 
     def write(self) -> None:
-        """Keep what is known by now, so that a start which is interrupted costs no reading again. Data that
-        cannot be written beside is read at each start."""
-        if not self._changed:
+        """Keep what is known by now."""
+        if not self._new:
             return
-        self._changed = False
+        self._new = 0
         with contextlib.suppress(NestedAttentionError), replacing(self._path) as temporary:
             temporary.write_text(json.dumps(self._known))
 
@@ -218,7 +221,7 @@ def verify(folder: Path, index: Index) -> None:
     or damaged."""
     verified = Verified(folder)
     files = {index.blank: Path(index.blank).stem, **{shard.file: shard.checksum for shard in index.shards}}
-    for number, (file, wanted) in enumerate(files.items(), start=1):
+    for file, wanted in files.items():
         try:
             verified.check(file, wanted)
         except NestedAttentionError as error:
@@ -226,8 +229,6 @@ def verify(folder: Path, index: Index) -> None:
                 f"a shard cannot be used: {error}. Run `nested-attention prepare` again: it makes what is "
                 "missing or damaged, and keeps the rest"
             ) from error
-        if number % LOOKED_AT == 0:
-            verified.write()
     verified.write()
 
 

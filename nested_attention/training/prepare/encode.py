@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as functional
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
+from tqdm import tqdm
 
 from ...errors import NestedAttentionError
 from ...storage.files import replacing
@@ -31,7 +32,8 @@ class Journal:
         self._verified = Verified(folder)
         self._shards: list[Shard] = []
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            for line in tqdm(lines, desc="looking at what is there", unit="shard", disable=None):
                 try:
                     values = json.loads(line)
                 except ValueError:  # a line that a kill cut off
@@ -40,6 +42,7 @@ class Journal:
                 shard = Shard(**{**values, "size": tuple(values["size"])}, rows=rows)
                 if self._whole(shard):
                     self._shards.append(shard)
+            self._verified.write()
         self._places = {
             (part, row.keys[part]): (shard, number)
             for shard in self._shards

@@ -35,7 +35,8 @@ figcaption { font-size: 13px } img { vertical-align: bottom }
 <tr><th>Base model</th><td>{{ settings.model.base }}</td></tr>
 <tr><th>On disk</th><td>{{ "%.2f"|format(gigabytes) }} GB</td></tr>
 </table>
-<h2>Sizes</h2>
+{% if doubt %}<p><b>Mind: {{ doubt }}.</b></p>
+{% endif %}<h2>Sizes</h2>
 <table>{% for (height, width), count in sizes %}
 <tr><td>{{ width }} × {{ height }}</td><td>{{ count }}</td></tr>{% endfor %}
 </table>
@@ -90,6 +91,7 @@ def write_report(folder: Path, recipe: Recipe, plan: Plan, index: Index | None) 
         rejects=sorted(plan.rejects, key=lambda reject: reject.name),
         reasons=reasons.most_common(),
         advice=EXPECTED_REASONS,
+        doubt=without_pairs(plan, recipe),
     )
     path = folder / "report.html"
     with replacing(path) as temporary:
@@ -116,13 +118,37 @@ def write_held_out(folder: Path, recipe: Recipe, plan: Plan) -> None:
             pair_image(prepared.reference, prepared.target, 256).save(path)
 
 
-def summary(plan: Plan, page: Path) -> list[str]:
+_WHOSE = {
+    "folder": "a folder a subject",
+    "parquet": "the column `subject`",
+    "webdataset": "KEY.subject.txt",
+}
+"""How each kind of source says whom a picture shows."""
+
+
+def without_pairs(plan: Plan, recipe: Recipe) -> str:
+    """What follows where several pictures of a subject are meant and nobody has two; "" where that is well.
+    Whoever packs an album's folders into a tar loses what they said."""
+    settings = recipe.settings
+    alone = [planned for planned in plan.kept if "reference" not in planned.sample.more]
+    if settings.recipe != "identities" or settings.source is None or not alone:
+        return ""
+    if len({planned.row.subject for planned in plan.kept}) < len(plan.kept):
+        return ""
+    return (
+        "no subject has two pictures, so each picture is its own reference, and an encoder learns to copy; "
+        f"say whom a picture shows by {_WHOSE[settings.source.kind]}"
+    )
+
+
+def summary(plan: Plan, recipe: Recipe, page: Path) -> list[str]:
     """What was kept and left out, in lines."""
     reasons = Counter(reject.reason for reject in plan.rejects)
     listed = "".join(f"; {count} × {reason}" for reason, count in reasons.most_common())
     held = sum(planned.held_out for planned in plan.kept)
     return [
         f"kept {len(plan.kept)} ({held} held out), left out {len(plan.rejects)}{listed}",
+        *filter(None, [without_pairs(plan, recipe)]),
         f"The report: {page.resolve()}",
     ]
 

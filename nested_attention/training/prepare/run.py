@@ -79,7 +79,7 @@ def _prepare(settings: PrepareSettings, folder: Path, say: Callable[[str], objec
     write_held_out(folder / "held_out", recipe, plan)
     page = write_report(folder, recipe, plan, index)
     journal.finish(shards, index.blank)
-    for line in summary(plan, page):
+    for line in summary(plan, recipe, page):
         say(line)
     return index
 
