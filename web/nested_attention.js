@@ -6,6 +6,7 @@
  */
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { root } from "./editor.js"
 import { putInPlace } from "./elements.js"
 import { showMapsOf } from "./nested_attention_maps.js"
 import { keepNotices } from "./notices.js"
@@ -41,7 +42,7 @@ function show(kind, sentence) {
 
 /** Undo and a change of workflows open a graph, too: what holds still is not said again, what no longer does goes. */
 function tellOfMissingEncoders() {
-  const sentences = new Set(missingEncoders(app.rootGraph ?? app.graph))
+  const sentences = new Set(missingEncoders(root()))
   for (const [sentence, remove] of missing) {
     if (sentences.has(sentence)) continue
     missing.delete(sentence)
@@ -92,9 +93,8 @@ function tellAgain(graph, path = "") {
  * after each Undo, and the next Undo would end at the same place.
  */
 function keepSizes({ detail: saved }) {
-  const root = app.rootGraph ?? app.graph
   for (const { id, nodes } of [saved, ...(saved.definitions?.subgraphs ?? [])]) {
-    const graph = root.subgraphs?.get(id) ?? root
+    const graph = root().subgraphs?.get(id) ?? root()
     for (const one of nodes) {
       const node = graph.getNodeById(one.id)
       if (node?.comfyClass?.startsWith("NestedAttention")) one.size = [...node.size]
@@ -129,13 +129,13 @@ app.registerExtension({
 
   afterConfigureGraph() {
     tellOfMissingEncoders()
-    tellAgain(app.rootGraph ?? app.graph)
+    tellAgain(root())
     api.addEventListener("graphChanged", keepSizes, { once: true }) // what Undo has put back
   },
 
   // Of another workflow they come after its graph.
   onNodeOutputsUpdated() {
-    tellAgain(app.rootGraph ?? app.graph)
+    tellAgain(root())
   },
 
   beforeRegisterNodeDef(nodeType, { name }) {

@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { addElement, putInPlace } from "./elements.js"
-import { showMaps } from "./nested_attention_view.js"
+import { bytes, rgbOf, showMaps, tinted } from "./nested_attention_view.js"
 import { isOfOpenWorkflow, nodeOf } from "./runs.js"
 
 const VIEW = "NestedAttentionViewMaps"
@@ -63,14 +63,7 @@ function glimpse(node, { step, steps, subjects }) {
   const pen = canvas.getContext("2d")
   pen.fillRect(0, 0, canvas.width, canvas.height)
   subjects.forEach(({ colour, grid, data }, at) => {
-    const values = Uint8Array.from(atob(data), (c) => c.charCodeAt(0))
-    const small = document.createElement("canvas")
-    Object.assign(small, { width: grid[1], height: grid[0] })
-    const pixels = new ImageData(grid[1], grid[0])
-    const rgb = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16))
-    values.forEach((value, i) => pixels.data.set([...rgb, value], 4 * i))
-    small.getContext("2d").putImageData(pixels, 0, 0)
-    pen.drawImage(small, at * width, 0, width, height)
+    pen.drawImage(tinted(grid, bytes(data), 255, rgbOf(colour), 255), at * width, 0, width, height)
   })
   const caption = document.createElement("div")
   caption.textContent = `${subjects.map((one) => one.title).join(", ")}: step ${step + 1} of ${steps}`

@@ -30,7 +30,7 @@ const STYLE = `
 .na-maps figure { margin: 0 } .na-maps figcaption { opacity: .75 }
 `
 
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
+export const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
 const words = (text) => new Uint16Array(bytes(text).buffer) // little-endian, as every browser's machine is
 const within = (value) => Math.min(Math.max(value, 0), 0.9999)
 const percent = (share) => `${(100 * share).toFixed(1)} %`
@@ -51,14 +51,14 @@ function picture(url) {
   })
 }
 
-/** A map as a small canvas: its colour, as opaque as the map is high. */
-function tinted(grid, values, most, colour) {
+/** A map as a small canvas: its colour, as opaque as the map is high; `opacity`, up to 255, where it is highest. */
+export function tinted(grid, values, most, colour, opacity = 215) {
   const [height, width] = grid
   const canvas = element("canvas", { width, height })
   const pixels = new ImageData(width, height)
   for (let i = 0; i < width * height; i++) {
     pixels.data.set(colour, 4 * i)
-    pixels.data[4 * i + 3] = most ? (215 * values[i]) / most : 0
+    pixels.data[4 * i + 3] = most ? (opacity * values[i]) / most : 0
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0)
   return canvas
@@ -76,7 +76,7 @@ function coloured({ grid: [height, width], data }) {
   return canvas
 }
 
-const rgbOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16))
+export const rgbOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16))
 
 /** The picture in grey, and what is laid over it. */
 function paint(canvas, image, layers) {

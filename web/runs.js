@@ -1,7 +1,6 @@
 /** Where what the server says of a run belongs: other workflows that are open have nodes of the same ids. */
 import { app } from "../../scripts/app.js"
-
-const root = () => app.rootGraph ?? app.graph
+import { root, store } from "./editor.js"
 
 /**
  * Whether the run was queued from the workflow that is open. `workflow`: the id of its graph, which two workflows that
@@ -9,8 +8,7 @@ const root = () => app.rootGraph ?? app.graph
  * loaded. And while another workflow is being opened, its nodes are there before the editor calls it the open one.
  */
 export function isOfOpenWorkflow(run, workflow = root().id) {
-  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia
-  const execution = pinia?._s.get("execution")
+  const execution = store("execution")
   const queued = (execution?.queuedJobs ?? execution?.queuedPrompts)?.[run]?.workflow // the latter in front end 1.27
   if (workflow ? workflow !== root().id : !queued) return false
   return !queued || queued.path === app.extensionManager.workflow.activeWorkflow?.path

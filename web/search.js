@@ -3,6 +3,8 @@
  *
  * Newer editors search `search_aliases` themselves; there nothing is changed.
  */
+import { store } from "./editor.js"
+
 const ALIASES = "search_aliases"
 
 /**
@@ -10,8 +12,7 @@ const ALIASES = "search_aliases"
  * once the editor knows its nodes.
  */
 export function searchByWords(words) {
-  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia
-  const service = pinia?._s.get("nodeDef")?.nodeSearchService
+  const service = store("nodeDef")?.nodeSearchService
   if (!service?.searchNode || !service.nodeFuseSearch || service.nodeFuseSearch.keys.includes(ALIASES)) return
   const kind = Object.getPrototypeOf(service)
   const { searchNode } = kind
