@@ -40,7 +40,7 @@ def overlay(picture: np.ndarray, maps: Sequence[tuple[Tensor, tuple[int, int, in
     grey = picture.astype(np.float32).mean(axis=2, keepdims=True) * 0.75
     out = np.repeat(grey, 3, axis=2)
     for values, colour in maps:
-        share = _resized(values / values.max().clamp_min(1e-12), height, width)[..., None]
+        share = _resized(values / values.max().clamp_min(1e-12), height, width).numpy()[..., None]
         out = out * (1 - 0.85 * share) + np.asarray(colour, np.float32) * 0.85 * share
     return _bytes(out)
 
@@ -48,9 +48,8 @@ def overlay(picture: np.ndarray, maps: Sequence[tuple[Tensor, tuple[int, int, in
 def colours(rgb: Tensor, word: Tensor, height: int, width: int) -> np.ndarray:
     """Red, green and blue in [0, 1], (3, h, w), dimmer where the word (h, w) is attended less."""
     weight = (word / word.max().clamp_min(1e-12)).sqrt()
-    shown = torch.stack([_as_tensor(_resized(channel, height, width)) for channel in rgb], dim=-1)
-    dim = _as_tensor(_resized(weight, height, width))[..., None]
-    return _bytes((shown * (0.15 + 0.85 * dim) * 255).numpy())
+    shown, dim = _resized(rgb, height, width), _resized(weight, height, width)
+    return _bytes((shown * (0.15 + 0.85 * dim) * 255).movedim(0, -1).numpy())
 
 
 def word_pictures(
@@ -227,15 +226,11 @@ def _square(reference: Reference) -> np.ndarray:
     return reference.picture.numpy()
 
 
-def _resized(values: Tensor, height: int, width: int) -> np.ndarray:
-    shown = interpolate(
-        values.float()[None, None], size=(height, width), mode="bilinear", align_corners=False
-    )
-    return shown[0, 0].clamp_min(0).numpy()
-
-
-def _as_tensor(x: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x))
+def _resized(values: Tensor, height: int, width: int) -> Tensor:
+    """(..., h, w) → (..., height, width), ≥ 0."""
+    maps = values.float().reshape(1, -1, *values.shape[-2:])
+    shown = interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    return shown.clamp_min(0).reshape(*values.shape[:-2], height, width)
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:

@@ -54,8 +54,9 @@ BATCH = 16
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A picture that was drawn of one subject. truth: where it stands, and what each art pixel shows, (32,
-    32). reference: what each art pixel of the reference shows, (28, 28)."""
+    """A picture that was drawn of one subject. covered, part: where it stands in the true drawing, and what
+    each art pixel of that shows, (32, 32). reference: what each art pixel of the reference shows, (28, 28).
+    """
 
     maps: SubjectMaps
     spans: tuple[tuple[int, int], ...]

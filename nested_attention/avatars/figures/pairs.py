@@ -28,7 +28,7 @@ WORD = "person"
 
 @dataclass(frozen=True)
 class Separation:
-    """What keeps two people apart: fields are SubjectBinding's, masks are the picture's halves."""
+    """What keeps two people apart: SubjectSettings' fields. masks: the picture's halves."""
 
     masks: bool = False
     auto_region: bool = False

@@ -131,10 +131,12 @@ def train_base(
     weights_of = normalised([pictures.loss_weight for pictures in sets])
     data = Joined(*(_examples(*each, text) for each in zip(sets, weights_of, strict=True)))
     weights = {"denoise": 1.0, "localise": LOCALISE}
-    more: dict[str, Any] = {"loss_weights": weights, "noise": _noise, "precision": precision}
     models = {"unet": unet}
     try:
-        Trainer(folder, models, data, objective, schedule, options, **more).run()
+        Trainer(
+            folder, models, data, objective, schedule, options,
+            loss_weights=weights, noise=_noise, precision=precision,
+        ).run()  # fmt: skip
     finally:
         unet.set_attn_processor(processors)
     return unet

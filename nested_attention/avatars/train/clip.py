@@ -129,6 +129,8 @@ def train_clip(
 
     data = Arrays(crops=crops.rgb, ids=ids.astype("int64"))
     weights = {"contrast": 1.0, "same": SAME, "patches": 1.0, "completed": 1.0}
-    more: dict[str, Any] = {"loss_weights": weights, "noise": _shown, "precision": precision}
-    Trainer(folder, models, data, objective, schedule, options, **more).run()
+    Trainer(
+        folder, models, data, objective, schedule, options,
+        loss_weights=weights, noise=_shown, precision=precision,
+    ).run()  # fmt: skip
     return vision

@@ -173,13 +173,6 @@ def train_encoder(
         return latent_losses(personalised, scheduler, batch, noise)
 
     examples = Joined(*(Arrays(**each.tensors()) for each in data))
-    more: dict[str, Any] = {
-        "loss_weights": {"denoise": 1.0},
-        "noise": noise,
-        "precision": dtype,
-        "on_host": ON_HOST,
-        "deadline": deadline,
-    }
     try:
         if whitened and not {"to_key", "projections"} & set(injected.unused):
             first = first_examples(
@@ -191,7 +184,10 @@ def train_encoder(
                 on_host=ON_HOST,
             )
             whiten_keys(start, unet, objective, first, anew=keys_anew)
-        Trainer(folder, models, examples, objective, schedule, options, **more).run()
+        Trainer(
+            folder, models, examples, objective, schedule, options,
+            loss_weights={"denoise": 1.0}, noise=noise, precision=dtype, on_host=ON_HOST, deadline=deadline,
+        ).run()  # fmt: skip
     finally:
         slot.remove()
         unet.cpu()

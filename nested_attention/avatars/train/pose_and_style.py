@@ -126,8 +126,10 @@ def _train(
             for data, loss_weight in zip(sets, weights_of, strict=True)
         )
     )
-    more: dict[str, Any] = {"loss_weights": {"denoise": 1.0}, "noise": _noise, "precision": precision}
     try:
-        Trainer(folder, models, examples, objective, schedule, options, **more).run()
+        Trainer(
+            folder, models, examples, objective, schedule, options,
+            loss_weights={"denoise": 1.0}, noise=_noise, precision=precision,
+        ).run()  # fmt: skip
     finally:
         unet.cpu()

@@ -157,7 +157,7 @@ def _encoder(
         adapt=lambda options: recipe.options(options, file),
         start=start,
     )
-    shutil.copyfile(trained, recipe.weights / file)
+    _copy(trained, recipe.weights / file)
     return (recipe.weights / file,)
 
 
@@ -380,6 +380,5 @@ def _note_written(recipe: Recipe, folder: Path, files: Written) -> None:
 def _copy(file: Path, target: Path) -> None:
     """Copy a file so that nobody sees half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_suffix(".partial")
-    shutil.copyfile(file, partial_file)
-    partial_file.replace(target)
+    with replacing(target) as temporary:
+        shutil.copyfile(file, temporary)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from ...hosts.comfy.sampling.chain import SubjectChain
 from ...paths import SMALL_WORLD
 from ...settings import SubjectSettings
 from ...subject import Subject
+from ..timing import Clock, interleaved
 
 
-def pictures(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -> dict[str, Any]:
+def pictures(*, repeats: int, clock: Clock, counts: tuple[int, ...], steps: int) -> dict[str, Any]:
     """Seconds per picture with each number of subjects, interleaved, and of Encode and Apply Subject.
 
     Each subject is another person and has a name of its own in one prompt.
@@ -63,12 +64,16 @@ def pictures(*, repeats: int, clock: str, counts: tuple[int, ...], steps: int) -
             torch.zeros_like(noise), seed=0, disable_pbar=True,
         )  # fmt: skip
 
-    seconds = _interleaved(draw, counts, repeats, now)
+    calls = {str(count): partial(draw, count) for count in counts}
+    with torch.inference_mode():
+        timings = interleaved(calls, repeats=repeats, clock=clock)
     patchers = SubjectChain.of(model)._patchers()  # type: ignore[union-attr]
     return {
         "steps": steps,
         "clock": clock,
-        "seconds per picture": seconds,
+        "seconds per picture": {
+            count: [1e-3 * x for x in (one.median, one.low, one.high)] for count, one in timings.items()
+        },
         "encode subject": statistics.median(encoding),
         "apply subject, first": statistics.median(applying),
         "apply subject, again": statistics.median(again),
@@ -101,27 +106,6 @@ def loading(*, path: str, tokens: int, width: int) -> dict[str, Any]:
         "sites": len(handle.config.sites),
         "tokens": tokens,
     }
-
-
-def _interleaved(
-    draw: Callable[[int], None], counts: tuple[int, ...], repeats: int, now: Callable[[], float]
-) -> dict[str, list[float]]:
-    """count → median and quartiles."""
-    samples: dict[int, list[float]] = {count: [] for count in counts}
-    with torch.inference_mode():
-        for repetition in range(1 + repeats):
-            for count in counts:
-                start = now()
-                draw(count)
-                if repetition:
-                    samples[count].append(now() - start)
-    found = {}
-    for count, taken in samples.items():
-        low, middle, high = (
-            statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
-        )
-        found[str(count)] = [middle, low, high]
-    return found
 
 
 def _resident() -> int:

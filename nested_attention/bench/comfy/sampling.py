@@ -29,7 +29,7 @@ from ...hosts.comfy.apply import apply_subject
 from ...hosts.comfy.encoding.memory import manage_encoder
 from ...paths import SMALL_WORLD
 from ...settings import SubjectSettings
-from ...sites import ComfyAddress, UNetLayout
+from ...sites import UNetLayout
 from ...subject import Subject
 from ..baselines import ADAPTER_TOKENS, SCALE
 from ..shapes import TEXT_TOKENS
@@ -174,13 +174,8 @@ def _forms(
         adapted = model.clone()
         for address, site in layout.comfy_sites.items():
             patch = kind(number, unet["context_dim"], site.inner_dim, model.model.get_dtype(), device)
-            adapted.set_model_attn2_replace(patch, *_patched(address))
+            adapted.set_model_attn2_replace(patch, *address)
         yield Form(name, adapted, plain)
-
-
-def _patched(address: ComfyAddress) -> tuple[str, int, int]:
-    block, number, index = address
-    return block, number, index
 
 
 def _with_subjects(

@@ -148,7 +148,7 @@ class _Run:
         self._guided = False
         self._bound: tuple[Any, ...] | None = None
         self._regions: tuple[int, AutomaticRegions] | None = None
-        self._times: list[float] = []  # timesteps so far, where regions are to be found
+        self._times: list[float] = []  # timesteps so far, where regions are to be found or maps kept
         self._counted: set[int] = set()  # numbers of the subjects that were in force at a step of the call
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
