@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from skimage import data
 from tiny_sdxl import make_encoder, make_pipeline
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
@@ -141,6 +142,36 @@ def test_the_usual_vision_model_is_taken_where_it_is_installed(
     names = ["--checkpoint", sdxl["sdxl"], "--encoder", sdxl["encoder.safetensors"], "--device", "cpu"]
     done = draw(tmp_path / "one.png", *names, "--photo", portrait, "--size", 64, "--prepare", "none")
     assert done.exit_code == 0, done.output
+
+
+def test_the_readme_s_example_for_sdxl_runs_on_small_files(tmp_path: Path, sdxl: dict[str, Path]) -> None:
+    """As it stands, but for the checkpoint, which is a folder here, and the GPU."""
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    _, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for there, here in (
+        ("from_single_file", "from_pretrained"),
+        ("sd_xl_base_1.0.safetensors", "sdxl"),
+        ("float16", "float32"),
+        ('"cuda"', '"cpu"'),
+    ):
+        assert there in example
+        example = example.replace(there, here)
+    encoder, vision = re.findall(r'"([^"]+\.safetensors)"', example)
+    shutil.copy(sdxl["encoder.safetensors"], tmp_path / encoder)
+    shutil.copy(sdxl["vision.safetensors"], tmp_path / vision)
+    Image.fromarray(data.astronaut()).save(tmp_path / "me.jpg")
+    script = tmp_path / "example.py"
+    script.write_text(f"{example}print(pipeline.device, len(alice.tokens), tuple(photos.shape))", "utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[-2].endswith("(1, 512, 512, 3)"), done.stdout
 
 
 def test_a_vision_model_from_one_file(sdxl: dict[str, Path]) -> None:
