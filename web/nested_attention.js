@@ -13,7 +13,7 @@ import { keepNotices } from "./notices.js"
 import { readOptions, translateOptions } from "./options.js"
 import { searchByWords } from "./search.js"
 import { showState } from "./state.js"
-import { previewSubject, showLoaded } from "./subjects.js"
+import { isLinked, previewSubject, showLoaded } from "./subjects.js"
 
 const WAIT_MS = 500 // for the editor's own message
 const TITLE = "Nested Attention"
@@ -81,8 +81,8 @@ function tellAgain(graph, path = "") {
   for (const node of graph?._nodes ?? []) {
     const id = `${path}${node.id}`
     tellAgain(node.subgraph, `${id}:`)
-    // Load Subject speaks of the subject that is chosen.
-    if (!node.comfyClass?.startsWith("NestedAttention") || node.comfyClass === SUBJECT) continue
+    if (!node.comfyClass?.startsWith("NestedAttention")) continue
+    if (node.comfyClass === SUBJECT && !isLinked(node)) continue // it speaks of the subject that is chosen
     tell(node, app.nodeOutputs[id] ?? app.nodeOutputs[`${graph.id}:${node.id}`])
     setTimeout(() => putInPlace(node)) // when the graph that is open is shown
   }

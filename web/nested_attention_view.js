@@ -27,6 +27,7 @@ const STYLE = `
 .na-maps .na-token > div > div { height: 100%; border-radius: 2px }
 .na-maps .na-token span:last-child { text-align: right; font-variant-numeric: tabular-nums }
 .na-maps .na-references { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 4px }
+.na-maps .na-spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 .na-maps figure { margin: 0 } .na-maps figcaption { opacity: .75 }
 `
 
@@ -126,10 +127,11 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null, choic
     ariaLabel: "Picture: the arrow keys move to a place, Enter marks it or takes the mark away",
   })
   const details = element("div", { className: "na-details" })
+  const spoken = element("div", { className: "na-spoken", role: "status" }) // what the keys did; the mouse says nothing
   const bar = element("div", { className: "na-bar" })
   root.replaceChildren(
     element("style", { textContent: STYLE }),
-    element("div", { className: "na-maps" }, bar, element("div", { className: "na-main" }, canvas, details)),
+    element("div", { className: "na-maps" }, bar, element("div", { className: "na-main" }, canvas, details, spoken)),
   )
 
   const shown = () => maps.pictures[state.picture]
@@ -339,8 +341,12 @@ export function showMaps(root, maps, { onPoints = () => {}, points = null, choic
     event.preventDefault()
     event.stopPropagation() // the editor would move nodes
     const place = state.hover ?? marked().at(-1) ?? [0.5, 0.5]
+    const before = marked().length
     if (way) pointAt(place.map((value, axis) => within(value + way[axis])))
     else mark(place)
+    const said = [".na-place", ".na-word", ".na-change"].map((name) => details.querySelector(name)?.textContent)
+    if (!way) said.unshift(marked().length > before ? "marked" : "mark taken away")
+    spoken.textContent = said.filter(Boolean).join(", ")
   }
   update()
 }

@@ -13,14 +13,21 @@ export function previewSubject(node) {
     callback?.apply(this, arguments)
     showSubject(node, value)
   }
-  setTimeout(() => showSubject(node, widget.value)) // once a workflow that is being opened has set its value
+  // Once a workflow that is being opened has set its value, and its links.
+  setTimeout(() => {
+    if (!isLinked(node)) showSubject(node, widget.value)
+  })
+}
+
+/** Whether the subject's name comes from another node, so that the widget's value counts for nothing. */
+export function isLinked(node) {
+  return node.inputs?.find(({ widget }) => widget?.name === NAME)?.link != null
 }
 
 /** After a run: the subject that was loaded where the name comes from another node, else the one chosen since. */
 export function showLoaded(node, name) {
-  const linked = node.inputs?.find(({ widget }) => widget?.name === NAME)?.link != null
   const chosen = node.widgets?.find((widget) => widget.name === NAME)?.value
-  return showSubject(node, linked ? name : (chosen ?? name))
+  return showSubject(node, isLinked(node) ? name : (chosen ?? name))
 }
 
 async function showSubject(node, name) {

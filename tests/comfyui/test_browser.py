@@ -337,6 +337,45 @@ LATE = """async ([chosen, loaded]) => {
 }"""
 
 
+LINKED = """async loaded => {
+    const {api} = app, {fetchApi} = api, asked = []
+    const settled = () => new Promise(resolve => setTimeout(resolve, 300))
+    api.fetchApi = function (route) {
+        if (!route.startsWith('/nested_attention/subject?')) return fetchApi.apply(this, arguments)
+        asked.push(decodeURIComponent(route.split('name=')[1]))
+        return Promise.resolve({ok: true, json: async () => ({lines: [asked.at(-1)]})})
+    }
+    try {
+        const saved = app.graph.serialize()
+        const node = saved.nodes.find(node => node.type === 'NestedAttentionLoadSubject')
+        const [id, link] = [saved.last_node_id + 1, saved.last_link_id + 1]
+        const end = {name: '', type: '*'}
+        saved.nodes.push({id, type: 'Reroute', pos: [0, 0], size: [75, 26], flags: {}, order: 0, mode: 0,
+            inputs: [{...end, link: null}], outputs: [{...end, links: [link]}], properties: {}})
+        let at = node.inputs.findIndex(({widget}) => widget?.name === 'subject_name')
+        const own = {name: 'subject_name', type: 'COMBO', widget: {name: 'subject_name'}}
+        if (at < 0) at = node.inputs.push(own) - 1
+        node.inputs[at].link = link
+        saved.links.push([link, id, 0, node.id, at, '*'])
+        Object.assign(saved, {last_node_id: id, last_link_id: link})
+        await app.loadGraphData(saved, false, false)
+        await settled()
+        const opened = [...asked]
+        app.nodeOutputs[node.id] = {nested_attention_subject: [[loaded]]}
+        await app.loadGraphData(saved, false, false)
+        await settled()
+        return [opened, asked]
+    } finally { api.fetchApi = fetchApi }
+}"""
+
+
+def test_load_subject_does_not_show_the_value_that_a_wire_replaces(editor: Editor) -> None:
+    """When it is opened, nobody; when Undo has made the node anew, who was loaded."""
+    load(editor, "avatar_load_subject")
+    editor.page.locator(".nested-attention-state").filter(has_text="from 1 picture").wait_for()
+    assert editor.evaluate(LINKED, "loaded.safetensors") == [[], ["loaded.safetensors"]]
+
+
 def test_what_load_subject_shows_is_what_was_chosen_last(editor: Editor) -> None:
     """Not what an answer says that comes late, nor a run that was queued with another one."""
     load(editor, "avatar_load_subject")

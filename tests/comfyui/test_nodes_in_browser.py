@@ -307,9 +307,12 @@ class TestMaps:
         before, told = self.points(editor), editor.page.locator(".na-place").inner_text()
         for _ in range(4):
             editor.page.keyboard.press("ArrowUp")
-        assert editor.page.locator(".na-place").inner_text() != told
+        now = editor.page.locator(".na-place").inner_text()
+        spoken = editor.page.locator(".na-maps [role=status]")  # for who does not see the picture
+        assert now != told and spoken.text_content().startswith(f"{now}, attention to the word ")
         editor.page.keyboard.press("Enter")
         assert self.points(editor)[:-1] == before
+        assert spoken.text_content().startswith(f"marked, {now}")
 
     def test_numbers_are_of_all_layers_where_none_can_be_chosen(
         self, editor: Editor, seen: dict[str, Any]
