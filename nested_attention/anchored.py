@@ -88,12 +88,12 @@ def anchored_addition(
 
 def anchor(query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int) -> Tensor:
     """m: how much each query belongs to the subject's word, (B, L) in [0, 1], in at least fp32."""
-    word, scaled = word_attention(query, key, subject, heads=heads)
+    word, scaled = word_attentions(query, key, subject, heads=heads)
     rows = subject.mask.any(dim=1, keepdim=True).to(word)  # (B, 1): those that carry the subject
     return place_of(word, scaled, subject) * rows
 
 
-def word_attention(
+def word_attentions(
     query: Tensor, key: Tensor, subject: AnchoredSubject, *, heads: int
 ) -> tuple[Tensor, Tensor]:
     """P[s*] and P_λ[s*], (B, L) each."""

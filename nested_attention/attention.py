@@ -30,6 +30,9 @@ from torch.nn.functional import scaled_dot_product_attention
 EPSILON = 1e-6  # smallest norm divided by
 LOG_ZERO = -1e4  # softmax gives exactly 0 beside any other token, and no NaN where there is none
 
+Norm = Literal["inner", "head"]
+"""Over what |V[s*]| and |v*_q| are taken: all heads together, or each head."""
+
 Options = ParamSpec("Options")
 Result = TypeVar("Result")
 
@@ -53,7 +56,7 @@ class BoundSubject:
     token_bias: Tensor | None = None  # (N,) or (1|B, N), added to the nested logits; -inf removes a token
     region: Tensor | None = None  # (1|B, L) in [0, 1]
     bounded: bool = False  # adds log r to the word's logits; the value is then gated by strength alone
-    norm: Literal["inner", "head"] = "inner"  # norms over all heads together, or in each head
+    norm: Norm = "inner"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.strength <= 1.0:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .attention import Norm
 from .errors import NestedAttentionError
 from .qformer import QFormer
 from .sites import Site, check_size, sdxl_sites
@@ -24,7 +25,7 @@ FeatureLayer = Literal["last_hidden_state", "penultimate_hidden_states", "image_
 """Which output of the vision model is read: a layer, class token included and without the final norm, or
 "image_embeds", the projected embedding that is pooled of a whole picture."""
 
-Injection = Literal["nested", "decoupled"]
+TrainedInjection = Literal["nested", "decoupled"]
 """How an encoder was trained to reach the picture: as the word's value, or added to the text's attention."""
 
 _SIZES = ("vision_dim", "token_dim", "num_queries", "width", "depth", "heads", "head_dim", "ff_mult")
@@ -59,8 +60,8 @@ class SubjectEncoderConfig:
     word: str = "person"
     features: FeatureLayer = "last_hidden_state"
     alpha: float | None = 2.0
-    norm: Literal["inner", "head"] = "inner"
-    injection: Injection = "nested"
+    norm: Norm = "inner"
+    injection: TrainedInjection = "nested"
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -86,10 +87,10 @@ class SubjectEncoderConfig:
             raise NestedAttentionError(
                 f"encoder configuration: norm is {self.norm!r}; expected 'inner' or 'head'"
             )
-        if self.injection not in get_args(Injection):
+        if self.injection not in get_args(TrainedInjection):
             raise NestedAttentionError(
                 f"encoder configuration: injection is {self.injection!r}; expected one of "
-                f"{get_args(Injection)}"
+                f"{get_args(TrainedInjection)}"
             )
         numeric = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if self.alpha is not None and not (numeric and 0 < self.alpha < float("inf")):

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard, TypeVar
 from torch import Tensor
 
 from .anchored import AnchoredSubject
-from .attention import BoundSubject
+from .attention import BoundSubject, Norm
 from .blocks import parse_blocks
 from .encoder import SubjectEncoderConfig
 from .errors import NestedAttentionError
@@ -18,7 +18,6 @@ from .placeholders import SubjectWord
 from .prompt import ANGLED, check_word
 from .regions import OVERSHOOT
 
-Norm = Literal["inner", "head"]
 WhenMissing = Literal["error", "warn"]
 RegionMode = Literal["mask", "auto", "none"]
 Injection = Literal["trained", "nested", "anchored", "everywhere"]

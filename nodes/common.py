@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -58,3 +58,14 @@ def naming(node: str) -> Iterator[None]:
     except NestedAttentionError as error:
         message = str(error)
         raise NestedAttentionError(message if message.startswith(node) else f"{node}: {message}") from error
+
+
+def refusal(check: Callable[[str], object], value: str | None) -> bool | str:
+    """What `validate_inputs` answers: True, or why not. value: None where it comes from another node, and is
+    known when that one has run."""
+    try:
+        if value is not None:
+            check(value)
+    except NestedAttentionError as error:
+        return str(error)
+    return True

@@ -18,7 +18,7 @@ from ..nested_attention.paths import ADAPTERS, PACK, SMALL_WORLD
 from ..nested_attention.prompt import short
 from ..nested_attention.storage.files import file_state
 from ..nested_attention.storage.registry import weights_for
-from .common import SubjectEncoderType, naming, schema
+from .common import SubjectEncoderType, naming, refusal, schema
 
 FOLDER = "nested_attention"
 """Name of the model folder, in ComfyUI/models and in extra_model_paths.yaml."""
@@ -189,13 +189,7 @@ class LoadEncoder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder_name: str | None = None) -> bool | str:
-        if encoder_name is None:  # comes from another node, and is known when that one has run
-            return True
-        try:
-            encoder_path(encoder_name)
-        except NestedAttentionError as error:
-            return str(error)
-        return True
+        return refusal(encoder_path, encoder_name)
 
     @classmethod
     def fingerprint_inputs(

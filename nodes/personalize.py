@@ -20,7 +20,7 @@ from ..nested_attention.hosts.comfy.graph import PERSONALIZE
 from ..nested_attention.pictures.prepare import PREPARE, Prepare, Prepared
 from ..nested_attention.prompt import is_blank
 from ..nested_attention.settings import SubjectSettings
-from .common import SubjectType, naming, schema
+from .common import SubjectType, naming, refusal, schema
 from .presets import check_preset, find_encoder, find_vision, loaded, preset_options, preset_state, word_of
 
 NAME = PERSONALIZE.title
@@ -155,13 +155,7 @@ class Personalize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, preset: str | None = None) -> bool | str:
-        if preset is None:  # comes from another node, and is known when that one has run
-            return True
-        try:
-            check_preset(preset)
-        except NestedAttentionError as error:
-            return str(error)
-        return True
+        return refusal(check_preset, preset)
 
     @classmethod
     def fingerprint_inputs(cls, preset: str | None = None, **_: Any) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import io as bytes_io
-import sys
 from typing import Any
 
 from aiohttp import web
 from PIL import Image
 
 from ..nested_attention.errors import NestedAttentionError
+from ..nested_attention.hosts.comfy.notices import running_server
 from .common import SEARCH_WORDS
 from .subjects import look_at
 
@@ -20,8 +20,7 @@ PREFIX = "/nested_attention"
 
 def register_routes() -> None:
     """On the server, where one is running; ComfyUI calls this once, when it loads the pack."""
-    # Looked up, not imported: importing it is for main.py, and the pack can be loaded without.
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is not None:
         server.routes.get(f"{PREFIX}/search_words")(search_words)
         server.routes.get(f"{PREFIX}/subject")(subject)

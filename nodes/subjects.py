@@ -18,7 +18,7 @@ from ..nested_attention.storage.files import file_state, open_regular
 from ..nested_attention.storage.store import find_subject, list_subjects, save_subject
 from ..nested_attention.storage.thumbnail import make_thumbnail, neutral_icon
 from ..nested_attention.subject import Subject, read_subject
-from .common import SubjectType, naming, schema
+from .common import SubjectType, naming, refusal, schema
 
 BUNDLED = {"avatars/somebody.safetensors": WEIGHTS / "subjects" / "somebody.safetensors"}
 """The saved subject that comes with the pack: a drawn person, for the encoder of the small world."""
@@ -165,13 +165,7 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, subject_name: str | None = None) -> bool | str:
-        if subject_name is None:  # comes from another node, and is known when that one has run
-            return True
-        try:
-            _find(subject_name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return refusal(_find, subject_name)
 
     @classmethod
     def fingerprint_inputs(cls, subject_name: str | None = None) -> Any:

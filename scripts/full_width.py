@@ -23,7 +23,7 @@ from PIL import Image, ImageOps  # noqa: E402
 from skimage import data  # noqa: E402
 
 from nested_attention.evaluation.run import Output  # noqa: E402
-from nested_attention.evaluation.settings import DrawSettings, ScorerSettings, SubjectSettings  # noqa: E402
+from nested_attention.evaluation.settings import DrawSettings, EvaluatedSubject, ScorerSettings  # noqa: E402
 from nested_attention.evaluation.tasks import Task, carry_out, folder_task, sdxl_task  # noqa: E402
 from nested_attention.paths import SMALL_WORLD  # noqa: E402
 from nested_attention.training.frozen import BaseModel  # noqa: E402
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _drawn(run: TrainSettings, photograph: Path, side: int) -> DrawSettings:
-    subject = SubjectSettings(name="astronaut", references=(photograph,), truths=(photograph,))
+    subject = EvaluatedSubject(name="astronaut", references=(photograph,), truths=(photograph,))
     return DrawSettings(
         model=run.model, encoder=run.file, subjects=(subject,), prompts=("a photo of a {1}",),
         attention_scales=(1.0,), width=side, height=side, steps=1,

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,8 @@ def training(world: Path, prepared: Path, output: Path, steps: int = 4, **change
         workers=0,
     )
     return replace(settings, **changed)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    """What a run has noted, line by line."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -24,6 +24,18 @@ LEFT = torch.tensor([[1.0, 0.0]])
 NEEDED = ("prompt_embeds", "add_text_embeds", "add_time_ids")
 
 
+def stop_guiding(at: int) -> Any:
+    """A callback that switches guidance off after a step, which halves the batch."""
+
+    def stop(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step != at:
+            return {}
+        pipe._guidance_scale = 1.0
+        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
+
+    return stop
+
+
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionXLPipeline:
     return make_pipeline()
@@ -127,19 +139,13 @@ def test_a_negative_prompt_has_no_say_in_where_a_region_is(
     monkeypatch.setattr(AutomaticRegions, "at", bound)
     auto = {"region_mode": "auto"}
 
-    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if step != guided_to:
-            return {}
-        pipe._guidance_scale = 1.0
-        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
-
     for applied in (False, True):
         draw(
             pipeline,
             two(encoder, {**auto, "apply_to_negative": applied}, auto),
             negative_prompt="<alice> <alice>",
             num_inference_steps=4,
-            callback_on_step_end=stop_guiding,
+            callback_on_step_end=stop_guiding(guided_to),
             callback_on_step_end_tensor_inputs=list(NEEDED),
         )
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -185,15 +191,11 @@ def test_schedulers_that_visit_a_timestep_twice_watch_as_many_steps(
 
 
 def test_guidance_may_end_without_any_subject(pipeline: StableDiffusionXLPipeline) -> None:
-    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        pipe._guidance_scale = 1.0
-        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED if len(kwargs[name]) == 2}
-
     draw(
         pipeline,
         [],
         prompt="a house",
-        callback_on_step_end=stop_guiding,
+        callback_on_step_end=stop_guiding(0),
         callback_on_step_end_tensor_inputs=list(NEEDED),
     )
 
@@ -213,18 +215,12 @@ def test_found_regions_outlive_guidance(
 
     monkeypatch.setattr(SubjectSlot, "set", noted)
 
-    def stop_guiding(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if step != at:
-            return {}
-        pipe._guidance_scale = 1.0
-        return {name: kwargs[name].chunk(2)[-1] for name in NEEDED}
-
     auto = {"region_mode": "auto", "bounded": True}
     draw(
         pipeline,
         two(encoder, auto, auto),
         num_inference_steps=8,
-        callback_on_step_end=stop_guiding,
+        callback_on_step_end=stop_guiding(at),
         callback_on_step_end_tensor_inputs=list(NEEDED),
     )
     placed = [regions for regions in held if all(r is not None for r in regions)]

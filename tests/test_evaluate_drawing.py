@@ -32,10 +32,10 @@ from nested_attention.evaluation.run import Output, draw
 from nested_attention.evaluation.scorers import IdentityScorer, everybody
 from nested_attention.evaluation.settings import (
     DrawSettings,
+    EvaluatedSubject,
     EvaluateSettings,
     ScorerSettings,
     SmallWorldSettings,
-    SubjectSettings,
     filled,
     places,
 )
@@ -95,8 +95,8 @@ def settings(models: Path, **more: Any) -> DrawSettings:
         "model": BaseModel(base=str(models / "sdxl"), vision=str(models / "vision"), precision="fp32"),
         "encoder": models / "encoder.safetensors",
         "subjects": (
-            SubjectSettings(name="ann", references=(models / "ann.png",)),
-            SubjectSettings(name="rex", references=(models / "rex.png",), face=False),
+            EvaluatedSubject(name="ann", references=(models / "ann.png",)),
+            EvaluatedSubject(name="rex", references=(models / "rex.png",), face=False),
         ),
         "prompts": ("a photo of a {1}", "a {1} beside a {2}"),
         "attention_scales": (1.0, 4.0),
@@ -180,7 +180,7 @@ def test_names_that_meet_in_one_file_are_said_before_anything_is_drawn(
     models: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     """a-b-a is of a and b-a, and of a-b and a."""
-    subjects = tuple(SubjectSettings(name=name, references=(Path("x"),)) for name in names)
+    subjects = tuple(EvaluatedSubject(name=name, references=(Path("x"),)) for name in names)
     output = Output(tmp_path / "out")
     drawings = plan(settings(models, subjects=subjects), output.pictures, ["person"] * 3)
     drawn: list[Any] = []
@@ -190,7 +190,7 @@ def test_names_that_meet_in_one_file_are_said_before_anything_is_drawn(
 
 
 def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path, tmp_path: Path) -> None:
-    cat = SubjectSettings(name="tom", references=(models / "rex.png",))
+    cat = EvaluatedSubject(name="tom", references=(models / "rex.png",))
     given = settings(models, subjects=(cat,), prompts=("a {1}",))
     with pytest.raises(NestedAttentionError, match="rex.png, a picture of tom, shows no face"):
         sdxl_task(given, ScorerSettings(), Output(tmp_path / "out"))
@@ -212,7 +212,7 @@ def test_a_reference_without_a_face_stops_before_anything_is_drawn(models: Path,
         ({"prompts": ()}, "prompts is empty"),
         ({"subjects": ()}, r"subjects are \[\]"),
         (
-            {"subjects": tuple(SubjectSettings(name=n, references=(Path("x"),)) for n in ("Ann", "ann"))},
+            {"subjects": tuple(EvaluatedSubject(name=n, references=(Path("x"),)) for n in ("Ann", "ann"))},
             r"subjects are \['Ann', 'ann'\]",
         ),
         ({"attention_scales": (1.0, 1.0)}, "expected one or more different numbers"),
@@ -228,8 +228,8 @@ def test_what_cannot_be_drawn_is_refused_at_once(models: Path, change: dict[str,
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: SubjectSettings(name="a b", references=(Path("x"),)), "name is 'a b'"),
-        (lambda: SubjectSettings(name="ann", references=()), "references of 'ann' is empty"),
+        (lambda: EvaluatedSubject(name="a b", references=(Path("x"),)), "name is 'a b'"),
+        (lambda: EvaluatedSubject(name="ann", references=()), "references of 'ann' is empty"),
         (lambda: SmallWorldSettings(subjects=0), "subjects is 0"),
         (
             lambda: EvaluateSettings(output=Path(), images=Path(), small_world=SmallWorldSettings()),

@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
-from small_training import SIZES, base_of, preparing, training
+from small_training import SIZES, base_of, log_of, preparing, training
 from synthetic_checkpoints import write
 from torch import Tensor
 
@@ -70,10 +70,6 @@ def content(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     """A file's metadata and tensors: what it holds, whatever the order."""
     file = read_tensors(path)
     return file.metadata, {name: tensor.numpy().tobytes() for name, tensor in file.tensors.items()}
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def losses_of(folder: Path) -> dict[int, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler
 from host_reads import NoHostReads
+from small_training import log_of
 from torch import Tensor
 from torch.distributed.utils import _to_kwargs
 
@@ -68,10 +68,6 @@ def trainer(
         {"loss_weights": loss_weights, "noise": noise},
     )
     return Trainer(folder, {"net": net}, DATA, objective, Schedule(steps), options, **how)
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def checkpoints(folder: Path) -> list[str]:

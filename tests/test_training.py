@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from random_world import random_judges, random_world, save_judges, small_encoder
+from small_training import log_of
 
 from nested_attention.avatars.drawing.canvas import SIZE, WIDE, Part
 from nested_attention.avatars.drawing.identity import Person, Pet, sample
@@ -82,10 +82,6 @@ def two() -> Pictures:
 def of(word: str) -> list[Pictures]:
     """Of a subject alone, and beside somebody else."""
     return [draw_pictures(word, 8, 6, together=together, workers=1) for together in (False, True)]
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_pictures_are_repeatable_and_cached(tmp_path: Path, pictures: Pictures) -> None:

@@ -24,7 +24,7 @@ from ..subject import Subject
 from ..training.frozen import DTYPES, default_device, load_pipeline
 from .recognisers import FaceFinder
 from .samples import Person, Sample
-from .settings import DrawSettings, SubjectSettings, filled, places
+from .settings import DrawSettings, EvaluatedSubject, filled, places
 
 CROP = 512
 """Pixels a side of a face that is cut out of a reference: Align Face's default."""
@@ -122,14 +122,14 @@ class SdxlDrawer:
             self._subjects[person.name], encoder, name=person.name, attention_scale=scale or 1.0
         )
 
-    def _encoder(self, subject: SubjectSettings) -> SubjectEncoder:
+    def _encoder(self, subject: EvaluatedSubject) -> SubjectEncoder:
         path = subject.encoder or self.settings.encoder
         if path not in self._encoders:
             encoder = load_subject_encoder(path).eval().requires_grad_(False)
             self._encoders[path] = encoder.to(default_device())
         return self._encoders[path]
 
-    def _reference(self, subject: SubjectSettings, path: Path) -> Tensor:
+    def _reference(self, subject: EvaluatedSubject, path: Path) -> Tensor:
         """(512, 512, 3): the face, as Align Face cuts it out, or the middle of the whole picture."""
         picture = read_picture(path)
         if not (self.settings.align and subject.face):

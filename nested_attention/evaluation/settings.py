@@ -60,7 +60,7 @@ class ScorerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectSettings:
+class EvaluatedSubject:
     """A held-out subject. references: what the encoder is shown. truths: other pictures of the same subject.
     face: false for a pet, which face recognisers leave out. encoder: if not the `encoder` of all."""
 
@@ -90,7 +90,7 @@ class DrawSettings:
 
     model: BaseModel
     encoder: Path
-    subjects: tuple[SubjectSettings, ...]
+    subjects: tuple[EvaluatedSubject, ...]
     prompts: tuple[str, ...]
     attention_scales: tuple[float, ...] = LAMBDAS
     seeds: tuple[int, ...] = (0,)

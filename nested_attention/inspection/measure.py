@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..anchored import AnchoredSubject, place_of, shared, word_attention
+from ..anchored import AnchoredSubject, place_of, shared, word_attentions
 from ..attention import (
     BoundSubject,
     at_tokens,
@@ -92,7 +92,7 @@ def _anchor(
     query: Tensor, key: Tensor, subject: AnchoredSubject, heads: int, chunks: Sequence[slice]
 ) -> Tensor:
     """`anchored.anchor` in a row that carries the subject, with the text's logits of a chunk at a time."""
-    words = [word_attention(query[:, at], key, _at(subject, at), heads=heads) for at in chunks]
+    words = [word_attentions(query[:, at], key, _at(subject, at), heads=heads) for at in chunks]
     word, scaled = (torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
     return place_of(word, scaled, subject)
 

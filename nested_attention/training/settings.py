@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..encoder import Injection
+from ..attention import Norm
+from ..encoder import TrainedInjection
 from ..errors import NestedAttentionError
 from .frozen import BaseModel
 from .reading import at_least
@@ -35,8 +36,8 @@ class EncoderSettings:
     ff_mult: int = 4
     token_dim: int | None = None
     alpha: float | None = 2.0
-    norm: Literal["inner", "head"] = "inner"
-    injection: Injection = "nested"
+    norm: Norm = "inner"
+    injection: TrainedInjection = "nested"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,12 +61,16 @@ class _Notices:
         send(EVENT, {"node": node, "text": text, "shown": shown})
 
 
+def running_server() -> Any:
+    """ComfyUI's server; None where none is running."""
+    # Looked up, not imported: importing it is for main.py, and the pack can be loaded without.
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def _running() -> tuple[Any, str, str]:
     """The server, the run and the node that is executed; no server outside of one and of its nodes."""
     context = get_executing_context()
-    # Looked up, not imported: importing it is for main.py, and a library does without.
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    return (None, "", "") if context is None else (server, context.prompt_id, str(context.node_id))
+    return (None, "", "") if context is None else (running_server(), context.prompt_id, str(context.node_id))
 
 
 def send(event: str, data: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ...encoder import FeatureLayer, SubjectEncoder
 from ...errors import NestedAttentionError
 from ...inspection.looks import looks, reference
 from ...pictures.check import check_pictures
+from ...pictures.cover import cover
 from ...storage.tensors import read_tensors
 from ...subject import Subject
 from .parts import load_part
@@ -33,12 +33,8 @@ def vision_input(pictures: Tensor, size: int) -> Tensor:
     The shorter side is resized to `size`, the middle is cut out, and values are rounded to bytes, as ComfyUI
     does it.
     """
-    height, width = pictures.shape[-2:]
-    scale = size / min(height, width)
-    shape = max(size, round(scale * height)), max(size, round(scale * width))
-    resized = functional.interpolate(pictures.float(), shape, mode="bicubic", antialias=True)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    pixels = resized[..., top : top + size, left : left + size].mul(255).clamp(0, 255).round().div(255)
+    square, _, _ = cover(pictures.float(), size, size)
+    pixels = square.mul(255).clamp(0, 255).round().div(255)
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels - mean) / std
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...encoder import Injection, SubjectEncoder, SubjectEncoderConfig
+from ...encoder import SubjectEncoder, SubjectEncoderConfig, TrainedInjection
 from ...hosts.diffusers.binding import SubjectBinding
 from ...hosts.diffusers.processors import Attention
 from ...settings import SubjectSettings
@@ -53,7 +53,7 @@ class Mechanism:
     control: ClassVar[Control | None] = LAMBDA
     attention: ClassVar[Attention | None] = None
     unused: ClassVar[tuple[str, ...]] = ()
-    injection: ClassVar[Injection] = "nested"
+    injection: ClassVar[TrainedInjection] = "nested"
 
     def project(self, encoder: SubjectEncoder, unet: Any, tokens: Tensor) -> Projections:
         """The subject's tokens (B, N, token_dim) as keys and values of every cross-attention layer.

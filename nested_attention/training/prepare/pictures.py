@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor
 
 from ...errors import NestedAttentionError
+from ...pictures.cover import cover
 from ...pictures.files import on_white, pixels, upright
 
 Size = tuple[int, int]
@@ -53,10 +53,5 @@ def fit(picture: Tensor, size: Size) -> tuple[Tensor, tuple[int, ...]]:
     """A picture (H, W, 3) → (3, h, w) of that size, the middle of it, and what SDXL is told: the picture's
     own height and width, the corner of the crop, and the size."""
     height, width = picture.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    shape = max(size[0], round(scale * height)), max(size[1], round(scale * width))
-    whole = functional.interpolate(picture.movedim(-1, 0)[None], shape, mode="bicubic", antialias=True)
-    resized = whole[0].clamp(0, 1)
-    top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
-    cut = resized[:, top : top + size[0], left : left + size[1]]
-    return cut, (height, width, top, left, *size)
+    cut, top, left = cover(picture.movedim(-1, 0)[None], *size)
+    return cut[0].clamp(0, 1), (height, width, top, left, *size)
