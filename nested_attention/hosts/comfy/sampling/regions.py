@@ -20,11 +20,11 @@ from ....attention import onto
 from ....errors import NestedAttentionError
 from ....inspection.observed import ObservedLayer, Observer
 from ....regions import RegionFinder, area_mean, watched_steps
+from ..kept import Kept
 from ..notices import warn_once
 from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
-from .kept import Kept
 from .places import MAPS, REGIONS, Pass, Places, Purpose, check_whole, on_tiles, places_of
 
 Grid = tuple[int, int]
