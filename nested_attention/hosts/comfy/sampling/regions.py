@@ -19,7 +19,7 @@ from torch import Tensor
 from ....attention import onto
 from ....errors import NestedAttentionError
 from ....inspection.observed import ObservedLayer, Observer
-from ....regions import RegionFinder, area_mean, watched_steps
+from ....regions import RegionSearch, area_mean
 from ..kept import Kept
 from ..notices import warn_once
 from ..prompts.marks import KEY
@@ -70,14 +70,16 @@ class SamplingRun(Shared):
         self.needs_places = bool(observers) or any(s.settings.placed or s.batch for s in active)
         self._placed = bool(observers) or regions
         automatic = [s for s in active if s.settings.auto_region]
-        self._names = [s.settings.called.name for s in automatic]
         self._numbers = {s.key: i for i, s in enumerate(automatic)}
-        self._finder = RegionFinder(batch, list(self._numbers)) if self._numbers else None
-        self._until = watched_steps(len(sigmas) - 1)
-        for told in RegionFinder.too_few_steps(self._names, len(sigmas) - 1):
-            warn_once(f"Apply Subject: {told}")
+        self._search = RegionSearch(
+            batch,
+            list(self._numbers),
+            [s.settings.called.name for s in automatic],
+            len(sigmas) - 1,
+            start="start_percent 0",
+            tell=lambda told: warn_once(f"Apply Subject: {told}"),
+        )
         self._sigmas = sigmas.tolist() if automatic or observers else []
-        self._found: Tensor | None = None  # (pictures, automatic subjects, H, W) once it is settled
         self._cache: dict[Any, Tensor | None] = {}  # by subject, pass, grid and device
         self._empty: dict[Any, Tensor] = {}
         self._biases: tuple[Any, dict[Any, Tensor]] = (None, {})  # of the last pass, by grid
@@ -98,12 +100,12 @@ class SamplingRun(Shared):
     @property
     def watching(self) -> bool:
         """Whether the words' attention is being watched to find regions."""
-        return self._finder is not None
+        return self._search.watching
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """Who sees the layers of the present step."""
-        return self._observers if self._finder is None else (*self._observers, self._finder)
+        return self._search.observers(self._observers)
 
     def watched(self, site: str) -> bool:
         """Whether anybody wants to see a layer at the present step."""
@@ -122,10 +124,7 @@ class SamplingRun(Shared):
         # Steps are told by their noise: samplers may evaluate the model several times a step.
         noise = float(timestep.flatten()[0])
         self.number = max(0, sum(noise <= sigma * (1 + 1e-4) for sigma in self._sigmas) - 1)
-        if self._finder is not None and self.number >= self._until:
-            for told in self._finder.without_region(self._names, "start_percent 0"):
-                warn_once(f"Apply Subject: {told}")
-            self._found, self._finder = self._finder.settle(), None
+        self._search.step(self.number)
 
     def place(self, x: Tensor, transformer_options: Mapping[str, Any]) -> Places:
         """At each step: the places of its latents. Raises as `places_of` and `check_whole`."""
@@ -174,8 +173,8 @@ class SamplingRun(Shared):
 
     def _maps(self, subject: AppliedSubject) -> Tensor | None:
         """(pictures, h, w), on the CPU if it is a mask."""
-        if self._found is not None and subject.settings.auto_region:
-            return self._found[:, self._numbers[subject.key]]
+        if self._search.found is not None and subject.settings.auto_region:
+            return self._search.found[:, self._numbers[subject.key]]
         return subject.settings.region
 
     def bias(self, rows: Any, grid: Any, make: Callable[[], Tensor]) -> Tensor:
