@@ -8,14 +8,14 @@ and self-attention carries features from one person to the other. Regions answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .anchored import attention_to
 from .attention import onto, text_weights
-from .inspection.observed import Box, ObservedLayer
+from .inspection.observed import Box, ObservedLayer, Observer
 
 SHARPNESS = 4.0
 """Power of the ratio of two words' attention: at half the attention of another one, a region is 1/16."""
@@ -176,29 +176,6 @@ class RegionFinder:
             return set(range(len(self._names)))
         return set((self._sum.amax(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist())
 
-    def without_region(self, called: Sequence[str], start: str) -> list[str]:
-        """What to tell of each of several subjects that is unseen. called: what users call them. start: what
-        the host calls the option."""
-        if len(called) < 2:  # one alone has the whole picture anyway
-            return []
-        return [
-            f"no region was found for {called[number]!r}, whose word nothing attended in the first third of "
-            "the steps, so it counts in the whole picture. Start it with the sampling "
-            f"({start}), or give it a mask"
-            for number in sorted(self.unseen)
-        ]
-
-    @staticmethod
-    def too_few_steps(called: Sequence[str], steps: int) -> list[str]:
-        """What to tell of several subjects if a sampling of so many steps ends before regions are held.
-        called: what users call them."""
-        if len(called) < 2 or not 0 < steps <= watched_steps(steps):
-            return []
-        return [
-            f"the sampling has too few steps ({steps}) to find regions in, so {', '.join(map(repr, called))} "
-            "count in the whole picture. Use more steps, or give them masks"
-        ]
-
     def watches(self, site: str) -> bool:
         return follows_layout(site)
 
@@ -230,6 +207,58 @@ class RegionFinder:
     def settle(self) -> Tensor | None:
         """(pictures, S, H, W) in [0, 1]; None if nothing was added."""
         return None if self._sum is None else assign_regions(self._sum)
+
+
+class RegionSearch:
+    """The regions of one sampling of so many steps: looked for in its first steps, and held from then on.
+
+    pictures, names: `RegionFinder`'s; without names nothing is looked for. called: what users call the
+    subjects. start: what the host calls the option that starts a subject. tell: is called with what users
+    should read. found: (pictures, S, H, W) in [0, 1]; None until it is held, and where nothing was attended.
+    """
+
+    def __init__(
+        self,
+        pictures: int,
+        names: Sequence[str],
+        called: Sequence[str],
+        steps: int,
+        *,
+        start: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._finder = RegionFinder(pictures, names) if names else None
+        self._called, self._start, self._tell = called, start, tell
+        self._until = watched_steps(steps)
+        self.found: Tensor | None = None
+        self._alone = len(called) < 2  # it has the whole picture anyway
+        if not self._alone and 0 < steps <= self._until:
+            tell(
+                f"the sampling has too few steps ({steps}) to find regions in, so "
+                f"{', '.join(map(repr, called))} count in the whole picture. Use more steps, or give them "
+                "masks"
+            )
+
+    @property
+    def watching(self) -> bool:
+        """Whether the words' attention is being watched."""
+        return self._finder is not None
+
+    def observers(self, others: tuple[Observer, ...]) -> tuple[Observer, ...]:
+        """Who sees the layers of the present step, besides others."""
+        return others if self._finder is None else (*others, self._finder)
+
+    def step(self, number: int) -> None:
+        """Before each step, counted from 0: what was seen becomes regions once the first steps are over."""
+        if self._finder is None or number < self._until:
+            return
+        for unseen in () if self._alone else sorted(self._finder.unseen):
+            self._tell(
+                f"no region was found for {self._called[unseen]!r}, whose word nothing attended in the first "
+                "third of the steps, so it counts in the whole picture. Start it with the sampling "
+                f"({self._start}), or give it a mask"
+            )
+        self.found, self._finder = self._finder.settle(), None
 
 
 def fine(grid: tuple[int, int], part: Box) -> bool:

@@ -16,7 +16,7 @@ from ..nested_attention.errors import NestedAttentionError
 from ..nested_attention.hosts.comfy import SubjectEncoderHandle, load_encoder_for_comfy, load_vision
 from ..nested_attention.hosts.comfy.apply import check_fits, fits_model
 from ..nested_attention.hosts.comfy.encoding.vision import vision_name, vision_width
-from ..nested_attention.hosts.comfy.sampling.kept import Kept
+from ..nested_attention.hosts.comfy.kept import Kept
 from ..nested_attention.paths import SMALL_WORLD
 from ..nested_attention.pictures.suspect import ANIMALS, PEOPLE
 from ..nested_attention.storage.files import file_state

@@ -22,7 +22,7 @@ FLOORS = (
     ("storage",),
     ("subject",),
     ("checkpoint", "subject_batch", "storage.store", "pictures", "inspection"),
-    ("hosts.comfy.graph", "hosts.comfy.notices"),
+    ("hosts.comfy.graph", "hosts.comfy.kept", "hosts.comfy.notices"),
     ("hosts.comfy.prompts", "hosts.comfy.encoding"),
     ("hosts.comfy.sampling",),
     ("hosts.comfy", "hosts.diffusers", "hosts"),

@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from nested_attention.attention import BoundSubject, nested_cross_attention
 from nested_attention.regions import (
     RegionFinder,
+    RegionSearch,
     area_mean,
     assign_regions,
     cells_of,
@@ -165,10 +166,40 @@ class TestAssignment:
         assert found is not None and expected is not None and torch.equal(found, expected)
 
     def test_a_sampling_too_short_to_find_regions_in_is_told_of(self) -> None:
-        (told,) = RegionFinder.too_few_steps(["alice", "bob"], 1)
-        assert "too few steps" in told and "'alice', 'bob'" in told and "the whole picture" in told
+        def told(names: list[str], steps: int) -> list[str]:
+            found: list[str] = []
+            RegionSearch(1, names, names, steps, start="start", tell=found.append)
+            return found
+
+        (one,) = told(["alice", "bob"], 1)
+        assert "too few steps (1)" in one and "'alice', 'bob'" in one and "the whole picture" in one
         for names, steps in ((["alice", "bob"], 2), (["alice"], 1), (["alice", "bob"], 0)):
-            assert RegionFinder.too_few_steps(names, steps) == []
+            assert told(names, steps) == []
+
+    def test_a_search_looks_in_the_first_steps_and_then_holds_what_it_found(self) -> None:
+        told: list[str] = []
+        called, other = ["Alice", "Bob"], RegionFinder(1, [])
+        search = RegionSearch(1, ["alice", "bob"], called, 10, start="start 0", tell=told.append)
+        for number in range(3):
+            search.step(number)
+            assert search.watching and search.found is None
+            kept, finder = search.observers((other,))
+            assert kept is other and isinstance(finder, RegionFinder)
+            finder.add(0, 0, torch.ones(2, 2), (0, 0, 8, 8, 8, 8))
+        search.step(3)
+        assert not search.watching and search.observers((other,)) == (other,)
+        (one,) = told
+        assert "no region was found for 'Bob'" in one and "(start 0)" in one
+        found = search.found
+        assert found is not None and torch.equal(found, torch.ones(1, 2, 8, 8))
+        search.step(4)
+        assert search.found is found and len(told) == 1
+
+    def test_without_subjects_nothing_is_looked_for(self) -> None:
+        search = RegionSearch(1, [], [], 1, start="", tell=pytest.fail)
+        assert not search.watching and search.observers(()) == ()
+        search.step(1)
+        assert search.found is None
 
     def test_diffusers_tells_of_a_short_sampling_once(self, caplog: pytest.LogCaptureFixture) -> None:
         from nested_attention.hosts.diffusers import SubjectBinding, SubjectSlot
@@ -184,7 +215,8 @@ class TestAssignment:
         regions = AutomaticRegions(slot, bindings, steps=1)
         regions.at(0)
         regions.moved(bindings, [0])
-        assert caplog.messages == RegionFinder.too_few_steps(["alice", "bob"], 1)
+        (told,) = caplog.messages
+        assert "too few steps (1)" in told and "'alice', 'bob'" in told
 
     def test_what_is_watched(self) -> None:
         whole = (0, 0, 128, 128, 128, 128)

@@ -17,14 +17,13 @@ from torch import Tensor
 from ..attention import (
     EPSILON,
     BoundSubject,
-    nested_value,
     norm,
     per_head,
     plain_attention,
     text_weights,
     without_autocast,
 )
-from .rows import Marks, Rows, by_rows, in_rows, read_rows, take
+from .rows import Marks, Rows, by_rows, nested_value_in, read_rows, take
 
 CPU_LOGITS, DEVICE_LOGITS = 2**19, 2**25  # logits held at once: what stays near a CPU's cache; 128 MiB
 Subjects = Sequence[BoundSubject]
@@ -143,7 +142,7 @@ def _value(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From q (n, L, H·d) and the text's v (n, T, H·d): v*_q of Eq. 2 (n, L, H, d), what brings it to its
     length at each s* (n, L, 1|H, K), and V[s*] (n, K, H, d)."""
-    star = nested_value(q, in_rows(subject, marks.rows), heads=heads)
+    star = nested_value_in(q, subject, marks.rows, heads=heads)
     text_value, place = v.unflatten(-1, (heads, -1)), _place(marks)
     if place is None:
         index = marks.tokens[..., None, None].expand(-1, -1, *text_value.shape[2:])

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention import EPSILON, BoundSubject, joined, nested_value, without_autocast
+from ..attention import EPSILON, BoundSubject, joined, without_autocast
 from .chunks import correction
-from .rows import Marks, Rows, in_rows, read_rows, take
+from .rows import Marks, Rows, nested_value_in, read_rows, take
 
 QUERIES, COLUMNS = 32, 256  # in a block: image queries, and columns of a norm over all heads
 PLAIN, REWEIGHTED = (128, 4), (64, 8)  # text tokens in a block, and warps: what fits a program's registers
@@ -54,7 +54,7 @@ def add_correction(
         carried = [(subjects[number], marks) for number, marks in group.carried]
         weights = group.reweighting(subjects, query.shape[1])
         for number, (subject, marks) in enumerate(carried):
-            star = joined(nested_value(q, in_rows(subject, group.rows), heads=heads))  # (n, L, H·d)
+            star = joined(nested_value_in(q, subject, group.rows, heads=heads))  # (n, L, H·d)
             with torch.cuda.device(here.device) if here.is_cuda else nullcontext():
                 _launch(here, q, k, v, star, subject, marks, weights, heads, text=number == 0)
     return out

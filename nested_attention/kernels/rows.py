@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..attention import LOG_ZERO, BoundSubject, onto
+from ..attention import LOG_ZERO, BoundSubject, nested_value, onto
 
 
 class Marked(Protocol):
@@ -145,12 +145,11 @@ def take(x: Any, rows: slice | Tensor) -> Any:
     return x if x is None or x.ndim == 1 or len(x) == 1 else x[rows]
 
 
-def in_rows(subject: BoundSubject, rows: slice | Tensor) -> BoundSubject:
-    """The subject with the keys, values and biases of some rows of the batch."""
+def nested_value_in(query: Tensor, subject: BoundSubject, rows: slice | Tensor, *, heads: int) -> Tensor:
+    """`nested_value` of the queries (n, L, H·d) of some rows of the batch: (n, H, L, d)."""
     key, value, bias = (take(x, rows) for x in (subject.key, subject.value, subject.token_bias))
-    if key is subject.key and value is subject.value and bias is subject.token_bias:
-        return subject
-    return BoundSubject(key=key, value=value, mask=subject.mask, token_bias=bias)
+    here = BoundSubject(key=key, value=value, mask=subject.mask, token_bias=bias)  # all that v*_q depends on
+    return nested_value(query, here, heads=heads)
 
 
 def _reweighting(carried: Sequence[tuple[BoundSubject, Marks]]) -> Tensor:

@@ -72,7 +72,7 @@ def test_only_queries_inside_the_region_change_in_a_layer(world: Any) -> None:
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.layer import NestedLayer
     from nested_attention.hosts.comfy.sampling.places import Pass
-    from nested_attention.hosts.comfy.sampling.regions import SamplingRun
+    from nested_attention.hosts.comfy.sampling.run import SamplingRun
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 64, generator=generator) for n in (16, 77, 77))
@@ -108,6 +108,30 @@ def test_only_queries_inside_the_region_change_in_a_layer(world: Any) -> None:
 
     with pytest.raises(NestedAttentionError, match="16 queries for 3 × 4 cells.*merges or tiles"):
         layer({"region": left()}, {**options, "activations_shape": [2, 64, 3, 4]})
+
+
+def test_regions_are_made_once_and_only_the_last_are_kept(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many windows of a batch there are."""
+    from nested_attention.hosts.comfy.sampling import regions
+    from nested_attention.hosts.comfy.sampling.chain import SubjectChain
+    from nested_attention.hosts.comfy.sampling.places import Pass
+
+    monkeypatch.setattr(regions, "KEPT", 2)
+    model, _ = world.apply(world.model, world.clip, region=left())
+    (subject,) = SubjectChain.of(model).subjects
+    of_run = regions.RegionsOfRun([subject], 3, 1)
+
+    def region(picture: int) -> Tensor:
+        where = Pass((picture,), ((0, 0, 8, 8, 8, 8),))
+        found = of_run.region(subject, where, (4, 4), torch.device("cpu"))
+        assert found is not None and not bool(of_run.empty(subject, where).any())
+        return found
+
+    first, *others = (region(picture) for picture in range(3))
+    assert all(region(picture) is one for picture, one in enumerate(others, 1))
+    assert region(0) is not first and torch.equal(region(0), first)
 
 
 def test_bounded_without_a_region_does_nothing(world: Any) -> None:

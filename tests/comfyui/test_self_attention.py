@@ -270,7 +270,7 @@ def layer(world: Any, previous: Any = None) -> Any:
     from nested_attention.hosts.comfy.sampling.carried import carried_in
     from nested_attention.hosts.comfy.sampling.chain import SubjectChain
     from nested_attention.hosts.comfy.sampling.places import Pass
-    from nested_attention.hosts.comfy.sampling.regions import SamplingRun
+    from nested_attention.hosts.comfy.sampling.run import SamplingRun
     from nested_attention.hosts.comfy.sampling.self_attention import RegionSelfAttention, SubjectsApart
 
     model, clip = two(world, {**HERE, **APART}, THERE)

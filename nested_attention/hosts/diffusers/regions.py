@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import replace
 
-from torch import Tensor
-
 from ...inspection.observed import Observer
-from ...regions import RegionFinder, watched_steps
+from ...regions import RegionSearch
 from .binding import SubjectBinding
 from .processors import SubjectSlot
 
@@ -39,62 +38,54 @@ class AutomaticRegions:
         pictures: Sequence[int] | None = None,
         negative: Collection[int] = (),
     ) -> None:
-        self._negative = negative
         self._slot, self._observers = slot, tuple(observers)
         rows = range(len(bindings[0].mask)) if bindings else range(0)
-        self._pictures = tuple(rows if pictures is None else pictures)
-        self._bindings = named(bindings)
-        self._automatic = [
-            i for i, b in enumerate(self._bindings) if b.settings.region_mode == "auto" and b.region is None
-        ]
-        self._watched = watched_steps(steps) if self._automatic else 0
-        self._names = [self._bindings[i].name for i in self._automatic]
-        self._finder = RegionFinder(1 + max(self._pictures), self._names) if self._names else None
-        for told in RegionFinder.too_few_steps(self._names, steps):
-            logger.warning(told)
-        self._found: Tensor | None = None
+        self._take(bindings, rows if pictures is None else pictures, negative)
+        names = [self._bindings[i].name for i in self._unplaced]
+        self._search = RegionSearch(
+            1 + max(self._pictures, default=0), names, names, steps, start="start=0", tell=logger.warning
+        )
 
     def moved(
         self, bindings: Sequence[SubjectBinding], pictures: Sequence[int], negative: Collection[int] = ()
     ) -> AutomaticRegions:
         """The same sampling of the same pictures gone on with other rows: a pipeline that stops guiding
         halves its batch. What was seen, and what was found, is kept."""
-        other = AutomaticRegions(self._slot, bindings, 0, self._observers, pictures, negative)
-        other._watched, other._finder = self._watched, self._finder
-        other._hold(self._found)
+        other = copy(self)
+        other._take(bindings, pictures, negative)
         return other
 
-    def _hold(self, found: Tensor | None) -> None:
-        self._found = found
-        if found is not None:
-            rows = list(self._pictures)
-            regions = {number: found[rows, i] for i, number in enumerate(self._automatic)}
-            self._bindings = tuple(
-                replace(binding, region=regions[i]) if i in regions else binding
-                for i, binding in enumerate(self._bindings)
-            )
+    def _take(
+        self, bindings: Sequence[SubjectBinding], pictures: Sequence[int], negative: Collection[int]
+    ) -> None:
+        self._bindings, self._pictures, self._negative = named(bindings), tuple(pictures), negative
+        self._unplaced = [  # those whose region is to be found
+            i for i, b in enumerate(self._bindings) if b.settings.region_mode == "auto" and b.region is None
+        ]
 
     @property
     def watching(self) -> bool:
-        return self._finder is not None
+        return self._search.watching
 
     def at(self, step: int, active: Sequence[int] | None = None) -> tuple[SubjectBinding, ...]:
         """The bindings of a step, counted from 0; the slot is told who observes it.
 
         active: numbers of the bindings in force at this step, in order; all if left out.
         """
-        if self._finder is not None and step >= self._watched:
-            for told in self._finder.without_region(self._names, "start=0"):
-                logger.warning(told)
-            found, self._finder = self._finder.settle(), None
-            self._hold(found)
+        self._search.step(step)
+        if self._search.found is not None:
+            rows = list(self._pictures)
+            for i, number in enumerate(self._unplaced):
+                region = self._search.found[rows, i]
+                self._bindings[number] = replace(self._bindings[number], region=region)
+            self._unplaced = []
         self._slot.step, self._slot.pictures, self._slot.negative = step, self._pictures, self._negative
-        self._slot.observers = self._observers if self._finder is None else (*self._observers, self._finder)
+        self._slot.observers = self._search.observers(self._observers)
         numbers = range(len(self._bindings)) if active is None else active
         return tuple(self._bindings[i] for i in numbers)
 
 
-def named(bindings: Sequence[SubjectBinding]) -> tuple[SubjectBinding, ...]:
+def named(bindings: Sequence[SubjectBinding]) -> list[SubjectBinding]:
     """Each with a name of its own: its subject's name or word, with a number where several have the same."""
     names = [b.name or b.settings.name or b.settings.word or "subject" for b in bindings]
     several = {name for name, count in Counter(names).items() if count > 1}
@@ -103,4 +94,4 @@ def named(bindings: Sequence[SubjectBinding]) -> tuple[SubjectBinding, ...]:
     for binding, name in zip(bindings, names, strict=True):
         seen[name] += 1
         found.append(replace(binding, name=f"{name} {seen[name]}" if name in several else name))
-    return tuple(found)
+    return found

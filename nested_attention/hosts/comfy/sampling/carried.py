@@ -15,7 +15,8 @@ from ..prompts.marks import fit
 from .applied import AppliedSubject
 from .batches import row_values
 from .places import Pass
-from .regions import PassRegion, SamplingRun, grid_of
+from .regions import PassRegion, grid_of
+from .run import SamplingRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +100,13 @@ def carried_in(
                     where.pictures,
                 )
             if subject.settings.placed:
-                region = PassRegion(run, subject, where)
+                region = PassRegion(run.regions, subject, where)
                 if not subject.settings.bounded:  # rows it leaves out are the base model's, exactly
-                    mask = mask & ~run.empty(subject, where)[:, None]
+                    mask = mask & ~run.regions.empty(subject, where)[:, None]
                     if not bool(mask.any()):
                         continue
         bias = None if bias is None else onto(bias, device)
         found.append(CarriedSubject(subject, own, mask, word, bias, region, mask & (codes > 0)))
         if run is not None:
-            run.carried.add(subject.key)
+            run.carrying.carried.add(subject.key)
     return found

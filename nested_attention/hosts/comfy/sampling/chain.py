@@ -49,7 +49,7 @@ from .missing import (
 from .observing import ObservedPass
 from .places import PLACES, Pass, Places
 from .recorder import Recorder
-from .regions import SamplingRun
+from .run import Carrying, SamplingRun
 from .slots import SubjectsOfPass
 
 
@@ -147,7 +147,7 @@ class SubjectChain(Shared):
                     recorder.keep(recording)
                 except Exception as error:  # whatever it is, maps are not worth the picture
                     warn_once(f"Observe Subjects: maps could not be finished ({error}); the picture is whole")
-            tell_uncounted(self.subjects, run, finished=float(sigmas[-1]) == 0)
+            tell_uncounted(self.subjects, run.carrying, finished=float(sigmas[-1]) == 0)
             return out
         finally:
             run.end()
@@ -173,8 +173,7 @@ class SubjectChain(Shared):
         codes = [[self._codes(cond, active, run) for cond in prompt or ()] for prompt in conds]
         marked = any(one is not None for prompt in codes for one in prompt)
         if run is not None:
-            run.active = active
-            run.stepped.update(active)
+            run.carrying.step(active)
             if run.needs_places and marked:
                 run.step(timestep)
                 places = run.place(x, options)
@@ -186,8 +185,8 @@ class SubjectChain(Shared):
             for prompt, one in zip(conds, codes, strict=True)
         ]
         out = executor(model, prepared, x, timestep, model_options, *args)
-        if run is not None and run.awaited:
-            self._check_awaited(run, active)
+        if run is not None and run.carrying.awaited:
+            self._check_awaited(run.carrying, active)
         return out
 
     def apply_model(
@@ -215,7 +214,8 @@ class SubjectChain(Shared):
         values = self._values(executor.class_obj)
         subjects = self._of_pass(read, x.device, values, run, where)
         if run is not None and c_crossattn is not None and coupling:
-            numbers = {key: n for key, n in self._numbers(negative=False).items() if n in run.active}
+            active = run.carrying.active
+            numbers = {key: n for key, n in self._numbers(negative=False).items() if n in active}
             bind = partial(carried_in, self.subjects, device=x.device, values=values, run=run)
             coupled = CoupledRows(c_crossattn, read, numbers, bind)
         if not subjects.carried and coupled is None:
@@ -264,12 +264,12 @@ class SubjectChain(Shared):
             if subject.strength == 0:
                 continue
             if any(subject.key in marks.keys for marks in read):
-                run.expected.add(subject.key)
+                run.carrying.expected.add(subject.key)
                 continue
             elsewhere = elsewhere_carried(subject.key, [*positive, *negative])
             reason = conflicts[0] if conflicts else reason_missing(subject, read, elsewhere)
             if elsewhere is not None and run.coupled:
-                run.awaited[subject.key] = reason
+                run.carrying.awaited[subject.key] = reason
             else:
                 tell_missing(subject, reason)
         for conflict in conflicts:
@@ -288,11 +288,11 @@ class SubjectChain(Shared):
         if lost is not None:
             warn_once(lost)
 
-    def _check_awaited(self, run: SamplingRun, active: set[int]) -> None:
+    def _check_awaited(self, carrying: Carrying, active: set[int]) -> None:
         """After a step: whether the subjects in force that were awaited have come."""
         for number, subject in enumerate(self.subjects, 1):
-            reason = run.awaited.pop(subject.key, None) if number in active else None
-            if reason is not None and subject.key not in run.carried:
+            reason = carrying.not_come(subject.key) if number in active else None
+            if reason is not None:
                 tell_missing(subject, reason)
 
     def _claim(self, prompt: Prompt) -> dict[str, Any]:
@@ -366,7 +366,7 @@ class SubjectChain(Shared):
         if run is None:
             return make()
         prompts = codes.numpy().tobytes(), codes.shape
-        key = (*prompts, where, device, tuple(map(id, values.values())), run.watching)
+        key = (*prompts, where, device, tuple(map(id, values.values())), run.regions.search.watching)
         return run.passes.get(key, make)
 
 

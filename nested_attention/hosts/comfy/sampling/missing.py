@@ -13,7 +13,7 @@ from ..prompts.encoded import encoded_prompts
 from ..prompts.marks import PromptMarks
 from ..prompts.missing import missing, not_in_text
 from .applied import AppliedSubject
-from .regions import SamplingRun
+from .run import Carrying
 
 ONE_FIGURE = (16, 16)
 """Rows and columns of the small world's latent in which it draws one figure."""
@@ -27,18 +27,18 @@ def tell_missing(subject: AppliedSubject, reason: str) -> None:
     warn(f"Nested Attention: {message}")
 
 
-def tell_uncounted(subjects: Sequence[AppliedSubject], run: SamplingRun, *, finished: bool) -> None:
+def tell_uncounted(subjects: Sequence[AppliedSubject], carrying: Carrying, *, finished: bool) -> None:
     """After a sampling: warns of each subject that the prompts carry and no forward pass has carried.
 
     finished: whether it has taken all noise away. Where it has not, another sampler goes on, in which a
     subject may count.
     """
     for number, subject in enumerate(subjects, 1):
-        if subject.key not in run.expected - run.carried:
+        if subject.key not in carrying.expected - carrying.carried:
             continue
         settings = subject.settings
         name = settings.called.name
-        if number not in run.stepped:
+        if number not in carrying.stepped:
             if finished:
                 warn(
                     f"Nested Attention: {name!r} does not count in this sampling, for no step of it lies "

@@ -15,7 +15,8 @@ from ....inspection.observed import ObservedLayer, ObservedSubject
 from .carried import CarriedSubject
 from .layer import NestedLayer
 from .places import Pass
-from .regions import SamplingRun, grid_of
+from .regions import grid_of
+from .run import SamplingRun
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,9 +47,9 @@ class SubjectsApart:
 
     def bias(self, grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
         """What is added to the logits of self-attention in `rows`: (1 or their number, 1, L, L)."""
-        run, keys = self.regions[0].run, tuple(one.subject.key for one in self.regions)
+        of_run, keys = self.regions[0].of_run, tuple(one.subject.key for one in self.regions)
         rows = keys, self.regions[0].where, self.rows, device, dtype
-        return run.bias(rows, grid, lambda: self._bias(grid, device).to(dtype))
+        return of_run.bias(rows, grid, lambda: self._bias(grid, device).to(dtype))
 
     def _bias(self, grid: Grid, device: torch.device) -> Tensor:
         rows = list(self.rows)

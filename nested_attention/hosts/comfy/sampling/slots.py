@@ -41,7 +41,7 @@ class SubjectsOfPass:
     ) -> SubjectsOfPass:
         """device: of the layers. Masks are read here, and nowhere else."""
         apart = SubjectsApart.of(
-            [one for one in carried if one.region and not one.region.run.watches(one.subject)]
+            [one for one in carried if one.region and not one.region.of_run.watches(one.subject)]
         )
         rows: dict[tuple[CarriedSubject, ...], Rows] = {}
         by_layer = []

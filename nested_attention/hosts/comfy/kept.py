@@ -1,4 +1,4 @@
-"""What does not change from step to step of a sampling: made once, and kept until the sampling ends."""
+"""What is made once and asked for again: by the layers and steps of a sampling, or by the next run."""
 
 from __future__ import annotations
 
