@@ -21,6 +21,7 @@ from ....errors import NestedAttentionError
 from ....inspection.observed import ObservedLayer, Observer
 from ....regions import RegionFinder, area_mean, watched_steps
 from ..notices import warn_once
+from ..prompts.encoded import Candidates
 from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
@@ -35,8 +36,8 @@ class SamplingRun(Shared):
 
     batch, size: how many pictures are sampled, and their rows and columns of latent cells. sigmas: noise
     levels of its steps. rows_per_token: rows of a text context for each token that the layers see. coupled:
-    whether another pack may bring in prompts that come past no sampler; `awaited` are the subjects that only
-    they can carry, with what to say if they do not, `expected` those that the sampler's own prompts carry,
+    prompts that another pack may bring in past the sampler, None if none can; `awaited` are the subjects that
+    only they can carry, with what to say if they do not, `expected` those that the sampler's own carry,
     and `carried` those that some pass has carried. active: numbers of the subjects in force at the present
     step; stepped: at any step so far. observers: see the layers of every step; those that find regions come
     on top. number: of the present step.
@@ -50,7 +51,7 @@ class SamplingRun(Shared):
         *,
         size: tuple[int, int] | None = None,
         rows_per_token: int = 1,
-        coupled: bool = False,
+        coupled: Candidates | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.batch, self.size = batch, size
