@@ -47,6 +47,14 @@ def leading() -> list[str]:
     return [known[one] for one in (at, *nearest_first(graph, at)) if one in known]
 
 
+def node_called(identity: str, formerly: str) -> str:
+    """The id, in the running graph, of the node with this identity, whose id was `formerly` when it ran."""
+    known = identities(running_graph() or {})
+    if known.get(formerly) == identity:
+        return formerly
+    return next((node_id for node_id, one in known.items() if one == identity), formerly)
+
+
 def _in_graph() -> str:
     """The id of the running node, or of the one that was expanded into it."""
     node = running_node()
