@@ -23,6 +23,7 @@ FLOORS = (
     ("subject",),
     ("checkpoint", "subject_batch", "storage.store", "pictures", "inspection"),
     ("hosts.comfy.graph", "hosts.comfy.kept", "hosts.comfy.notices"),
+    ("hosts.comfy.identity",),
     ("hosts.comfy.prompts", "hosts.comfy.encoding"),
     ("hosts.comfy.sampling",),
     ("hosts.comfy", "hosts.diffusers", "hosts"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,7 +212,10 @@ def test_a_subject_that_a_merge_loses_is_named(world: Any, editor: Editor) -> No
     merge = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["2", 0], "model2": ["5", 0]}}
     merged = {
         **GRAPH,
-        "5": {"class_type": "NestedAttentionApplySubject", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "5": {
+            "class_type": "NestedAttentionApplySubject",
+            "inputs": {"model": ["1", 0], "clip": ["1", 1], "name": "rex"},
+        },
         "6": merge,
         "4": {"class_type": "KSampler", "inputs": {"model": ["6", 0], "positive": ["3", 0]}},
     }
@@ -229,6 +234,11 @@ def test_a_subject_that_a_merge_loses_is_named(world: Any, editor: Editor) -> No
             draw(ModelMergeSimple().merge(first, second, 0.5)[0], clip, world)
         assert editor.texts == [("4", editor.texts[0][1])]
         assert "the subject of Apply Subject (node 5) is lost where models are merged" in editor.texts[0][1]
+        # ComfyUI remembers the MODELs where nodes have got other ids, as in a subgraph.
+        in_subgraph = json.loads(re.sub(r'"([256])"', r'"50:\1"', json.dumps(merged)))
+        with editor.running("4", run="in a subgraph", graph=in_subgraph):
+            draw(ModelMergeSimple().merge(first, second, 0.5)[0], clip, world)
+        assert "the subject of Apply Subject (node 50:5) is lost where" in editor.texts.pop()[1]
         alone = {
             **merged,
             "6": {"class_type": "ModelMergeSimple", "inputs": {"model1": ["1", 0], "model2": ["5", 0]}},

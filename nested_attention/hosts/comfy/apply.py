@@ -12,7 +12,8 @@ from ...subject import Subject
 from ...subject_batch import SubjectBatch, subjects_of
 from .encoding.memory import SubjectEncoderHandle, subject_values
 from .graph import APPLY_SUBJECT, Applier
-from .notices import running_node, warn_once
+from .identity import running_identity
+from .notices import warn_once
 from .prompts.clip import SubjectCLIP, with_subject
 from .sampling.applied import AppliedSubject
 from .sampling.chain import SubjectChain
@@ -80,7 +81,7 @@ def apply_subject(
         values=managed[0] if alone else None,
         token_bias=biases[0] if alone and bool(biases[0].any()) else None,
         factors=factors,
-        node=running_node(),
+        node=running_identity(),
         by=by,
         subjects=tuple(subjects),
         queries=encoder.config.num_queries,

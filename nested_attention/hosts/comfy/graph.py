@@ -4,7 +4,7 @@ which texts are encoded with a CLIP that knows them."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,16 +114,18 @@ def _applying(graph: Mapping[str, Any]) -> list[str]:
     return [node_id for node_id, node in graph.items() if node.get("class_type") in APPLY]
 
 
-def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[str]) -> str | None:
-    """The id, of these, of the node that leads to a node over the fewest links; None if none does."""
+def nearest_first(graph: Mapping[str, Any], node_id: str) -> Iterator[str]:
+    """Ids of the nodes that lead to a node, those over the fewest links first."""
     ahead, seen = [node_id], {node_id}
     while ahead:
-        ahead = [one for at in ahead for one, _ in _links(graph, at) if one not in seen]
-        found = next((one for one in ahead if one in wanted), None)
-        if found is not None:
-            return found
+        ahead = list(dict.fromkeys(one for at in ahead for one, _ in _links(graph, at) if one not in seen))
         seen.update(ahead)
-    return None
+        yield from ahead
+
+
+def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[str]) -> str | None:
+    """The id, of these, of the node that leads to a node over the fewest links; None if none does."""
+    return next((one for one in nearest_first(graph, node_id) if one in wanted), None)
 
 
 def _before(
@@ -177,8 +179,15 @@ def _may_be(wanted: str, kind: str) -> bool:
 def _links(graph: Mapping[str, Any], node_id: str) -> list[tuple[str, int]]:
     """What a node is linked to by its inputs: ids of nodes, and which of their outputs."""
     values = graph.get(node_id, {}).get("inputs", {}).values()
-    links = [(str(value[0]), value[1]) for value in values if isinstance(value, list) and len(value) == 2]
-    return [(one, slot) for one, slot in links if one in graph and isinstance(slot, int)]
+    return [link for value in values if (link := link_of(graph, value)) is not None]
+
+
+def link_of(graph: Mapping[str, Any], value: Any) -> tuple[str, int] | None:
+    """The id of the node that an input's value is a link to, and which of its outputs; None if it is none."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    node_id, slot = str(value[0]), value[1]
+    return (node_id, slot) if node_id in graph and isinstance(slot, int) else None
 
 
 def _outputs(class_type: Any) -> tuple[str, ...]:

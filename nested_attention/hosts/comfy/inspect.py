@@ -29,6 +29,7 @@ from ...inspection.recording import Recording, Watch
 from ...pictures.check import check_pictures
 from ...prompt import short
 from ...typed import read_numbers
+from .identity import node_called, running_identity
 from .notices import running_node, send
 from .sampling.recorder import Recorder, observe
 from .state import told
@@ -39,10 +40,11 @@ GLIMPSE = "nested_attention.glimpse"
 
 def observe_subjects(model: Any, watch: Watch, *, on: bool, preview: bool) -> tuple[Any, Recorder]:
     """MODEL → a clone whose samplings are recorded, or the same if it is off, and the recorder."""
-    node = running_node()
+    node, identity = running_node(), running_identity()
     if not on:
         return model, Recorder(None)
-    recorder = Recorder(watch, (lambda recording: _show(node, recording)) if preview else None)
+    show = (lambda recording: _show(node_called(identity, node), recording)) if preview else None
+    recorder = Recorder(watch, show)
     return observe(model, recorder), recorder
 
 

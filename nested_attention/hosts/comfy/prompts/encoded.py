@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
+from ..identity import leading, running_identity
 from ..notices import running_id
 from .marks import KEY, PromptMarks
 
@@ -32,13 +33,14 @@ CHUNK, CHUNKS = 77, 16
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """One prompt: its marks, the rows of its text context, some of these rows, (n, width) in fp32, and the
-    run of ComfyUI in which it was encoded."""
+    """One prompt: its marks, the rows of its text context, some of these rows, (n, width) in fp32, the run of
+    ComfyUI in which it was encoded, and the identity of the node that did it."""
 
     marks: PromptMarks
     rows: int
     telltale: Tensor
     run: str | None = None
+    node: str = ""
 
     @classmethod
     def of(cls, context: Tensor, marks: PromptMarks, *, keep_device: bool = False) -> EncodedPrompt:
@@ -58,6 +60,34 @@ class EncodedPrompt:
         return torch.stack([(contexts[:, places + at] == wanted).all(dim=(1, 2)) for at in ends]).all(dim=0)
 
 
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The prompts that a text context may be, each with its rank, and whose subjects count, by their keys.
+
+    A prompt of rank n counts where none of a lower rank reads the same.
+    """
+
+    ranked: tuple[tuple[int, EncodedPrompt], ...]
+    keys: frozenset[str]
+
+    def __bool__(self) -> bool:
+        """Whether any of them carries a subject."""
+        return any(one.marks.keys & self.keys for _, one in self.ranked)
+
+    def recognised(self, contexts: Tensor) -> list[list[PromptMarks]]:
+        """(B, T, width) → for each of the batch, the marks that it may have, none if it carries nobody. Waits
+        for the device once."""
+        if not self:
+            return [[] for _ in contexts]
+        ranks = {id(one): rank for rank, one in self.ranked}
+        marks = []
+        for found in recognise(contexts, [one for _, one in self.ranked]):
+            first = min((ranks[id(one)] for one in found), default=0)
+            same = [one.marks for one in found if ranks[id(one)] == first]
+            marks.append([one for one in same if one.keys & self.keys])
+        return marks
+
+
 class EncodedPrompts:
     """The prompts whose text contexts exist, and the last few others."""
 
@@ -67,29 +97,58 @@ class EncodedPrompts:
         self._lock = threading.Lock()
 
     def note(self, context: Tensor, marks: PromptMarks) -> PromptMarks:
-        """Puts the marks on a text context that was encoded from their tokens, and remembers it."""
+        """Puts the marks on a text context that was encoded from their tokens, and remembers it.
+
+        What the same node encoded in earlier runs is forgotten.
+        """
         own = replace(marks, rows=context.shape[1])
         setattr(context, KEY, own)
         if len(context) == 1 and context.shape[1]:
-            prompt = EncodedPrompt.of(context, own)
+            run, node = running_id(), running_identity()
+            prompt = replace(EncodedPrompt.of(context, own), run=run, node=node)
             setattr(context, PROMPT, prompt)  # which then lives as long as the context
             with self._lock:
+                for kept in (self._alive, self._last):
+                    for one in [one for one in kept if node and one.node == node and one.run != run]:
+                        kept.remove(one)
                 self._alive.add(prompt)
-                self._last.append(replace(prompt, run=running_id()))
+                self._last.append(replace(prompt))
         return own
 
     def recently_carrying(self, key: str) -> list[PromptMarks]:
         """Marks of the prompts that carry a subject and exist, or were encoded in the present run."""
-        alive, last = self.carrying({key})
         run = running_id()
-        return [one.marks for one in alive + [one for one in last if one.run is not None and one.run == run]]
+        alive, last = self._known()
+        recent = [*alive, *(one for one in last if one.run is not None and one.run == run)]
+        return [one.marks for one in recent if key in one.marks.keys]
 
-    def carrying(self, keys: Collection[str]) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
-        """The prompts that carry one of these subjects: those whose contexts exist, and the last few."""
+    def candidates(self, keys: Collection[str]) -> Candidates:
+        """The prompts that the running node may be given, for subjects of these keys.
+
+        Those that lead to it come first, then those of the present run, for a node may be in no graph. Even
+        one of them that carries nobody goes before what was encoded earlier, whose graph was another one: in
+        that, the same text may have carried somebody. Earlier ones are not encoded again where ComfyUI
+        remembers what was made of them.
+        """
+        run, here = running_id(), set(leading())
+        alive, last = self._known()
+        ranked = []
+        for exists, prompts in ((True, alive), (False, last)):
+            for one in prompts:
+                if one.node in here:
+                    ranked.append((0, one))
+                elif run is not None and one.run == run:
+                    ranked.append((1, one))
+                elif one.marks.keys & set(keys):
+                    ranked.append((2 if exists else 3, one))
+        return Candidates(tuple(ranked), frozenset(keys))
+
+    def _known(self) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
+        """The prompts whose contexts exist, and the last few others, the latest first."""
         with self._lock:
-            both = list(self._alive), list(self._last)[::-1]
-        alive, last = ([one for one in prompts if one.marks.keys & set(keys)] for prompts in both)
-        return alive, last
+            alive, last = list(self._alive), list(self._last)[::-1]
+        there = {id(one.marks) for one in alive}
+        return alive, [one for one in last if id(one.marks) not in there]
 
 
 encoded_prompts = EncodedPrompts()

@@ -19,6 +19,7 @@ from torch import Tensor
 from ....errors import NestedAttentionError
 from ....placeholders import name_key
 from ..graph import APPLY, APPLY_SUBJECT, Applier, merged_away, samples_personalised
+from ..identity import identities
 from ..notices import running_graph, running_node, warn_once
 
 KEY = "nested_attention"  # PromptMarks in a conditioning's dict, and as an attribute of its text context
@@ -147,9 +148,10 @@ class UnclaimedMarks(comfy.conds.CONDCrossAttn):
 
 def lost_in_merge(kept: Collection[str] = ()) -> str | None:
     """What to tell of nodes that attach subjects, lead to the running one through a node that merges models,
-    and are not among those `kept`; None if there are none."""
+    and are not among those `kept`, which are identities; None if there are none."""
     graph = running_graph() or {}
-    lost = sorted(merged_away(graph, running_node()).difference(kept))
+    known = identities(graph)
+    lost = sorted(one for one in merged_away(graph, running_node()) if known[one] not in kept)
     if not lost:
         return None
     title = APPLY[graph[lost[0]]["class_type"]].title

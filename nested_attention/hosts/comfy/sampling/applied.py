@@ -20,9 +20,9 @@ class AppliedSubject(Shared):
     """How a subject counts, and what it needs for that.
 
     values: a managed SubjectValues, None at strength 0. batch: values and token bias of each picture's
-    subject instead, where they have different ones. factors: on its strength, at each site. node: the id of
-    the node that applied it, if one did; by: which node that is. subjects: who it is, or who it is in each
-    picture; queries: how many tokens the encoder makes of a picture.
+    subject instead, where they have different ones. factors: on its strength, at each site. node: the
+    identity of the node that applied it, if one did; by: which node that is. subjects: who it is, or who it
+    is in each picture; queries: how many tokens the encoder makes of a picture.
     """
 
     settings: SubjectSettings

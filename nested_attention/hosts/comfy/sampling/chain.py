@@ -22,7 +22,7 @@ from ....placeholders import name_key
 from ....sites import ComfyAddress
 from ..encoding.memory import copy_of
 from ..notices import warn_once
-from ..prompts.encoded import check_same, encoded_prompts, recognise
+from ..prompts.encoded import check_same, encoded_prompts
 from ..prompts.marks import (
     COND,
     KEY,
@@ -125,8 +125,9 @@ class SubjectChain(Shared):
             sigmas,
             size=(noise.shape[-2], noise.shape[-1]),
             rows_per_token=max((marks.rows_per_token for one in read for marks in one.known), default=1),
-            coupled=is_coupled(options)
-            and any(map(len, encoded_prompts.carrying(self._numbers(negative=False)))),
+            coupled=(
+                encoded_prompts.candidates(self._numbers(negative=False)) if is_coupled(options) else None
+            ),
             observers=[recording for _, recording in recordings],
         )
         self._check(read, run)
@@ -206,7 +207,7 @@ class SubjectChain(Shared):
         codes, places = kwargs.pop(COND, None), kwargs.pop(PLACES, None)
         run = SamplingRun.of(options)
         coupled: CoupledRows | None = None
-        coupling = run is not None and run.coupled and c_crossattn is not None
+        coupling = None if run is None or c_crossattn is None else run.coupled
         if codes is None and not coupling:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         where = None if places is None or run is None else run.where(places, x)
@@ -217,7 +218,7 @@ class SubjectChain(Shared):
             active = run.carrying.active
             numbers = {key: n for key, n in self._numbers(negative=False).items() if n in active}
             bind = partial(carried_in, self.subjects, device=x.device, values=values, run=run)
-            coupled = CoupledRows(c_crossattn, read, numbers, bind)
+            coupled = CoupledRows(c_crossattn, read, coupling, numbers, bind)
         if not subjects.carried and coupled is None:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, *args, **kwargs)
         there = options.get("patches_replace", {})
@@ -232,10 +233,8 @@ class SubjectChain(Shared):
         if context is None or len(context) == 1 or getattr(context, KEY, None) is not None:
             return Prompt(cond, negative, (own,))
         numbers = self._numbers(negative)
-        alive, last = encoded_prompts.carrying(numbers)
         found: list[PromptMarks | None] = []
-        for now, before in zip(recognise(context, alive), recognise(context, last), strict=True):
-            marks = [one.marks for one in now or before]
+        for marks in encoded_prompts.candidates(numbers).recognised(context):
             check_same([codes for one in marks if (codes := one.numbered(numbers)) is not None])
             found.append(marks[0] if marks else None)
         if own is not None and not any(found):

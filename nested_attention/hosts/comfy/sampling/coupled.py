@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ....errors import NestedAttentionError
-from ..prompts.encoded import EncodedPrompt, check_same, encoded_prompts, recognise
+from ..prompts.encoded import Candidates, EncodedPrompt, check_same, recognise
 from ..prompts.marks import PromptMarks
 from .carried import CarriedSubject
 
@@ -38,11 +38,12 @@ class CoupledRows:
     kind do the same in every layer.
 
     base: text contexts of the pass, (B, T, width). codes: (B, T') on the CPU, numbers as in `numbers`.
-    subjects: codes (B, T) → the subjects that are carried.
+    prompts: those that may have been brought in. subjects: codes (B, T) → the subjects that are carried.
     """
 
     base: Tensor
     codes: Tensor
+    prompts: Candidates
     numbers: Mapping[str, int]
     subjects: Callable[[Tensor], list[CarriedSubject]]
     _found: dict[tuple[int, int], list[CarriedSubject] | None] = field(default_factory=dict)
@@ -86,17 +87,13 @@ class CoupledRows:
                 f"are {len(self.base)}, and changes the one that carries a subject, so it cannot be told "
                 "which it is. Leave it at strength 1, or place subjects by Apply Subject's region"
             )
-        alive, last = encoded_prompts.carrying(self.numbers)
-        others = [
-            now or before for now, before in zip(*(recognise(context, p) for p in (alive, last)), strict=True)
-        ]
         codes: list[Tensor] = []
-        for found, other in zip(of_pass, others, strict=True):
+        for found, other in zip(of_pass, self.prompts.recognised(context), strict=True):
             in_pass = [spread(self.codes[row][None]) for row in found]
             if of_pass.count(found) == len(found):  # as often as in the pass: they are those, in their order
                 codes.append(in_pass[of_pass[: len(codes)].count(found)])
                 continue
-            candidates = in_pass + [spread(one.marks.numbered(self.numbers)) for one in other]
+            candidates = in_pass + [spread(one.numbered(self.numbers)) for one in other]
             check_same([one.abs() for one in candidates])  # whatever the sign, which prompts it is
             codes.append(candidates[0] if candidates else spread(None))
         return torch.cat(codes)

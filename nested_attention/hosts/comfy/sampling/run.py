@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....inspection.observed import ObservedLayer, Observer
 from ..kept import Kept
+from ..prompts.encoded import Candidates
 from ..prompts.marks import KEY
 from .applied import AppliedSubject
 from .copies import Shared
@@ -53,8 +54,8 @@ class SamplingRun(Shared):
 
     batch, size: how many pictures are sampled, and their rows and columns of latent cells. sigmas: noise
     levels of its steps. rows_per_token: rows of a text context for each token that the layers see. coupled:
-    whether another pack may bring in prompts that come past no sampler. observers: see the layers of every
-    step; those that find regions come on top. number: of the present step.
+    prompts that another pack may bring in past the sampler, None if none can. observers: see the layers of
+    every step; those that find regions come on top. number: of the present step.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class SamplingRun(Shared):
         *,
         size: tuple[int, int] | None = None,
         rows_per_token: int = 1,
-        coupled: bool = False,
+        coupled: Candidates | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         active = [s for s in subjects if s.strength > 0]

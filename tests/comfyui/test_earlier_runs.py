@@ -1,0 +1,163 @@
+"""What is kept from one run of ComfyUI to the next belongs to the node it was kept for."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+from test_foreign_rows import drawn, together, two
+from torch import Tensor
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Of a server, as far as the pack looks at it."""
+    queue = SimpleNamespace(currently_running={})
+    server = SimpleNamespace(prompt_queue=queue, send_sync=lambda *_: None)
+    module = SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+    monkeypatch.setitem(sys.modules, "server", module)
+    return queue
+
+
+@contextmanager
+def running(queue: Any, run: str, graph: Mapping[str, Any], node: str) -> Iterator[None]:
+    from comfy_execution.utils import CurrentNodeContext
+
+    if queue is not None:
+        queue.currently_running = {0: (0, run, graph, {}, [])}
+    with CurrentNodeContext(run, node):
+        yield
+
+
+def renamed(graph: Mapping[str, Any], before: str) -> dict[str, Any]:
+    """The graph with this before each id, as nodes of a subgraph have it."""
+    return json.loads(re.sub(r'"(\d+)"', rf'"{before}\1"', json.dumps(graph)))
+
+
+def run_schedule(
+    queue: Any,
+    chain: tuple[Any, Any],
+    *texts: str,
+    named: Any = None,
+    ids: str = "",
+    remembered: Any = None,
+) -> tuple[Tensor, Any]:
+    """Runs a graph in which a node joins a prompt for each picture, and keeps none of them.
+
+    Gives the pictures, and what that node has put out. named: inputs of Apply Subject. ids: before those of
+    all nodes. remembered: what it has put out in an earlier run, so that it does not run.
+    """
+    from tiny import encode
+
+    graph = renamed(
+        {
+            "2": {"class_type": "NestedAttentionApplySubject", "inputs": {"named": named}},
+            "6": {"class_type": "SomebodysSchedule", "inputs": {"clip": ["2", 1], "text": "\n".join(texts)}},
+            "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 1], "text": "bad"}},
+            "8": {
+                "class_type": "KSampler",
+                "inputs": {"model": ["2", 0], "positive": ["6", 0], "negative": ["7", 0]},
+            },
+        },
+        ids,
+    )
+    run = uuid4().hex
+    if remembered is None:
+        with running(queue, run, graph, f"{ids}6"):
+            remembered = together(chain[1], *texts)
+    with running(queue, run, graph, f"{ids}7"):
+        bad = encode(chain[1], "bad")
+    with running(queue, run, graph, f"{ids}8"):
+        return drawn(chain[0], remembered, bad, batch=len(texts)), remembered
+
+
+def alice(world: Any, word: str) -> tuple[Any, Any]:
+    return world.apply(world.model, world.clip, name="alice", word=word)
+
+
+@pytest.mark.parametrize("ids", ["", "12:"], ids=["same-nodes", "other-nodes"])
+def test_what_earlier_runs_called_a_subject_does_not_count(world: Any, ids: str) -> None:
+    from tiny import carries
+
+    texts = "a woman at home", "a man at sea"
+    man, woman = (alice(world, word) for word in ("man", "woman"))
+    first, _ = run_schedule(None, man, *texts)
+    other, _ = run_schedule(None, woman, *texts, ids=ids)
+    again, _ = run_schedule(None, man, *texts)
+    torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-4)
+    assert carries(other[0], first[0]) and carries(other[1], first[1])
+    either = "<alice> in a red coat", "<bob> in a blue coat"
+    swapped = "<bob> in a red coat", "<alice> in a blue coat"
+    run_schedule(None, two(world), *either)
+    first, _ = run_schedule(None, two(world), *swapped, ids=ids)
+    run_schedule(None, two(world), *either)
+    again, _ = run_schedule(None, two(world), *swapped, ids=ids)
+    assert torch.equal(again, first)
+
+
+@pytest.mark.parametrize("ids", ["", "12:"], ids=["same-ids", "other-ids"])
+def test_prompts_that_are_remembered_are_those_of_their_node(world: Any, queue: Any, ids: str) -> None:
+    """ComfyUI has not encoded them again, and another run's read the same."""
+    texts = f"a woman in a park {ids}", f"a man in a park {ids}"  # which no other test has
+    chains = {word: alice(world, word) for word in ("man", "woman")}
+    firsts = {word: run_schedule(queue, chain, *texts, named=word) for word, chain in chains.items()}
+    for word, (first, remembered) in firsts.items():
+        again, _ = run_schedule(queue, chains[word], *texts, named=word, ids=ids, remembered=remembered)
+        assert torch.equal(again, first)
+
+
+def test_a_node_is_the_same_whatever_ids_there_are(world: Any) -> None:
+    from nested_attention.hosts.comfy.identity import identities
+
+    graph = {
+        "1": {"class_type": "A", "inputs": {"seed": 1}},
+        "2": {"class_type": "B", "inputs": {"first": ["1", 0], "second": ["1", 1]}},
+        "3": {"class_type": "B", "inputs": {"first": ["1", 1], "second": ["1", 0]}},
+        "4": {"class_type": "B", "inputs": {"first": ["3", 0], "second": ["9", 0]}, "_meta": {"title": "x"}},
+        "5": {"class_type": "C", "inputs": {"itself": ["5", 0]}},
+    }
+    known = identities(graph)
+    assert len(set(known.values())) == len(graph)
+    other = dict(reversed(renamed(graph, "12:").items()))
+    other["12:4"]["inputs"]["second"] = ["9", 0]  # no node of the graph
+    other["12:4"]["_meta"] = {"title": "y"}
+    assert identities(other) == {f"12:{node_id}": one for node_id, one in known.items()}
+    graph = json.loads(json.dumps(graph))
+    graph["1"]["inputs"]["seed"] = 2
+    changed = {node_id for node_id, one in identities(graph).items() if one != known[node_id]}
+    assert changed == {"1", "2", "3", "4"}
+
+
+def test_a_preview_is_shown_on_its_node_under_whatever_id(
+    world: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nested_attention.hosts.comfy import inspect
+    from nested_attention.inspection.recording import Watch
+
+    sent: list[str] = []
+    monkeypatch.setattr(inspect, "send", lambda event, data: sent.append(data["node"]))
+    graph = {
+        "5": {"class_type": "NestedAttentionObserve", "inputs": {"preview": True}},
+        "6": {"class_type": "KSampler", "inputs": {"model": ["5", 0]}},
+    }
+    model, clip = alice(world, "person")
+    with running(queue, "a", graph, "5"):
+        watched, _ = inspect.observe_subjects(model, Watch(), on=True, preview=True)
+    for ids in ("", "12:"):
+        with running(queue, f"b{ids}", renamed(graph, ids), f"{ids}6"):
+            draw(watched, clip)
+    assert sent == ["5", "12:5"]
+
+
+def draw(model: Any, clip: Any) -> Tensor:
+    from tiny import encode, sample
+
+    return sample(model, encode(clip, "a person"), encode(clip, "bad"), steps=1)
