@@ -7,9 +7,11 @@ longer than a run is kept under its identity, which is made of the same.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from .graph import link_of, nearest_first
@@ -20,14 +22,11 @@ _last: tuple[Mapping[str, Any], dict[str, str]] = ({}, {})
 
 
 def identities(graph: Mapping[str, Any]) -> Mapping[str, str]:
-    """The identity of each node, by its id. graph: in API format."""
+    """The identity of each node that can run, by its id. graph: in API format."""
     global _last
     known = _last
     if known[0] is not graph:
-        known = graph, {}
-        for node_id in graph:
-            _identify(graph, node_id, known[1])
-        _last = known
+        known = _last = graph, _identified(graph)
     return known[1]
 
 
@@ -61,14 +60,26 @@ def _in_graph() -> str:
     return node if node in (running_graph() or {}) else node.split(".")[0]
 
 
-def _identify(graph: Mapping[str, Any], node_id: str, known: dict[str, str]) -> str:
-    if node_id not in known:
-        known[node_id] = ""  # for nodes that lead to themselves, which do not run
-        node = graph[node_id]
-        said = [node.get("class_type")]
-        for name, value in sorted(node.get("inputs", {}).items()):
-            link = link_of(graph, value)
-            said.append([name, value] if link is None else [name, _identify(graph, link[0], known), link[1]])
-        text = json.dumps(said, sort_keys=True, default=str)
-        known[node_id] = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    return known[node_id]
+def _identified(graph: Mapping[str, Any]) -> dict[str, str]:
+    """Of each node, those first that lead to it. Nodes that lead to themselves have none: they do not run."""
+    links = {
+        node_id: {name: link_of(graph, value) for name, value in node.get("inputs", {}).items()}
+        for node_id, node in graph.items()
+    }
+    order = TopologicalSorter(
+        {node_id: {link[0] for link in own.values() if link} for node_id, own in links.items()}
+    )
+    with contextlib.suppress(CycleError):
+        order.prepare()
+    known: dict[str, str] = {}
+    while ready := order.get_ready():
+        for node_id in ready:
+            node, own = graph[node_id], links[node_id]
+            inputs = [
+                [name, [known[link[0]], link[1]] if (link := own[name]) else value]
+                for name, value in sorted(node.get("inputs", {}).items())
+            ]
+            said = json.dumps([node.get("class_type"), inputs], sort_keys=True, default=str)
+            known[node_id] = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        order.done(*ready)
+    return known

@@ -151,7 +151,7 @@ def lost_in_merge(kept: Collection[str] = ()) -> str | None:
     and are not among those `kept`, which are identities; None if there are none."""
     graph = running_graph() or {}
     known = identities(graph)
-    lost = sorted(one for one in merged_away(graph, running_node()) if known[one] not in kept)
+    lost = sorted(one for one in merged_away(graph, running_node()) if known.get(one) not in kept)
     if not lost:
         return None
     title = APPLY[graph[lost[0]]["class_type"]].title
