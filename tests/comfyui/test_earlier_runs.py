@@ -159,6 +159,91 @@ def test_a_preview_is_shown_on_its_node_under_whatever_id(
     assert sent == ["5", "12:5"]
 
 
+def sampler(latent: str = "1", seed: int = 1, model: str = "10") -> dict[str, Any]:
+    return {
+        "class_type": "KSampler",
+        "inputs": {"model": [model, 0], "latent_image": [latent, 0], "seed": seed},
+    }
+
+
+def maps_of(image: str, points: str = "") -> dict[str, Any]:
+    return {
+        "class_type": "NestedAttentionViewMaps",
+        "inputs": {"maps": ["10", 1], "image": [image, 0], "points": points},
+    }
+
+
+class Observed:
+    """Samplings that a recorder has seen, each under a name."""
+
+    def __init__(self, queue: Any) -> None:
+        from nested_attention.hosts.comfy.sampling.recorder import Recorder
+        from nested_attention.inspection.recording import Watch
+
+        self.recorder, self._queue = Recorder(Watch()), queue
+
+    def sample(self, node: str, name: str, graph: Mapping[str, Any]) -> None:
+        from nested_attention.inspection.maps import Observation
+
+        seen = SimpleNamespace(finish=lambda: Observation((name,), ((0, 0),), 1, 1))
+        with running(self._queue, uuid4().hex, graph, node):
+            self.recorder.begin([], 1, 1)
+            self.recorder.keep(seen)
+
+    def shown(self, graph: Mapping[str, Any], node: str = "16") -> str:
+        with running(self._queue, uuid4().hex, graph, node):
+            return self.recorder.observation().subjects[0]
+
+
+def test_maps_of_an_earlier_pass_are_not_shown_on_another_picture(queue: Any, world: Any) -> None:
+    observed = Observed(queue)
+    graph = {"9": {"class_type": "A"}, "10": {"class_type": "B", "inputs": {"model": ["9", 0]}}}
+    graph |= {"14": sampler(), "15": sampler("14"), "16": maps_of("15")}
+    observed.sample("14", "first pass", graph)
+    observed.sample("15", "second pass", graph)
+    assert observed.shown(graph) == "second pass"
+    assert observed.shown({**graph, "15": sampler("14", seed=2, model="9")}) == "first pass"
+    other = {**graph, "14": sampler(seed=2), "15": sampler("14", model="9")}
+    with pytest.raises(ValueError, match="change the sampler's seed, so that it runs again"):
+        observed.shown(other)
+
+
+@pytest.mark.parametrize("ids", ["", "12:"], ids=["same-ids", "other-ids"])
+def test_a_remembered_picture_is_shown_with_its_own_maps(queue: Any, world: Any, ids: str) -> None:
+    observed = Observed(queue)
+    same = {"1": {"class_type": "EmptyLatentImage"}, "10": {}, "16": maps_of("14")}
+    graphs = {seed: {**same, "14": sampler(seed=seed)} for seed in (1, 2)}
+    for seed, graph in graphs.items():
+        observed.sample("14", f"seed {seed}", graph)
+    for seed, graph in graphs.items():
+        again = renamed({**graph, "16": maps_of("14", points="0.5, 0.5")}, ids)
+        assert observed.shown(again, f"{ids}16") == f"seed {seed}"
+
+
+def test_the_maps_of_the_graph_are_kept_before_others_and_there_are_few(queue: Any, world: Any) -> None:
+    from nested_attention.hosts.comfy.sampling.recorder import KEPT
+
+    observed = Observed(queue)
+    for seed in range(6):
+        graph = {"10": {}, **{str(n): sampler(seed=n) for n in range(20, 20 + KEPT - 1)}}
+        graph |= {"14": sampler(seed=seed), "16": maps_of("14")}
+        for node in ("20", "21", "22") if not seed else ():
+            observed.sample(node, node, graph)
+        observed.sample("14", f"seed {seed}", graph)
+        assert observed.shown(graph) == f"seed {seed}"
+    for node in ("20", "21", "22"):
+        assert observed.shown({**graph, "16": maps_of(node)}) == node
+    with pytest.raises(ValueError, match="nothing was observed"):
+        observed.shown({**graph, "14": sampler(seed=0)})
+
+
+def test_maps_of_a_sampler_that_another_node_was_expanded_into(queue: Any, world: Any) -> None:
+    observed = Observed(queue)
+    graph = {"10": {}, "14": {"class_type": "Loop", "inputs": {"model": ["10", 0]}}, "16": maps_of("14")}
+    observed.sample("14.0.0.3", "in the loop", graph)
+    assert observed.shown(graph) == "in the loop"
+
+
 def draw(model: Any, clip: Any) -> Tensor:
     from tiny import encode, sample
 

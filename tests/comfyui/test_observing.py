@@ -416,13 +416,13 @@ class TestNodes:
         assert encode_subject(handle, Vision(), torch.rand(2, 40, 30, 3), average=True).references == ()
 
 
-def test_the_nearest_sampler_before_a_node_is_found() -> None:
-    from nested_attention.hosts.comfy.graph import nearest_before
+def test_nodes_before_another_are_told_nearest_first() -> None:
+    from nested_attention.hosts.comfy.graph import nearest_first
 
     graph = {
         "1": {"inputs": {}}, "2": {"inputs": {"latent": ["1", 0]}}, "3": {"inputs": {"latent": ["2", 0]}},
-        "4": {"inputs": {"samples": ["3", 0], "seed": 5}}, "5": {"inputs": {"samples": ["2", 0]}},
+        "4": {"inputs": {"samples": ["3", 0], "seed": 5}}, "5": {"inputs": {"a": ["2", 0], "b": ["1", 1]}},
     }  # fmt: skip
-    assert nearest_before(graph, "4", {"2", "3"}) == "3"
-    assert nearest_before(graph, "5", {"2", "3"}) == "2"
-    assert nearest_before(graph, "2", {"3"}) is None
+    assert list(nearest_first(graph, "4")) == ["3", "2", "1"]
+    assert list(nearest_first(graph, "5")) == ["2", "1"]
+    assert list(nearest_first(graph, "1")) == []

@@ -4,7 +4,7 @@ which texts are encoded with a CLIP that knows them."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,11 +121,6 @@ def nearest_first(graph: Mapping[str, Any], node_id: str) -> Iterator[str]:
         ahead = list(dict.fromkeys(one for at in ahead for one, _ in _links(graph, at) if one not in seen))
         seen.update(ahead)
         yield from ahead
-
-
-def nearest_before(graph: Mapping[str, Any], node_id: str, wanted: Collection[str]) -> str | None:
-    """The id, of these, of the node that leads to a node over the fewest links; None if none does."""
-    return next((one for one in nearest_first(graph, node_id) if one in wanted), None)
 
 
 def _before(

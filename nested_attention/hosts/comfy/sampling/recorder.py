@@ -9,7 +9,7 @@ from typing import Any
 from ....errors import NestedAttentionError
 from ....inspection.maps import Observation
 from ....inspection.recording import Recorded, Recording, Watch
-from ..graph import nearest_before
+from ..identity import identities, leading, running_identity
 from ..notices import running_graph, running_node
 from .applied import AppliedSubject
 from .copies import Shared
@@ -18,11 +18,11 @@ OBSERVED = "nested_attention_recorders"
 """In the transformer options: recorders of the samplings to come."""
 
 KEPT = 4
-"""Samplers whose last sampling is kept."""
+"""Samplings that are kept."""
 
 
 class Recorder(Shared):
-    """Keeps what was seen of the last sampling of each sampler node.
+    """Keeps what was seen of the last sampling of each sampler node. One with another seed is another node.
 
     on_step: is called with the recording when a step has been seen. An interrupted sampling is dropped.
     watch: None for a recorder that is switched off.
@@ -31,7 +31,7 @@ class Recorder(Shared):
     def __init__(self, watch: Watch | None, on_step: Callable[[Recording], None] | None = None) -> None:
         self.watch = watch
         self._on_step = on_step
-        self._seen: OrderedDict[str, Observation] = OrderedDict()
+        self._seen: OrderedDict[str, Observation] = OrderedDict()  # by the identity of the node
 
     @staticmethod
     def of(transformer_options: Mapping[str, Any]) -> tuple[Recorder, ...]:
@@ -45,12 +45,15 @@ class Recorder(Shared):
             if s.strength > 0
         ]
         assert self.watch is not None, "it is switched off"
-        self._seen.pop(running_node(), None)
+        self._seen.pop(running_identity(), None)
         return Recording(self.watch, recorded, pictures=pictures, steps=steps, on_step=self._on_step)
 
     def keep(self, recording: Recording) -> None:
-        """At the end of a sampling."""
-        self._seen[running_node()] = recording.finish()
+        """At the end of a sampling. Earlier ones go first where no node of the running graph drew them."""
+        self._seen[running_identity()] = recording.finish()
+        here = set(identities(running_graph() or {}).values())
+        for one in [one for one in self._seen if one in here]:
+            self._seen.move_to_end(one)
         while len(self._seen) > KEPT:
             self._seen.popitem(last=False)
 
@@ -64,8 +67,7 @@ class Recorder(Shared):
                 "Observe Subjects is switched off, so there are no maps. Switch its observe on, or bypass "
                 "both nodes"
             )
-        here = nearest_before(running_graph() or {}, running_node(), self._seen)
-        found = self._seen.get(here) if here is not None else None
+        found = next((self._seen[one] for one in leading() if one in self._seen), None)
         if found is None and not running_node() and self._seen:
             found = next(reversed(self._seen.values()))
         if found is None or not found.subjects:
@@ -75,8 +77,9 @@ class Recorder(Shared):
             raise NestedAttentionError(
                 f"nothing was observed: {seen}. Connect Apply Subject's MODEL to Observe Subjects, its MODEL "
                 "to the sampler and the sampler's picture to this node, and check that a prompt carries the "
-                "subject between start_percent and end_percent. Where all of that is so, the sampler was "
-                "moved or copied since it ran: change its seed, so that it runs again"
+                "subject between start_percent and end_percent. Where all of that is so, ComfyUI has "
+                "kept the picture for longer than its maps are kept: change the sampler's seed, so that it "
+                "runs again"
             )
         return found
 
