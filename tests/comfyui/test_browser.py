@@ -358,6 +358,7 @@ LINKED = """async loaded => {
         node.inputs[at].link = link
         saved.links.push([link, id, 0, node.id, at, '*'])
         Object.assign(saved, {last_node_id: id, last_link_id: link})
+        app.nodeOutputs[node.id] = {} // of a run before
         await app.loadGraphData(saved, false, false)
         await settled()
         const opened = [...asked]
