@@ -96,9 +96,8 @@ def _prepare_one(
             "that shows both eyes and the mouth, and is not upside down. Take another picture, set prepare "
             "to none for one that is cropped already, or to isolate for a pet"
         )
-    as_it_is = cut(picture, Square.in_middle(picture), SIZE)
     if how == "none" or (how == "auto" and drawings):
-        return _One(as_it_is, "as it is")
+        return _One(cut(picture, Square.in_middle(picture), SIZE), "as it is")
     found = estimate_subject(picture)
     if found.sure or how == "isolate":
         doubt = (
@@ -107,7 +106,7 @@ def _prepare_one(
         )
         return _One(_isolated(picture, found, name), "isolated", doubt=doubt if found.doubt else "")
     return _One(
-        as_it_is,
+        cut(picture, Square.in_middle(picture), SIZE),
         "as it is",
         ("subject",) if animal else ("face", "subject"),
         f"{name}: {'' if animal else 'no face was found, and '}the background could not be told from the "

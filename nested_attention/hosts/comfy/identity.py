@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from .graph import link_of, nearest_first
-from .notices import running_graph, running_node
+from .notices import node_in_graph, running_graph
 
 _last: tuple[Mapping[str, Any], dict[str, str]] = ({}, {})
 """The graph that was asked for last, which is mostly the one that is being run, and its identities."""
@@ -35,13 +35,13 @@ def running_identity() -> str:
 
     A node that another one was expanded into is in no graph, and has that one's.
     """
-    at = _in_graph()
+    at = node_in_graph()
     return identities(running_graph() or {}).get(at, at)
 
 
 def leading() -> list[str]:
     """Identities of the running node and of all that lead to it, the nearest first."""
-    graph, at = running_graph() or {}, _in_graph()
+    graph, at = running_graph() or {}, node_in_graph()
     known = identities(graph)
     return [known[one] for one in (at, *nearest_first(graph, at)) if one in known]
 
@@ -52,12 +52,6 @@ def node_called(identity: str, formerly: str) -> str:
     if known.get(formerly) == identity:
         return formerly
     return next((node_id for node_id, one in known.items() if one == identity), formerly)
-
-
-def _in_graph() -> str:
-    """The id of the running node, or of the one that was expanded into it."""
-    node = running_node()
-    return node if node in (running_graph() or {}) else node.split(".")[0]
 
 
 def _identified(graph: Mapping[str, Any]) -> dict[str, str]:

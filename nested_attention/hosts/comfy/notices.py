@@ -128,10 +128,17 @@ def running_node() -> str:
     return "" if context is None else str(context.node_id)
 
 
+def node_in_graph() -> str:
+    """The id of the running node in the graph that is run: of the one that was expanded into it and others,
+    where it is not in that itself."""
+    node = running_node()
+    return node if node in (running_graph() or {}) else node.split(".")[0]
+
+
 def expanded_from() -> str | None:
     """The class of the node that was expanded into the running one and others; None if none was."""
-    graph, node = running_graph() or {}, running_node()
-    return None if node in graph else graph.get(node.split(".")[0], {}).get("class_type")
+    at = node_in_graph()
+    return None if at == running_node() else (running_graph() or {}).get(at, {}).get("class_type")
 
 
 def _title() -> str:

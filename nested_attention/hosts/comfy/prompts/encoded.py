@@ -112,7 +112,7 @@ class EncodedPrompts:
                     for one in [one for one in kept if node and one.node == node and one.run != run]:
                         kept.remove(one)
                 self._alive.add(prompt)
-                self._last.append(replace(prompt))
+                self._last.append(replace(prompt))  # a copy: what is alive goes with its context
         return own
 
     def recently_carrying(self, key: str) -> list[PromptMarks]:
@@ -130,7 +130,7 @@ class EncodedPrompts:
         that, the same text may have carried somebody. Earlier ones are not encoded again where ComfyUI
         remembers what was made of them.
         """
-        run, here = running_id(), set(leading())
+        run, here, wanted = running_id(), set(leading()), frozenset(keys)
         alive, last = self._known()
         ranked = []
         for exists, prompts in ((True, alive), (False, last)):
@@ -139,9 +139,9 @@ class EncodedPrompts:
                     ranked.append((0, one))
                 elif run is not None and one.run == run:
                     ranked.append((1, one))
-                elif one.marks.keys & set(keys):
+                elif one.marks.keys & wanted:
                     ranked.append((2 if exists else 3, one))
-        return Candidates(tuple(ranked), frozenset(keys))
+        return Candidates(tuple(ranked), wanted)
 
     def _known(self) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
         """The prompts whose contexts exist, and the last few others, the latest first."""
